@@ -1,0 +1,95 @@
+"""The backend under test, chosen by `--backend`: one suite for all of them."""
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+
+BACKENDS = ("numpy", "cupy", "torch", "jax", "array_api_strict")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--backend", choices=BACKENDS, default="numpy", help="the backend that the suite runs on")
+    parser.addoption("--no-device", action="store_true", help="the backend has no device here: run what needs none")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "no_device: needs neither the backend's device nor its library to work")
+    config.addinivalue_line("markers", "numpy_only: about the package rather than a backend; runs in numpy's session")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out, rather than skip, what is not this session's: nothing that was asked for passes unrun."""
+    backend, no_device = config.getoption("--backend"), config.getoption("--no-device")
+
+    def wanted(item):
+        if no_device:
+            return bool(item.get_closest_marker("no_device"))
+        return backend == "numpy" or not item.get_closest_marker("numpy_only")
+
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = [item for item in items if wanted(item)]
+
+
+def pytest_report_header(config):
+    if config.getoption("--no-device"):
+        return "xpnet: no device for " + config.getoption("--backend")
+    return f"xpnet on {xn.get_backend(config.getoption('--backend')).describe()}"
+
+
+class Library:
+    """The backend under test, and how its tests make arrays: `read_only` NumPy arrays, or another device."""
+
+    def __init__(self, name, device=None, read_only=False):
+        self.backend = xn.get_backend(name, device)
+        self.name, self.device, self.read_only = name, device, read_only
+        self.xp = self.backend.xp
+        self.rtol = 1e-10 if name == "cupy" else 1e-12  # float64, relative to the array's largest entry
+
+    def asarray(self, x, dtype=None):
+        a = self.backend.asarray(np.array(x), dtype)
+        if self.read_only:
+            a.flags.writeable = False
+        return a
+
+    def to_numpy(self, a):
+        return self.backend.to_numpy(a)
+
+    def agrees(self, a, expected, rtol=None):
+        """Assert that `a` of this library is `expected` of NumPy, to `rtol` of its largest entry."""
+        a, expected = self.to_numpy(a), np.asarray(expected)
+        assert a.shape == expected.shape
+        scale = np.abs(expected).max(initial=0.0) or 1.0
+        np.testing.assert_allclose(a, expected, rtol=0, atol=(rtol or self.rtol) * scale)
+
+    def __repr__(self):
+        kind = " read-only" if self.read_only else f" {self.device}" if self.device else ""
+        return f"{self.name}{kind}"
+
+
+def pytest_generate_tests(metafunc):
+    if "lib" in metafunc.fixturenames:
+        name = metafunc.config.getoption("--backend")
+        kinds = [{}]
+        if name == "numpy":
+            kinds.append({"read_only": True})
+        if name == "array_api_strict":
+            kinds.append({"device": "device1"})
+        libraries = [] if metafunc.config.getoption("--no-device") else [Library(name, **kind) for kind in kinds]
+        metafunc.parametrize("lib", libraries, ids=repr, scope="session")
+
+
+@pytest.fixture
+def xp(lib):
+    """The namespace of the backend under test."""
+    return lib.xp
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return xn.data.load_digits()
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

@@ -1,0 +1,84 @@
+"""Neural networks with every derivative written by hand, on NumPy, CuPy, PyTorch and JAX arrays."""
+
+from . import data, initializers, metrics, ops, schedules
+from .backend import Backend, BackendUnavailableError, get_backend, use_backend
+from .callbacks import Callback, History
+from .files import FormatError, load
+from .gradcheck import GradientError, check_gradients, compare_backends
+from .layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from .layers.base import Layer
+from .layers.batchnorm import BatchNorm
+from .layers.dense import Dense
+from .layers.dropout import Dropout
+from .losses import (
+    BinaryCrossEntropy,
+    BinaryCrossEntropyWithLogits,
+    CategoricalCrossEntropy,
+    Huber,
+    Loss,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    SoftmaxCrossEntropy,
+)
+from .metrics import accuracy, confusion_matrix, mean_squared_error, top_k_accuracy
+from .network import Sequential
+from .optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop
+from .schedules import Constant, CosineDecay, ExponentialDecay, StepDecay, WarmUp
+from .training import DivergenceError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ELU",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Backend",
+    "BackendUnavailableError",
+    "BatchNorm",
+    "BinaryCrossEntropy",
+    "BinaryCrossEntropyWithLogits",
+    "Callback",
+    "CategoricalCrossEntropy",
+    "Constant",
+    "CosineDecay",
+    "Dense",
+    "DivergenceError",
+    "Dropout",
+    "ExponentialDecay",
+    "FormatError",
+    "GradientError",
+    "History",
+    "Huber",
+    "Layer",
+    "LeakyReLU",
+    "Loss",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "Nesterov",
+    "Optimizer",
+    "RMSprop",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "SoftmaxCrossEntropy",
+    "StepDecay",
+    "Tanh",
+    "WarmUp",
+    "accuracy",
+    "check_gradients",
+    "compare_backends",
+    "confusion_matrix",
+    "data",
+    "get_backend",
+    "initializers",
+    "load",
+    "mean_squared_error",
+    "metrics",
+    "ops",
+    "schedules",
+    "top_k_accuracy",
+    "use_backend",
+]

@@ -1,0 +1,319 @@
+"""Where arrays live: choosing a backend, its device and dtypes, and the way to and from the host.
+
+The only file that imports array_api_compat, cupy, torch, jax or array_api_strict, each when it is first asked for.
+"""
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+Array = Any  # an array of whichever backend: the array API standard defines no common base class
+Namespace = Any  # the module that holds a backend's array functions
+
+DTYPES = ("float32", "float64")
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend that cannot be had here: what is missing, and the command that mends it."""
+
+
+# --- array -> namespace -----------------------------------------------------------------------------------------------
+
+_namespaces: dict[type, Namespace] = {}
+
+
+def namespace(x: Array) -> Namespace:
+    """The array API functions for array `x`: a dict look-up, once its type has been seen."""
+    try:
+        return _namespaces[type(x)]
+    except KeyError:
+        xp = _namespaces[type(x)] = importlib.import_module("array_api_compat").array_namespace(x)
+        return xp
+
+
+def device_of(x: Array) -> Any:
+    """The device that array `x` lives on, as creation functions take it."""
+    return importlib.import_module("array_api_compat").device(x)
+
+
+def dtype_name(dtype: object) -> str:
+    """The plain name of a dtype given as a name or as any library's dtype object: numpy.float32 -> "float32"."""
+    try:
+        return np.dtype(dtype).name  # type: ignore[call-overload, no-any-return]
+    except TypeError:
+        return str(dtype).rpartition(".")[2]
+
+
+# --- the backends -----------------------------------------------------------------------------------------------------
+
+
+class Backend:
+    """One array library on one device. Ask `get_backend` for it rather than building it."""
+
+    name: str
+    module: str  # that holds its array functions
+    install: str
+    device: Any
+
+    def __init__(self, device: Any = None):
+        self.requested_device = device
+        self.device = device
+        try:
+            importlib.import_module(self.name)
+            self.xp = importlib.import_module(self.module)
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"backend {self.name!r}: the library cannot be imported ({error}). To install it: {self.install}"
+            ) from error
+
+    def asarray(self, x: Any, dtype: object = None) -> Array:
+        """`x` (NumPy array, list, number or an array of this backend) here; memory is shared where it can be."""
+        return self.xp.asarray(x, dtype=self.dtype(dtype), device=self.device)
+
+    def dtype(self, dtype: object) -> Any:
+        """This library's dtype object for a name such as "float32"; None stays None."""
+        return None if dtype is None else getattr(self.xp, dtype_name(dtype))
+
+    def adopt(self, who: str, x: Any) -> Array:
+        """A user's `x` as an array of real numbers here: from NumPy, a list, or this library's own array.
+
+        Raises TypeError for another library's array and for dtypes that are not bool, integer, float32 or float64;
+        `who` begins the message.
+        """
+        if self.owns(x):
+            x = self.asarray(x)
+            kind = dtype_name(x.dtype)
+            real = self.xp.isdtype(x.dtype, ("bool", "integral"))
+        elif importlib.import_module("array_api_compat").is_array_api_obj(x) and not isinstance(x, np.ndarray):
+            raise TypeError(
+                f"{who} is a {type(x).__module__}.{type(x).__name__}, but the {self.name} backend takes its own arrays "
+                "and NumPy's: convert it, or move the network with net.to(...)"
+            )
+        else:
+            x = np.asarray(x)
+            kind = x.dtype.name
+            real = x.dtype.kind in "biu"
+        if not real and kind not in DTYPES:
+            raise TypeError(
+                f"{who} has dtype {kind}; expected float32, float64, integers or booleans: convert it first"
+            )
+        return self.asarray(x)
+
+    def owns(self, x: object) -> bool:
+        """Whether `x` is an array of this library."""
+        return importlib.import_module("array_api_compat").is_array_api_obj(x) and namespace(x) is self.xp
+
+    def to_numpy(self, a: Array) -> np.ndarray:
+        """The values of `a` as a NumPy array on the host."""
+        return np.asarray(a)
+
+    def synchronize(self) -> None:
+        """Wait until all work handed to the device is done."""
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """What must hold while a network runs here: the current device, quiet floating-point warnings."""
+        yield
+
+    @property
+    def device_name(self) -> str:
+        """The device, in words."""
+        return "cpu" if self.device is None else str(self.device)
+
+    def describe(self) -> str:
+        """Library, version and device, in words: "numpy 2.4.6 on cpu"."""
+        return f"{self.name} {importlib.import_module(self.name).__version__} on {self.device_name}"
+
+    def __repr__(self) -> str:
+        return f"Backend({self.name!r}, device={self.device_name!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:  # modules cannot be pickled: find the backend again
+        return get_backend, (self.name, self.requested_device)
+
+    def _no_device(self, reason: object, remedy: str) -> BackendUnavailableError:
+        wanted = "no usable device" if self.device is None else f"device {self.device!r} cannot be used"
+        return BackendUnavailableError(f"backend {self.name!r}: {wanted} ({reason}). {remedy}")
+
+
+class _NumPy(Backend):
+    name, module, install = "numpy", "array_api_compat.numpy", "pip install array-api-compat"
+
+    def __init__(self, device: Any = None):
+        super().__init__(device)
+        if device not in (None, "cpu"):
+            raise self._no_device("NumPy computes on the CPU only", 'Use device=None, or backend="cupy" for a GPU.')
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            yield
+
+
+class _CuPy(Backend):
+    name, module = "cupy", "array_api_compat.cupy"
+    install = "pip install 'xpnet[cuda13]' (or [cuda12]: nvidia-smi names your driver's CUDA)"
+
+    def __init__(self, device: Any = None):
+        super().__init__(device)
+        cupy = importlib.import_module("cupy")
+        remedy = "Check that nvidia-smi lists a GPU and that CuPy's wheel fits its CUDA: pip install 'xpnet[cuda13]'."
+        try:
+            number = getattr(device, "id", None) or int(str(device or 0).removeprefix("cuda").removeprefix(":") or 0)
+            self.device = cupy.cuda.Device(number)
+            with self.device:  # a driver may be there and its compiler or the card not: compute something
+                works = int(cupy.arange(3).sum()) == 3
+        except Exception as error:  # whatever CuPy, the driver or the compiler raise, it is theirs to explain
+            raise self._no_device(f"{type(error).__name__}: {error}", remedy) from error
+        if not works:
+            raise self._no_device("a sum of three numbers came out wrong", remedy)
+
+    def asarray(self, x: Any, dtype: object = None) -> Array:
+        with self.device:
+            return self.xp.asarray(x, dtype=self.dtype(dtype))
+
+    def to_numpy(self, a: Array) -> np.ndarray:
+        return np.asarray(a.get())
+
+    def synchronize(self) -> None:
+        self.device.synchronize()
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        with self.device:
+            yield
+
+    @property
+    def device_name(self) -> str:
+        properties = importlib.import_module("cupy").cuda.runtime.getDeviceProperties(self.device.id)
+        return f"cuda:{self.device.id} {properties['name'].decode()}"
+
+
+class _Torch(Backend):
+    name, module, install = "torch", "array_api_compat.torch", "pip install 'xpnet[torch]'"
+
+    def __init__(self, device: Any = None):
+        super().__init__(device)
+        self._torch = importlib.import_module("torch")
+        try:
+            self.device = self._torch.device(device or "cpu")
+            self._torch.zeros(1, device=self.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise self._no_device(error, 'Use device="cpu", or a PyTorch build for your hardware.') from error
+
+    def asarray(self, x: Any, dtype: object = None) -> Array:
+        if isinstance(x, self._torch.Tensor):
+            x = x.detach()  # gradients are ours to write, not autograd's to record
+        else:
+            x = np.require(x, requirements=["C", "W"])  # torch shares neither read-only nor negatively strided memory
+        return self.xp.asarray(x, dtype=self.dtype(dtype), device=self.device)
+
+    def to_numpy(self, a: Array) -> np.ndarray:
+        return np.asarray(a.detach().cpu())
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            self._torch.cuda.synchronize(self.device)
+
+
+class _JAX(Backend):
+    name, module, install = "jax", "jax.numpy", "pip install 'xpnet[jax]'"
+
+    def __init__(self, device: Any = None):
+        super().__init__(device)
+        self._jax = importlib.import_module("jax")
+        platform, _, number = ("" if device is None else str(device)).partition(":")
+        if device is None or isinstance(device, str):
+            try:
+                self.device = self._jax.devices(platform or None)[int(number or 0)]
+            except (RuntimeError, IndexError, ValueError) as error:
+                raise self._no_device(error, "jax.devices() lists what there is.") from error
+
+    def dtype(self, dtype: object) -> Any:
+        """As everywhere; JAX has a float64 only with `jax_enable_x64` set, so asking for float64 here sets it."""
+        if dtype is not None and dtype_name(dtype) == "float64" and not self._jax.config.jax_enable_x64:
+            self._jax.config.update("jax_enable_x64", True)
+        return super().dtype(dtype)
+
+    def synchronize(self) -> None:
+        self._jax.block_until_ready(self._jax.device_put(0.0, self.device) + 0.0)  # a device works in order
+
+
+class _Strict(Backend):
+    """array_api_strict: nothing but the standard; its "device1" refuses host access, as a GPU would."""
+
+    name, module, install = "array_api_strict", "array_api_strict", "pip install array-api-strict"
+
+    def __init__(self, device: Any = None):
+        super().__init__(device)
+        try:
+            self.device = device if isinstance(device, self.xp.Device) else self.xp.Device(device or "CPU_DEVICE")
+        except ValueError as error:
+            raise self._no_device(error, 'Use device=None or "device1".') from error
+
+    def to_numpy(self, a: Array) -> np.ndarray:
+        return np.asarray(self.xp.asarray(a, device=self.xp.Device("CPU_DEVICE")))
+
+
+_BACKENDS: dict[str, type[Backend]] = {b.name: b for b in (_NumPy, _CuPy, _Torch, _JAX, _Strict)}
+_made: dict[tuple[str, str], Backend] = {}
+
+
+def get_backend(name: str, device: Any = None) -> Backend:
+    """The backend called `name`, on `device` (that library's own name for one; None: its default).
+
+    Names: "numpy", "cupy", "torch", "jax", "array_api_strict", and "auto": CuPy where a CUDA device really answers,
+    else NumPy. Raises ValueError for another name, BackendUnavailableError for one that cannot be had here.
+    """
+    if name == "auto":
+        try:
+            return get_backend("cupy", device)
+        except BackendUnavailableError:
+            return get_backend("numpy", device)
+    if name not in _BACKENDS:
+        raise ValueError(f"get_backend: no backend {name!r}; there are {', '.join(map(repr, _BACKENDS))} and 'auto'")
+    key = name, repr(device)
+    if key not in _made:
+        _made[key] = _BACKENDS[name](device)
+    return _made[key]
+
+
+def backend_of(x: Array) -> Backend:
+    """The backend that array `x` belongs to, on its device."""
+    module = namespace(x).__name__
+    name = next(name for name, backend in _BACKENDS.items() if backend.module == module)
+    return get_backend(name, device_of(x))
+
+
+# --- the default ------------------------------------------------------------------------------------------------------
+
+_default: tuple[str, Any] = (os.environ.get("XPNET_BACKEND", "numpy"), None)
+
+
+class use_backend:  # noqa: N801  # reads as the function it is used as
+    """Set the backend that `initialize()` takes when it is given none.
+
+    `use_backend("cupy")` holds for the process; `with use_backend("cupy"):` until the block ends. The environment
+    variable XPNET_BACKEND sets it at import; with neither it is NumPy. Raises as `get_backend` does.
+    """
+
+    def __init__(self, name: str, device: Any = None):
+        global _default
+        self.backend = get_backend(name, device)
+        self._before = _default
+        _default = name, device
+
+    def __enter__(self) -> Backend:
+        return self.backend
+
+    def __exit__(self, *error: object) -> None:
+        global _default
+        _default = self._before
+
+
+def default_backend() -> Backend:
+    """The backend that `use_backend` or XPNET_BACKEND chose, else NumPy's."""
+    return get_backend(*_default)

@@ -1,0 +1,112 @@
+"""Model files: architecture, parameters and running statistics in one safetensors file. Loading runs nothing in it."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .backend import Backend
+from .layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from .layers.base import Layer
+from .layers.batchnorm import BatchNorm
+from .layers.dense import Dense
+from .layers.dropout import Dropout
+from .network import Sequential
+
+FORMAT = "xpnet"
+VERSION = "1"
+LAYERS: tuple[type[Layer], ...] = (Dense, BatchNorm, Dropout, Sigmoid, Tanh, ReLU, LeakyReLU, ELU, Softmax)
+
+
+class FormatError(ValueError):
+    """A file that is not a sound model file: which one, and why."""
+
+
+def save(net: Sequential, path: str | Path) -> None:
+    """Write `net` to `path`, whole or not at all. OSError where the file system refuses."""
+    from safetensors.numpy import save as to_bytes
+
+    host = net.backend.to_numpy
+    arrays = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "network": json.dumps({"dtype": net.dtype, "layers": describe(net)}),
+    }
+    data = to_bytes({k: np.array(host(a), order="C") for k, a in arrays.items()}, metadata=header)
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are for the owner alone
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def load(
+    path: str | Path,
+    backend: str | Backend | None = None,
+    device: Any = None,
+    custom_layers: Sequence[type[Layer]] = (),
+) -> Sequential:
+    """The network in a file that `save` wrote, on `backend`.
+
+    Layers come from this package and from `custom_layers`, classes of your own; nothing that a file names is imported.
+    Raises FormatError for anything that is not such a file, OSError where it cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+
+    data = Path(path).read_bytes()
+    try:
+        arrays = from_bytes(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        if header.get("format") != FORMAT:
+            raise ValueError("it does not say that it holds an xpnet network")
+        if header.get("version") != VERSION:
+            raise ValueError(f"format version {header.get('version')!r}, this xpnet reads {VERSION!r}")
+        network = json.loads(header["network"])
+        net = Sequential(*build(network["layers"], {c.__name__: c for c in (*LAYERS, *custom_layers)}))
+        net.initialize(backend, network["dtype"], device=device)
+        net.set_params({k.removeprefix("params."): a for k, a in arrays.items() if k.startswith("params.")})
+        net.set_state({k.removeprefix("state."): a for k, a in arrays.items() if k.startswith("state.")})
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise FormatError(f"{path} is not a sound model file: {error}") from error
+    return net
+
+
+def describe(net: Sequential) -> list[dict[str, Any]]:
+    """The layers as JSON: names of classes and their settings."""
+    return [
+        {"layer": "Sequential", "layers": describe(layer)}
+        if isinstance(layer, Sequential)
+        else {"layer": type(layer).__name__, "settings": layer.settings()}
+        for layer in net.layers
+    ]
+
+
+def build(described: Sequence[dict[str, Any]], table: dict[str, type[Layer]]) -> list[Layer]:
+    """`describe` undone, with the classes in `table`."""
+    layers: list[Layer] = []
+    for item in described:
+        name = item["layer"]
+        if name == "Sequential":
+            layers.append(Sequential(*build(item["layers"], table)))
+        elif name in table:
+            layers.append(table[name](**item["settings"]))
+        else:
+            raise ValueError(f"layer {name!r} is unknown; if it is yours, pass its class in custom_layers=[...]")
+    return layers

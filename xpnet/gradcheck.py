@@ -1,0 +1,253 @@
+"""Proof by numbers: derivatives against central differences, and one backend against another."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, Backend, backend_of, default_backend, get_backend
+from .layers.base import Layer
+from .losses import Loss
+from .network import Sequential
+from .optimizers import SGD
+
+STEP = float(np.finfo(np.float64).eps ** (1 / 3))  # where a central difference's truncation and rounding balance
+ZERO = 1e-3  # arrays whose gradient is this much below the largest are measured against that instead
+
+
+class GradientError(AssertionError):
+    """A derivative that is not its function's, or two backends that disagree: which array, entry, and numbers."""
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def check_gradients(
+    thing: Layer | Loss,
+    x: Any,
+    y: Any = None,
+    loss: Loss | None = None,
+    *,
+    training: bool = True,
+    tolerance: float = 1e-6,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Hold every derivative of `thing` against central differences in float64; returns the worst error by name.
+
+    check_gradients(layer, x)              a layer or network: the derivatives of Σ dy·y, for a random dy
+    check_gradients(net, x, y, loss)       a network with its loss
+    check_gradients(loss, prediction, y)   a loss
+
+    Names: "x" for the input, "prediction" for a loss's, and the parameters'. An error is relative to the largest entry
+    of its array. At a corner, such as ReLU's at 0, any slope between the two sides' is right. It works on copies;
+    parameters not yet there are drawn from `seed`. Raises GradientError for the worst entry above `tolerance`, and for
+    gradients whose names or shapes are not those of `params`.
+    """
+    if isinstance(thing, Layer):
+        return _check_layer(thing, x, y, loss, training, tolerance, seed)
+    if y is None:
+        raise ValueError("check_gradients: a loss needs a target: check_gradients(loss, prediction, target)")
+    backend = _backend_for(x)
+
+    def value(arrays: Arrays) -> float:
+        return float(thing(backend.asarray(arrays["prediction"]), y))
+
+    arrays = {"prediction": _host(x)}
+    _, gradient = thing.value_and_grad(backend.asarray(arrays["prediction"]), y)
+    return _compare(repr(thing), value, arrays, {"prediction": gradient}, tolerance)
+
+
+def _check_layer(
+    layer: Layer, x: Any, y: Any, loss: Loss | None, training: bool, tolerance: float, seed: int
+) -> dict[str, float]:
+    if (y is None) != (loss is None):
+        raise ValueError("check_gradients: give both a target and a loss, or neither")
+    twin = layer.clone()
+    rng = np.random.default_rng(seed)
+    params = layer.params or layer.initial_params(rng)
+    state = layer.state or layer.initial_state(rng)
+    backend = _backend_for(next(iter(layer.params.values()), x))
+    arrays = {"x": _host(x)} | {name: _host(a) for name, a in params.items()}
+    twin.assign_state({k: backend.asarray(_host(a, dtype=None)) for k, a in state.items()})
+
+    def forward(arrays: Arrays) -> tuple[Array, Any]:
+        twin.assign_params({name: backend.asarray(arrays[name]) for name in params})
+        return twin.forward(backend.asarray(arrays["x"]), training)
+
+    output, cache = forward(arrays)
+    if loss is None:
+        dy = backend.asarray(rng.standard_normal(output.shape))
+
+        def value(arrays: Arrays) -> float:
+            return float(backend.xp.sum(dy * forward(arrays)[0]))
+    else:
+        _, dy = loss.value_and_grad(output, y)
+
+        def value(arrays: Arrays) -> float:
+            return float(loss(forward(arrays)[0], y))
+
+    dx, grads = twin.backward(dy, cache)
+    if grads.keys() != params.keys():
+        raise GradientError(f"{layer!r}: backward gives gradients {sorted(grads)}, the parameters are {sorted(params)}")
+    return _compare(repr(layer), value, arrays, {"x": dx} | grads, tolerance)
+
+
+def _compare(
+    who: str,
+    value: Callable[[Arrays], float],
+    arrays: Arrays,
+    gradients: Mapping[str, Array],
+    tolerance: float,
+) -> dict[str, float]:
+    """The worst relative error of each gradient; GradientError naming the worst of all if it is too large."""
+    exact = {name: _host(gradients[name]) for name in arrays}
+    for name, array in arrays.items():
+        if exact[name].shape != array.shape:
+            raise GradientError(f"{who}: the gradient of {name} has shape {exact[name].shape}, expected {array.shape}")
+        if not np.isfinite(exact[name]).all():
+            raise GradientError(f"{who}: the gradient of {name} has NaN or infinite entries")
+    numeric = {name: _central_differences(value, arrays, name) for name in arrays}
+    sizes = {name: _largest(exact[name], numeric[name]) for name in arrays}
+    floor = ZERO * max(sizes.values())
+    worst, report = (0.0, ""), {}
+    for name in arrays:
+        scale = max(sizes[name], floor) or 1.0
+        error = np.abs(exact[name] - numeric[name]) / scale
+        for entry in map(tuple, np.argwhere(error > tolerance)):
+            error[entry] = _error_near_corner(value, arrays, name, entry, exact[name][entry], scale, tolerance)
+        report[name] = float(error.max(initial=0.0))
+        if report[name] > worst[0]:
+            entry = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
+            worst = (
+                report[name],
+                (
+                    f"{who}: the gradient of {name} is wrong at {list(entry)}: backward says {exact[name][entry]:.9g}, "
+                    f"central differences {numeric[name][entry]:.9g}, relative error {report[name]:.2g} above "
+                    f"{tolerance:.2g}"
+                ),
+            )
+    if worst[0] > tolerance:
+        raise GradientError(worst[1])
+    return report
+
+
+def _central_differences(value: Callable[[Arrays], float], arrays: Arrays, name: str) -> np.ndarray:
+    """(f(v + h) - f(v - h)) / 2h for every entry v of one array."""
+    slopes = np.empty(arrays[name].shape)
+    for entry in np.ndindex(slopes.shape):
+        low, high, h = _beside(value, arrays, name, entry, STEP)
+        slopes[entry] = (high - low) / (2 * h)
+    return slopes
+
+
+def _beside(
+    value: Callable[[Arrays], float], arrays: Arrays, name: str, entry: tuple[int, ...], step: float
+) -> tuple[float, float, float]:
+    """f(v - h), f(v + h), and h: `step` times the size of v."""
+    h = step * max(1.0, abs(float(arrays[name][entry])))
+    moved = []
+    for change in (-h, h):
+        array = arrays[name].copy()
+        array[entry] += change
+        moved.append(value(arrays | {name: array}))
+    return moved[0], moved[1], h
+
+
+def _error_near_corner(
+    value: Callable[[Arrays], float],
+    arrays: Arrays,
+    name: str,
+    entry: tuple[int, ...],
+    exact: float,
+    scale: float,
+    tolerance: float,
+) -> float:
+    """The relative error of one entry where a corner may lie within h: closer in, then between the sides' slopes.
+
+    In a smooth function the two sides' slopes close up as h shrinks; at a corner they do not.
+    """
+    middle = value(arrays)
+    gaps, errors = [], []
+    for step in (STEP, STEP / 16, STEP / 256):
+        low, high, h = _beside(value, arrays, name, entry, step)
+        left, right = (middle - low) / h, (high - middle) / h
+        gaps.append(abs(right - left))
+        errors.append(abs(exact - (left + right) / 2) / scale)
+        if errors[-1] <= tolerance:
+            return float(errors[-1])
+    if gaps[2] > 0.5 * gaps[0] and gaps[2] > 1e-3 * scale:
+        return float(max(min(left, right) - exact, exact - max(left, right), 0.0) / scale)
+    return float(errors[0])
+
+
+# --- one backend against another --------------------------------------------------------------------------------------
+
+
+def compare_backends(
+    net: Sequential,
+    x: Any,
+    y: Any,
+    loss: Loss,
+    backends: Sequence[str | Backend] = ("numpy", "cupy"),
+    steps: int = 5,
+    tolerance: float | None = None,
+    learning_rate: float = 0.01,
+) -> dict[str, float]:
+    """Train copies of `net` side by side, full batch, plain gradient descent; returns the worst difference by name.
+
+    After each step the loss, every gradient and every parameter of the other backends are held against the first's.
+    A difference is relative to the array's largest entry; in arrays a thousand times smaller than the largest of their
+    kind, to a thousandth of that (the gradient of a bias under batch norm is zero, with only rounding to compare).
+    `tolerance` None: 1e-10 in float64, 1e-4 in float32. Raises GradientError naming the first step and array
+    that part by more.
+    """
+    tolerance = {"float64": 1e-10, "float32": 1e-4}[net.dtype] if tolerance is None else tolerance
+    places = [b if isinstance(b, Backend) else get_backend(b) for b in backends]
+    twins = [net.clone().to(place) for place in places]
+    report: dict[str, float] = {}
+    for step in range(1, steps + 1):
+        (reference, *others) = [_one_step(twin, x, y, loss, learning_rate) for twin in twins]
+        for place, other in zip(places[1:], others, strict=True):
+            for name, expected in reference.items():
+                kind = name.partition(" ")[0]  # the loss, a gradient, a parameter
+                floor = ZERO * _largest(*(a for n, a in reference.items() if n.startswith(kind)))
+                error = np.abs(other[name] - expected) / (max(_largest(expected, other[name]), floor) or 1.0)
+                worst = float(error.max(initial=0.0))
+                if not worst <= tolerance:
+                    entry = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
+                    raise GradientError(
+                        f"compare_backends: step {step}: {name} on {place.name} parts from {places[0].name} at "
+                        f"{list(entry)}: {other[name][entry]:.9g} and {expected[entry]:.9g}, relative difference "
+                        f"{worst:.2g} above {tolerance:.2g}"
+                    )
+                report[name] = max(worst, report.get(name, 0.0))
+    return report
+
+
+def _one_step(net: Sequential, x: Any, y: Any, loss: Loss, learning_rate: float) -> Arrays:
+    """Train one step; the loss and gradients before it and the parameters after, on the host."""
+    host = net.backend.to_numpy
+    value, grads = net.value_and_grad(x, y, loss)
+    net.fit(x, y, loss=loss, optimizer=SGD(learning_rate, momentum=0.0), batch_size=None)
+    return (
+        {"loss": np.asarray(float(value))}
+        | {f"gradient of {name}": host(g) for name, g in grads.items()}
+        | {f"parameter {name}": host(a) for name, a in net.params.items()}
+    )
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def _backend_for(x: Any) -> Backend:
+    """The backend of an array, the default one for a list."""
+    return backend_of(x) if hasattr(x, "dtype") else default_backend()
+
+
+def _host(a: Any, dtype: str | None = "float64") -> np.ndarray:
+    """A copy in NumPy."""
+    return np.array(_backend_for(a).to_numpy(a), dtype=dtype)
+
+
+def _largest(*arrays: np.ndarray) -> float:
+    return max(float(np.abs(a).max(initial=0.0)) for a in arrays)

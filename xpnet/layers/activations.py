@@ -1,0 +1,101 @@
+"""The six activations. Each is a function of x alone; dx = dy · f'(x), and Softmax's the whole Jacobian product."""
+
+from typing import Any
+
+from .. import ops
+from ..backend import Array, namespace
+from ..checks import finite
+from .base import Layer
+
+
+class Sigmoid(Layer):
+    """forward: y = 1 / (1 + e⁻ˣ)        backward: dx = dy y (1 - y)"""
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        y = ops.sigmoid(x)
+        return y, (self, y.shape, y)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        (y,) = self.saved(cache, dy)
+        return dy * y * (1.0 - y), {}
+
+
+class Tanh(Layer):
+    """forward: y = tanh x              backward: dx = dy (1 - y²)"""
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        y = namespace(x).tanh(x)
+        return y, (self, y.shape, y)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        (y,) = self.saved(cache, dy)
+        return dy * (1.0 - y * y), {}
+
+
+class ReLU(Layer):
+    """forward: y = max(x, 0)           backward: dx = dy where x >= 0, else 0 (at 0 the derivative is taken as 1)"""
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        y = namespace(x).maximum(x, 0.0)
+        return y, (self, y.shape, x >= 0.0)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        (positive,) = self.saved(cache, dy)
+        return dy * namespace(dy).astype(positive, dy.dtype), {}
+
+
+class LeakyReLU(Layer):
+    """forward: y = x where x >= 0, else α x        backward: dx = dy where x >= 0, else α dy
+
+    Source: Maas, Hannun & Ng 2013, section 2 (there α = 0.01).
+    """
+
+    def __init__(self, alpha: float = 0.2):
+        self.alpha = finite("LeakyReLU: alpha", alpha)
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        positive = x >= 0.0
+        y = namespace(x).where(positive, x, self.alpha * x)
+        return y, (self, y.shape, positive)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        (positive,) = self.saved(cache, dy)
+        return namespace(dy).where(positive, dy, self.alpha * dy), {}
+
+
+class ELU(Layer):
+    """forward: y = x where x >= 0, else α (eˣ - 1)        backward: dx = dy where x >= 0, else dy α eˣ
+
+    The exponential is of min(x, 0), which cannot overflow. Source: Clevert, Unterthiner & Hochreiter 2016, eq. 15.
+    """
+
+    def __init__(self, alpha: float = 0.1):
+        self.alpha = finite("ELU: alpha", alpha)
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        xp = namespace(x)
+        y = xp.where(x >= 0.0, x, self.alpha * xp.expm1(xp.minimum(x, 0.0)))
+        return y, (self, y.shape, x)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        (x,) = self.saved(cache, dy)
+        xp = namespace(x)
+        return xp.where(x >= 0.0, dy, dy * (self.alpha * xp.exp(xp.minimum(x, 0.0)))), {}
+
+
+class Softmax(Layer):
+    """Over the last axis, K classes.
+
+    forward:   y_k  = e^{x_k} / Σ_j e^{x_j}
+    backward:  dx_k = Σ_j dy_j y_j (δ_jk - y_k) = y_k (dy_k - Σ_j dy_j y_j)
+
+    Before cross-entropy, leave it out and use `SoftmaxCrossEntropy` on the logits: the same, and exact in the tails.
+    """
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        y = ops.softmax(x)
+        return y, (self, y.shape, y)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        (y,) = self.saved(cache, dy)
+        return y * (dy - namespace(y).sum(dy * y, axis=-1, keepdims=True)), {}

@@ -1,0 +1,106 @@
+"""What a layer is: parameters and running statistics, and three pure functions of them."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+
+from ..backend import Array
+
+Shape = tuple[int | str | None, ...]  # a batch axis may be None or a letter
+NOTHING: Mapping[str, Array] = MappingProxyType({})  # until a layer has arrays of its own
+
+
+class Layer(ABC):
+    """The base of every layer. One's own needs `forward` and `backward`, and of the rest what it has.
+
+    A layer holds `params` and `state` (dicts of arrays) and its settings, nothing else. A call never changes it: what
+    backward needs travels in the cache, and only training assigns new parameters and statistics. Settings are kept
+    under their constructor arguments' names; `repr`, saving and copying rely on it.
+    """
+
+    params: dict[str, Array] = NOTHING  # type: ignore[assignment]
+    state: dict[str, Array] = NOTHING  # type: ignore[assignment]
+    trainable: bool = True
+    input_shape: Shape | None = None  # without the batch, where the layer takes one shape only
+    smallest_batch: int = 1  # that it can be trained on
+
+    def initial_params(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The parameters to start from, NumPy arrays drawn from `rng`; {} if there are none."""
+        return {}
+
+    def initial_state(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The running statistics to start from; {} if there are none."""
+        return {}
+
+    @abstractmethod
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        """The output y for input x, and the cache that `backward` takes."""
+
+    @abstractmethod
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        """From dy = dL/dy: dx = dL/dx, and the gradients dL/dp under the names and in the shapes of `params`."""
+
+    def backward_params(self, dy: Array, cache: Any) -> dict[str, Array]:
+        """The gradients alone, where nobody needs dx; worth overriding where dx costs much."""
+        return self.backward(dy, cache)[1]
+
+    def next_state(self, cache: Any) -> dict[str, Array]:
+        """The running statistics after the call that made `cache`."""
+        return self.state
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The shape of y for an x of this shape, with or without the batch axis; ValueError for an x it cannot take."""
+        return input_shape
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, by name."""
+        code = getattr(type(self).__init__, "__code__", None)  # one's own layer may have no constructor
+        return {name: getattr(self, name) for name in code.co_varnames[1 : code.co_argcount]} if code else {}
+
+    def assign_params(self, params: Mapping[str, Array]) -> None:
+        """Take these parameters as they are."""
+        self.params = dict(params)
+
+    def assign_state(self, state: Mapping[str, Array]) -> None:
+        """Take these running statistics as they are."""
+        self.state = dict(state)
+
+    def clone(self) -> Self:
+        """A layer with the same settings and, so far, the same arrays; assigning to one leaves the other alone."""
+        twin = copy.copy(self)
+        for name in ("params", "state"):
+            if arrays := vars(self).get(name):
+                setattr(twin, name, dict(arrays))
+        return twin
+
+    def __repr__(self) -> str:
+        """As one would write it: arguments without a default by position, others by name where they differ from it."""
+        settings = self.settings()
+        defaults = getattr(type(self).__init__, "__defaults__", None) or ()
+        required = len(settings) - len(defaults)
+        unset = [None] * required + list(defaults)
+        shown = [
+            f"{value!r}" if i < required else f"{name}={value!r}"
+            for i, ((name, value), default) in enumerate(zip(settings.items(), unset, strict=True))
+            if i < required or value != default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    # --- for the layers of this package ---
+
+    def check_features(self, shape: Shape, features: int, *, matrix: bool = False) -> None:
+        """Refuse an input whose last axis is not `features` long, and where `matrix` is asked for, one not (N, D)."""
+        if not shape or shape[-1] != features or (matrix and len(shape) != 2):
+            raise ValueError(f"{self!r}: expected input of shape (n, {features}), got {tuple(shape)}")
+
+    def saved(self, cache: Any, dy: Array) -> tuple[Any, ...]:
+        """What forward kept in `cache` = (self, shape of y, *kept), which must be this layer's and fit dy."""
+        if not (isinstance(cache, tuple) and len(cache) >= 2 and cache[0] is self):
+            raise ValueError(f"{self!r}: backward needs the cache that this layer's forward gave, got another")
+        if tuple(dy.shape) != tuple(cache[1]):
+            raise ValueError(f"{self!r}: backward expected dy of shape {tuple(cache[1])}, got {tuple(dy.shape)}")
+        return cache[2:]

@@ -1,0 +1,60 @@
+"""The fully connected layer. Axes: N batch, D in, H out."""
+
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..backend import Array
+from ..checks import whole
+from ..initializers import INITIALIZERS
+from .base import Layer, Shape
+
+
+class Dense(Layer):
+    """y = x W + b.
+
+    forward:   y  = x W + b             (N, H)
+    backward:  dW = xᵀ dy               (D, H)
+               db = Σ_n dy              (H,)
+               dx = dy Wᵀ               (N, D)
+
+    x (N, D), weight W (D, H), bias b (H,). `initializer` names the function of `xpnet.initializers` that draws W; b
+    starts at zero. Source: Rumelhart, Hinton & Williams 1986, eqs. 1 and 4 to 7.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        trainable: bool = True,
+        initializer: str = "fan_in_uniform",
+    ):
+        self.in_features = whole("Dense: in_features", in_features)
+        self.out_features = whole("Dense: out_features", out_features)
+        self.trainable = trainable
+        self.initializer = initializer
+        if initializer not in INITIALIZERS:
+            raise ValueError(f"Dense: no initializer {initializer!r}; there are {', '.join(INITIALIZERS)}")
+        self.input_shape = (self.in_features,)
+
+    def initial_params(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        shape = self.in_features, self.out_features
+        return {"weight": INITIALIZERS[self.initializer](rng, shape), "bias": np.zeros(self.out_features)}
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        self.check_features(x.shape, self.in_features, matrix=True)
+        y = ops.linear(x, self.params["weight"]) + self.params["bias"]
+        return y, (self, y.shape, x)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        grads = self.backward_params(dy, cache)
+        return ops.linear(dy, self.params["weight"].T), grads
+
+    def backward_params(self, dy: Array, cache: Any) -> dict[str, Array]:
+        (x,) = self.saved(cache, dy)
+        return {"weight": x.T @ dy, "bias": ops.sum_over_batch(dy)}
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        self.check_features(input_shape, self.in_features)
+        return (*input_shape[:-1], self.out_features)

@@ -1,0 +1,356 @@
+"""Networks: layers one after another, with the parameters' names, backend and numbers, and what one does with them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from . import ops, training
+from .backend import DTYPES, Array, Backend, default_backend, dtype_name, get_backend
+from .callbacks import Callback, History
+from .layers.base import Layer, Shape
+from .losses import Loss
+from .optimizers import Optimizer
+
+
+class Sequential(Layer):
+    """Layers one after another; a layer itself.
+
+    forward:   x₀ = x,  x_{i+1} = layer_i(x_i)          backward:  dx_i = backward_i(dx_{i+1}), the chain rule
+
+    Names of parameters and statistics: the layer's number, a dot, its own name: "0.weight", "1.gamma", "1.mean".
+    Raises ValueError for layers whose sizes do not chain, and for a layer with parameters given twice.
+    """
+
+    def __init__(self, *layers: Layer):
+        for i, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise TypeError(f"Sequential: layer {i} is {layer!r}, expected a Layer such as Dense(64, 32)")
+            if any(layer is other for other in layers[:i]) and layer.initial_params(np.random.default_rng(0)):
+                raise ValueError(f"Sequential: layer {i}, {layer!r}, stands in it twice; parameters cannot be shared")
+        self.layers = layers
+        self._backend: Backend | None = None
+        self.dtype = "float32"
+        self.rng = np.random.default_rng(0)
+        shape: Shape | None = None
+        for i, layer in enumerate(layers):
+            shape = layer.input_shape if shape is None else shape
+            try:
+                shape = shape if shape is None else layer.output_shape(shape)
+            except ValueError as error:
+                raise ValueError(f"Sequential: layer {i} does not fit the one before it: {error}") from error
+
+    # --- a layer --------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        caches = []
+        for layer in self.layers:
+            x, cache = layer.forward(x, training)
+            caches.append(cache)
+        return x, (self, x.shape, caches)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        return self._backward(dy, cache, 0, needs_dx=True)
+
+    def backward_params(self, dy: Array, cache: Any, lowest: int = 0) -> dict[str, Array]:
+        """The gradients of layer `lowest` and those above it."""
+        return self._backward(dy, cache, lowest, needs_dx=False)[1]
+
+    def _backward(self, dy: Array, cache: Any, lowest: int, needs_dx: bool) -> tuple[Array, dict[str, Array]]:
+        (caches,) = self.saved(cache, dy)
+        grads: dict[str, Array] = {}
+        for i in reversed(range(lowest, len(self.layers))):
+            if i == lowest and not needs_dx:
+                own = self.layers[i].backward_params(dy, caches[i])
+            else:
+                dy, own = self.layers[i].backward(dy, caches[i])
+            grads = {f"{i}.{name}": gradient for name, gradient in own.items()} | grads
+        return dy, grads
+
+    def next_state(self, cache: Any) -> dict[str, Array]:
+        state: dict[str, Array] = {}
+        for i, (layer, own) in enumerate(zip(self.layers, cache[2], strict=True)):
+            if layer.state:
+                state |= {f"{i}.{name}": value for name, value in layer.next_state(own).items()}
+        return state
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        for layer in self.layers:
+            input_shape = layer.output_shape(input_shape)
+        return input_shape
+
+    @property
+    def input_shape(self) -> Shape | None:  # type: ignore[override]
+        """Without the batch; None where the layers take any."""
+        for layer in self.layers:
+            if layer.input_shape is not None or type(layer).output_shape is not Layer.output_shape:
+                return layer.input_shape
+        return None
+
+    @property
+    def smallest_batch(self) -> int:  # type: ignore[override]
+        return max((layer.smallest_batch for layer in self.layers), default=1)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any layer is trained; setting it freezes or thaws all of them."""
+        return any(layer.trainable for layer in self.layers)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        for layer in self.layers:
+            layer.trainable = value
+
+    def initial_params(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {f"{i}.{k}": v for i, layer in enumerate(self.layers) for k, v in layer.initial_params(rng).items()}
+
+    def initial_state(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {f"{i}.{k}": v for i, layer in enumerate(self.layers) for k, v in layer.initial_state(rng).items()}
+
+    def clone(self) -> Self:
+        twin = super().clone()
+        twin.layers = tuple(layer.clone() for layer in self.layers)
+        return twin
+
+    def __repr__(self) -> str:
+        return f"Sequential({', '.join(map(repr, self.layers))})"
+
+    # --- parameters and statistics --------------------------------------------------------------------------------
+
+    def leaves(self, prefix: str = "") -> list[tuple[str, Layer]]:
+        """The layers that are not themselves Sequential, with their names."""
+        found: list[tuple[str, Layer]] = []
+        for i, layer in enumerate(self.layers):
+            name = f"{prefix}{i}"
+            found += layer.leaves(f"{name}.") if isinstance(layer, Sequential) else [(name, layer)]
+        return found
+
+    @property
+    def params(self) -> dict[str, Array]:  # type: ignore[override]
+        """All parameters by name: a new dict of the layers' own arrays."""
+        return {f"{prefix}.{key}": a for prefix, layer in self.leaves() for key, a in layer.params.items()}
+
+    @property
+    def state(self) -> dict[str, Array]:  # type: ignore[override]
+        """All running statistics by name: a new dict of the layers' own arrays."""
+        return {f"{prefix}.{key}": a for prefix, layer in self.leaves() for key, a in layer.state.items()}
+
+    def assign_params(self, params: Mapping[str, Array]) -> None:
+        for layer, own in self._by_layer(params):
+            layer.assign_params(own)
+
+    def assign_state(self, state: Mapping[str, Array]) -> None:
+        for layer, own in self._by_layer(state):
+            layer.assign_state(own)
+
+    def _by_layer(self, arrays: Mapping[str, Array]) -> list[tuple[Layer, dict[str, Array]]]:
+        """Each layer with its share of the arrays, under its own names; layers without one left out."""
+        shares: dict[str, dict[str, Array]] = {}
+        for name, array in arrays.items():
+            prefix, _, key = name.rpartition(".")
+            shares.setdefault(prefix, {})[key] = array
+        return [(layer, shares[prefix]) for prefix, layer in self.leaves() if prefix in shares]
+
+    def set_params(self, params: Mapping[str, Any]) -> None:
+        """Copy in all parameters, NumPy arrays welcome: exactly the names and shapes of `params`, finite.
+
+        Raises ValueError or TypeError otherwise, and has then changed nothing.
+        """
+        self.assign_params(self._checked("set_params", params, self.params))
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Copy in all running statistics, as `set_params` does the parameters."""
+        self.assign_state(self._checked("set_state", state, self.state))
+
+    def _checked(self, who: str, given: Mapping[str, Any], own: dict[str, Array]) -> dict[str, Array]:
+        backend = self.backend
+        if missing := own.keys() - given.keys():
+            raise ValueError(f"{who}: {', '.join(sorted(missing))} missing; the names are {', '.join(own)}")
+        if unknown := given.keys() - own.keys():
+            raise ValueError(
+                f"{who}: no {', '.join(sorted(map(str, unknown)))} in this network; the names are {', '.join(own)}"
+            )
+        copies = {}
+        for name, old in own.items():
+            new = backend.adopt(f"{who}: {name}", given[name])
+            if tuple(new.shape) != tuple(old.shape):
+                raise ValueError(f"{who}: {name} has shape {tuple(new.shape)}, expected {tuple(old.shape)}")
+            copies[name] = backend.xp.astype(new, old.dtype)
+            if not ops.all_finite(copies[name]):
+                raise ValueError(f"{who}: {name} has NaN or infinite entries")
+        return copies
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the parameters hold."""
+        return sum(a.size for a in self.initial_params(np.random.default_rng(0)).values())
+
+    def summary(self) -> str:
+        """A text table: each layer with its settings, the shape it gives, its parameters."""
+        shape: Shape | None = None if self.input_shape is None else ("N", *self.input_shape)
+        rows = [("", "layer", "output shape", "parameters")]
+        for prefix, layer in self.leaves():
+            shape = None if shape is None else layer.output_shape(shape)
+            count = sum(np.size(a) for a in layer.initial_params(np.random.default_rng(0)).values())
+            frozen = "" if layer.trainable or not count else " (frozen)"
+            rows.append(
+                (prefix, repr(layer), "?" if shape is None else f"({', '.join(map(str, shape))})", f"{count:,}{frozen}")
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [f"{a:>{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
+        rule = "-" * len(lines[0])
+        return "\n".join([lines[0], rule, *lines[1:], rule, f"{self.parameter_count:,} parameters".rjust(len(rule))])
+
+    # --- where it lives -------------------------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> Backend:
+        """Where the parameters live. RuntimeError before `initialize`."""
+        if self._backend is None:
+            raise RuntimeError("this network has no parameters yet: call net.initialize(backend=...) first")
+        return self._backend
+
+    def initialize(
+        self, backend: str | Backend | None = None, dtype: object = "float32", seed: int = 0, device: Any = None
+    ) -> Self:
+        """Draw new parameters and place them, once and for all: returns the network.
+
+        `backend` is a name for `get_backend` (None: what `use_backend` says), `dtype` "float32" or "float64". The
+        numbers are drawn on the host in float64: one `seed` gives the same network on every backend.
+        """
+        place = resolve(backend, device)
+        rng = np.random.default_rng(seed)
+        shuffling, statistics = rng.spawn(2)
+        self.place(place, dtype, self.initial_params(rng), self.initial_state(statistics))
+        self.rng = shuffling
+        return self
+
+    def to(self, backend: str | Backend, device: Any = None, dtype: object = None) -> Self:
+        """Move parameters and statistics, all of them or, on an error, none: returns the network."""
+        place, old = resolve(backend, device), self.backend
+        params, state = ({k: old.to_numpy(a) for k, a in arrays.items()} for arrays in (self.params, self.state))
+        self.place(place, self.dtype if dtype is None else dtype, params, state)
+        return self
+
+    def place(self, backend: Backend, dtype: object, params: dict[str, Any], state: dict[str, Any]) -> None:
+        """Hold these NumPy parameters, as views of one new vector, and these statistics."""
+        name = dtype_name(dtype)
+        if name not in DTYPES:
+            raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
+        self._belong(backend, name)
+        if params:
+            arrays = [np.asarray(a) for a in params.values()]
+            flat = backend.asarray(np.concatenate([a.ravel() for a in arrays]).astype(name), name)
+            placed = dict(zip(params, ops.split(flat, [a.shape for a in arrays]), strict=True))
+            self.assign_params(placed)
+        copies = {k: np.array(a) for k, a in state.items()}
+        self.assign_state({k: backend.asarray(a, name if a.dtype.kind == "f" else None) for k, a in copies.items()})
+
+    def _belong(self, backend: Backend, dtype: str) -> None:
+        self._backend, self.dtype = backend, dtype
+        for layer in self.layers:
+            if isinstance(layer, Sequential):
+                layer._belong(backend, dtype)
+
+    def check_input(self, who: str, x: Any) -> Array:
+        """A user's x as an array of this network's backend and dtype: (n, features), n >= 1, all of it finite."""
+        x = self.backend.adopt(who, x)
+        shape = tuple(x.shape)
+        if self.input_shape is not None and shape[1:] != self.input_shape:
+            wanted = f"(n, {', '.join(map(str, self.input_shape))})"
+            hint = "; for a single row give x[None, :]" if shape == self.input_shape else ""
+            raise ValueError(f"{who} has shape {shape}, expected {wanted}{hint}")
+        if not shape or not shape[0]:
+            raise ValueError(f"{who} has shape {shape}: no rows; expected at least one")
+        with self.backend.scope():
+            x = self.backend.xp.astype(x, self.backend.dtype(self.dtype), copy=False)
+            if not ops.all_finite(x):
+                bad = ~np.isfinite(self.backend.to_numpy(x).reshape(shape[0], -1))
+                row, column = np.argwhere(bad)[0]
+                raise ValueError(
+                    f"{who} has {bad.sum()} NaN or infinite entries in {self.dtype}, the first in row {row}, column "
+                    f"{column}; drop, fill or rescale them"
+                )
+        return x
+
+    # --- what one does with it ------------------------------------------------------------------------------------
+
+    def __call__(self, x: Any) -> Array:
+        """Inference: `predict` in one batch."""
+        return self.predict(x)
+
+    def predict(self, x: Any, batch_size: int | None = None) -> Array:
+        """The outputs for x (n, features), NumPy's or the backend's own; they stay on the backend.
+
+        With `batch_size`, that many rows at a time. Raises ValueError or TypeError for an x it cannot take.
+        """
+        x = self.check_input("predict: x", x)
+        with self.backend.scope():
+            return training.forward_in_batches(self, x, batch_size)
+
+    def value_and_grad(self, x: Any, y: Any, loss: Loss) -> tuple[Array, dict[str, Array]]:
+        """The loss in training mode, and its derivative with respect to every parameter; nothing is assigned."""
+        x, y = training.pair(self, "value_and_grad", x, y, loss)
+        with self.backend.scope():
+            prediction, cache = self.forward(x, training=True)
+            value, dy = loss.value_and_grad(prediction, y)
+            return value, self.backward_params(dy, cache)
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        *,
+        loss: Loss,
+        optimizer: Optimizer,
+        epochs: int = 1,
+        batch_size: int | None = 32,
+        shuffle: bool = True,
+        validation_data: tuple[Any, Any] | None = None,
+        metrics: Mapping[str, training.Metric] | None = None,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = False,
+    ) -> History:
+        """Train on x (n, features) and targets y (n, ...), NumPy's or the backend's own; returns the history.
+
+        Each epoch goes through all rows, shuffled unless `shuffle=False`, in batches of `batch_size` (None: all at
+        once), the last one smaller where they do not divide. `validation_data` (x, y) is evaluated after each epoch
+        with the loss and `metrics`, a dict of functions of (prediction, target); None means accuracy, where outputs
+        are classes. The optimizer starts afresh. The random order continues from call to call, from `initialize`'s
+        seed.
+
+        Ctrl-C ends the training after the current step, and `fit` returns; a second one raises KeyboardInterrupt at
+        once. Raises ValueError or TypeError for what it cannot train on, before the first step, and DivergenceError
+        when the loss or a gradient stops being finite. The network keeps the last sound parameters.
+        """
+        return training.fit(
+            self, x, y, loss, optimizer, epochs, batch_size, shuffle, validation_data, metrics, callbacks, progress
+        )
+
+    def evaluate(
+        self,
+        x: Any,
+        y: Any,
+        loss: Loss,
+        metrics: Mapping[str, training.Metric] | None = None,
+        batch_size: int | None = None,
+    ) -> dict[str, float]:
+        """The loss and the metrics (as in `fit`) of the outputs for x: {"loss": ..., "accuracy": ...}."""
+        return training.evaluate(self, x, y, loss, metrics, batch_size)
+
+    def save(self, path: str | Path) -> None:
+        """Write architecture, parameters and statistics to a safetensors file; `xpnet.load` reads it."""
+        from .files import save
+
+        save(self, path)
+
+
+def resolve(backend: str | Backend | None, device: Any) -> Backend:
+    """The backend that a user means by a name, a Backend, or None: the default."""
+    if isinstance(backend, Backend):
+        return backend
+    if backend is None:
+        chosen = default_backend()
+        return chosen if device is None else get_backend(chosen.name, device)
+    return get_backend(backend, device)

@@ -1,0 +1,196 @@
+"""Optimizers: each is pure maths on one array w, in a training run the vector of all parameters.
+
+    slots    = optimizer.init(w)                        # what it remembers: arrays like w, and the count of steps
+    point    = optimizer.lookahead(w, slots)            # where it wants the gradient: w itself, but for Nesterov
+    w, slots = optimizer.update(w, gradient, slots)     # gradient g of the loss at that point
+
+In the formulas η is the learning rate of the step, t counts steps from 1, and all operations are elementwise. Before
+them, every optimizer limits g: `clip_value` c to [-c, c] entry by entry, then `clip_norm` c by g · min(1, c / ‖g‖₂);
+then `weight_decay` λ adds λ w, the gradient of λ‖w‖²/2 (AdamW decays apart from g).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+from . import ops
+from .backend import Array, namespace
+from .checks import fraction, non_negative, positive
+from .schedules import Schedule
+
+Slots = dict[str, Any]
+
+
+class Optimizer(ABC):
+    """The base: the learning rate or its schedule, clipping, weight decay, and the count of steps."""
+
+    memory: tuple[str, ...] = ()  # the names of the arrays it keeps, which start at zero
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule,
+        *,
+        weight_decay: float = 0.0,
+        clip_value: float | None = None,
+        clip_norm: float | None = None,
+    ):
+        self.learning_rate = (
+            learning_rate if callable(learning_rate) else positive(self._named("learning_rate"), learning_rate)
+        )
+        self.weight_decay = non_negative(self._named("weight_decay"), weight_decay)
+        self.clip_value = None if clip_value is None else positive(self._named("clip_value"), clip_value)
+        self.clip_norm = None if clip_norm is None else positive(self._named("clip_norm"), clip_norm)
+
+    def init(self, w: Array) -> Slots:
+        """The slots to start from."""
+        return {"step": 0} | {name: namespace(w).zeros_like(w) for name in self.memory}
+
+    def lookahead(self, w: Array, slots: Slots) -> Array:
+        """Where the next gradient is to be taken."""
+        return w
+
+    def update(self, w: Array, gradient: Array, slots: Slots) -> tuple[Array, Slots]:
+        """The next w and slots; neither w, gradient nor slots is changed."""
+        step = slots["step"]
+        g = self.limited(gradient)
+        if self.weight_decay:
+            g = self.decayed(w, g, slots)
+        w, memory = self.rule(w, g, slots, self.rate(step), step + 1)
+        return w, {"step": step + 1} | memory
+
+    @abstractmethod
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float, t: int) -> tuple[Array, Slots]:
+        """The formula in the class's docstring: the next w and the arrays in `memory`."""
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if not callable(self.learning_rate):
+            return self.learning_rate
+        return non_negative(self._named(f"learning_rate's schedule at step {step}"), self.learning_rate(step))
+
+    def limited(self, g: Array) -> Array:
+        """G after `clip_value` and `clip_norm`."""
+        if self.clip_value is not None:
+            g = ops.clip(g, -self.clip_value, self.clip_value)
+        if self.clip_norm is not None:
+            xp = namespace(g)
+            largest = xp.max(xp.abs(g))
+            unit = xp.where(largest > 0.0, largest, 1.0)  # squares of g / unit cannot overflow
+            norm = unit * xp.sqrt(xp.sum((g / unit) ** 2))
+            g = g * (self.clip_norm / xp.maximum(norm, self.clip_norm))
+        return g
+
+    def decayed(self, w: Array, g: Array, slots: Slots) -> Array:
+        """G with the weight decay in it, taken where g was."""
+        return g + self.weight_decay * self.lookahead(w, slots)
+
+    def _named(self, setting: str) -> str:
+        return f"{type(self).__name__}: {setting}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items() if v is not None)})"
+
+
+class SGD(Optimizer):
+    """v ← momentum v + η g;  w ← w - v. Polyak 1964; the form of Sutskever et al. 2013, eqs. 1 and 2."""
+
+    memory = ("velocity",)
+
+    def __init__(self, learning_rate: float | Schedule = 0.01, momentum: float = 0.8, **common: Any):
+        super().__init__(learning_rate, **common)
+        self.momentum = fraction(self._named("momentum"), momentum)
+
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float, t: int) -> tuple[Array, Slots]:
+        v = self.momentum * slots["velocity"] + rate * g
+        return w - v, {"velocity": v}
+
+
+class Nesterov(SGD):
+    """g at w - momentum v;  v ← momentum v + η g;  w ← w - v. Sutskever et al. 2013, eqs. 3 and 4."""
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule = 0.001,
+        momentum: float = 0.4,
+        clip_value: float | None = 1.0,
+        **common: Any,
+    ):
+        super().__init__(learning_rate, momentum, clip_value=clip_value, **common)
+
+    def lookahead(self, w: Array, slots: Slots) -> Array:
+        return w - self.momentum * slots["velocity"]
+
+
+class Adagrad(Optimizer):
+    """s ← s + g²;  w ← w - η g / √(s + eps). Duchi et al. 2011, eq. 1 with a diagonal; epsilon inside the root."""
+
+    memory = ("squares",)
+
+    def __init__(self, learning_rate: float | Schedule = 0.01, eps: float = 1e-8, **common: Any):
+        super().__init__(learning_rate, **common)
+        self.eps = positive(self._named("eps"), eps)
+
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float, t: int) -> tuple[Array, Slots]:
+        s = slots["squares"] + g * g
+        return w - rate * g / namespace(w).sqrt(s + self.eps), {"squares": s}
+
+
+class RMSprop(Optimizer):
+    """s ← rho s + (1 - rho) g²;  w ← w - η g / √(s + eps). Tieleman & Hinton 2012, lecture 6.5; epsilon inside."""
+
+    memory = ("squares",)
+
+    def __init__(self, learning_rate: float | Schedule = 0.01, rho: float = 0.9, eps: float = 1e-8, **common: Any):
+        super().__init__(learning_rate, **common)
+        self.rho = fraction(self._named("rho"), rho)
+        self.eps = positive(self._named("eps"), eps)
+
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float, t: int) -> tuple[Array, Slots]:
+        s = self.rho * slots["squares"] + (1 - self.rho) * g * g
+        return w - rate * g / namespace(w).sqrt(s + self.eps), {"squares": s}
+
+
+class Adam(Optimizer):
+    """m ← β₁ m + (1 - β₁) g;  v ← β₂ v + (1 - β₂) g²;  w ← w - η m̂ / (√v̂ + eps).
+
+    m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ), or m and v themselves with `bias_correction=False`.
+    Kingma & Ba 2015, algorithm 1.
+    """
+
+    memory = ("m", "v")
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        bias_correction: bool = True,
+        **common: Any,
+    ):
+        super().__init__(learning_rate, **common)
+        self.beta1 = fraction(self._named("beta1"), beta1)
+        self.beta2 = fraction(self._named("beta2"), beta2)
+        self.eps = positive(self._named("eps"), eps)
+        self.bias_correction = bias_correction
+
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float, t: int) -> tuple[Array, Slots]:
+        m = self.beta1 * slots["m"] + (1 - self.beta1) * g
+        v = self.beta2 * slots["v"] + (1 - self.beta2) * g * g
+        first, second = (1 - self.beta1**t, 1 - self.beta2**t) if self.bias_correction else (1.0, 1.0)
+        # η m̂ / (√v̂ + eps), the corrections gathered into two numbers
+        root = math.sqrt(second)
+        return w - (rate * root / first) * m / (namespace(w).sqrt(v) + self.eps * root), {"m": m, "v": v}
+
+
+class AdamW(Adam):
+    """w ← w - η λ w, then Adam's update of it. Loshchilov & Hutter 2019, algorithm 2, in PyTorch's form."""
+
+    def __init__(self, learning_rate: float | Schedule = 0.001, *args: Any, weight_decay: float = 0.01, **common: Any):
+        super().__init__(learning_rate, *args, weight_decay=weight_decay, **common)
+
+    def decayed(self, w: Array, g: Array, slots: Slots) -> Array:
+        return g
+
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float, t: int) -> tuple[Array, Slots]:
+        return super().rule(w * (1 - rate * self.weight_decay), g, slots, rate, t)
