@@ -14,7 +14,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "no_device: needs neither the backend's device nor its library to work")
+    config.addinivalue_line("markers", "no_device: what holds where the backend has no device")
+    config.addinivalue_line("markers", "torch_only: holds xpnet against PyTorch; runs in torch's session")
+    config.addinivalue_line("markers", "cupy_only: about CuPy's own package; runs in cupy's session")
     config.addinivalue_line("markers", "numpy_only: about the package rather than a backend; runs in numpy's session")
 
 
@@ -23,9 +25,10 @@ def pytest_collection_modifyitems(config, items):
     backend, no_device = config.getoption("--backend"), config.getoption("--no-device")
 
     def wanted(item):
-        if no_device:
-            return bool(item.get_closest_marker("no_device"))
-        return backend == "numpy" or not item.get_closest_marker("numpy_only")
+        only = [name for name in ("numpy", "torch", "cupy") if item.get_closest_marker(f"{name}_only")]
+        if no_device != bool(item.get_closest_marker("no_device")) and "cupy" not in only:
+            return False
+        return not only or backend in only
 
     config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
     items[:] = [item for item in items if wanted(item)]

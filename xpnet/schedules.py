@@ -26,7 +26,7 @@ class StepDecay:
     every: int = 1000
 
     def __call__(self, step: int) -> float:
-        return self.rate * self.factor ** (step // self.every)
+        return self.rate * math.pow(self.factor, step // self.every)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ExponentialDecay:
     every: int = 1000
 
     def __call__(self, step: int) -> float:
-        return self.rate * self.factor ** (step / self.every)
+        return self.rate * math.pow(self.factor, step / self.every)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,167 @@
+"""One forward and backward on every backend: NumPy's numbers, layer by layer and over whole training runs."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cases import FEATURES, LAYERS, LOSSES, OPTIMIZERS, Scale, ready, tutorial_network
+
+import xpnet as xn
+
+PRECISIONS = [("float64", None), ("float32", 1e-4)]  # None: what the library holds float64 to
+NUMPY = xn.get_backend("numpy")
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), PRECISIONS, ids=["float64", "float32"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_agrees_with_numpy(lib, name, training, dtype, rtol, rng):
+    x = rng.normal(size=(33, FEATURES)).astype(dtype)
+    theirs, ours = ready(LAYERS[name](), lib, dtype), ready(LAYERS[name](), None, dtype)
+
+    here = lib.asarray(x)
+    y, cache = theirs.forward(here, training)
+    expected, expected_cache = ours.forward(x, training)
+    lib.agrees(y, expected, rtol)
+
+    dy = rng.normal(size=expected.shape).astype(dtype)
+    dx, grads = theirs.backward(lib.asarray(dy), cache)
+    expected_dx, expected_grads = ours.backward(dy, expected_cache)
+    lib.agrees(dx, expected_dx, rtol)
+    assert grads.keys() == theirs.params.keys()
+    largest = max((np.abs(g).max() for g in expected_grads.values()), default=0.0)
+    for key, expected_grad in expected_grads.items():
+        if np.abs(expected_grad).max() > 1e-6 * largest:  # a bias under batch norm has gradient zero but for rounding
+            lib.agrees(grads[key], expected_grad, rtol)
+
+    state, expected_state = theirs.next_state(cache), ours.next_state(expected_cache)
+    assert state.keys() == expected_state.keys()
+    for key in state:
+        lib.agrees(state[key], expected_state[key], rtol)
+
+    for a in (y, dx, *grads.values()):
+        assert lib.backend.owns(a)
+        assert str(a.dtype).endswith(dtype)
+    np.testing.assert_array_equal(lib.to_numpy(here), x)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), PRECISIONS, ids=["float64", "float32"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_agrees_with_numpy(lib, name, reduction, dtype, rtol, rng):
+    make, prediction, target = LOSSES[name]
+    loss = make(reduction=reduction)
+    p, t = prediction(rng, 33, 4).astype(dtype), target(rng, 33, 4)
+    if t.dtype.kind == "f":
+        t = t.astype(dtype)
+    here, there = lib.asarray(p), lib.asarray(t)
+    value, gradient = loss.value_and_grad(here, there)
+    expected_value, expected_gradient = loss.value_and_grad(p, t)
+    lib.agrees(value, expected_value, rtol)
+    lib.agrees(gradient, expected_gradient, rtol)
+    for a in (value, gradient):
+        assert lib.backend.owns(a)
+        assert str(a.dtype).endswith(dtype)
+    np.testing.assert_array_equal(lib.to_numpy(here), p)
+    np.testing.assert_array_equal(lib.to_numpy(there), t)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), PRECISIONS, ids=["float64", "float32"])
+def test_digits_network_agrees_with_numpy(lib, digits, dtype, rtol):
+    x, y = digits
+    net = tutorial_network().initialize("numpy", dtype)
+    report = xn.compare_backends(
+        net, x[:300], y[:300], xn.SoftmaxCrossEntropy(), (NUMPY, lib.backend), steps=3, tolerance=rtol or lib.rtol
+    )
+    assert {f"gradient of {name}" for name in net.params} < report.keys()
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), PRECISIONS, ids=["float64", "float32"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_twenty_training_steps_agree_with_numpy(lib, digits, name, dtype, rtol):
+    x, y = digits
+
+    def trained(backend):
+        net = tutorial_network().initialize(backend, dtype, seed=1)
+        how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": OPTIMIZERS[name](), "epochs": 5, "batch_size": 100}
+        history = net.fit(x[:400], y[:400], **how)
+        assert history.steps == 20
+        return history["loss"], net.params | net.state
+
+    (losses, here), (expected_losses, there) = trained(lib.backend), trained(NUMPY)
+    np.testing.assert_allclose(losses, expected_losses, rtol=rtol or lib.rtol)
+    for key, expected in there.items():
+        # a bias under batch norm has gradient zero; its rounding, which Adam makes full-sized steps of, and the running
+        # mean that follows it part ways, while every prediction agrees
+        if not key.endswith((".bias", ".mean")):
+            lib.agrees(here[key], expected, rtol)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_seed_gives_the_same_initial_weights_to_the_bit(lib, dtype):
+    here = tutorial_network().initialize(lib.backend, dtype, seed=7)
+    there = tutorial_network().initialize("numpy", dtype, seed=7)
+    assert here.params.keys() == there.params.keys()
+    for name, a in here.params.items():
+        np.testing.assert_array_equal(lib.to_numpy(a), there.params[name])
+        assert lib.to_numpy(a).dtype == there.params[name].dtype == dtype
+
+
+def test_dropout_drops_the_same_entries(lib, rng):
+    x = rng.normal(size=(40, FEATURES))
+    here, there = ready(xn.Dropout(0.4), lib), ready(xn.Dropout(0.4))
+    y, _ = here.forward(lib.asarray(x), training=True)
+    np.testing.assert_array_equal(lib.to_numpy(y), there.forward(x, training=True)[0])
+
+
+def test_parameters_share_no_memory_with_what_they_were_set_from(lib, rng):
+    net = xn.Sequential(xn.Dense(3, 2), xn.BatchNorm(2)).initialize(lib.backend, "float64")
+    params = {name: lib.to_numpy(a).copy() for name, a in net.params.items()}
+    state = {name: lib.to_numpy(a).copy() for name, a in net.state.items()}
+    net.set_params(params)
+    net.set_state(state)
+    for a in [*params.values(), *state.values()]:
+        a[...] = 99.0
+    for a in [*net.params.values(), *net.state.values()]:
+        assert not np.any(lib.to_numpy(a) == 99.0)
+
+
+def test_compare_backends_takes_a_users_layer(lib, digits):
+    x, y = digits
+    net = xn.Sequential(Scale(64), xn.Dense(64, 10)).initialize("numpy", "float64")
+    xn.compare_backends(net, x[:50], y[:50], xn.SoftmaxCrossEntropy(), (NUMPY, lib.backend), steps=2)
+
+
+def test_compare_backends_names_step_and_array_that_part(lib, digits):
+    x, y = digits
+
+    class Partial(Scale):
+        """Right on one backend of the two."""
+
+        def backward(self, dy, cache):
+            dx, grads = super().backward(dy, cache)
+            return dx, {"a": grads["a"] * (1.0 if xn.ops.namespace(dy) is lib.xp else 1.001)}
+
+    other = xn.get_backend("torch" if lib.name == "torch" else "numpy")
+    reference = NUMPY if other is not NUMPY else lib.backend
+    net = xn.Sequential(Partial(64), xn.Dense(64, 10)).initialize("numpy", "float64")
+    if lib.xp is NUMPY.xp:
+        xn.compare_backends(net, x[:50], y[:50], xn.SoftmaxCrossEntropy(), (reference, other), steps=2)
+        return
+    with pytest.raises(xn.GradientError, match=r"step 1: gradient of 0\.a on .* parts from .* relative difference"):
+        xn.compare_backends(net, x[:50], y[:50], xn.SoftmaxCrossEntropy(), (reference, other), steps=2)
+
+
+@pytest.mark.numpy_only
+def test_two_processes_train_the_same_weights_to_the_bit():
+    program = """
+import hashlib, numpy as np, xpnet as xn
+rng = np.random.default_rng(0)
+net = xn.Sequential(xn.Dense(8, 16), xn.BatchNorm(16), xn.ReLU(), xn.Dropout(0.2), xn.Dense(16, 3)).initialize(seed=3)
+net.fit(rng.random((100, 8)), rng.integers(3, size=100), loss=xn.SoftmaxCrossEntropy(), optimizer=xn.Adam(), epochs=5)
+print(hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in net.params.values())).hexdigest())
+"""
+    first, second = (subprocess.check_output([sys.executable, "-c", program]) for _ in range(2))
+    assert first == second
+    assert len(first) > 60

@@ -1,0 +1,230 @@
+"""Every derivative against central differences, in any memory order; and mutants found out."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import FEATURES, LAYERS, LOSSES, Scale, WrongScale, ready, tutorial_network
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xpnet as xn
+
+EXAMPLES = settings(max_examples=100, deadline=None, derandomize=True)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def c_ordered(x):
+    return np.ascontiguousarray(x)
+
+
+def f_ordered(x):
+    return np.asfortranarray(x)
+
+
+def strided(x):
+    """Every second entry of a larger array, backwards."""
+    room = np.zeros((2 * x.shape[0], 3 * x.shape[1]))
+    view = room[::-2, ::3]
+    view[...] = x
+    return view
+
+
+def read_only(x):
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+LAYOUTS = [c_ordered, f_ordered, strided, read_only]
+
+
+def some_inputs(rng, n):
+    """Rows of every size, with exact zeros, where ReLU has its corner, among them."""
+    x = rng.normal(size=(n, FEATURES)) * 10.0 ** rng.uniform(-1, 1)
+    x[rng.random(x.shape) < 0.05] = 0.0
+    return x
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
+@pytest.mark.parametrize("name", LAYERS)
+@given(seed=seeds, n=st.integers(2, 6))
+@EXAMPLES
+def test_layer_derivatives_are_those_of_its_forward(lib, name, training, seed, n):
+    rng = np.random.default_rng(seed)
+    layer = ready(LAYERS[name](), lib, seed=seed)
+    x = lib.asarray(some_inputs(rng, n))
+    errors = xn.check_gradients(layer, x, training=training, seed=seed)
+    assert errors.keys() == {"x", *layer.params}
+    assert max(errors.values()) < 1e-6
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", LOSSES)
+@given(seed=seeds, n=st.integers(1, 6), k=st.integers(2, 5))
+@EXAMPLES
+def test_loss_derivative_is_that_of_its_value(lib, name, reduction, seed, n, k):
+    loss, prediction, target = LOSSES[name]
+    rng = np.random.default_rng(seed)
+    errors = xn.check_gradients(loss(reduction=reduction), lib.asarray(prediction(rng, n, k)), target(rng, n, k))
+    assert errors["prediction"] < 1e-6
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", LAYERS)
+@given(seed=seeds, n=st.integers(2, 6))
+@EXAMPLES
+def test_memory_order_changes_no_derivative(name, layout, seed, n):
+    rng = np.random.default_rng(seed)
+    layer = ready(LAYERS[name](), seed=seed)
+    x = some_inputs(rng, n)
+    y, cache = layer.forward(c_ordered(x), training=True)
+    dy = rng.normal(size=y.shape)
+    dx, grads = layer.backward(c_ordered(dy), cache)
+
+    y_too, cache = layer.forward(layout(x), training=True)
+    dx_too, grads_too = layer.backward(layout(dy), cache)
+    for one, other in [(y, y_too), (dx, dx_too), *((grads[k], grads_too[k]) for k in grads)]:
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-13 * max(1.0, np.abs(one).max()))
+
+
+def test_whole_digits_network_with_its_loss(lib, digits):
+    x, y = digits
+    net = tutorial_network().initialize(lib.backend, "float64")
+    errors = xn.check_gradients(net, lib.asarray(x[:12]), y[:12], xn.SoftmaxCrossEntropy())
+    assert errors.keys() == {"x", *net.params}
+    assert max(errors.values()) < 1e-6
+
+
+def test_gradient_of_params_alone_is_the_same(lib, rng):
+    for make in LAYERS.values():
+        layer = ready(make(), lib)
+        y, cache = layer.forward(lib.asarray(some_inputs(rng, 5)), training=True)
+        dy = lib.asarray(rng.normal(size=y.shape))
+        _, grads = layer.backward(dy, cache)
+        alone = layer.backward_params(dy, cache)
+        assert alone.keys() == grads.keys()
+        for name, gradient in grads.items():
+            lib.agrees(alone[name], lib.to_numpy(gradient), rtol=1e-15)
+
+
+# --- a user's own -----------------------------------------------------------------------------------------------------
+
+
+def test_a_users_layer_is_proved(lib, rng):
+    errors = xn.check_gradients(Scale(FEATURES), lib.asarray(rng.normal(size=(5, FEATURES))))
+    assert errors.keys() == {"x", "a"}
+    assert max(errors.values()) < 1e-6
+
+
+def test_a_users_wrong_layer_is_named_with_the_entry(lib, rng):
+    with pytest.raises(
+        xn.GradientError, match=r"WrongScale\(4\): the gradient of x is wrong at \[\d, \d\]: backward says"
+    ):
+        xn.check_gradients(WrongScale(FEATURES), lib.asarray(rng.normal(size=(5, FEATURES))))
+
+
+def test_a_users_wrong_loss_is_named(lib, rng):
+    class Sloppy(xn.MeanSquaredError):
+        def total(self, prediction, target):
+            value, gradient = super().total(prediction, target)
+            return value, gradient / 2
+
+    with pytest.raises(xn.GradientError, match=r"Sloppy\(.*the gradient of prediction"):
+        xn.check_gradients(Sloppy(), lib.asarray(rng.normal(size=(5, 3))), rng.normal(size=(5, 3)))
+
+
+@pytest.mark.parametrize(
+    ("backward", "message"),
+    [
+        (lambda self, dy, cache: (2 * self.params["a"] * cache * dy, {}), "backward gives gradients"),
+        (
+            lambda self, dy, cache: (2 * self.params["a"] * cache * dy, {"a": dy}),
+            r"of a has shape \(5, 4\), expected \(4,\)",
+        ),
+        (lambda self, dy, cache: (dy / (0 * dy), {"a": dy[0, :]}), "of x has NaN or infinite entries"),
+    ],
+)
+@pytest.mark.numpy_only
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_malformed_gradients_are_refused(backward, message, rng):
+    layer = type("Mine", (Scale,), {"backward": backward})(FEATURES)
+    with pytest.raises(xn.GradientError, match=message):
+        xn.check_gradients(layer, rng.normal(size=(5, FEATURES)))
+
+
+@pytest.mark.numpy_only
+def test_a_corner_takes_any_slope_between_its_sides_and_no_other():
+    x = np.array([[0.0, 1e-9, -1e-9, 2.0]])
+    assert xn.check_gradients(xn.ReLU(), x)["x"] < 1e-6
+
+    class TooSteep(xn.ReLU):
+        def backward(self, dy, cache):
+            dx, grads = super().backward(dy, cache)
+            return dx * np.array([1.5, 1.0, 1.0, 1.0]), grads
+
+    with pytest.raises(xn.GradientError, match=r"wrong at \[0, 0\]"):
+        xn.check_gradients(TooSteep(), x)
+
+
+@pytest.mark.numpy_only
+def test_check_gradients_says_what_it_was_not_given(rng):
+    x = rng.normal(size=(5, FEATURES))
+    with pytest.raises(ValueError, match="a loss needs a target"):
+        xn.check_gradients(xn.MeanSquaredError(), x)
+    with pytest.raises(ValueError, match="both a target and a loss, or neither"):
+        xn.check_gradients(Scale(FEATURES), x, x)
+
+
+def test_check_gradients_changes_nothing(lib, rng):
+    net = tutorial_network().initialize(lib.backend, "float32")
+    before = {name: lib.to_numpy(a).copy() for name, a in (net.params | net.state).items()}
+    xn.check_gradients(net, lib.asarray(rng.random((4, 64))), [0, 1, 2, 3], xn.SoftmaxCrossEntropy())
+    for name, a in (net.params | net.state).items():
+        np.testing.assert_array_equal(lib.to_numpy(a), before[name])
+
+
+# --- mutants: a line of a backward changed, and the check must see it -------------------------------------------------
+
+MUTANTS = [  # module, the line's part, what stands there instead, the case that must turn red
+    ("layers/batchnorm.py", ' - grads["beta"] / n', "", "batch norm"),
+    ("layers/batchnorm.py", ' - normed * (grads["gamma"] / n)', "", "batch norm"),
+    ("layers/batchnorm.py", "dx * (self.params", "dy * (self.params", "batch norm"),
+    ("layers/batchnorm.py", '(self.params["gamma"] * scale)', "scale", "batch norm"),
+    ("layers/batchnorm.py", "if batch is not None:", "if True:", "batch norm, frozen"),
+    ("layers/batchnorm.py", "ops.dot_over_batch(dy, normed)", "ops.dot_over_batch(dy, normed * scale)", "batch norm"),
+    ("layers/dense.py", "x.T @ dy", "x.T @ dy / dy.shape[0]", "dense"),
+    ("layers/dense.py", '"bias": ops.sum_over_batch(dy)', '"bias": ops.sum_over_batch(dy) / dy.shape[0]', "dense"),
+    ("layers/activations.py", "dy * y * (1.0 - y)", "dy * y", "sigmoid"),
+    ("layers/activations.py", "dy * (1.0 - y * y)", "dy * (1.0 - y)", "tanh"),
+    ("layers/activations.py", "astype(positive, dy.dtype)", "astype(positive, dy.dtype) + 0.001", "relu"),
+    ("layers/activations.py", "where(positive, dy, self.alpha * dy)", "where(positive, dy, 0.0 * dy)", "leaky relu"),
+    ("layers/activations.py", "self.alpha * xp.exp(", "self.alpha * xp.expm1(", "elu"),
+    (
+        "layers/activations.py",
+        "y * (dy - namespace(y).sum(dy * y, axis=-1, keepdims=True))",
+        "dy * y * (1.0 - y)",
+        "softmax",
+    ),
+    ("layers/dropout.py", "(dy if mask is None else dy * mask)", "dy", "dropout"),
+]
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("module", "line", "instead", "case"), MUTANTS, ids=[f"{m[3]}: {m[1]}" for m in MUTANTS])
+def test_a_mutant_is_found_out(module, line, instead, case, monkeypatch, rng):
+    path = Path(xn.__file__).parent / module
+    source = path.read_text()
+    assert source.count(line) == 1
+    spec = importlib.util.spec_from_file_location("xpnet.layers.mutant", path)
+    mutant = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "xpnet.layers.mutant", mutant)
+    exec(compile(source.replace(line, instead), str(path), "exec"), vars(mutant))
+
+    sound = LAYERS[case]()
+    layer = getattr(mutant, type(sound).__name__)(**sound.settings())
+    with pytest.raises(xn.GradientError, match="the gradient of"):
+        xn.check_gradients(ready(layer), rng.normal(size=(5, FEATURES)))

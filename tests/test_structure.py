@@ -1,0 +1,115 @@
+"""What holds for the package as a whole: imports run downwards, one file knows the backends, importing is cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xpnet as xn
+
+PACKAGE = Path(xn.__file__).parent
+ORDER = [  # each module imports only from those before it
+    "backend",
+    "checks",
+    "ops",
+    "initializers",
+    "layers.base",
+    "layers.dense layers.batchnorm layers.activations layers.dropout",
+    "losses schedules metrics data callbacks",
+    "optimizers",
+    "step",
+    "training",
+    "network",
+    "gradcheck files plots",
+    "__init__",
+]
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
+LIBRARIES = {"array_api_compat", "array_api_strict", "cupy", "torch", "jax"}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        yield name, ast.parse(path.read_text())
+
+
+def imported(name, tree):
+    """The modules of the package that a module imports as it is imported: not under TYPE_CHECKING, not in functions."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            package = name.split(".")[:-1]
+            base = package[: len(package) + 1 - node.level]
+            whole = [*base, node.module] if node.module else base
+            for alias in node.names:
+                full = ".".join([*whole, alias.name])
+                yield full if full in RANK else ".".join(whole)
+
+
+@pytest.mark.numpy_only
+def test_imports_run_downwards():
+    seen = set()
+    for name, tree in modules():
+        if name == "layers.__init__":
+            continue
+        for other in imported(name, tree):
+            assert RANK[other] < RANK[name], f"{name} imports {other}"
+            seen.add(other)
+    assert len(seen) > 15  # the walk does find imports
+
+
+@pytest.mark.numpy_only
+def test_only_backend_names_a_backend():
+    for name, tree in modules():
+        if name == "backend":
+            continue
+        words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                words |= {alias.name.partition(".")[0] for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and node.module:
+                words.add(node.module.partition(".")[0])
+        assert not words & LIBRARIES, name
+
+
+@pytest.mark.numpy_only
+def test_importing_xpnet_imports_nothing_heavy():
+    program = "import sys, xpnet; print(*{m.partition('.')[0] for m in sys.modules})"
+    loaded = set(subprocess.check_output([sys.executable, "-c", program], text=True).split())
+    assert "xpnet" in loaded
+    assert not loaded & (LIBRARIES | {"sklearn", "matplotlib", "scipy", "tqdm", "safetensors"})
+
+
+def names_taken_from_xp():
+    """Every attribute that the package's code asks of a namespace."""
+    names = set()
+    for _, tree in modules():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Attribute):
+                continue
+            of = node.value
+            if (isinstance(of, ast.Name) and of.id == "xp") or (isinstance(of, ast.Attribute) and of.attr == "xp"):
+                names.add(node.attr)
+            if isinstance(of, ast.Call) and isinstance(of.func, ast.Name) and of.func.id == "namespace":
+                names.add(node.attr)
+    return names - {"Device", "__name__"}  # array_api_strict's own, and a module's
+
+
+@pytest.mark.cupy_only
+def test_every_name_taken_from_xp_exists_in_cupy():
+    import array_api_compat.cupy as cupy_namespace
+
+    names = names_taken_from_xp()
+    assert {"matmul", "exp"} & names
+    assert [name for name in sorted(names) if not hasattr(cupy_namespace, name)] == []
+
+
+def test_every_name_taken_from_xp_exists(xp):
+    assert [name for name in sorted(names_taken_from_xp()) if not hasattr(xp, name)] == []
+
+
+@pytest.mark.numpy_only
+def test_public_names_are_all_there():
+    assert [name for name in xn.__all__ if not hasattr(xn, name)] == []
+    assert len(set(xn.__all__)) == len(xn.__all__)
