@@ -1,6 +1,7 @@
 """The maths that the standard lacks, in pure array API. Axes: N batch, K classes.
 
-No function writes into its arguments, warns at extreme values, or turns a NaN into a number.
+No function writes into its arguments, warns at extreme values, or turns a NaN into a number. In-place operators are for
+arrays made a line before: they spare the memory of another, and where arrays are immutable they make one all the same.
 """
 
 import math
@@ -15,7 +16,9 @@ def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), to full relative accuracy in both tails; exp's argument stays below its overflow."""
     xp = namespace(x)
     limit = 709.0 if x.dtype == xp.float64 else 88.0  # exp(limit) is the last that is finite
-    return 1.0 / (1.0 + xp.exp(-xp.maximum(x, -limit)))
+    e = xp.exp(-xp.maximum(x, -limit))
+    e += 1.0
+    return 1.0 / e
 
 
 def clip(x: Array, low: float, high: float) -> Array:

@@ -17,7 +17,10 @@ class Sigmoid(Layer):
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         (y,) = self.saved(cache, dy)
-        return dy * y * (1.0 - y), {}
+        dx = 1.0 - y
+        dx *= y
+        dx *= dy
+        return dx, {}
 
 
 class Tanh(Layer):
@@ -29,7 +32,9 @@ class Tanh(Layer):
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         (y,) = self.saved(cache, dy)
-        return dy * (1.0 - y * y), {}
+        dx = 1.0 - y * y
+        dx *= dy
+        return dx, {}
 
 
 class ReLU(Layer):
@@ -41,7 +46,9 @@ class ReLU(Layer):
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         (positive,) = self.saved(cache, dy)
-        return dy * namespace(dy).astype(positive, dy.dtype), {}
+        dx = namespace(dy).astype(positive, dy.dtype)
+        dx *= dy
+        return dx, {}
 
 
 class LeakyReLU(Layer):

@@ -64,18 +64,24 @@ class BatchNorm(Layer):
         else:
             centred, var = x - self.state["mean"], self.state["var"]
         scale = 1.0 / namespace(x).sqrt(var + self.eps)  # (D,)
-        normed = centred * scale
-        y = normed * self.params["gamma"] + self.params["beta"]
+        normed = centred
+        normed *= scale
+        y = normed * self.params["gamma"]
+        y += self.params["beta"]
         return y, (self, y.shape, normed, scale, batch)
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         normed, scale, batch = self.saved(cache, dy)
         grads = {"gamma": ops.dot_over_batch(dy, normed), "beta": ops.sum_over_batch(dy)}
-        dx = dy
-        if batch is not None:
-            n = dy.shape[0]
-            dx = dy - grads["beta"] / n - normed * (grads["gamma"] / n)
-        return dx * (self.params["gamma"] * scale), grads
+        slope = self.params["gamma"] * scale
+        if batch is None:
+            return dy * slope, grads
+        n = dy.shape[0]
+        dx = normed * (grads["gamma"] / -n)
+        dx += dy
+        dx -= grads["beta"] / n
+        dx *= slope
+        return dx, grads
 
     def next_state(self, cache: Any) -> dict[str, Array]:
         batch = cache[-1]

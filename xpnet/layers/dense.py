@@ -44,7 +44,8 @@ class Dense(Layer):
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         self.check_features(x.shape, self.in_features, matrix=True)
-        y = ops.linear(x, self.params["weight"]) + self.params["bias"]
+        y = ops.linear(x, self.params["weight"])
+        y += self.params["bias"]
         return y, (self, y.shape, x)
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:

@@ -1,0 +1,106 @@
+"""Each backend's tests, and the checks: `nox -s tests-numpy tests-cupy`. `nox -l` lists them all."""
+
+import ctypes
+import os
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["tests-numpy", "tests-cupy"]
+nox.options.reuse_existing_virtualenvs = True
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+TORCH = "torch==2.13.0"
+
+
+def group(name: str) -> list[str]:
+    """The requirements of one of pyproject's dependency groups."""
+    return nox.project.dependency_groups(PYPROJECT, name)
+
+
+def suite(session: nox.Session, backend: str, *options: str) -> None:
+    """The same suite, on one backend."""
+    session.run("pytest", f"--backend={backend}", *options, *session.posargs)
+
+
+@nox.session(name="tests-numpy")
+def tests_numpy(session: nox.Session) -> None:
+    """On NumPy, with every line of the package that needs no GPU covered."""
+    session.install("-e", ".", *group("test"))
+    coverage = [] if session.posargs else ["--cov", "--cov-report=term-missing", "--cov-fail-under=100"]
+    suite(session, "numpy", *coverage)
+
+
+@nox.session(name="tests-cupy")
+def tests_cupy(session: nox.Session) -> None:
+    """On CuPy, where a CUDA device answers; elsewhere what needs none, and it says so."""
+    driver = cuda_driver()
+    wheel = f"cupy-cuda{os.environ.get('XPNET_CUDA') or driver or 13}x"
+    session.install("-e", ".", *group("test"), f"{wheel}[ctk]>=14" if driver else f"{wheel}>=14")
+    probe = "import xpnet; print(xpnet.get_backend('cupy').describe())"
+    answer = session.run("python", "-c", probe, silent=True, success_codes=[0, 1]) or ""
+    if "Error" not in answer:
+        suite(session, "cupy")
+        return
+    reason = answer.strip().splitlines()[-1]
+    if os.environ.get("XPNET_REQUIRE_GPU") == "1":
+        session.error(f"XPNET_REQUIRE_GPU=1, and CuPy has no device: {reason}")
+    suite(session, "cupy", "--no-device")
+    session.warn(f"NO GPU TEST WAS RUN: NO CUDA DEVICE ANSWERS HERE ({reason})")
+
+
+@nox.session(name="tests-strict", default=False)
+def tests_strict(session: nox.Session) -> None:
+    """On array_api_strict, which has nothing but the standard, and on its second device."""
+    session.install("-e", ".", *group("test"), *group("strict"))
+    suite(session, "array_api_strict")
+
+
+@nox.session(name="tests-torch", default=False)
+def tests_torch(session: nox.Session) -> None:
+    """On PyTorch, and against its autograd and optimizers."""
+    session.install(TORCH)
+    session.install("-e", ".", *group("test"))
+    suite(session, "torch")
+
+
+@nox.session(name="tests-jax", default=False)
+def tests_jax(session: nox.Session) -> None:
+    """On JAX."""
+    session.install("-e", ".[jax]", *group("test"))
+    suite(session, "jax")
+
+
+@nox.session(default=False)
+def lint(session: nox.Session) -> None:
+    """Ruff, its format included."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(default=False)
+def types(session: nox.Session) -> None:
+    """Mypy, strict on the package."""
+    session.install("-e", ".", *group("types"))
+    session.run("mypy")
+
+
+@nox.session(default=False)
+def digits(session: nox.Session) -> None:
+    """Train on the digits: `nox -s digits -- --backend numpy --plot digits.png`."""
+    session.install("-e", ".[sklearn,plots]")
+    session.run("python", "scripts/train_digits.py", *session.posargs)
+
+
+def cuda_driver() -> int | None:
+    """The major version of CUDA that the driver here supports, None without a driver."""
+    for library in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            cuda = ctypes.CDLL(library)
+        except OSError:
+            continue
+        version = ctypes.c_int()
+        if cuda.cuDriverGetVersion(ctypes.byref(version)) == 0 and version.value:
+            return 12 if version.value < 13000 else 13
+    return None

@@ -1,0 +1,206 @@
+"""Train a network on scikit-learn's handwritten digits, on NumPy, CuPy, PyTorch or JAX.
+
+The first 1,500 images train, each also moved by half a pixel in eight directions; the other 297 validate.
+With --tutorial: the source tutorial's own job, step for step.
+"""
+
+import argparse
+import math
+import sys
+import time
+
+import numpy as np
+
+import xpnet as xn
+
+TRAIN = 1500
+OPTIMIZERS = {c.__name__.lower(): c for c in (xn.SGD, xn.Nesterov, xn.Adagrad, xn.RMSprop, xn.Adam, xn.AdamW)}
+RATES = {"sgd": 0.1, "nesterov": 0.05, "adagrad": 0.03, "rmsprop": 0.003, "adam": 0.005, "adamw": 0.005}
+
+
+def arguments() -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=["numpy", "cupy", "torch", "jax", "auto"], default="auto")
+    parser.add_argument("--device", help="that library's name for one: cuda:0, cpu, ...")
+    parser.add_argument("--dtype", choices=["float32", "float64"], help="default: float32, the tutorial's float64")
+    parser.add_argument("--epochs", type=int, help="default: 10, the tutorial's 5,000")
+    parser.add_argument("--batch-size", type=int, help="default: 64, the tutorial's 1,500")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam")
+    parser.add_argument("--learning-rate", type=float, help="default: one that suits the optimizer")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw curves, confusion matrix and the digits it got wrong")
+    parser.add_argument("--save", metavar="FILE", help="write the trained network, for xpnet.load")
+    parser.add_argument("--tutorial", action="store_true", help="the tutorial's network, loss, Adam and 5,000 steps")
+    return parser.parse_args()
+
+
+def network() -> xn.Sequential:
+    """Two hidden layers, batch norm, dropout."""
+    return xn.Sequential(
+        xn.Dense(64, 256, initializer="he_normal"),
+        xn.BatchNorm(256, momentum=0.9),
+        xn.ReLU(),
+        xn.Dropout(0.4),
+        xn.Dense(256, 128, initializer="he_normal"),
+        xn.BatchNorm(128, momentum=0.9),
+        xn.ReLU(),
+        xn.Dropout(0.4),
+        xn.Dense(128, 10),
+    )
+
+
+def tutorial_network() -> xn.Sequential:
+    """The tutorial's, its last batch norm giving the logits."""
+    return xn.Sequential(
+        xn.Dense(64, 32),
+        xn.BatchNorm(32, momentum=0.99, eps=0.01),
+        xn.Sigmoid(),
+        xn.Dense(32, 16),
+        xn.BatchNorm(16, momentum=0.99, eps=0.01),
+        xn.ReLU(),
+        xn.Dense(16, 10),
+        xn.BatchNorm(10, momentum=0.99, eps=0.01),
+    )
+
+
+def tutorial_adam(learning_rate: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> xn.Adam:
+    """The tutorial's Adam, which divides by 1 - beta1 and 1 - beta2 at every step."""
+    root = math.sqrt(1 - beta2)
+    return xn.Adam(learning_rate * root / (1 - beta1), beta1, beta2, eps * root, bias_correction=False)
+
+
+def with_moved_copies(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images (n, 64), and each moved by half a pixel in eight directions, with their classes."""
+    images = x.reshape(-1, 8, 8)
+
+    def moved(images: np.ndarray, axis: int, by: int) -> np.ndarray:
+        return (images + np.roll(np.pad(images, ((0, 0), (1, 1), (1, 1))), by, axis)[:, 1:-1, 1:-1]) / 2
+
+    beside = [images, moved(images, 2, -1), moved(images, 2, 1)]
+    copies = [copy for row in beside for copy in (row, moved(row, 1, -1), moved(row, 1, 1))]
+    return np.concatenate(copies).reshape(-1, 64), np.tile(y, 9)
+
+
+class TutorialTable(xn.Callback):
+    """Print what the tutorial prints: every 500 steps, the summed binary cross-entropy of the training batch."""
+
+    def __init__(self, x, y, every=500):
+        self.x, self.y, self.every = x, y, every
+        self.loss = xn.BinaryCrossEntropy(reduction="sum")
+
+    def train_begin(self, run):
+        print(f"{'step':>6}  {'loss':>8}")
+        self.step_end(run)
+
+    def step_end(self, run):
+        if run.step % self.every == 0 and run.step < run.epochs * run.steps_per_epoch:
+            backend = run.net.backend
+            logits, _ = run.net.forward(backend.asarray(self.x, run.net.dtype), training=True)
+            print(f"{run.step:>6}  {float(self.loss(xn.ops.softmax(logits), self.y)):>8.1f}", flush=True)
+
+
+class TrainingAccuracy(xn.Callback):
+    """Record the accuracy on the training images after each epoch, for the picture's sake."""
+
+    def __init__(self, x, y, loss):
+        self.x, self.y, self.loss = x, y, loss
+
+    def epoch_end(self, run):
+        run.history.record({"accuracy": run.net.evaluate(self.x, self.y, self.loss)["accuracy"]})
+
+
+def picture(path, history, counts, images, predicted, true, title):
+    """Draw the training and what it came to."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from xpnet import plots
+
+    figure, axes = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
+    figure.suptitle(title)
+    plots.learning_curves(history, "loss", axes[0, 0])
+    plots.learning_curves(history, "accuracy", axes[0, 1])
+    plots.confusion_matrix(counts, axes[1, 0])
+    plots.misclassified(images, predicted, true, ax=axes[1, 1])
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Train, report, and draw and save what was asked for."""
+    options = arguments()
+    tutorial = options.tutorial
+    dtype = options.dtype or ("float64" if tutorial else "float32")
+    epochs = options.epochs or (5000 if tutorial else 10)
+    batch_size = options.batch_size or (TRAIN if tutorial else 64)
+    rate = options.learning_rate or (0.001 if tutorial else RATES[options.optimizer])
+
+    x, y = xn.data.load_digits()
+    if tutorial:
+        x = x * 16.0  # the tutorial's pixels run from 0 to 16
+    x_train, y_train, x_val, y_val = x[:TRAIN], y[:TRAIN], x[TRAIN:], y[TRAIN:]
+    if not tutorial:
+        x_train, y_train = with_moved_copies(x_train, y_train)
+    net = tutorial_network() if tutorial else network()
+    net.initialize(xn.get_backend(options.backend, options.device), dtype, options.seed)
+    backend = net.backend
+    if tutorial and options.optimizer == "adam":
+        optimizer = tutorial_adam(rate)
+    else:
+        steps = epochs * math.ceil(len(x_train) / batch_size)
+        optimizer = OPTIMIZERS[options.optimizer](rate if tutorial else xn.CosineDecay(rate, steps))
+    loss = xn.SoftmaxCrossEntropy(reduction="sum" if tutorial else "mean")
+
+    print(net.summary())
+    print(f"\n{optimizer}")
+    print(f"{len(x_train):,} images train in batches of {batch_size:,}, {len(x_val)} validate")
+    print(f"{dtype} on {backend.describe()}")
+    before = net.evaluate(x_val, y_val, loss)["accuracy"]
+    print(f"accuracy before: {before:.1%}\n", flush=True)
+
+    callbacks: list[xn.Callback] = [TutorialTable(x_train, y_train)] if tutorial else []
+    if options.plot:
+        callbacks.append(TrainingAccuracy(x[:TRAIN], y[:TRAIN], loss))
+    began = time.perf_counter()
+    history = net.fit(
+        x_train,
+        y_train,
+        loss=loss,
+        optimizer=optimizer,
+        epochs=epochs,
+        batch_size=batch_size,
+        shuffle=not tutorial,
+        validation_data=None if tutorial and not options.plot else (x_val, y_val),
+        callbacks=callbacks,
+        progress=not tutorial,
+    )
+    seconds = time.perf_counter() - began
+
+    logits = net.predict(x_val)
+    predicted = np.argmax(backend.to_numpy(logits), axis=1)
+    right = int((predicted == y_val).sum())
+    print(
+        f"\n{'interrupted after' if history.interrupted else 'trained in'} {seconds:.1f} s: {history.steps:,} steps, ",
+        end="",
+    )
+    print(f"{1000 * history.seconds / max(history.steps, 1):.3f} ms/step on {backend.describe()}")
+    print(f"accuracy after: {right / len(y_val):.1%} ({right} of {len(y_val)} right)")
+
+    if options.plot and history:
+        counts = backend.to_numpy(xn.confusion_matrix(logits, y_val))
+        done = f"after {len(history['loss']):,} epochs on {backend.name}"
+        title = f"Digits: {right / len(y_val):.1%} of {len(y_val)} right, {done}"
+        picture(options.plot, history, counts, x_val.reshape(-1, 8, 8), predicted, y_val, title)
+        print(f"picture in {options.plot}")
+    if options.save:
+        net.save(options.save)
+        print(f"network in {options.save}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (xn.BackendUnavailableError, xn.DivergenceError, ValueError, OSError, ImportError) as error:
+        sys.exit(f"train_digits: {error}")
