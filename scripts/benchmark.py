@@ -8,6 +8,7 @@ import statistics
 import time
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from train_digits import TRAIN, tutorial_adam, tutorial_network
 
 import xpnet as xn
@@ -109,4 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with threadpool_limits(limits=1):
+        main()

@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 import xpnet as xn
 
@@ -201,6 +202,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        with threadpool_limits(limits=1):  # products this small take longer shared out over cores than on one
+            main()
     except (xn.BackendUnavailableError, xn.DivergenceError, ValueError, OSError, ImportError) as error:
         sys.exit(f"train_digits: {error}")

@@ -1,0 +1,195 @@
+"""Choosing a backend: what each one says of itself, what it says when it cannot be had, and "auto"."""
+
+import pickle
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet import backend as backend_module
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """No backend made yet."""
+    monkeypatch.setattr(backend_module, "_made", {})
+
+
+def test_backend_has_what_the_contract_says(lib):
+    backend = lib.backend
+    a = backend.asarray([[1.5, 2.0]], "float32")
+    assert backend.name == lib.name
+    assert backend.xp is lib.xp
+    assert backend.owns(a)
+    assert str(a.dtype).endswith("float32")
+    host = backend.to_numpy(a)
+    assert type(host) is np.ndarray
+    np.testing.assert_array_equal(host, [[1.5, 2.0]])
+    backend.synchronize()
+    assert backend.describe().startswith(lib.name)
+    assert lib.name in repr(backend)
+    assert backend_module.backend_of(a).xp is lib.xp
+
+
+def test_one_backend_is_made_once_and_survives_pickling(lib):
+    assert xn.get_backend(lib.name, lib.device) is lib.backend
+    if lib.device is None:
+        assert pickle.loads(pickle.dumps(lib.backend)) is lib.backend
+
+
+def test_arrays_in_any_memory_order_are_taken(lib):
+    x = np.arange(24.0).reshape(4, 6)
+    read_only = x.copy()
+    read_only.flags.writeable = False
+    for a in (x[::-1, ::2], np.asfortranarray(x), read_only):
+        np.testing.assert_array_equal(lib.to_numpy(lib.backend.asarray(a)), a)
+
+
+@pytest.mark.numpy_only
+def test_unknown_name_is_refused_with_the_names_there_are():
+    with pytest.raises(ValueError, match=r"no backend 'tensorflow'; there are 'numpy', 'cupy', 'torch'.*'auto'"):
+        xn.get_backend("tensorflow")
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("cupy", r"pip install 'xpnet\[cuda13\]'"),
+        ("torch", r"pip install 'xpnet\[torch\]'"),
+        ("jax", r"pip install 'xpnet\[jax\]'"),
+        ("array_api_strict", "pip install array-api-strict"),
+    ],
+)
+def test_missing_library_is_named_with_the_command_that_installs_it(name, remedy, monkeypatch, fresh):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(xn.BackendUnavailableError, match=f"backend '{name}': .*{remedy}"):
+        xn.get_backend(name)
+
+
+def test_device_that_is_not_there_is_refused(lib):
+    with pytest.raises(
+        xn.BackendUnavailableError, match=f"backend '{lib.name}': device 'no-such-device' cannot be used"
+    ):
+        xn.get_backend(lib.name, "no-such-device")
+
+
+@pytest.mark.numpy_only
+def test_auto_is_numpy_where_cupy_is_missing(monkeypatch, fresh):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert xn.get_backend("auto").name == "numpy"
+
+
+# --- CuPy without a device --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cupy_only
+@pytest.mark.no_device
+def test_cupy_imports_and_says_in_the_drivers_words_that_no_device_answers():
+    import cupy
+
+    assert not cupy.is_available()
+    with pytest.raises(xn.BackendUnavailableError, match=r"'cupy': .*(cuda|CUDA).*Check that nvidia-smi") as caught:
+        xn.get_backend("cupy")
+    assert isinstance(caught.value.__cause__, Exception)
+
+
+@pytest.mark.cupy_only
+@pytest.mark.no_device
+def test_auto_falls_back_to_numpy_and_trains():
+    net = xn.Sequential(xn.Dense(3, 2)).initialize("auto")
+    assert net.backend.name == "numpy"
+    assert type(net(np.ones((1, 3)))) is np.ndarray
+
+
+# --- CuPy's path, on a stand-in made of NumPy: what we ask of CuPy, not what CuPy does --------------------------------
+
+
+class Device:
+    """A CUDA device that counts how often it was entered and waited for."""
+
+    entered = waited = 0
+
+    def __init__(self, number):
+        if number > 1:
+            raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        self.id = number
+
+    def __enter__(self):
+        Device.entered += 1
+
+    def __exit__(self, *error):
+        pass
+
+    def synchronize(self):
+        Device.waited += 1
+
+
+class CuPyArray(np.ndarray):
+    def get(self):
+        return np.array(self)
+
+
+@pytest.fixture
+def stand_in(monkeypatch, fresh):
+    import array_api_compat.numpy as numpy_namespace
+
+    cupy = types.ModuleType("cupy")
+    cupy.__version__ = "0.stand-in"
+    cupy.arange = np.arange
+    properties = {"name": b"Paper Tiger"}
+    runtime = types.SimpleNamespace(getDeviceProperties=lambda number: properties)
+    cupy.cuda = types.SimpleNamespace(Device=Device, runtime=runtime)
+    namespace = types.ModuleType("array_api_compat.cupy")
+    namespace.__dict__.update(vars(numpy_namespace))
+    namespace.asarray = lambda x, dtype=None: np.asarray(x, dtype=dtype).view(CuPyArray)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "array_api_compat.cupy", namespace)
+    return cupy
+
+
+@pytest.mark.numpy_only
+def test_cupys_arrays_are_made_in_its_devices_scope(stand_in):
+    backend = xn.get_backend("cupy", "cuda:1")
+    assert backend.device.id == 1
+    before = Device.entered
+    a = backend.asarray([1.0, 2.0], "float32")
+    with backend.scope():
+        pass
+    assert Device.entered == before + 2
+    assert type(a) is CuPyArray
+    assert type(backend.to_numpy(a)) is np.ndarray
+    backend.synchronize()
+    assert Device.waited
+    assert backend.describe() == "cupy 0.stand-in on cuda:1 Paper Tiger"
+    assert xn.get_backend("auto").name == "cupy"
+    assert xn.get_backend("cupy", Device(1)).device.id == 1
+
+
+@pytest.mark.numpy_only
+def test_cupy_that_computes_wrongly_or_has_no_such_device_cannot_be_used(stand_in):
+    with pytest.raises(xn.BackendUnavailableError, match=r"device 'cuda:7' cannot be used .*invalid device ordinal"):
+        xn.get_backend("cupy", "cuda:7")
+    stand_in.arange = np.zeros
+    with pytest.raises(xn.BackendUnavailableError, match="a sum of three numbers came out wrong"):
+        xn.get_backend("cupy")
+
+
+# --- PyTorch and JAX --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.torch_only
+def test_autograd_records_nothing_of_ours():
+    import torch
+
+    x = torch.ones(2, 3, requires_grad=True)
+    net = xn.Sequential(xn.Dense(3, 2)).initialize("torch")
+    assert not net(x).requires_grad
+    assert all(not a.requires_grad for a in net.params.values())
+
+
+def test_float64_is_float64(lib):
+    net = xn.Sequential(xn.Dense(3, 2)).initialize(lib.backend, "float64")
+    assert lib.to_numpy(net(np.ones((1, 3)))).dtype == np.float64
