@@ -12,12 +12,12 @@ import xpnet as xn
 PACKAGE = Path(xn.__file__).parent
 ORDER = [  # each module imports only from those before it
     "backend",
-    "checks",
+    "checks settings",
     "ops",
     "initializers",
     "layers.base",
     "layers.dense layers.batchnorm layers.activations layers.dropout",
-    "losses schedules metrics data callbacks",
+    "losses metrics schedules data callbacks",
     "optimizers",
     "step",
     "training",

@@ -1,11 +1,8 @@
 """Model files: architecture, parameters and running statistics in one safetensors file. Loading runs nothing in it."""
 
 import contextlib
-import json
 import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +17,7 @@ from .network import Sequential
 
 FORMAT = "xpnet"
 VERSION = "1"
+Path = str | os.PathLike[str]
 LAYERS: tuple[type[Layer], ...] = (Dense, BatchNorm, Dropout, Sigmoid, Tanh, ReLU, LeakyReLU, ELU, Softmax)
 
 
@@ -27,8 +25,11 @@ class FormatError(ValueError):
     """A file that is not a sound model file: which one, and why."""
 
 
-def save(net: Sequential, path: str | Path) -> None:
+def save(net: Sequential, path: Path) -> None:
     """Write `net` to `path`, whole or not at all. OSError where the file system refuses."""
+    import json
+    import tempfile
+
     from safetensors.numpy import save as to_bytes
 
     host = net.backend.to_numpy
@@ -39,8 +40,8 @@ def save(net: Sequential, path: str | Path) -> None:
         "network": json.dumps({"dtype": net.dtype, "layers": describe(net)}),
     }
     data = to_bytes({k: np.array(host(a), order="C") for k, a in arrays.items()}, metadata=header)
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    folder, name = os.path.split(os.path.abspath(path))
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -57,7 +58,7 @@ def save(net: Sequential, path: str | Path) -> None:
 
 
 def load(
-    path: str | Path,
+    path: Path,
     backend: str | Backend | None = None,
     device: Any = None,
     custom_layers: Sequence[type[Layer]] = (),
@@ -67,10 +68,13 @@ def load(
     Layers come from this package and from `custom_layers`, classes of your own; nothing that a file names is imported.
     Raises FormatError for anything that is not such a file, OSError where it cannot be read.
     """
+    import json
+
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
 
-    data = Path(path).read_bytes()
+    with open(path, "rb") as file:
+        data = file.read()
     try:
         arrays = from_bytes(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})

@@ -12,9 +12,10 @@ import numpy as np
 from . import ops
 from .backend import Array, backend_of, namespace
 from .checks import positive
+from .settings import Configured
 
 
-class Loss(ABC):
+class Loss(Configured, ABC):
     """The base: `reduction="sum"` adds up every element, "mean" divides that by what `mean_over` says.
 
     A subclass writes `total`, which may trust its arguments: they are floating arrays of one shape (N, K).
@@ -54,9 +55,6 @@ class Loss(ABC):
     def encode(self, target: Any, prediction: Array) -> Array:
         """`target` checked, and as a floating array like `prediction` in shape, dtype, library and device."""
         return _like(type(self).__name__, target, prediction)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
 
 
 # --- squared, absolute, Huber -----------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
 """Networks: layers one after another, with the parameters' names, backend and numbers, and what one does with them."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -12,6 +11,11 @@ from .callbacks import Callback, History
 from .layers.base import Layer, Shape
 from .losses import Loss
 from .optimizers import Optimizer
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    from .files import Path
 
 
 class Sequential(Layer):
@@ -102,10 +106,10 @@ class Sequential(Layer):
         for layer in self.layers:
             layer.trainable = value
 
-    def initial_params(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
         return {f"{i}.{k}": v for i, layer in enumerate(self.layers) for k, v in layer.initial_params(rng).items()}
 
-    def initial_state(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def initial_state(self, rng: "Generator") -> dict[str, np.ndarray]:
         return {f"{i}.{k}": v for i, layer in enumerate(self.layers) for k, v in layer.initial_state(rng).items()}
 
     def clone(self) -> Self:
@@ -339,7 +343,7 @@ class Sequential(Layer):
         """The loss and the metrics (as in `fit`) of the outputs for x: {"loss": ..., "accuracy": ...}."""
         return training.evaluate(self, x, y, loss, metrics, batch_size)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: "Path") -> None:
         """Write architecture, parameters and statistics to a safetensors file; `xpnet.load` reads it."""
         from .files import save
 

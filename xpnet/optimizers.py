@@ -17,11 +17,12 @@ from . import ops
 from .backend import Array, namespace
 from .checks import fraction, non_negative, positive
 from .schedules import Schedule
+from .settings import Configured
 
 Slots = dict[str, Any]
 
 
-class Optimizer(ABC):
+class Optimizer(Configured, ABC):
     """The base: the learning rate or its schedule, clipping, weight decay, and the count of steps."""
 
     memory: tuple[str, ...] = ()  # the names of the arrays it keeps, which start at zero
@@ -86,9 +87,6 @@ class Optimizer(ABC):
 
     def _named(self, setting: str) -> str:
         return f"{type(self).__name__}: {setting}"
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items() if v is not None)})"
 
 
 class SGD(Optimizer):
@@ -186,8 +184,16 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """w ← w - η λ w, then Adam's update of it. Loshchilov & Hutter 2019, algorithm 2, in PyTorch's form."""
 
-    def __init__(self, learning_rate: float | Schedule = 0.001, *args: Any, weight_decay: float = 0.01, **common: Any):
-        super().__init__(learning_rate, *args, weight_decay=weight_decay, **common)
+    def __init__(
+        self,
+        learning_rate: float | Schedule = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        **common: Any,
+    ):
+        super().__init__(learning_rate, beta1, beta2, eps, weight_decay=weight_decay, **common)
 
     def decayed(self, w: Array, g: Array, slots: Slots) -> Array:
         return g

@@ -2,67 +2,69 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from .checks import non_negative, positive, whole
+from .settings import Configured
 
 Schedule = Callable[[int], float]
 
 
-@dataclass(frozen=True)
-class Constant:
+class Constant(Configured):
     """rate"""
 
-    rate: float
+    def __init__(self, rate: float):
+        self.rate = positive("Constant: rate", rate)
 
     def __call__(self, step: int) -> float:
         return self.rate
 
 
-@dataclass(frozen=True)
-class StepDecay:
+class StepDecay(Configured):
     """rate · factor^⌊step / every⌋"""
 
-    rate: float
-    factor: float = 0.1
-    every: int = 1000
+    def __init__(self, rate: float, factor: float = 0.1, every: int = 1000):
+        self.rate = positive("StepDecay: rate", rate)
+        self.factor = positive("StepDecay: factor", factor)
+        self.every = whole("StepDecay: every", every)
 
     def __call__(self, step: int) -> float:
         return self.rate * math.pow(self.factor, step // self.every)
 
 
-@dataclass(frozen=True)
-class ExponentialDecay:
+class ExponentialDecay(Configured):
     """rate · factor^(step / every)"""
 
-    rate: float
-    factor: float = 0.96
-    every: int = 1000
+    def __init__(self, rate: float, factor: float = 0.96, every: int = 1000):
+        self.rate = positive("ExponentialDecay: rate", rate)
+        self.factor = positive("ExponentialDecay: factor", factor)
+        self.every = whole("ExponentialDecay: every", every)
 
     def __call__(self, step: int) -> float:
         return self.rate * math.pow(self.factor, step / self.every)
 
 
-@dataclass(frozen=True)
-class CosineDecay:
+class CosineDecay(Configured):
     """final + (rate - final) (1 + cos(π min(step / steps, 1))) / 2. Loshchilov & Hutter 2017, eq. 5, no restarts."""
 
-    rate: float
-    steps: int
-    final: float = 0.0
+    def __init__(self, rate: float, steps: int, final: float = 0.0):
+        self.rate = positive("CosineDecay: rate", rate)
+        self.steps = whole("CosineDecay: steps", steps)
+        self.final = non_negative("CosineDecay: final", final)
 
     def __call__(self, step: int) -> float:
         return self.final + (self.rate - self.final) * (1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2
 
 
-@dataclass(frozen=True)
-class WarmUp:
+class WarmUp(Configured):
     """then(0) · (step + 1) / steps for the first `steps` steps, after them then(step - steps).
 
     `then` is a rate or another schedule. Goyal et al. 2017, section 2.2.
     """
 
-    then: float | Schedule
-    steps: int
+    def __init__(self, then: float | Schedule, steps: int):
+        self.then = then if callable(then) else positive("WarmUp: then", then)
+        self.steps = whole("WarmUp: steps", steps)
 
     def __call__(self, step: int) -> float:
-        then = Constant(self.then) if isinstance(self.then, (int, float)) else self.then
+        then = self.then if callable(self.then) else Constant(self.then)
         return then(0) * (step + 1) / self.steps if step < self.steps else then(step - self.steps)

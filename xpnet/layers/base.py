@@ -4,17 +4,21 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from ..backend import Array
+from ..settings import Configured
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
 
 Shape = tuple[int | str | None, ...]  # a batch axis may be None or a letter
 NOTHING: Mapping[str, Array] = MappingProxyType({})  # until a layer has arrays of its own
 
 
-class Layer(ABC):
+class Layer(Configured, ABC):
     """The base of every layer. One's own needs `forward` and `backward`, and of the rest what it has.
 
     A layer holds `params` and `state` (dicts of arrays) and its settings, nothing else. A call never changes it: what
@@ -28,11 +32,11 @@ class Layer(ABC):
     input_shape: Shape | None = None  # without the batch, where the layer takes one shape only
     smallest_batch: int = 1  # that it can be trained on
 
-    def initial_params(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
         """The parameters to start from, NumPy arrays drawn from `rng`; {} if there are none."""
         return {}
 
-    def initial_state(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def initial_state(self, rng: "Generator") -> dict[str, np.ndarray]:
         """The running statistics to start from; {} if there are none."""
         return {}
 
@@ -56,11 +60,6 @@ class Layer(ABC):
         """The shape of y for an x of this shape, with or without the batch axis; ValueError for an x it cannot take."""
         return input_shape
 
-    def settings(self) -> dict[str, Any]:
-        """The constructor's arguments, by name."""
-        code = getattr(type(self).__init__, "__code__", None)  # one's own layer may have no constructor
-        return {name: getattr(self, name) for name in code.co_varnames[1 : code.co_argcount]} if code else {}
-
     def assign_params(self, params: Mapping[str, Array]) -> None:
         """Take these parameters as they are."""
         self.params = dict(params)
@@ -76,19 +75,6 @@ class Layer(ABC):
             if arrays := vars(self).get(name):
                 setattr(twin, name, dict(arrays))
         return twin
-
-    def __repr__(self) -> str:
-        """As one would write it: arguments without a default by position, others by name where they differ from it."""
-        settings = self.settings()
-        defaults = getattr(type(self).__init__, "__defaults__", None) or ()
-        required = len(settings) - len(defaults)
-        unset = [None] * required + list(defaults)
-        shown = [
-            f"{value!r}" if i < required else f"{name}={value!r}"
-            for i, ((name, value), default) in enumerate(zip(settings.items(), unset, strict=True))
-            if i < required or value != default
-        ]
-        return f"{type(self).__name__}({', '.join(shown)})"
 
     # --- for the layers of this package ---
 

@@ -1,6 +1,6 @@
 """Batch normalisation. Axes: N batch, D features."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -8,6 +8,9 @@ from .. import ops
 from ..backend import Array, namespace
 from ..checks import fraction, positive, whole
 from .base import Layer, Shape
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
 
 
 class BatchNorm(Layer):
@@ -41,10 +44,10 @@ class BatchNorm(Layer):
     def smallest_batch(self) -> int:  # type: ignore[override]
         return 2 if self.trainable else 1
 
-    def initial_params(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
         return {"gamma": np.ones(self.features), "beta": np.zeros(self.features)}
 
-    def initial_state(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def initial_state(self, rng: "Generator") -> dict[str, np.ndarray]:
         return {"mean": np.zeros(self.features), "var": np.ones(self.features)}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:

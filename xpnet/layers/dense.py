@@ -1,6 +1,6 @@
 """The fully connected layer. Axes: N batch, D in, H out."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -9,6 +9,9 @@ from ..backend import Array
 from ..checks import whole
 from ..initializers import INITIALIZERS
 from .base import Layer, Shape
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
 
 
 class Dense(Layer):
@@ -38,7 +41,7 @@ class Dense(Layer):
             raise ValueError(f"Dense: no initializer {initializer!r}; there are {', '.join(INITIALIZERS)}")
         self.input_shape = (self.in_features,)
 
-    def initial_params(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
         shape = self.in_features, self.out_features
         return {"weight": INITIALIZERS[self.initializer](rng, shape), "bias": np.zeros(self.out_features)}
 

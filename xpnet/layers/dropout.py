@@ -1,6 +1,6 @@
 """Dropout."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -8,6 +8,9 @@ from .. import ops
 from ..backend import Array, namespace
 from ..checks import fraction
 from .base import Layer
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
 
 
 class Dropout(Layer):
@@ -24,7 +27,7 @@ class Dropout(Layer):
     def __init__(self, rate: float = 0.5):
         self.rate = fraction("Dropout: rate", rate)
 
-    def initial_state(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def initial_state(self, rng: "Generator") -> dict[str, np.ndarray]:
         return {"key": np.array([rng.integers(2**31), 0], dtype=np.int32)}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:

@@ -1,0 +1,43 @@
+"""Things told by their settings: what `repr`, copying and saving know of a layer, loss, optimizer or schedule."""
+
+from typing import Any
+
+REQUIRED = object()
+TAKES_KEYWORDS = 0x08  # the flag of a function with **keywords
+
+
+class Configured:
+    """A class that keeps its constructor's arguments under their own names; one's own classes do the same."""
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, by name."""
+        return {name: getattr(self, name) for name in arguments(type(self))}
+
+    def __repr__(self) -> str:
+        """As one would write it: arguments without a default by position, others by name where they differ from it."""
+        shown = []
+        for name, default in arguments(type(self)).items():
+            value = getattr(self, name)
+            if default is REQUIRED:
+                shown.append(repr(value))
+            elif value != default:
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def arguments(cls: type) -> dict[str, Any]:
+    """The names of a constructor's arguments with their defaults; through **keywords, those of its base's too."""
+    found: dict[str, Any] = {}
+    for base in cls.__mro__:
+        code = getattr(vars(base).get("__init__"), "__code__", None)
+        if code is None:
+            continue
+        init = vars(base)["__init__"]
+        names = code.co_varnames[1 : code.co_argcount]
+        defaults = init.__defaults__ or ()
+        own = dict(zip(names, [REQUIRED] * (len(names) - len(defaults)) + list(defaults), strict=True))
+        own |= init.__kwdefaults__ or {}
+        found |= {name: default for name, default in own.items() if name not in found}
+        if not code.co_flags & TAKES_KEYWORDS:
+            break
+    return found
