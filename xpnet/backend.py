@@ -42,6 +42,8 @@ def device_of(x: Array) -> Any:
 
 def dtype_name(dtype: object) -> str:
     """The plain name of a dtype given as a name or as any library's dtype object: numpy.float32 -> "float32"."""
+    if dtype is None:  # NumPy's float64
+        return "None"
     try:
         return np.dtype(dtype).name  # type: ignore[call-overload, no-any-return]
     except TypeError:
@@ -97,6 +99,7 @@ class Backend:
             x = np.asarray(x)
             kind = x.dtype.name
             real = x.dtype.kind in "biu"
+            x = x.astype(x.dtype.newbyteorder("="), copy=False)  # files of other machines, FITS files
         if not real and kind not in DTYPES:
             raise TypeError(
                 f"{who} has dtype {kind}; expected float32, float64, integers or booleans: convert it first"
@@ -116,8 +119,12 @@ class Backend:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """What must hold while a network runs here: the current device, quiet floating-point warnings."""
-        yield
+        """What must hold while a network runs here: the current device, and no warnings where numbers overflow.
+
+        NumPy warns, the others don't; what is not finite is found, and raised, by those who ask for the scope.
+        """
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            yield
 
     @property
     def device_name(self) -> str:
@@ -146,11 +153,6 @@ class _NumPy(Backend):
         super().__init__(device)
         if device not in (None, "cpu"):
             raise self._no_device("NumPy computes on the CPU only", 'Use device=None, or backend="cupy" for a GPU.')
-
-    @contextlib.contextmanager
-    def scope(self) -> Iterator[None]:
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            yield
 
 
 class _CuPy(Backend):
@@ -290,7 +292,7 @@ def backend_of(x: Array) -> Backend:
 
 # --- the default ------------------------------------------------------------------------------------------------------
 
-_default: tuple[str, Any] = (os.environ.get("XPNET_BACKEND", "numpy"), None)
+_default: tuple[str, Any] = (os.environ.get("XPNET_BACKEND") or "numpy", None)
 
 
 class use_backend:  # noqa: N801  # reads as the function it is used as

@@ -33,6 +33,6 @@ def finite(name: str, value: object) -> float:
 
 
 def _number(name: str, value: object, expected: str, holds: Callable[[float], bool]) -> float:
-    if isinstance(value, Real) and holds(float(value)):
-        return float(value)
-    raise ValueError(f"{name} must be {expected}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, Real) or not holds(float(value)):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    return float(value)

@@ -29,7 +29,7 @@ def train_test_split(
     if len(x) != len(y):
         raise ValueError(f"train_test_split: x has {len(x)} rows and y {len(y)}; they must match")
     rows = len(x)
-    count = test_size if isinstance(test_size, int) else round(rows * test_size)
+    count = int(test_size) if isinstance(test_size, (int, np.integer)) else round(rows * test_size)
     if not 0 < count < rows:
         raise ValueError(f"train_test_split: test_size {test_size!r} of {rows} rows leaves one side empty")
     order = np.arange(rows) if seed is None else np.random.default_rng(seed).permutation(rows)

@@ -13,12 +13,22 @@ from .layers.base import Layer
 from .layers.batchnorm import BatchNorm
 from .layers.dense import Dense
 from .layers.dropout import Dropout
-from .network import Sequential
+from .network import Sequential, resolve
 
 FORMAT = "xpnet"
 VERSION = "1"
 Path = str | os.PathLike[str]
 LAYERS: tuple[type[Layer], ...] = (Dense, BatchNorm, Dropout, Sigmoid, Tanh, ReLU, LeakyReLU, ELU, Softmax)
+
+
+UNSOUND = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)  # what building from one raises
 
 
 class FormatError(ValueError):
@@ -34,11 +44,11 @@ def save(net: Sequential, path: Path) -> None:
 
     host = net.backend.to_numpy
     arrays = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
-    header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "network": json.dumps({"dtype": net.dtype, "layers": describe(net)}),
-    }
+    try:
+        network = json.dumps({"dtype": net.dtype, "layers": describe(net)})
+    except TypeError as error:
+        raise TypeError(f"save: {net!r} has a setting that JSON cannot hold ({error}); use plain numbers") from error
+    header = {"format": FORMAT, "version": VERSION, "network": network}
     data = to_bytes({k: np.array(host(a), order="C") for k, a in arrays.items()}, metadata=header)
     folder, name = os.path.split(os.path.abspath(path))
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".tmp")
@@ -75,6 +85,7 @@ def load(
 
     with open(path, "rb") as file:
         data = file.read()
+    place = resolve(backend, device)
     try:
         arrays = from_bytes(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
@@ -84,10 +95,12 @@ def load(
             raise ValueError(f"format version {header.get('version')!r}, this xpnet reads {VERSION!r}")
         network = json.loads(header["network"])
         net = Sequential(*build(network["layers"], {c.__name__: c for c in (*LAYERS, *custom_layers)}))
-        net.initialize(backend, network["dtype"], device=device)
+        net.initialize(place, network["dtype"])
+        if strangers := [name for name in arrays if not name.startswith(("params.", "state."))]:
+            raise ValueError(f"it holds {', '.join(sorted(strangers))}, which is neither params nor state")
         net.set_params({k.removeprefix("params."): a for k, a in arrays.items() if k.startswith("params.")})
         net.set_state({k.removeprefix("state."): a for k, a in arrays.items() if k.startswith("state.")})
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (SafetensorError, *UNSOUND) as error:
         raise FormatError(f"{path} is not a sound model file: {error}") from error
     return net
 
@@ -97,7 +110,7 @@ def describe(net: Sequential) -> list[dict[str, Any]]:
     return [
         {"layer": "Sequential", "layers": describe(layer)}
         if isinstance(layer, Sequential)
-        else {"layer": type(layer).__name__, "settings": layer.settings()}
+        else {"layer": type(layer).__name__, "settings": layer.settings(), "trainable": layer.trainable}
         for layer in net.layers
     ]
 
@@ -111,6 +124,7 @@ def build(described: Sequence[dict[str, Any]], table: dict[str, type[Layer]]) ->
             layers.append(Sequential(*build(item["layers"], table)))
         elif name in table:
             layers.append(table[name](**item["settings"]))
+            layers[-1].trainable = bool(item.get("trainable", True))
         else:
             raise ValueError(f"layer {name!r} is unknown; if it is yours, pass its class in custom_layers=[...]")
     return layers

@@ -231,7 +231,7 @@ def _one_step(net: Sequential, x: Any, y: Any, loss: Loss, learning_rate: float)
     net.fit(x, y, loss=loss, optimizer=SGD(learning_rate, momentum=0.0), batch_size=None)
     return (
         {"loss": np.asarray(float(value))}
-        | {f"gradient of {name}": host(g) for name, g in grads.items()}
+        | {f"gradient {name}": host(g) for name, g in grads.items()}
         | {f"parameter {name}": host(a) for name, a in net.params.items()}
     )
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .backend import Array, backend_of, namespace
+from .backend import Array, namespace
 from .checks import positive
 from .settings import Configured
+from .targets import as_classes, as_rows, check_prediction
 
 
 class Loss(Configured, ABC):
@@ -44,9 +45,7 @@ class Loss(Configured, ABC):
 
     def value_and_grad(self, prediction: Array, target: Any) -> tuple[Array, Array]:
         """The value, 0-d, and its exact derivative with respect to `prediction`, (N, K)."""
-        shape = tuple(prediction.shape)
-        if len(shape) != 2 or not shape[0]:
-            raise ValueError(f"{type(self).__name__}: prediction must be (n, outputs) with n >= 1, got shape {shape}")
+        check_prediction(type(self).__name__, prediction)
         return self.reduced(prediction, self.encode(target, prediction))
 
     def __call__(self, prediction: Array, target: Any) -> Array:
@@ -54,7 +53,7 @@ class Loss(Configured, ABC):
 
     def encode(self, target: Any, prediction: Array) -> Array:
         """`target` checked, and as a floating array like `prediction` in shape, dtype, library and device."""
-        return _like(type(self).__name__, target, prediction)
+        return as_rows(type(self).__name__, target, prediction)
 
 
 # --- squared, absolute, Huber -----------------------------------------------------------------------------------------
@@ -102,37 +101,43 @@ class ClassLoss(Loss):
 
     def encode(self, target: Any, prediction: Array) -> Array:
         who = type(self).__name__
-        shape = np.shape(target)
         n, k = prediction.shape
-        if shape in ((n,), (n, 1)) and (k > 1 or self.exclusive):
-            labels = _integral(who, target, prediction, k)
-            return ops.one_hot(labels, k, prediction.dtype)
-        rows = _like(who, target, prediction)
+        if np.shape(target) in ((n,), (n, 1)) and (k > 1 or self.exclusive):
+            return ops.one_hot(as_classes(who, target, prediction), k, prediction.dtype)
+        rows = as_rows(who, target, prediction)
         xp = namespace(rows)
         if bool(xp.any((rows < 0.0) | (rows > 1.0))):
             raise ValueError(f"{who}: a target's entries must lie in [0, 1]; give integer classes (n,) or one-hot rows")
-        if self.exclusive:
-            slack = 8 * k * float(xp.finfo(rows.dtype).eps)
-            if bool(xp.any(xp.abs(xp.sum(rows, axis=1) - 1.0) > slack)):
-                raise ValueError(
-                    f"{who}: each row of a one-hot target must add up to 1; for several classes at once use "
-                    "BinaryCrossEntropyWithLogits"
-                )
-        return rows
+        if not self.exclusive:
+            return rows
+        sums = xp.sum(rows, axis=1, keepdims=True)
+        if bool(xp.any(xp.abs(sums - 1.0) > 1e-6 * k)):  # as nearly as float32 can
+            raise ValueError(
+                f"{who}: each row of a one-hot target must add up to 1; for several classes at once use "
+                "BinaryCrossEntropyWithLogits"
+            )
+        return rows / sums
 
 
 class SoftmaxCrossEntropy(ClassLoss):
-    """From logits z: L = -Σ_k t_k log p_k with p = softmax(z); derivative p - t. Finite for any finite z.
+    """From logits z: L = -Σ_k t_k log p_k with p = softmax(z); derivative p - t. Source: Bridle 1990.
 
-    (∂L/∂z_j = p_j Σ_k t_k - t_j, and a row of t adds up to 1.) Source: Bridle 1990.
+    log p_k = s_k - log Σ_j e^{s_j} with s = z - max z, finite for logits up to half of what the dtype holds. A row of t
+    adds up to 1, so L = log Σ_j e^{s_j} - Σ_k t_k s_k and ∂L/∂z_j = p_j Σ_k t_k - t_j = p_j - t_j.
     """
 
     threshold = 0.0
 
     def total(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         xp = namespace(prediction)
-        log_p = ops.log_softmax(prediction)
-        return -xp.sum(target * log_p), xp.exp(log_p) - target
+        s = prediction - xp.max(prediction, axis=-1, keepdims=True)
+        e = xp.exp(s)
+        sums = xp.sum(e, axis=-1, keepdims=True)
+        s *= target
+        value = xp.sum(xp.log(sums)) - xp.sum(s)
+        e /= sums
+        e -= target
+        return value, e
 
 
 class CategoricalCrossEntropy(ClassLoss):
@@ -178,39 +183,3 @@ def _clipped(p: Array) -> Array:
     xp = namespace(p)
     eps = 1e-15 if p.dtype == xp.float64 else float(xp.finfo(p.dtype).eps)
     return ops.clip(p, eps, 1.0 - eps)
-
-
-# --- targets ----------------------------------------------------------------------------------------------------------
-
-
-def _like(who: str, target: Any, prediction: Array) -> Array:
-    """`target` as a finite array of `prediction`'s shape, dtype, library and device; (n,) will do for (n, 1)."""
-    target = backend_of(prediction).adopt(f"{who}: the target", target)
-    xp = namespace(target)
-    shape, wanted = tuple(target.shape), tuple(prediction.shape)
-    if shape == wanted[:1] and wanted[1] == 1:
-        target = xp.reshape(target, wanted)
-    elif shape != wanted:
-        raise ValueError(f"{who}: target of shape {shape} does not fit the prediction's {wanted}")
-    target = xp.astype(target, prediction.dtype)
-    if not ops.all_finite(target):
-        raise ValueError(f"{who}: the target has NaN or infinite entries; drop or fill those rows")
-    return target
-
-
-def _integral(who: str, target: Any, prediction: Array, classes: int) -> Array:
-    """`target` as integer labels (n,) within range(classes), on `prediction`'s device."""
-    labels = backend_of(prediction).adopt(f"{who}: the target", target)
-    xp = namespace(labels)
-    labels = xp.reshape(labels, (-1,))
-    if xp.isdtype(labels.dtype, "real floating") and not (
-        ops.all_finite(labels) and bool(xp.all(labels == xp.round(labels)))
-    ):
-        raise ValueError(f"{who}: class labels must be whole numbers 0 to {classes - 1}, got fractions or NaN")
-    low, high = int(xp.min(labels)), int(xp.max(labels))
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"{who}: class labels run from {low} to {high}, but {classes} outputs take 0 to {classes - 1}; "
-            "renumber the labels or widen the last layer"
-        )
-    return xp.astype(labels, xp.int32)

@@ -31,9 +31,14 @@ class Sequential(Layer):
         for i, layer in enumerate(layers):
             if not isinstance(layer, Layer):
                 raise TypeError(f"Sequential: layer {i} is {layer!r}, expected a Layer such as Dense(64, 32)")
-            if any(layer is other for other in layers[:i]) and layer.initial_params(np.random.default_rng(0)):
-                raise ValueError(f"Sequential: layer {i}, {layer!r}, stands in it twice; parameters cannot be shared")
         self.layers = layers
+        leaves = self.leaves()
+        for i, (name, layer) in enumerate(leaves):
+            rng = np.random.default_rng(0)
+            if any(layer is o for _, o in leaves[:i]) and (layer.initial_params(rng) or layer.initial_state(rng)):
+                raise ValueError(
+                    f"Sequential: layer {name}, {layer!r}, stands in it twice; its arrays cannot be shared"
+                )
         self._backend: Backend | None = None
         self.dtype = "float32"
         self.rng = np.random.default_rng(0)
@@ -91,10 +96,6 @@ class Sequential(Layer):
             if layer.input_shape is not None or type(layer).output_shape is not Layer.output_shape:
                 return layer.input_shape
         return None
-
-    @property
-    def smallest_batch(self) -> int:  # type: ignore[override]
-        return max((layer.smallest_batch for layer in self.layers), default=1)
 
     @property
     def trainable(self) -> bool:
@@ -169,6 +170,8 @@ class Sequential(Layer):
 
     def _checked(self, who: str, given: Mapping[str, Any], own: dict[str, Array]) -> dict[str, Array]:
         backend = self.backend
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{who}: expected a mapping from names to arrays, got a {type(given).__name__}")
         if missing := own.keys() - given.keys():
             raise ValueError(f"{who}: {', '.join(sorted(missing))} missing; the names are {', '.join(own)}")
         if unknown := given.keys() - own.keys():
@@ -180,7 +183,8 @@ class Sequential(Layer):
             new = backend.adopt(f"{who}: {name}", given[name])
             if tuple(new.shape) != tuple(old.shape):
                 raise ValueError(f"{who}: {name} has shape {tuple(new.shape)}, expected {tuple(old.shape)}")
-            copies[name] = backend.xp.astype(new, old.dtype)
+            with backend.scope():
+                copies[name] = backend.xp.astype(new, old.dtype)
             if not ops.all_finite(copies[name]):
                 raise ValueError(f"{who}: {name} has NaN or infinite entries")
         return copies
@@ -242,14 +246,17 @@ class Sequential(Layer):
         name = dtype_name(dtype)
         if name not in DTYPES:
             raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
+
+        arrays = {key: np.array(a) for key, a in (params | state).items()}
+        with backend.scope():
+            arrays = {key: a.astype(name) if a.dtype.kind == "f" else a for key, a in arrays.items()}
+        if broken := [key for key, a in arrays.items() if not np.isfinite(a).all()]:
+            raise ValueError(f"{', '.join(broken)}: NaN or infinite in {name}")
         self._belong(backend, name)
         if params:
-            arrays = [np.asarray(a) for a in params.values()]
-            flat = backend.asarray(np.concatenate([a.ravel() for a in arrays]).astype(name), name)
-            placed = dict(zip(params, ops.split(flat, [a.shape for a in arrays]), strict=True))
-            self.assign_params(placed)
-        copies = {k: np.array(a) for k, a in state.items()}
-        self.assign_state({k: backend.asarray(a, name if a.dtype.kind == "f" else None) for k, a in copies.items()})
+            flat = backend.asarray(np.concatenate([arrays[key].ravel() for key in params]), name)
+            self.assign_params(dict(zip(params, ops.split(flat, [arrays[key].shape for key in params]), strict=True)))
+        self.assign_state({key: backend.asarray(arrays[key]) for key in state})
 
     def _belong(self, backend: Backend, dtype: str) -> None:
         self._backend, self.dtype = backend, dtype

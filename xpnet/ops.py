@@ -30,13 +30,6 @@ def clip(x: Array, low: float, high: float) -> Array:
 # --- over classes -----------------------------------------------------------------------------------------------------
 
 
-def log_softmax(z: Array) -> Array:
-    """Z - log(sum over K of exp(z)), the row's maximum taken out first so that nothing overflows. (N, K)"""
-    xp = namespace(z)
-    z = z - xp.max(z, axis=-1, keepdims=True)
-    return z - xp.log(xp.sum(xp.exp(z), axis=-1, keepdims=True))
-
-
 def softmax(z: Array) -> Array:
     """exp(z) / sum over K of exp(z), the row's maximum taken out first. (N, K)"""
     xp = namespace(z)

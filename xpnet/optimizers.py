@@ -76,9 +76,10 @@ class Optimizer(Configured, ABC):
         if self.clip_norm is not None:
             xp = namespace(g)
             largest = xp.max(xp.abs(g))
-            unit = xp.where(largest > 0.0, largest, 1.0)  # squares of g / unit cannot overflow
-            norm = unit * xp.sqrt(xp.sum((g / unit) ** 2))
-            g = g * (self.clip_norm / xp.maximum(norm, self.clip_norm))
+            unit = xp.where(largest > 0.0, largest, 1.0)
+            scaled = g / unit  # neither its squares nor its norm can overflow
+            norm = xp.maximum(xp.sqrt(xp.sum(scaled * scaled)), 1.0)  # below 1 only where g is zero
+            g = xp.where(norm > self.clip_norm / unit, scaled * (self.clip_norm / norm), g)
         return g
 
     def decayed(self, w: Array, g: Array, slots: Slots) -> Array:

@@ -9,7 +9,17 @@ from .settings import Configured
 Schedule = Callable[[int], float]
 
 
-class Constant(Configured):
+class Formula(Configured):
+    """The base of the schedules here: two with the same settings are equal."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
+
+
+class Constant(Formula):
     """rate"""
 
     def __init__(self, rate: float):
@@ -19,7 +29,7 @@ class Constant(Configured):
         return self.rate
 
 
-class StepDecay(Configured):
+class StepDecay(Formula):
     """rate · factor^⌊step / every⌋"""
 
     def __init__(self, rate: float, factor: float = 0.1, every: int = 1000):
@@ -31,7 +41,7 @@ class StepDecay(Configured):
         return self.rate * math.pow(self.factor, step // self.every)
 
 
-class ExponentialDecay(Configured):
+class ExponentialDecay(Formula):
     """rate · factor^(step / every)"""
 
     def __init__(self, rate: float, factor: float = 0.96, every: int = 1000):
@@ -43,7 +53,7 @@ class ExponentialDecay(Configured):
         return self.rate * math.pow(self.factor, step / self.every)
 
 
-class CosineDecay(Configured):
+class CosineDecay(Formula):
     """final + (rate - final) (1 + cos(π min(step / steps, 1))) / 2. Loshchilov & Hutter 2017, eq. 5, no restarts."""
 
     def __init__(self, rate: float, steps: int, final: float = 0.0):
@@ -55,7 +65,7 @@ class CosineDecay(Configured):
         return self.final + (self.rate - self.final) * (1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2
 
 
-class WarmUp(Configured):
+class WarmUp(Formula):
     """then(0) · (step + 1) / steps for the first `steps` steps, after them then(step - steps).
 
     `then` is a rate or another schedule. Goyal et al. 2017, section 2.2.

@@ -20,6 +20,14 @@ class Carry(NamedTuple):
     state: dict[str, Array]
 
 
+def check_parts(loss: object, optimizer: object) -> None:
+    """Refuse a loss or an optimizer that is none, such as a name or a class."""
+    for name, part, needed in (("loss", loss, "value_and_grad"), ("optimizer", optimizer, "update")):
+        if isinstance(part, type) or not hasattr(part, needed):
+            example = "xn.SoftmaxCrossEntropy()" if name == "loss" else "xn.Adam(learning_rate=0.001)"
+            raise TypeError(f"fit: {name} must be an object such as {example}, got {part!r}")
+
+
 class Step:
     """`step(carry, x, y) -> value of the loss, next carry`, for one network, loss and optimizer.
 
@@ -54,6 +62,11 @@ class Step:
         weights, slots = self.optimizer.update(carry.weights, gradient, carry.slots)
         return value, Carry(weights, slots, self.worker.next_state(cache))
 
+    def finite(self, carry: Carry) -> bool:
+        """Whether the parameters and statistics are. Waits for the device."""
+        real = [a for a in carry.state.values() if a.dtype == carry.weights.dtype]
+        return ops.all_finite(ops.join([carry.weights, *real]))
+
     def _bind(self, carry: Carry) -> None:
         """Give the clone the statistics, and the parameters at which the optimizer wants the gradient."""
         point = self.optimizer.lookahead(carry.weights, carry.slots)
@@ -76,6 +89,8 @@ class Step:
             caches.append(cache)
             if not ops.all_finite(x):
                 return f"the output of layer {i}, {layer!r},"
+            if not all(ops.all_finite(a) for a in layer.next_state(cache).values()):
+                return f"the running statistics of layer {i}, {layer!r},"
         value, dy = self.loss(x, y)
         if not (math.isfinite(float(value)) and ops.all_finite(dy)):
             return "the loss"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import ops
 from .backend import Array
 from .callbacks import Callback, History, Progress
 from .checks import whole
@@ -19,7 +18,7 @@ from .data import minibatches
 from .losses import Loss
 from .metrics import accuracy
 from .optimizers import Optimizer
-from .step import Carry, Step
+from .step import Carry, Step, check_parts
 
 if TYPE_CHECKING:
     from .network import Sequential
@@ -37,6 +36,9 @@ class DivergenceError(ArithmeticError):
     def __init__(self, message: str, epoch: int, batch: int, history: History):
         super().__init__(message)
         self.epoch, self.batch, self.history = epoch, batch, history
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DivergenceError, (*self.args, self.epoch, self.batch, self.history)
 
 
 class Run:
@@ -79,24 +81,26 @@ class Run:
         losses = np.array([float(v) for v in values])
         self.history.seconds += time.perf_counter() - began
         self.history.steps = self.step
-        if not (np.isfinite(losses).all() and ops.all_finite(self._carry.weights)):
+        if not (np.isfinite(losses).all() and self._step_function.finite(self._carry)):
             self._carry = self._safe
-            raise self._divergence(start, batches())
+            raise self._divergence(start, batches(), losses)
         self._safe = last
         return losses
 
-    def _divergence(self, carry: Carry, batches: Iterator[Batch]) -> DivergenceError:
-        for number, batch in enumerate(batches, 1):  # noqa: B007
+    def _divergence(self, carry: Carry, batches: Iterator[Batch], losses: np.ndarray) -> DivergenceError:
+        """Take the epoch's steps again, up to the first that does not stay finite."""
+        number, fault = int(np.isfinite(losses).argmin()) + 1, "the loss, this once and not in a repetition,"
+        for i, batch in enumerate(batches, 1):
             value, after = self._step_function(carry, *batch)
             finite = math.isfinite(float(value))
-            if not (finite and ops.all_finite(after.weights)):
+            if not (finite and self._step_function.finite(after)):
+                number, fault = i, self._step_function.fault(carry, *batch)
+                self._carry = carry if finite else self._safe
                 break
             self._safe, carry = carry, after
-        self._carry = carry if finite else self._safe
         return DivergenceError(
-            f"fit: {self._step_function.fault(carry, *batch)} is not finite in epoch {self.epoch + 1}, batch {number}. "
-            "The network keeps the parameters whose loss was last finite. Lower the learning rate, set clip_norm, or "
-            "scale the inputs.",
+            f"fit: {fault} is not finite in epoch {self.epoch + 1}, batch {number}. The network keeps the parameters "
+            "whose loss was last finite. Lower the learning rate, set clip_norm, or scale the inputs.",
             self.epoch + 1,
             number,
             self.history,
@@ -104,7 +108,7 @@ class Run:
 
     def settle(self) -> None:
         """At the end, whatever ended it: give the network the last parameters that are finite."""
-        if not ops.all_finite(self._carry.weights):
+        if not self._step_function.finite(self._carry):
             self._carry = self._safe
         _ = self.net
 
@@ -125,11 +129,16 @@ def fit(
 ) -> History:
     """`Sequential.fit`, whose docstring it has."""
     epochs = whole("fit: epochs", epochs)
+    check_parts(loss, optimizer)
     x, y = pair(net, "fit", x, y, loss)
     rows = x.shape[0]
     slices = minibatches(rows, rows if batch_size is None else whole("fit: batch_size", batch_size))
     check_smallest_batch(net, rows, slices[-1].stop - slices[-1].start)
-    held_out = None if validation_data is None else pair(net, "fit: validation data", *validation_data, loss)
+    held_out = None
+    if validation_data is not None:
+        if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
+            raise ValueError("fit: validation_data must be a pair (x, y)")
+        held_out = pair(net, "fit: validation data", *validation_data, loss)
     sizes = np.array([s.stop - s.start for s in slices])
     weights = np.ones(len(sizes)) if getattr(loss, "reduction", "mean") == "sum" else sizes / rows
     rng = copy.deepcopy(net.rng)
@@ -190,7 +199,7 @@ def scored(
 
 def forward_in_batches(net: "Sequential", x: Array, batch_size: int | None) -> Array:
     """The network's outputs for inference, at most `batch_size` rows at a time."""
-    if batch_size is None or x.shape[0] <= whole("batch_size", batch_size):
+    if batch_size is None or x.shape[0] <= whole("predict: batch_size", batch_size):
         return net.forward(x)[0]
     parts = [net.forward(x[rows, ...])[0] for rows in minibatches(x.shape[0], batch_size)]
     return net.backend.xp.concat(parts, axis=0)
@@ -218,8 +227,8 @@ def batches_of(arrays: Batch, slices: Sequence[slice]) -> Iterator[Batch]:
 def pair(net: "Sequential", who: str, x: Any, y: Any, loss: Loss) -> Batch:
     """X and y checked and moved to the network's backend, y encoded as its loss takes it."""
     x = net.check_input(f"{who}: x", x)
-    if not np.ndim(y) or len(y) != x.shape[0]:
-        rows = f"{len(y)} rows" if np.ndim(y) else "no rows"
+    if np.shape(y)[:1] != (x.shape[0],):
+        rows = f"{np.shape(y)[0]} rows" if np.shape(y) else "no rows"
         raise ValueError(f"{who}: x has {x.shape[0]} rows and y {rows}; each row of x needs its target")
     with net.backend.scope():
         outputs = net.forward(x[:1, ...])[0].shape[1:]

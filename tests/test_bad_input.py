@@ -1,0 +1,502 @@
+"""Bad input and extreme numbers: errors that say who, what came and what was expected, and a network left as it was."""
+
+import contextlib
+import math
+import types
+
+import numpy as np
+import pytest
+from cases import FEATURES, LAYERS, ready
+
+import xpnet as xn
+
+ROWS, OUTPUTS = 10, 3
+NAN, INF = math.nan, math.inf
+
+
+def network(backend, dtype="float32"):
+    return xn.Sequential(xn.Dense(4, 5), xn.BatchNorm(5), xn.Tanh(), xn.Dense(5, 3)).initialize(backend, dtype)
+
+
+@pytest.fixture
+def net(lib):
+    return network(lib.backend)
+
+
+def good(rows=ROWS):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(rows, FEATURES)), np.arange(rows) % OUTPUTS
+
+
+def bits(net):
+    """Everything that a failed call must leave alone."""
+    arrays = net.params | net.state
+    host = {name: net.backend.to_numpy(a) for name, a in arrays.items()}
+    order = net.rng.bit_generator.state["state"]
+    return {name: (a.dtype.name, a.shape, a.tobytes()) for name, a in host.items()}, order, net.backend, net.dtype
+
+
+@contextlib.contextmanager
+def refused(net, error, *words):
+    """Exactly this error, all of these words in its message, and the network as it was, bit for bit."""
+    before = bits(net)
+    with pytest.raises(error) as caught:
+        yield
+    assert caught.type is error
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert bits(net) == before
+
+
+def fit(net, x, y, loss=None, optimizer=None, **options):
+    return net.fit(x, y, loss=loss or xn.SoftmaxCrossEntropy(), optimizer=optimizer or xn.SGD(), **options)
+
+
+HOT = np.eye(OUTPUTS)[good()[1]]
+CALLS = {
+    "fit: ": fit,
+    "fit: validation data: ": lambda net, x, y, loss=None: fit(net, good()[0], HOT, loss, validation_data=(x, y)),
+    "evaluate: ": lambda net, x, y, loss=None: net.evaluate(x, y, loss or xn.SoftmaxCrossEntropy()),
+    "value_and_grad: ": lambda net, x, y, loss=None: net.value_and_grad(x, y, loss or xn.SoftmaxCrossEntropy()),
+    "predict: ": lambda net, x, y, loss=None: net.predict(x),
+}
+WITH_TARGET = [call for call in CALLS if call != "predict: "]
+
+
+def with_entry(value, a=None):
+    a = good()[0] if a is None else np.array(a, float)
+    a[2, 1] = value
+    return a
+
+
+class Foreign:
+    """The least that passes for an array of some other library."""
+
+    def __init__(self, a):
+        self.a = np.asarray(a)
+        self.shape, self.ndim, self.dtype = self.a.shape, self.a.ndim, self.a.dtype
+
+    def __len__(self):
+        return len(self.a)
+
+    def __array_namespace__(self, api_version=None):
+        return types
+
+
+# --- x ----------------------------------------------------------------------------------------------------------------
+
+BAD_VALUES = {
+    "NaN": (lambda x: with_entry(NAN), "x has 1 NaN or infinite", "row 2, column 1"),
+    "inf": (lambda x: with_entry(INF), "x has 1 NaN or infinite", "row 2, column 1"),
+    "-inf": (lambda x: with_entry(-INF), "x has 1 NaN or infinite", "row 2, column 1"),
+    "too large for float32": (lambda x: with_entry(1e300), "infinite", "float32", "row 2, column 1"),
+    "another width": (lambda x: np.ones((ROWS, 5)), "x has shape (10, 5)", "expected (n, 4)"),
+    "one row, flat": (lambda x: x[0], "x has shape (4,)", "expected (n, 4)", "x[None, :]"),
+    "one column, flat": (lambda x: x[:, 0], "x has shape (10,)", "expected (n, 4)"),
+    "three axes": (lambda x: x[..., None], "x has shape (10, 4, 1)", "expected (n, 4)"),
+    "a number": (lambda x: np.asarray(3.0), "x has shape ()", "expected (n, 4)"),
+    "empty": (lambda x: x[:0], "x has shape (0, 4)", "at least one"),
+}
+
+BAD_TYPES = {
+    "float16": (lambda a: a.astype(np.float16), "dtype float16"),
+    "long double": (lambda a: a.astype(np.longdouble), f"dtype {np.dtype(np.longdouble).name}"),
+    "complex64": (lambda a: a.astype(np.complex64), "dtype complex64"),
+    "complex128": (lambda a: a.astype(complex), "dtype complex128"),
+    "objects": (lambda a: a.astype(object), "dtype object"),
+    "strings": (lambda a: a.astype(str), "dtype str"),
+    "nothing": (lambda a: np.full(a.shape, None), "dtype object"),
+    "another library's": (Foreign, f"{__name__}.Foreign", "its own arrays and NumPy's", "net.to("),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("own", [False, True], ids=["from NumPy", "own"])
+@pytest.mark.parametrize("bad", BAD_VALUES)
+def test_x_of_a_wrong_shape_or_not_finite_is_refused(lib, net, bad, own, call):
+    make, *words = BAD_VALUES[bad]
+    x, y = good()
+    x = make(x)
+    with refused(net, ValueError, call, *words):
+        CALLS[call](net, lib.asarray(x) if own else x, y)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("bad", BAD_TYPES)
+def test_x_that_is_not_of_real_numbers_is_refused(net, bad, call):
+    make, *words = BAD_TYPES[bad]
+    x, y = good()
+    with refused(net, TypeError, f"{call}x", *words):
+        CALLS[call](net, make(x), y)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_backends_own_complex_arrays_are_refused(lib, net, call):
+    x, y = good()
+    x = lib.xp.asarray(x.astype(complex), dtype=lib.xp.complex64, device=lib.backend.device)
+    with refused(net, TypeError, f"{call}x has dtype complex64", "expected float32, float64"):
+        CALLS[call](net, x, y)
+
+
+def test_a_numpy_network_refuses_the_array_of_another_library(lib):
+    net, x = network("numpy"), good()[0]
+    stranger = Foreign(x) if lib.name == "numpy" else lib.asarray(x)
+    with refused(net, TypeError, f"predict: x is a {type(stranger).__module__}", "net.to("):
+        net.predict(stranger)
+    with refused(net, TypeError, "MeanSquaredError: the target is a", "net.to("):
+        net.evaluate(x, stranger, xn.MeanSquaredError())
+
+
+KINDS = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", ">i2", ">f4", ">f8"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_number_boolean_and_big_endian_x_and_y_are_cast(lib, net, kind):
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(2, size=(ROWS, 4)), rng.integers(2, size=ROWS)
+    rows = np.eye(3)[y]
+    lib.agrees(net.predict(x.astype(kind)), lib.to_numpy(net.predict(x.astype(float))))
+    for loss, target in [
+        (xn.SoftmaxCrossEntropy(), y),
+        (xn.SoftmaxCrossEntropy(), rows),
+        (xn.MeanSquaredError(), rows),
+        (xn.BinaryCrossEntropyWithLogits(), rows),
+    ]:
+        expected = net.evaluate(x.astype(float), target.astype(float), loss)
+        assert net.evaluate(x.astype(kind), target.astype(kind), loss) == expected
+        twin = network(lib.backend)
+        fit(twin, x.astype(kind), target.astype(kind), loss)
+        other = network(lib.backend)
+        fit(other, x.astype(float), target.astype(float), loss)
+        assert bits(twin) == bits(other)
+
+
+# --- y ----------------------------------------------------------------------------------------------------------------
+
+CLASS, BINARY, SQUARED = xn.SoftmaxCrossEntropy, xn.BinaryCrossEntropyWithLogits, xn.MeanSquaredError
+BAD_TARGETS = {
+    "class too large": (CLASS, np.arange(ROWS) % 4, "labels run from 0 to 3", "3 outputs take 0 to 2"),
+    "class too large, a column": (CLASS, np.arange(ROWS)[:, None] % 4, "labels run from 0 to 3"),
+    "class negative": (CLASS, np.arange(ROWS) % 3 - 1, "labels run from -1 to 1", "0 to 2"),
+    "class a fraction": (CLASS, np.arange(ROWS) % 3 / 2, "whole numbers 0 to 2", "fractions or NaN"),
+    "class NaN": (CLASS, np.where(np.arange(ROWS) == 3, NAN, 1.0), "whole numbers 0 to 2", "fractions or NaN"),
+    "class infinite": (CLASS, np.where(np.arange(ROWS) == 3, INF, 1.0), "whole numbers 0 to 2"),
+    "class, for yes or no": (BINARY, np.arange(ROWS) % 4, "labels run from 0 to 3", "3 outputs take 0 to 2"),
+    "one-hot of another width": (CLASS, np.eye(4)[np.arange(ROWS) % 4], "shape (10, 4)", "prediction's (10, 3)"),
+    "one-hot too deep": (CLASS, HOT[..., None], "shape (10, 3, 1)", "prediction's (10, 3)"),
+    "one-hot with two": (CLASS, with_entry(1.0, np.eye(3)[np.zeros(ROWS, int)]), "add up to 1"),
+    "one-hot with none": (CLASS, np.zeros((ROWS, 3)), "add up to 1"),
+    "one-hot above 1": (CLASS, with_entry(1.5, HOT), "[0, 1]"),
+    "one-hot below 0": (CLASS, np.tile([1.5, -0.5, 0.0], (ROWS, 1)), "[0, 1]"),
+    "one-hot NaN": (CLASS, with_entry(NAN, HOT), "NaN or infinite"),
+    "yes or no above 1": (BINARY, with_entry(2.0, HOT), "[0, 1]"),
+    "yes or no NaN": (BINARY, with_entry(NAN, HOT), "NaN or infinite"),
+    "value NaN": (SQUARED, with_entry(NAN, HOT), "NaN or infinite"),
+    "value infinite": (SQUARED, with_entry(-INF, HOT), "NaN or infinite"),
+    "value too large for float32": (SQUARED, with_entry(1e300, HOT), "NaN or infinite"),
+    "values flat": (SQUARED, HOT[:, 0], "shape (10,)", "prediction's (10, 3)"),
+    "values of another width": (SQUARED, HOT[:, :2], "shape (10, 2)", "prediction's (10, 3)"),
+    "values that would broadcast": (SQUARED, HOT[:, :1], "shape (10, 1)", "prediction's (10, 3)"),
+}
+
+
+def itself(net, x, y, loss):
+    return loss(net.predict(x), y)
+
+
+@pytest.mark.parametrize("call", [*WITH_TARGET, "the loss itself"])
+@pytest.mark.parametrize("bad", BAD_TARGETS)
+def test_targets_that_the_loss_cannot_mean_are_refused(net, bad, call):
+    loss, y, *words = BAD_TARGETS[bad]
+    with refused(net, ValueError, f"{loss.__name__}: ", *words):
+        CALLS.get(call, itself)(net, good()[0], y, loss())
+
+
+@pytest.mark.parametrize("call", [*WITH_TARGET, "the loss itself"])
+@pytest.mark.parametrize("loss", [CLASS, BINARY, SQUARED])
+@pytest.mark.parametrize("bad", BAD_TYPES)
+def test_targets_that_are_not_real_numbers_are_refused(net, bad, loss, call):
+    make, *words = BAD_TYPES[bad]
+    with refused(net, TypeError, f"{loss.__name__}: the target", *words):
+        CALLS.get(call, itself)(net, good()[0], make(HOT), loss())
+
+
+@pytest.mark.parametrize("call", WITH_TARGET)
+@pytest.mark.parametrize(
+    ("y", "came"),
+    [(np.zeros(9), "9 rows"), (np.zeros(11), "11 rows"), ([], "0 rows"), (3, "no rows"), (None, "no rows")],
+)
+def test_x_and_y_of_different_lengths_are_refused(net, call, y, came):
+    with refused(net, ValueError, f"{call}x has 10 rows", came):
+        CALLS[call](net, good()[0], y)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(1, 32), (1, None), (9, 4), (6, 1)])
+def test_fit_refuses_a_batch_of_one_for_batch_norm_before_the_first_step(net, rows, batch_size):
+    with refused(net, ValueError, f"fit: {rows} rows", "batch of 1", "layer 1, BatchNorm(5)", "at least 2"):
+        fit(net, *good(rows), batch_size=batch_size)
+
+
+def test_a_gradient_of_one_row_through_batch_norm_is_refused(net):
+    with refused(net, ValueError, "BatchNorm(5)", "batch of 1", "at least 2 rows"):
+        net.value_and_grad(*good(1), xn.SoftmaxCrossEntropy())
+
+
+def test_one_row_will_do_for_inference_and_for_frozen_batch_norm(net):
+    assert tuple(net.predict(good(1)[0]).shape) == (1, 3)
+    assert math.isfinite(net.evaluate(*good(1), xn.SoftmaxCrossEntropy())["loss"])
+    net.layers[1].trainable = False
+    assert len(fit(net, *good(9), batch_size=4)["loss"]) == 1
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, True, "8", NAN])
+def test_a_batch_size_or_number_of_epochs_that_is_no_count_is_refused(net, count):
+    x, y = good()
+    words = "must be a whole number of at least 1", f"got {count!r}"
+    with refused(net, ValueError, "fit: epochs", *words):
+        fit(net, x, y, epochs=count)
+    with refused(net, ValueError, "fit: batch_size", *words):
+        fit(net, x, y, batch_size=count)
+    with refused(net, ValueError, "batch_size", *words):
+        net.predict(x, batch_size=count)
+    with refused(net, ValueError, "batch_size", *words):
+        net.evaluate(x, y, xn.SoftmaxCrossEntropy(), batch_size=count)
+
+
+# --- networks and layers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("build", "error", "words"),
+    [
+        (lambda: xn.Sequential(xn.Dense(4, 5), xn.Dense(6, 3)), ValueError, ["layer 1", "Dense(6, 3)", "6", "5"]),
+        (lambda: xn.Sequential(xn.Dense(4, 5), xn.Tanh(), xn.BatchNorm(4)), ValueError, ["layer 2", "BatchNorm(4)"]),
+        (lambda: xn.Sequential(xn.BatchNorm(4), xn.Sequential(xn.Dense(5, 3))), ValueError, ["layer 1", "Dense(5, 3)"]),
+        (lambda: xn.Sequential(xn.Dense(4, 5), "relu"), TypeError, ["layer 1 is 'relu'", "expected a Layer"]),
+        (lambda: xn.Sequential(xn.Dense(4, 5), xn.ReLU), TypeError, ["layer 1 is <class", "expected a Layer"]),
+        (lambda: xn.Sequential([xn.Dense(4, 5)]), TypeError, ["layer 0 is [Dense(4, 5)]", "expected a Layer"]),
+        (lambda: (lambda d: xn.Sequential(d, xn.Tanh(), d))(xn.Dense(4, 4)), ValueError, ["layer 2", "twice"]),
+        (lambda: (lambda d: xn.Sequential(d, xn.Sequential(d)))(xn.Dense(4, 4)), ValueError, ["twice"]),
+        (lambda: (lambda b: xn.Sequential(b, b))(xn.BatchNorm(4)), ValueError, ["layer 1", "BatchNorm(4)", "twice"]),
+    ],
+)
+def test_layers_that_make_no_network_are_refused(build, error, words):
+    with pytest.raises(error) as caught:
+        build()
+    assert caught.type is error
+    assert [word for word in ["Sequential", *words] if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "a user's"])
+def test_backward_refuses_another_cache_and_a_dy_that_does_not_fit(lib, name):
+    layer, twin = ready(LAYERS[name](), lib), ready(LAYERS[name](), lib)
+    x = lib.asarray(good(5)[0])
+    y, cache = layer.forward(x, training=True)
+    n, k = y.shape
+    who = type(layer).__name__
+    for foreign in (twin.forward(x, training=True)[1], None, (), ("cache",)):
+        with pytest.raises(ValueError, match=f"{who}.*cache"):
+            layer.backward(y, foreign)
+    for shape in [(1, k), (n, k + 1), (n + 1, k), (k,), (n, k, 1)]:
+        with pytest.raises(ValueError, match=rf"{who}.*dy of shape \({n}, {k}\)"):
+            layer.backward(lib.asarray(np.ones(shape)), cache)
+
+
+def test_a_network_without_parameters_says_how_to_get_them(tmp_path):
+    net = xn.Sequential(xn.Dense(4, 3))
+    x, y = good()
+    for call in [
+        *(lambda call=call: call(net, x, y) for call in CALLS.values()),
+        lambda: net(x),
+        lambda: net.to("numpy"),
+        lambda: net.set_params({}),
+        lambda: net.set_state({}),
+        lambda: net.save(tmp_path / "net"),
+    ]:
+        with pytest.raises(RuntimeError, match="initialize"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", np.float16, "int32", "complex64", "real"])
+def test_parameters_of_another_dtype_are_refused(lib, net, dtype):
+    with refused(net, ValueError, "dtype", '"float32" or "float64"', repr(dtype)):
+        net.initialize(lib.backend, dtype)
+    with refused(net, ValueError, "dtype", '"float32" or "float64"', repr(dtype)):
+        net.to(lib.backend, dtype=dtype)
+
+
+def test_an_unknown_backend_is_refused_and_the_known_ones_are_named(net):
+    unknown = "no backend 'tensorflow'", "numpy", "cupy", "torch", "jax", "auto"
+    for call in [xn.get_backend, xn.use_backend, net.initialize, net.to]:
+        with refused(net, ValueError, *unknown):
+            call("tensorflow")
+    assert xn.Sequential(xn.Dense(2, 2)).initialize().backend is xn.get_backend("numpy")
+
+
+def entry(shape, value):
+    a = np.zeros(shape)
+    a.flat[-1] = value
+    return a
+
+
+BAD_ARRAYS = {
+    "missing": (lambda old, key: {k: a for k, a in old.items() if k != key}, ValueError, "missing"),
+    "unknown": (lambda old, key: old | {"9.weight": old[key]}, ValueError, "no 9.weight"),
+    "shape": (lambda old, key: old | {key: np.zeros((7, 2))}, ValueError, "has shape (7, 2), expected"),
+    "broadcastable": (lambda old, key: old | {key: np.zeros(1)}, ValueError, "has shape (1,), expected"),
+    "NaN": (lambda old, key: old | {key: entry(old[key].shape, NAN)}, ValueError, "NaN or infinite"),
+    "inf": (lambda old, key: old | {key: entry(old[key].shape, INF)}, ValueError, "NaN or infinite"),
+    "too large": (lambda old, key: old | {key: entry(old[key].shape, 1e300)}, ValueError, "NaN or infinite"),
+    "float16": (lambda old, key: old | {key: old[key].astype(np.float16)}, TypeError, "float16"),
+    "strings": (lambda old, key: old | {key: old[key].astype(str)}, TypeError, "dtype str"),
+    "a list": (lambda old, key: list(old), TypeError, "list"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_ARRAYS)
+@pytest.mark.parametrize(("what", "key"), [("params", "3.weight"), ("state", "1.var")])
+def test_set_params_and_set_state_take_all_or_nothing(lib, net, what, key, bad):
+    make, error, word = BAD_ARRAYS[bad]
+    fresh = {name: lib.to_numpy(a) + 1 for name, a in getattr(net, what).items()}
+    named = [] if bad in ("unknown", "a list") else [key]
+    with refused(net, error, f"set_{what}", word, *named):
+        getattr(net, f"set_{what}")(make(fresh, key))
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+POSITIVE = 0, -1.0, NAN, INF, "0.1", 1j
+NOT_NEGATIVE = -1e-9, NAN, INF, "0.1"
+FRACTION = -0.1, 1.0, 1.5, NAN, "0.5", None
+COUNT = 0, -1, 2.5, True, "3", None
+SETTINGS = [  # what begins the message, how it is set, bad values
+    *((f"{o.__name__}: learning_rate", o, (*POSITIVE, None))
+      for o in (xn.SGD, xn.Nesterov, xn.Adagrad, xn.RMSprop, xn.Adam, xn.AdamW)),
+    *((f"{o.__name__}: momentum", lambda v, o=o: o(momentum=v), FRACTION) for o in (xn.SGD, xn.Nesterov)),
+    *((f"{o.__name__}: {beta}", lambda v, o=o, beta=beta: o(**{beta: v}), FRACTION)
+      for o in (xn.Adam, xn.AdamW) for beta in ("beta1", "beta2")),
+    *((f"{o.__name__}: eps", lambda v, o=o: o(eps=v), (*POSITIVE, None)) for o in (xn.Adagrad, xn.RMSprop, xn.Adam)),
+    ("RMSprop: rho", lambda v: xn.RMSprop(rho=v), FRACTION),
+    ("Nesterov: clip_value", lambda v: xn.Nesterov(clip_value=v), POSITIVE),
+    ("SGD: clip_value", lambda v: xn.SGD(clip_value=v), POSITIVE),
+    ("Adam: clip_norm", lambda v: xn.Adam(clip_norm=v), POSITIVE),
+    ("SGD: weight_decay", lambda v: xn.SGD(weight_decay=v), NOT_NEGATIVE),
+    ("AdamW: weight_decay", lambda v: xn.AdamW(weight_decay=v), NOT_NEGATIVE),
+    ("Dense: in_features", lambda v: xn.Dense(v, 3), COUNT),
+    ("Dense: out_features", lambda v: xn.Dense(3, v), COUNT),
+    ("BatchNorm: features", xn.BatchNorm, COUNT),
+    ("BatchNorm: momentum", lambda v: xn.BatchNorm(3, momentum=v), FRACTION),
+    ("BatchNorm: eps", lambda v: xn.BatchNorm(3, eps=v), POSITIVE),
+    ("Dropout: rate", xn.Dropout, FRACTION),
+    ("LeakyReLU: alpha", xn.LeakyReLU, (NAN, INF, "1")),
+    ("ELU: alpha", xn.ELU, (NAN, INF, "1")),
+    ("Huber: delta", xn.Huber, POSITIVE),
+    ("MeanSquaredError: reduction", xn.MeanSquaredError, ("max", None, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("who", "build", "values"), SETTINGS, ids=[who for who, *_ in SETTINGS])
+def test_a_setting_out_of_its_range_is_refused_when_it_is_made(who, build, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"{who}.* must be .*got ") as caught:
+            build(value)
+        assert str(caught.value).endswith(f"got {value!r}")
+
+
+@pytest.mark.parametrize("rate", [NAN, -1e-3, INF, "fast", None])
+def test_a_schedule_that_returns_no_rate_is_refused_at_its_step(net, rate):
+    x, y = good()
+    with refused(net, ValueError, "SGD: learning_rate", "schedule at step 0", f"got {rate!r}"):
+        fit(net, x, y, optimizer=xn.SGD(lambda step: rate))
+    with pytest.raises(ValueError, match="schedule at step 3"):
+        fit(net, x, y, optimizer=xn.SGD(lambda step: rate if step == 3 else 0.1), batch_size=5, epochs=4)
+    assert all(map(xn.ops.all_finite, (net.params | net.state).values()))
+
+
+@pytest.mark.parametrize(
+    ("what", "wrong"),
+    [("loss", "mse"), ("loss", xn.MeanSquaredError), ("loss", abs), ("optimizer", "adam"), ("optimizer", xn.Adam)],
+)
+def test_a_loss_or_optimizer_that_is_none_is_refused_by_name(net, what, wrong):
+    with refused(net, TypeError, what, repr(wrong)):
+        fit(net, *good(), **{what: wrong})
+
+
+@pytest.mark.parametrize("layers", [(), (xn.Tanh(),), (xn.Dense(4, 3, trainable=False), xn.Softmax())], ids=str)
+def test_a_network_with_nothing_to_train_is_refused(lib, layers):
+    net = xn.Sequential(*layers).initialize(lib.backend)
+    x = good()[0]
+    with refused(net, ValueError, "fit: ", "no parameters to train", "trainable=True"):
+        fit(net, x, np.ones(net.predict(x).shape), xn.MeanSquaredError())
+
+
+# --- extreme numbers --------------------------------------------------------------------------------------------------
+
+EXTREMES = [("float32", 1e4), ("float32", 1e37), ("float64", 1e4), ("float64", 1e300)]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize(("dtype", "big"), EXTREMES)
+@pytest.mark.parametrize("loss", [CLASS, BINARY])
+def test_losses_from_logits_are_exact_at_extreme_logits(lib, loss, dtype, big, reduction):
+    z = np.array([[big, 0, -big], [-big, big, 0], [0, -big, big], [big, -big, -big]])
+    t = np.eye(3)[[0, 0, 1, 0]]
+    if loss is CLASS:
+        p, total = np.eye(3)[[0, 1, 2, 0]], 4 * big  # rows: 0, 2 big, 2 big, 0
+    else:
+        p, total = (1 + np.sign(z)) / 2, 4 * big  # the same, and log 2 for each zero
+    n = len(z) if reduction == "mean" else 1
+    value, gradient = loss(reduction).value_and_grad(lib.asarray(z, dtype), t)
+    assert float(value) == pytest.approx(total / n, rel=1e-4)
+    np.testing.assert_allclose(lib.to_numpy(gradient), (p - t) / n, rtol=0, atol=np.finfo(dtype).tiny)
+    assert value.dtype == gradient.dtype == lib.backend.dtype(dtype)
+
+
+B = 1e4
+LIMITS = {  # y and dx / dy at -1e4, 0 and 1e4
+    "sigmoid": ([0, 0.5, 1], [0, 0.25, 0]),
+    "tanh": ([-1, 0, 1], [0, 1, 0]),
+    "relu": ([0, 0, B], [0, 1, 1]),
+    "leaky relu": ([-0.2 * B, 0, B], [0.2, 1, 1]),
+    "elu": ([-0.1, 0, B], [0, 1, 1]),
+    "softmax": ([0, 0, 1], [0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", LIMITS)
+def test_activations_take_their_limits_far_out_without_a_warning(lib, name, dtype):
+    layer = LAYERS[name]()
+    x = np.array([[-B, 0, B]])
+    y, cache = layer.forward(lib.asarray(x, dtype), training=True)
+    dy = np.array([[0.3, -2.0, 0.7]])
+    dx, _ = layer.backward(lib.asarray(dy, dtype), cache)
+    for actual, expected in [(y, LIMITS[name][0]), (dx, dy[0] * LIMITS[name][1])]:
+        assert actual.dtype == lib.backend.dtype(dtype)
+        np.testing.assert_allclose(lib.to_numpy(actual)[0], expected, rtol=1e-6, atol=np.finfo(dtype).tiny)
+
+
+@pytest.mark.numpy_only
+def test_an_initializer_that_is_none_is_refused_with_those_there_are():
+    with pytest.raises(
+        ValueError, match="Dense: no initializer 'zeros'; there are fan_in_uniform, glorot_uniform, he_n"
+    ):
+        xn.Dense(3, 2, initializer="zeros")
+
+
+def test_validation_data_that_is_no_pair_is_refused(net):
+    x, y = good()
+    with refused(net, ValueError, "fit: validation_data must be a pair (x, y)"):
+        fit(net, x, y, validation_data=(x,))
+
+
+def test_moving_to_a_dtype_too_narrow_for_the_parameters_is_refused(lib):
+    net = xn.Sequential(xn.Dense(2, 2)).initialize(lib.backend, "float64")
+    net.set_params({"0.weight": np.full((2, 2), 1e300), "0.bias": np.zeros(2)})
+    with refused(net, ValueError, "0.weight", "NaN or infinite in float32"):
+        net.to(lib.backend, dtype="float32")

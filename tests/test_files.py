@@ -1,0 +1,360 @@
+"""Model files: what is loaded is what was saved, to the bit; and anything else is refused, by name."""
+
+import json
+import os
+import stat
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import xpnet as xn
+
+X = np.random.default_rng(5).standard_normal((9, 6))
+
+
+class Scale(xn.Layer):
+    """One's own: y = x s, with a setting."""
+
+    def __init__(self, features, start=1.5, trainable=True):
+        self.features, self.start, self.trainable = features, start, trainable
+
+    def initial_params(self, rng):
+        return {"scale": np.full(self.features, self.start)}
+
+    def forward(self, x, training=False):
+        return x * self.params["scale"], x
+
+    def backward(self, dy, cache):
+        return dy * self.params["scale"], {"scale": (dy * cache).sum(axis=0)}
+
+
+class Bare(Scale):
+    """One's own without a constructor's argument for `trainable`, which every layer has."""
+
+    def __init__(self, features):
+        self.features, self.start = features, 2.0
+
+
+NETWORKS = {
+    "dense": lambda: xn.Sequential(xn.Dense(6, 4, initializer="he_normal")),
+    "batch norm": lambda: xn.Sequential(xn.BatchNorm(6, momentum=0.5, eps=1e-4), xn.Dense(6, 2)),
+    "activations": lambda: xn.Sequential(
+        *(xn.Dense(6, 6), xn.Sigmoid(), xn.Tanh(), xn.LeakyReLU(0.3), xn.ELU(0.7), xn.ReLU(), xn.Softmax())
+    ),
+    "dropout": lambda: xn.Sequential(xn.Dense(6, 8), xn.Dropout(0.25), xn.Dense(8, 2), xn.Dropout()),
+    "frozen": lambda: xn.Sequential(xn.Dense(6, 5, trainable=False), xn.BatchNorm(5, trainable=False), xn.Dense(5, 2)),
+    "nested": lambda: xn.Sequential(
+        xn.Sequential(xn.Dense(6, 5), xn.Sequential(xn.BatchNorm(5), xn.ReLU())), xn.Sequential(), xn.Dense(5, 2)
+    ),
+    "no parameters": lambda: xn.Sequential(xn.Softmax()),
+    "one's own": lambda: xn.Sequential(xn.Dense(6, 5), Scale(5, 0.5), xn.Sequential(Scale(5, trainable=False))),
+}
+every_network = pytest.mark.parametrize("network", NETWORKS)
+
+
+def bits(arrays, backend):
+    """Names, dtypes and bytes."""
+    hosts = {name: backend.to_numpy(a) for name, a in arrays.items()}
+    return {name: (a.dtype, a.shape, np.ascontiguousarray(a).tobytes()) for name, a in hosts.items()}
+
+
+def initialized(network, backend="numpy", dtype="float32"):
+    """A network whose parameters and statistics are none of the starting ones."""
+    net = NETWORKS[network]().initialize(backend, dtype, seed=3)
+    rng = np.random.default_rng(4)
+    net.set_params({k: rng.standard_normal(a.shape) for k, a in net.params.items()})
+    net.set_state(
+        {k: np.array([12345, 67]) if k.endswith("key") else rng.uniform(0.5, 2, a.shape) for k, a in net.state.items()}
+    )
+    return net
+
+
+def leaves(net):
+    return [(name, repr(layer), layer.trainable) for name, layer in net.leaves()]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@every_network
+def test_a_loaded_network_is_the_saved_one_to_the_bit(lib, tmp_path, network, dtype):
+    net = initialized(network, lib.backend, dtype)
+    net.save(tmp_path / "net.safetensors")
+    again = xn.load(tmp_path / "net.safetensors", lib.name, lib.device, custom_layers=[Scale])
+
+    assert (repr(again), leaves(again), again.dtype) == (repr(net), leaves(net), dtype)
+    assert again.backend is net.backend
+    assert bits(again.params, lib.backend) == bits(net.params, lib.backend)
+    assert bits(again.state, lib.backend) == bits(net.state, lib.backend)
+    for training in (False, True):  # with the same entries dropped
+        x = lib.asarray(X, dtype)
+        expected, y = (lib.to_numpy(n.forward(x, training)[0]) for n in (net, again))
+        np.testing.assert_array_equal(y, expected, strict=True)
+    np.testing.assert_array_equal(lib.to_numpy(again.predict(X)), lib.to_numpy(net.predict(X)), strict=True)
+
+
+def test_a_file_moves_a_network_to_another_library(lib, tmp_path):
+    net = initialized("nested", lib.backend, "float64")
+    net.save(tmp_path / "net.safetensors")
+    host = xn.load(tmp_path / "net.safetensors", backend="numpy")
+    assert bits(host.params, host.backend) == bits(net.params, lib.backend)
+    lib.agrees(net.predict(X), host.predict(X))
+
+
+@pytest.mark.numpy_only
+def test_a_loaded_network_can_be_trained(tmp_path):
+    net = initialized("nested")
+    net.save(tmp_path / "net.safetensors")
+    again = xn.load(str(tmp_path / "net.safetensors"))
+    for n in (net, again):
+        n.fit(X, X[:, :2], loss=xn.MeanSquaredError(), optimizer=xn.Adam(), epochs=2, batch_size=None)
+    assert bits(again.params, net.backend) == bits(net.params, net.backend)
+
+
+@pytest.mark.numpy_only
+def test_a_frozen_layer_stays_frozen(tmp_path):
+    initialized("frozen").save(tmp_path / "net.safetensors")
+    assert [layer.trainable for layer in xn.load(tmp_path / "net.safetensors").layers] == [False, False, True]
+
+
+@pytest.mark.numpy_only
+def test_a_layer_frozen_after_it_was_made_stays_frozen(tmp_path):
+    net = xn.Sequential(xn.Dense(6, 6), Bare(6)).initialize()
+    net.trainable = False
+    net.save(tmp_path / "net.safetensors")
+    again = xn.load(tmp_path / "net.safetensors", custom_layers=[Bare])
+    assert [layer.trainable for layer in again.layers] == [False, False]
+
+
+@pytest.mark.numpy_only
+@every_network
+def test_any_safetensors_reader_reads_the_file(tmp_path, network):
+    net = initialized(network, dtype="float64")
+    net.save(tmp_path / "net.safetensors")
+    arrays = load_file(tmp_path / "net.safetensors")
+    expected = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
+    assert bits(arrays, net.backend) == bits(expected, net.backend)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    "view", [np.asfortranarray, lambda a: np.repeat(a, 2, axis=1)[:, ::2], lambda a: a[::-1].copy()[::-1]]
+)
+def test_parameters_of_any_memory_order_are_saved_right(tmp_path, view):
+    net = initialized("dense")
+    expected = net.params["0.weight"].copy()
+    net.layers[0].params["weight"] = view(expected)
+    assert not net.params["0.weight"].flags.c_contiguous
+    net.save(tmp_path / "net.safetensors")
+    np.testing.assert_array_equal(xn.load(tmp_path / "net.safetensors").params["0.weight"], expected)
+
+
+@pytest.mark.numpy_only
+def test_saving_changes_nothing_in_the_network(tmp_path):
+    net = initialized("nested")
+    before = bits(net.params | net.state, net.backend)
+    net.save(tmp_path / "net.safetensors")
+    assert bits(net.params | net.state, net.backend) == before
+
+
+# --- files that are none ----------------------------------------------------------------------------------------------
+
+
+def resaved(path, change_arrays=dict, **change):
+    """Write the file at `path` again, with other arrays or metadata."""
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"] | change
+    save_file(change_arrays(load_file(path)), path, metadata={k: v for k, v in header.items() if v is not None})
+
+
+def without(name):
+    return lambda arrays: {k: a for k, a in arrays.items() if k != name}
+
+
+def layers(*described):
+    return json.dumps({"dtype": "float32", "layers": described})
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+DENSE = {"layer": "Dense", "settings": {"in_features": 6, "out_features": 4}}
+UNSOUND = {  # what happens to a file of Dense(6, 4), and what the message says of it
+    "empty": (lambda p: p.write_bytes(b""), ""),
+    "truncated": (truncated, ""),
+    "cut in its header": (lambda p: p.write_bytes(p.read_bytes()[:20]), ""),
+    "random bytes": (lambda p: p.write_bytes(np.random.default_rng(0).bytes(500)), ""),
+    "text": (lambda p: p.write_text("weights: none\n" * 50), ""),
+    "a file of another program": (lambda p: save_file({"w": np.ones(3)}, p), "does not say that it holds an xpnet"),
+    "another program's metadata": (lambda p: save_file({"w": np.ones(3)}, p, {"format": "pt"}), "does not say"),
+    "a newer version": (lambda p: resaved(p, version="2"), "version '2', this xpnet reads '1'"),
+    "no version": (lambda p: resaved(p, version=None), "version None, this xpnet reads '1'"),
+    "no network": (lambda p: resaved(p, network=None), "network"),
+    "network not JSON": (lambda p: resaved(p, network="{"), ""),
+    "network a list": (lambda p: resaved(p, network="[1, 2]"), ""),
+    "layers a number": (lambda p: resaved(p, network='{"dtype": "float32", "layers": 3}'), ""),
+    "layers endlessly nested": (
+        lambda p: resaved(p, network='{"dtype": "float32", "layers": ' + "[" * 10**5 + "]" * 10**5 + "}"),
+        "",
+    ),
+    "a dtype that is none": (lambda p: resaved(p, network=layers(DENSE).replace("float32", "int8")), "int8"),
+    "an unknown layer": (
+        lambda p: resaved(p, network=layers(DENSE | {"layer": "Conv9D"})),
+        r"'Conv9D' is unknown.*custom_layers=\[",
+    ),
+    "a layer that is a function": (
+        lambda p: resaved(p, network=layers(DENSE | {"layer": "load"})),
+        "'load' is unknown",
+    ),
+    "an unknown setting": (
+        lambda p: resaved(p, network=layers({"layer": "Dense", "settings": DENSE["settings"] | {"colour": 3}})),
+        "colour",
+    ),
+    "an impossible setting": (
+        lambda p: resaved(p, network=layers({"layer": "Dropout", "settings": {"rate": 2.0}})),
+        "Dropout: rate",
+    ),
+    "no settings": (lambda p: resaved(p, network=layers({"layer": "Dense"})), "settings"),
+    "layers that do not chain": (lambda p: resaved(p, network=layers(DENSE, DENSE)), "layer 1 does not fit"),
+    "a missing tensor": (lambda p: resaved(p, without("params.0.bias")), "0.bias missing"),
+    "a tensor too many": (lambda p: resaved(p, lambda a: a | {"params.1.weight": a["params.0.bias"]}), "1.weight"),
+    "a tensor of no kind": (lambda p: resaved(p, lambda a: a | {"momentum": a["params.0.bias"]}), "momentum"),
+    "a wrong-shaped tensor": (
+        lambda p: resaved(p, lambda a: a | {"params.0.weight": a["params.0.weight"].T.copy()}),
+        r"0.weight has shape \(4, 6\), expected \(6, 4\)",
+    ),
+    "a tensor of another kind": (
+        lambda p: resaved(p, lambda a: a | {"params.0.bias": np.zeros(4, "float16")}),
+        "0.bias has dtype float16",
+    ),
+    "NaN": (lambda p: resaved(p, lambda a: a | {"params.0.bias": np.full(4, np.nan)}), "0.bias has NaN"),
+    "a network too large for any memory": (
+        lambda p: resaved(
+            p, network=layers({"layer": "Dense", "settings": {"in_features": 10**8, "out_features": 10**8}})
+        ),
+        "",
+    ),
+}
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("kind", UNSOUND)
+def test_an_unsound_file_is_refused_by_its_path_and_the_reason(tmp_path, kind):
+    spoil, message = UNSOUND[kind]
+    path = tmp_path / "net.safetensors"
+    initialized("dense").save(path)
+    spoil(path)
+    with pytest.raises(xn.FormatError, match=rf"(?s)^{path} is not a sound model file: .*{message}"):
+        xn.load(path)
+
+
+@pytest.mark.numpy_only
+def test_every_truncation_of_a_file_is_refused(tmp_path):
+    path = tmp_path / "net.safetensors"
+    initialized("dense").save(path)
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(xn.FormatError):
+            xn.load(path)
+
+
+@pytest.mark.numpy_only
+def test_ones_own_layer_must_be_passed_and_is_asked_for_by_name(tmp_path):
+    path = tmp_path / "net.safetensors"
+    initialized("one's own").save(path)
+    with pytest.raises(xn.FormatError, match=r"layer 'Scale' is unknown; if it is yours, pass its class in custom_lay"):
+        xn.load(path)
+    assert isinstance(xn.load(path, custom_layers=[Scale]).layers[1], Scale)
+
+
+@pytest.mark.numpy_only
+def test_a_wrong_argument_of_load_is_not_blamed_on_the_file(tmp_path):
+    initialized("dense").save(tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match="no backend 'nympu'") as caught:
+        xn.load(tmp_path / "net.safetensors", backend="nympu")
+    assert not isinstance(caught.value, xn.FormatError)
+
+
+@pytest.mark.numpy_only
+def test_loading_what_is_not_there_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        xn.load(tmp_path / "none.safetensors")
+    with pytest.raises(IsADirectoryError):
+        xn.load(tmp_path)
+
+
+# --- saving, whole or not at all --------------------------------------------------------------------------------------
+
+
+@pytest.mark.numpy_only
+def test_saving_where_it_cannot_is_an_os_error(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileNotFoundError):
+        initialized("dense").save(tmp_path / "none" / "net.safetensors")
+    with pytest.raises(IsADirectoryError):
+        initialized("dense").save(tmp_path / "folder")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def refuse(*arguments):
+    raise OSError("no space left on device")
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize(("failure", "error"), [(refuse, OSError), (interrupt, KeyboardInterrupt)])
+def test_a_failed_save_leaves_the_file_before_and_no_other(tmp_path, monkeypatch, call, failure, error):
+    path = tmp_path / "net.safetensors"
+    initialized("dense").save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, call, failure)
+    with pytest.raises(error):
+        initialized("batch norm").save(path)
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == ["net.safetensors"]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.numpy_only
+def test_a_network_that_cannot_be_saved_touches_no_file(tmp_path):
+    path = tmp_path / "net.safetensors"
+    with pytest.raises(RuntimeError, match="initialize"):
+        xn.Sequential(xn.Dense(6, 4)).save(path)
+    with pytest.raises(TypeError, match="Scale"):  # whose setting is nothing that JSON knows
+        xn.Sequential(Scale(6, start=np.float32(0.5))).initialize().save(path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.numpy_only
+def test_saving_again_replaces_the_file(tmp_path):
+    path = tmp_path / "net.safetensors"
+    initialized("activations").save(path)
+    initialized("dense").save(path)
+    assert repr(xn.load(path)) == repr(NETWORKS["dense"]())
+    assert os.listdir(tmp_path) == ["net.safetensors"]
+
+
+@pytest.mark.numpy_only
+def test_a_file_name_in_the_current_folder_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    initialized("dense").save("net.safetensors")
+    assert xn.load("net.safetensors").parameter_count == 28
+
+
+@pytest.mark.numpy_only
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such file modes")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664), (0o000, 0o666)])
+def test_a_files_mode_is_what_the_umask_leaves(tmp_path, mask, mode):
+    old = os.umask(mask)
+    try:
+        initialized("dense").save(tmp_path / "net.safetensors")
+        assert os.umask(mask) == mask  # and that is as it was
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "net.safetensors").stat().st_mode) == mode

@@ -1,0 +1,286 @@
+"""Schedules against their formulas; metrics against plain NumPy and counts by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+STEPS = [0, 1, 2, 9, 10, 11, 19, 20, 25, 99, 100, 101, 10**6]
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("schedule", "formula"),
+    [
+        (xn.Constant(0.3), lambda t: 0.3),
+        (xn.StepDecay(0.3, factor=0.5, every=10), lambda t: 0.3 * 0.5 ** math.floor(t / 10)),
+        (xn.StepDecay(0.3), lambda t: 0.3 * 0.1 ** math.floor(t / 1000)),
+        (xn.ExponentialDecay(0.3, factor=0.5, every=10), lambda t: 0.3 * math.exp(math.log(0.5) * t / 10)),
+        (xn.ExponentialDecay(0.3), lambda t: 0.3 * math.exp(math.log(0.96) * t / 1000)),
+        (xn.CosineDecay(0.3, 20), lambda t: 0.3 * math.cos(math.pi * min(t, 20) / 40) ** 2),
+        (xn.CosineDecay(0.3, 20, final=0.1), lambda t: 0.1 + 0.2 * math.cos(math.pi * min(t, 20) / 40) ** 2),
+        (xn.WarmUp(0.3, 10), lambda t: 0.3 * min((t + 1) / 10, 1)),
+        (
+            xn.WarmUp(xn.CosineDecay(0.3, 20), 10),
+            lambda t: 0.03 * (t + 1) if t < 10 else 0.3 * math.cos(math.pi * min(t - 10, 20) / 40) ** 2,
+        ),
+        (
+            xn.WarmUp(xn.WarmUp(lambda t: 0.4 / (1 + t), 10), 10),
+            lambda t: 0.004 * (t + 1) if t < 10 else 0.04 * (t - 9) if t < 20 else 0.4 / (t - 19),
+        ),
+    ],
+    ids=lambda v: repr(v) if hasattr(v, "settings") else "",
+)
+def test_a_schedule_is_its_formula(schedule, formula):
+    assert [schedule(t) for t in STEPS] == pytest.approx([formula(t) for t in STEPS], rel=1e-12, abs=1e-17)
+
+
+@pytest.mark.numpy_only
+def test_the_ends_of_schedules():
+    cosine = xn.CosineDecay(0.3, steps=20, final=0.1)
+    assert (cosine(0), cosine(20), cosine(21)) == (pytest.approx(0.3), pytest.approx(0.1), pytest.approx(0.1))
+    step = xn.StepDecay(0.3, factor=0.5, every=10)
+    assert (step(9), step(10)) == (0.3, 0.15)
+    warm = xn.WarmUp(0.3, steps=10)
+    assert warm(0) > 0
+    assert (warm(9), warm(10), warm(10**9)) == (0.3, 0.3, 0.3)
+
+
+@pytest.mark.numpy_only
+def test_a_warm_up_hands_over_without_a_jump():
+    then = xn.ExponentialDecay(0.3, every=100)
+    warm = xn.WarmUp(then, steps=5)
+    assert [warm(t) for t in range(5)] == pytest.approx([0.06, 0.12, 0.18, 0.24, 0.3])
+    assert [warm(t) for t in range(5, 50)] == [then(t) for t in range(45)]
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("rate", [1, np.float64(0.25), np.float32(0.25)], ids=repr)
+def test_a_warm_up_takes_any_number(rate):
+    warm = xn.WarmUp(rate, steps=2)
+    assert [warm(0), warm(1), warm(2)] == [rate / 2, rate, rate]
+
+
+def told(schedule):
+    """What it is, with that within it."""
+    return type(schedule), {k: told(v) if callable(v) else v for k, v in vars(schedule).items()}
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        xn.Constant(0.1),
+        xn.StepDecay(0.1, every=7),
+        xn.CosineDecay(0.1, 9, final=0.05),
+        xn.WarmUp(xn.ExponentialDecay(0.1, 0.5), 3),
+    ],
+    ids=repr,
+)
+def test_repr_makes_the_same_schedule_again(schedule):
+    assert told(eval(repr(schedule), vars(xn).copy())) == told(schedule)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("kind", "arguments", "name"),
+    [
+        (xn.Constant, (math.nan,), "rate"),
+        (xn.StepDecay, (0.1, 0.5, 0), "every"),
+        (xn.StepDecay, (0.1, -0.5), "factor"),
+        (xn.ExponentialDecay, (0.1, 0.5, 0), "every"),
+        (xn.ExponentialDecay, (-0.1,), "rate"),
+        (xn.CosineDecay, (0.1, 0), "steps"),
+        (xn.CosineDecay, (0.1, 10, -0.1), "final"),
+        (xn.WarmUp, (0.1, 0), "steps"),
+        (xn.WarmUp, ("fast", 10), "then"),
+    ],
+)
+def test_an_impossible_setting_of_a_schedule_is_refused_by_name(kind, arguments, name):
+    with pytest.raises(ValueError, match=rf"^{kind.__name__}: {name} must be .*, got "):
+        kind(*arguments)
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+N, K = 200, 6
+RNG = np.random.default_rng(11)
+SCORES = RNG.standard_normal((N, K))
+CLASSES = RNG.integers(0, K, N)
+CLASSES[::2] = SCORES.argmax(axis=1)[::2]  # half of them right
+TAKEN = SCORES.argmax(axis=1)
+
+FORMS = {
+    "int64": CLASSES,
+    "int32": CLASSES.astype("int32"),
+    "uint8": CLASSES.astype("uint8"),
+    "whole floats": CLASSES.astype("float32"),
+    "column": CLASSES[:, None],
+    "one-hot": np.eye(K)[CLASSES],
+    "float32 one-hot": np.eye(K, dtype="float32")[CLASSES],
+    "integer one-hot": np.eye(K, dtype=int)[CLASSES],
+    "bool one-hot": np.eye(K, dtype=bool)[CLASSES],
+}
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def own_and_numpy(lib, target):
+    """A target as the library's own array and as NumPy's."""
+    return lib.asarray(target), target
+
+
+def is_number(lib, a, expected, like):
+    """Assert that a metric is 0-d, of the library, in the predictions' dtype, on their device, and right."""
+    assert lib.backend.owns(a)
+    assert (a.shape, a.dtype, a.device) == ((), like.dtype, like.device)
+    np.testing.assert_allclose(lib.to_numpy(a), expected, rtol=4 * np.finfo(lib.to_numpy(like).dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@every_form
+def test_accuracy_is_the_share_of_right_classes(lib, form, dtype):
+    scores = lib.asarray(SCORES, dtype)
+    for target in own_and_numpy(lib, FORMS[form]):
+        is_number(lib, xn.accuracy(scores, target), (TAKEN == CLASSES).mean(), scores)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("shape", [(N,), (N, 1)], ids=str)
+def test_accuracy_of_one_output_is_the_share_on_the_right_side(lib, shape, dtype):
+    scores = lib.asarray(SCORES[:, :1])
+    for target in own_and_numpy(lib, (CLASSES > 2).astype(dtype).reshape(shape)):
+        for threshold in (0.5, 0.0, -1.0):
+            expected = np.mean((SCORES[:, 0] >= threshold) == (CLASSES > 2))
+            is_number(lib, xn.accuracy(scores, target, threshold), expected, scores)
+        is_number(lib, xn.accuracy(scores, target), np.mean((SCORES[:, 0] >= 0.5) == (CLASSES > 2)), scores)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64", "bool"])
+def test_accuracy_of_several_classes_at_once_counts_every_entry(lib, dtype):
+    scores, several = lib.asarray(SCORES), np.random.default_rng(0).integers(0, 2, (N, K))
+    for target in own_and_numpy(lib, several.astype(dtype)):
+        for threshold in (0.5, 0.0):
+            yes = np.greater_equal(SCORES, threshold)
+            is_number(lib, xn.accuracy(scores, target, threshold), np.mean(yes == several), scores)
+
+
+def test_accuracy_by_hand(lib):
+    p = lib.asarray([[0.6, 0.5, 0.1], [0.2, 0.3, 0.5]])
+    assert float(xn.accuracy(p, [0, 1])) == 0.5
+    assert float(xn.accuracy(p, [[1, 1, 0], [0, 0, 1]])) == 1.0  # 0.5 is a yes
+    assert float(xn.accuracy(p, [[1, 0, 0], [0, 1, 1]])) == pytest.approx(4 / 6)
+    assert float(xn.accuracy(p, [[1, 0, 0], [0, 1, 0]])) == 0.5  # a single one in every row: classes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_accuracy_takes_soft_targets_whose_rows_add_up_to_1_only_nearly(lib, dtype):
+    soft = (0.9 * np.eye(K)[CLASSES] + 0.1 / K).astype(dtype)
+    soft[0] = np.array([0.7, 0.1, 0.2, 0.0, 0.0, 0.0], dtype)
+    soft[1] = np.array([0.1, 0.2, 0.3, 0.4 - 1e-7, 0.0, 1e-7], dtype)
+    assert (soft.sum(axis=1) != 1).any()
+    scores = lib.asarray(SCORES, dtype)
+    is_number(lib, xn.accuracy(scores, soft), np.mean(soft.argmax(axis=1) == TAKEN), scores)
+
+
+@every_form
+def test_top_k_accuracy_is_the_share_among_the_k_largest(lib, form):
+    scores = lib.asarray(SCORES)
+    for target in own_and_numpy(lib, FORMS[form]):
+        for k in range(1, K + 1):
+            expected = np.mean([c in row.argsort()[-k:] for c, row in zip(CLASSES, SCORES, strict=True)])
+            is_number(lib, xn.top_k_accuracy(scores, target, k), expected, scores)
+
+
+@pytest.mark.parametrize(("k", "right"), [(1, 1), (2, 2), (3, 3), (4, 4)])
+def test_a_tie_counts_against_the_target(lib, k, right):
+    scores = lib.asarray([[9.0, 1.0, 2.0, 3.0], [7.0, 7.0, 1.0, 0.0], [5.0, 5.0, 5.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
+    assert float(xn.top_k_accuracy(scores, [0, 0, 0, 0], k)) == right / 4  # rank 1, 2, 3 and 4
+
+
+@pytest.mark.parametrize("k", [0, -1, 5])
+def test_a_k_beyond_the_outputs_is_refused(lib, k):
+    with pytest.raises(ValueError, match=rf"^top_k_accuracy: k must lie between 1 and the 4 outputs, got {k}$"):
+        xn.top_k_accuracy(lib.asarray(np.zeros((2, 4))), [0, 1], k)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool"])
+def test_mean_squared_error_is_over_every_element(lib, dtype):
+    scores, numbers = lib.asarray(SCORES, "float64"), (SCORES[::-1] * 2).astype(dtype)
+    for target in own_and_numpy(lib, numbers):
+        mse = xn.mean_squared_error(scores, target)
+        lib.agrees(mse, ((SCORES - numbers.astype("float64")) ** 2).mean())
+        is_number(lib, mse, lib.to_numpy(mse), scores)
+
+
+def test_mean_squared_error_takes_a_flat_target_for_one_output(lib):
+    scores = lib.asarray([[1.0], [2.0], [3.0]])
+    for target in ([1.0, 0.0, 0.0], lib.asarray([1.0, 0.0, 0.0])):
+        assert float(xn.mean_squared_error(scores, target)) == pytest.approx((0 + 4 + 9) / 3)
+
+
+@every_form
+def test_confusion_matrix_counts_what_was_taken_for_what(lib, form):
+    expected = np.zeros((K, K), "int32")
+    for truth, taken in zip(CLASSES, TAKEN, strict=True):
+        expected[truth, taken] += 1
+    for target in own_and_numpy(lib, FORMS[form]):
+        matrix = xn.confusion_matrix(lib.asarray(SCORES), target)
+        assert lib.backend.owns(matrix)
+        np.testing.assert_array_equal(lib.to_numpy(matrix), expected, strict=True)
+        assert lib.to_numpy(matrix).sum() == N
+        assert lib.to_numpy(matrix).trace() == (TAKEN == CLASSES).sum()
+
+
+def test_a_class_that_never_occurs_has_an_empty_row(lib):
+    matrix = xn.confusion_matrix(lib.asarray([[0.0, 1.0, 2.0], [3.0, 0.0, 1.0], [0.0, 0.0, 1.0]]), [0, 0, 2])
+    np.testing.assert_array_equal(lib.to_numpy(matrix), [[1, 0, 1], [0, 0, 0], [0, 0, 1]])
+
+
+METRICS = [xn.accuracy, xn.top_k_accuracy, xn.mean_squared_error, xn.confusion_matrix]
+every_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.__name__)
+
+
+@every_metric
+def test_metrics_change_neither_prediction_nor_target(lib, metric):
+    scores, target, host = lib.asarray(SCORES), lib.asarray(np.eye(K)[CLASSES]), np.eye(K)[CLASSES]
+    metric(scores, target)
+    metric(scores, host)
+    np.testing.assert_array_equal(lib.to_numpy(scores), SCORES)
+    np.testing.assert_array_equal(lib.to_numpy(target), np.eye(K)[CLASSES])
+    np.testing.assert_array_equal(host, np.eye(K)[CLASSES])
+
+
+@pytest.mark.parametrize(
+    "target", [np.zeros((3, 4)), np.zeros((3, 2)), np.zeros((3, 5, 1))], ids=lambda t: str(t.shape)
+)
+@every_metric
+def test_a_target_of_another_width_is_refused(lib, metric, target):
+    with pytest.raises(ValueError, match=r"target of shape \(3, .*\) does not fit the prediction's \(3, 6\)"):
+        metric(lib.asarray(SCORES[:3]), target)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target"),
+    [((3, 6), (2,)), ((3, 6), (4, 6)), ((3, 6), ()), ((0, 6), (0,)), ((3,), (3,)), ((3, 6, 1), (3,))],
+    ids=str,
+)
+@every_metric
+def test_arrays_that_are_not_rows_of_one_batch_are_refused(lib, metric, prediction, target):
+    with pytest.raises(ValueError, match=r"prediction must be \(n, outputs\) with n >= 1|does not fit"):
+        metric(lib.asarray(np.zeros(prediction)), np.zeros(target))
+
+
+@pytest.mark.parametrize("label", [-1, K])
+@pytest.mark.parametrize("metric", [xn.top_k_accuracy, xn.confusion_matrix], ids=lambda m: m.__name__)
+def test_a_label_that_is_no_class_is_refused_rather_than_left_out(lib, metric, label):
+    with pytest.raises(ValueError, match=rf"labels run from .*{label}"):
+        metric(lib.asarray(SCORES[:3]), [0, 1, label])
+
+
+def test_a_target_that_holds_no_real_numbers_is_refused(lib):
+    with pytest.raises(TypeError, match=r"^accuracy: the target has dtype"):
+        xn.accuracy(lib.asarray(SCORES[:2]), ["a", "b"])

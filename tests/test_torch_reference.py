@@ -1,0 +1,311 @@
+"""Held against PyTorch: its layers and losses by autograd, its optimizers step for step. Axes: N batch, D in, H out."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xpnet as xn
+
+pytestmark = pytest.mark.torch_only
+
+STEPS = 50
+RTOL = 1e-12  # of the largest entry of each array
+
+# sizes of a batch and its features, and a seed for the numbers in it
+drawn = given(st.integers(2, 40), st.integers(1, 20), st.integers(0, 2**32 - 1))
+often = settings(max_examples=15, deadline=None, derandomize=True)
+
+
+@pytest.fixture(scope="module")
+def torch():
+    import torch
+
+    return torch
+
+
+def agree(ours, theirs):
+    a, b = (np.asarray(x.detach()) for x in (ours, theirs))
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    np.testing.assert_allclose(a, b, rtol=0, atol=RTOL * (np.abs(b).max() or 1.0))
+
+
+def on_torch(layer, rng):
+    """The layer with parameters and statistics, float64: random ones, so that none is at a special value."""
+    net = xn.Sequential(layer).initialize("torch", "float64")
+    net.set_params({k: rng.standard_normal(a.shape) for k, a in net.params.items()})
+    net.set_state({k: rng.uniform(0.5, 2.0, a.shape) for k, a in net.state.items()})
+    return layer
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+def linear(torch, layer):
+    theirs = torch.nn.Linear(layer.in_features, layer.out_features, dtype=torch.float64)
+    with torch.no_grad():
+        theirs.weight.copy_(layer.params["weight"].T)
+        theirs.bias.copy_(layer.params["bias"])
+    return theirs, lambda: {"weight": theirs.weight.grad.T, "bias": theirs.bias.grad}
+
+
+def batch_norm(torch, layer):
+    theirs = torch.nn.BatchNorm1d(layer.features, eps=layer.eps, dtype=torch.float64)
+    with torch.no_grad():
+        theirs.weight.copy_(layer.params["gamma"])
+        theirs.bias.copy_(layer.params["beta"])
+        theirs.running_mean.copy_(layer.state["mean"])
+        theirs.running_var.copy_(layer.state["var"])
+    return theirs, lambda: {"gamma": theirs.weight.grad, "beta": theirs.bias.grad}
+
+
+def plain(name, *settings):
+    return lambda torch, layer: (getattr(torch.nn, name)(*(getattr(layer, s) for s in settings)), dict)
+
+
+THEIRS = {  # (torch, our layer) -> their module with our parameters in it, and a function that names its gradients
+    xn.Dense: linear,
+    xn.BatchNorm: batch_norm,
+    xn.Sigmoid: plain("Sigmoid"),
+    xn.Tanh: plain("Tanh"),
+    xn.ReLU: plain("ReLU"),
+    xn.LeakyReLU: plain("LeakyReLU", "alpha"),
+    xn.ELU: plain("ELU", "alpha"),
+    xn.Softmax: lambda torch, layer: (torch.nn.Softmax(dim=-1), dict),
+}
+LAYERS = {  # ours for D features
+    "Dense": lambda d: xn.Dense(d, 7),
+    "Dense to 1": lambda d: xn.Dense(d, 1),
+    "BatchNorm": lambda d: xn.BatchNorm(d),
+    "BatchNorm(eps=1e-3)": lambda d: xn.BatchNorm(d, eps=1e-3),
+    "Sigmoid": lambda d: xn.Sigmoid(),
+    "Tanh": lambda d: xn.Tanh(),
+    "ReLU": lambda d: xn.ReLU(),
+    "LeakyReLU": lambda d: xn.LeakyReLU(),
+    "LeakyReLU(-0.5)": lambda d: xn.LeakyReLU(-0.5),
+    "ELU": lambda d: xn.ELU(),
+    "ELU(1.5)": lambda d: xn.ELU(1.5),
+    "Softmax": lambda d: xn.Softmax(),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
+@pytest.mark.parametrize("name", LAYERS)
+@often
+@drawn
+def test_a_layer_and_its_gradients_are_pytorchs(torch, name, training, n, d, seed):
+    rng = np.random.default_rng(seed)
+    layer = on_torch(LAYERS[name](d), rng)
+    x = torch.tensor(rng.standard_normal((n, d)) * 3 + 1, requires_grad=True)
+    module, their_grads = THEIRS[type(layer)](torch, layer)
+    module.train(training)
+
+    y, cache = layer.forward(x.detach(), training)
+    expected = module(x)
+    agree(y, expected)
+
+    dy = torch.tensor(rng.standard_normal(tuple(y.shape)))
+    dx, grads = layer.backward(dy, cache)
+    expected.backward(dy)
+    if isinstance(layer, xn.BatchNorm) and training:  # differences of what cancels: as large as its terms
+        scale = (
+            layer.params["gamma"].abs().max() * dy.abs().max() / (x.detach().var(0) + layer.eps).min().sqrt()
+        ).item()
+        np.testing.assert_allclose(dx, x.grad, rtol=0, atol=RTOL * max(scale, 1.0))
+    else:
+        agree(dx, x.grad)
+    their_grads = their_grads()
+    assert grads.keys() == their_grads.keys() == layer.params.keys()
+    for key, gradient in grads.items():
+        agree(gradient, their_grads[key])
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def rows(rng, n, k):
+    """Probabilities that add up to 1, none so small that 1/p leaves the accuracy."""
+    p = rng.uniform(0.05, 1.0, (n, k))
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def numbers(rng, n, k):
+    return rng.standard_normal((n, k)) * 3
+
+
+def classes(rng, n, k):
+    return rng.integers(0, k, n)
+
+
+def inside(rng, n, k):
+    return rng.uniform(0.01, 0.99, (n, k))
+
+
+def yes_or_no(rng, n, k):
+    return rng.integers(0, 2, (n, k)).astype(float)
+
+
+LOSSES = [  # ours, prediction, target, PyTorch's, and whether its mean is over elements where ours is over rows
+    (xn.MeanSquaredError, {}, numbers, numbers, "mse_loss", {}, False),
+    (xn.MeanAbsoluteError, {}, numbers, numbers, "l1_loss", {}, False),
+    (xn.Huber, {}, numbers, numbers, "huber_loss", {"delta": 1.0}, False),
+    (xn.Huber, {"delta": 2.5}, numbers, numbers, "huber_loss", {"delta": 2.5}, False),
+    (xn.SoftmaxCrossEntropy, {}, numbers, classes, "cross_entropy", {}, False),
+    (xn.SoftmaxCrossEntropy, {}, numbers, rows, "cross_entropy", {}, False),
+    (xn.CategoricalCrossEntropy, {}, rows, classes, "nll_loss", {}, False),
+    (xn.BinaryCrossEntropy, {}, inside, yes_or_no, "binary_cross_entropy", {}, True),
+    (xn.BinaryCrossEntropy, {}, inside, inside, "binary_cross_entropy", {}, True),
+    (xn.BinaryCrossEntropyWithLogits, {}, numbers, yes_or_no, "binary_cross_entropy_with_logits", {}, True),
+    (xn.BinaryCrossEntropyWithLogits, {}, numbers, inside, "binary_cross_entropy_with_logits", {}, True),
+]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(
+    ("kind", "own", "predict", "aim", "function", "their", "per_row"),
+    LOSSES,
+    ids=[f"{row[4]}-{row[3].__name__}-{row[1] or ''}" for row in LOSSES],
+)
+@often
+@drawn
+def test_a_loss_and_its_gradient_are_pytorchs(
+    torch, kind, own, predict, aim, function, their, per_row, reduction, n, k, seed
+):
+    rng = np.random.default_rng(seed)
+    k += function in ("cross_entropy", "nll_loss")  # two classes at least
+    p, t = torch.tensor(predict(rng, n, k), requires_grad=True), torch.tensor(aim(rng, n, k))
+    value, gradient = kind(**own, reduction=reduction).value_and_grad(p.detach(), t)
+
+    argument = torch.log(p) if function == "nll_loss" else p
+    expected = getattr(torch.nn.functional, function)(argument, t, reduction=reduction, **their)
+    if per_row and reduction == "mean":
+        expected = expected * k
+    expected.backward()
+    agree(value, expected)
+    agree(gradient, p.grad)
+
+
+# --- the whole network ------------------------------------------------------------------------------------------------
+
+
+def tutorials_network():
+    return xn.Sequential(
+        *(xn.Dense(64, 32), xn.BatchNorm(32), xn.Sigmoid()),
+        *(xn.Dense(32, 16), xn.BatchNorm(16), xn.ReLU()),
+        *(xn.Dense(16, 10), xn.BatchNorm(10)),
+    )
+
+
+def pytorchs_network(torch, net):
+    """The same in PyTorch, with the same parameters, and a function that gives its gradients under our names."""
+    pairs = [THEIRS[type(layer)](torch, layer) for layer in net.layers]
+
+    def grads():
+        return {f"{i}.{name}": g for i, (_, own) in enumerate(pairs) for name, g in own().items()}
+
+    return torch.nn.Sequential(*(module for module, _ in pairs)), grads
+
+
+@pytest.mark.parametrize("batch", [2, 3, 128, 1500])
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_tutorials_network_has_pytorchs_value_and_gradients(torch, batch, soft):
+    rng = np.random.default_rng(batch)
+    net = tutorials_network().initialize("torch", "float64", seed=3)
+    net.set_params({k: a + 0.1 * torch.tensor(rng.standard_normal(tuple(a.shape))) for k, a in net.params.items()})
+    x, y = rng.uniform(0, 1, (batch, 64)), rows(rng, batch, 10) if soft else rng.integers(0, 10, batch)
+    value, ours = net.value_and_grad(x, y, xn.SoftmaxCrossEntropy())
+
+    module, grads = pytorchs_network(torch, net)
+    expected = torch.nn.functional.cross_entropy(module(torch.tensor(x)), torch.tensor(y))
+    expected.backward()
+    agree(value, expected)
+    theirs = grads()
+    assert ours.keys() == theirs.keys() == net.params.keys()
+    largest = max(float(g.abs().max()) for g in theirs.values())
+    for name in ours:
+        if name in ("0.bias", "3.bias", "6.bias"):  # under batch norm: zero, but for rounding
+            assert float(ours[name].abs().max()) < RTOL * largest
+            assert float(theirs[name].abs().max()) < RTOL * largest
+        else:
+            agree(ours[name], theirs[name])
+
+
+def test_the_tutorials_network_predicts_what_pytorch_does(torch):
+    rng = np.random.default_rng(0)
+    net = tutorials_network().initialize("torch", "float64")
+    net.set_state({k: rng.uniform(0.5, 2.0, a.shape) for k, a in net.state.items()})
+    module, _ = pytorchs_network(torch, net)
+    x = torch.tensor(rng.standard_normal((50, 64)))
+    agree(net.predict(x), module.eval()(x))
+
+
+# --- optimizers -------------------------------------------------------------------------------------------------------
+
+OPTIMIZERS = [  # ours, PyTorch's, its settings
+    (xn.SGD(0.02, momentum=0.0), "SGD", {"lr": 0.02}),
+    (xn.SGD(0.02, momentum=0.9), "SGD", {"lr": 0.02, "momentum": 0.9}),
+    (xn.SGD(0.02, momentum=0.9, weight_decay=0.3), "SGD", {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.3}),
+    (xn.Adam(0.02), "Adam", {"lr": 0.02}),
+    (xn.Adam(0.02, 0.8, 0.95, eps=1e-3), "Adam", {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3}),
+    (xn.Adam(0.02, weight_decay=0.3), "Adam", {"lr": 0.02, "weight_decay": 0.3}),
+    (xn.AdamW(0.02), "AdamW", {"lr": 0.02}),
+    (xn.AdamW(0.02, weight_decay=0.3), "AdamW", {"lr": 0.02, "weight_decay": 0.3}),
+    (
+        xn.AdamW(0.02, 0.8, 0.95, eps=1e-3, weight_decay=0.3),
+        "AdamW",
+        {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3},
+    ),
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("ours", "name", "their"), OPTIMIZERS, ids=[f"{name}-{'-'.join(s)}" for _, name, s in OPTIMIZERS]
+)
+def test_fifty_steps_of_an_optimizer_are_pytorchs(torch, ours, name, their, seed):
+    """On Σ log cosh(Aw - b), each at its own point."""
+    rng = np.random.default_rng(seed)
+    a, b = torch.tensor(rng.standard_normal((12, 8)) / 4), torch.tensor(rng.standard_normal(12))
+    w = torch.tensor(rng.standard_normal(8))
+    parameter = torch.nn.Parameter(w.clone())
+    theirs = getattr(torch.optim, name)([parameter], **their)
+    slots = ours.init(w)
+    for _ in range(STEPS):
+        w, slots = ours.update(w, a.T @ torch.tanh(a @ ours.lookahead(w, slots) - b), slots)
+        theirs.zero_grad()
+        torch.log(torch.cosh(a @ parameter - b)).sum().backward()
+        theirs.step()
+        agree(w, parameter)
+
+
+@pytest.mark.parametrize(("largest", "limit"), [(0.3, None), (None, 0.2), (1e6, None)])
+def test_clipping_is_pytorchs(torch, largest, limit):
+    g = torch.tensor(np.random.default_rng(0).standard_normal(30))
+    parameter = torch.nn.Parameter(torch.zeros(30, dtype=torch.float64))
+    parameter.grad = g.clone()
+    if largest is not None:
+        torch.nn.utils.clip_grad_norm_(parameter, largest)
+    if limit is not None:
+        torch.nn.utils.clip_grad_value_(parameter, limit)
+    ours = xn.SGD(clip_norm=largest, clip_value=limit).limited(g)
+    # PyTorch divides by the norm + 1e-6
+    np.testing.assert_allclose(ours, parameter.grad, rtol=2e-6 if largest else RTOL)
+
+
+def test_a_training_run_is_pytorchs(torch, digits):
+    """Five epochs of minibatches in order: forward, loss, backward, optimizer, together."""
+    x, y = digits[0][:200], digits[1][:200]
+    net = tutorials_network().initialize("torch", "float64", seed=1)
+    module, _ = pytorchs_network(torch, net)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.8)
+    net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=xn.SGD(0.05, 0.8), epochs=5, batch_size=32, shuffle=False)
+    for _ in range(5):
+        for start in range(0, 200, 32):
+            optimizer.zero_grad()
+            part = slice(start, start + 32)
+            logits = module(torch.tensor(x[part]))
+            torch.nn.functional.cross_entropy(logits, torch.tensor(y[part])).backward()
+            optimizer.step()
+    agree(net.layers[0].params["weight"], module[0].weight.T)
+    agree(net.layers[6].params["weight"], module[6].weight.T)
+    agree(net.layers[7].params["gamma"], module[7].weight)

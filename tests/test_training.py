@@ -1,0 +1,735 @@
+"""Training, evaluating, predicting: what fit promises, also when it is interrupted, fails or runs in a thread."""
+
+import contextlib
+import copy
+import math
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import FEATURES, LAYERS, ready, tutorial_network
+
+import xpnet as xn
+
+CROSS, SQUARED = xn.SoftmaxCrossEntropy(), xn.MeanSquaredError()
+STILL = xn.SGD(1e-30, momentum=0.0)  # steps too small to move a weight
+
+
+def small(lib, *layers, dtype="float64", seed=0):
+    layers = layers or (xn.Dense(4, 8), xn.BatchNorm(8), xn.Dropout(0.2), xn.Tanh(), xn.Dense(8, 3))
+    return xn.Sequential(*layers).initialize(lib.backend, dtype, seed=seed)
+
+
+def problem(rows=12, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, FEATURES))
+    return x, (x @ rng.normal(size=(FEATURES, 3))).argmax(axis=1)
+
+
+X, Y = problem()
+T = np.eye(3)[Y]
+
+
+def fit(net, x=X, y=Y, loss=CROSS, optimizer=None, batch_size=4, **options):
+    return net.fit(x, y, loss=loss, optimizer=optimizer or xn.SGD(0.1), batch_size=batch_size, **options)
+
+
+def bits(net, *names):
+    arrays = net.params | net.state
+    return {k: net.backend.to_numpy(a).tobytes() for k, a in arrays.items() if not names or k in names}
+
+
+def all_finite(net):
+    return all(np.isfinite(net.backend.to_numpy(a)).all() for a in (net.params | net.state).values())
+
+
+class On(xn.Callback):
+    """A callback from functions: On(step_end=lambda run: ...)."""
+
+    def __init__(self, **hooks):
+        vars(self).update(hooks)
+
+
+class Recorder:
+    """A loss with `value_and_grad` alone, that writes down which rows came in which batch."""
+
+    def __init__(self):
+        self.batches = []
+
+    def value_and_grad(self, prediction, target):
+        host = xn.backend.backend_of(target).to_numpy
+        np.testing.assert_array_equal(host(prediction), host(target))  # x's row beside its own target
+        self.batches.append([int(v) for v in host(target)[:, 0]])
+        return SQUARED.value_and_grad(prediction, target)
+
+    def orders(self, lib, **options):
+        """The order of ten rows in each epoch of a fit, whose network returns its input."""
+        net = small(lib, xn.Dense(1, 1))
+        net.set_params({"0.weight": np.ones((1, 1)), "0.bias": np.zeros(1)})
+        rows = np.arange(10.0)[:, None]
+        for _ in range(2):
+            fit(net, rows, rows, self, STILL, epochs=2, **options)
+        assert [len(batch) for batch in self.batches] == [4, 4, 2] * 4
+        order = [row for batch in self.batches for row in batch]
+        return [order[i : i + 10] for i in range(0, 40, 10)]
+
+
+def python(code, *args, **env):
+    """What a fresh interpreter prints, with this xpnet."""
+    path = os.pathsep.join([str(Path(xn.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    run = [sys.executable, "-c", code, *args]
+    done = subprocess.run(run, env=os.environ | {"PYTHONPATH": path} | env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# --- history and losses -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "options", "keys"),
+    [
+        (CROSS, Y, {}, ["loss"]),
+        (CROSS, Y, {"validation_data": (X, Y)}, ["loss", "val_loss", "val_accuracy"]),
+        (SQUARED, T, {"validation_data": (X, T)}, ["loss", "val_loss"]),
+        (CROSS, Y, {"validation_data": (X, Y), "metrics": {}}, ["loss", "val_loss"]),
+        (CROSS, Y, {"validation_data": (X, Y), "metrics": {"a": xn.accuracy, "b": xn.accuracy}},
+         ["loss", "val_loss", "val_a", "val_b"]),
+    ],
+)  # fmt: skip
+def test_history_has_one_number_per_epoch_and_measure(lib, loss, y, options, keys):
+    history = fit(small(lib), X, y, loss, epochs=3, **options)
+    assert list(history) == keys
+    assert all(len(values) == 3 and all(type(v) is float for v in values) for values in history.values())
+    assert history.steps == 9
+    assert history.seconds > 0
+    assert history.interrupted is False
+
+
+def test_fit_learns(lib):
+    x, y = problem(120)
+    net = small(lib, dtype="float32")
+    history = fit(net, x, y, optimizer=xn.Adam(0.05), epochs=10, batch_size=30)
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+    assert net.evaluate(x, y, CROSS)["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(("loss", "y"), [(xn.SoftmaxCrossEntropy, Y), (xn.MeanSquaredError, T)])
+def test_an_epochs_loss_over_unequal_batches_is_that_of_all_rows(lib, loss, y, reduction):
+    net = small(lib, xn.Dense(4, 3))
+    loss = loss(reduction)
+    expected = float(loss(net.predict(X), y))
+    assert fit(net, X, y, loss, STILL, batch_size=5)["loss"] == pytest.approx([expected], rel=1e-12)
+    assert net.evaluate(X, y, loss, batch_size=5)["loss"] == pytest.approx(expected, rel=1e-12)
+
+
+class Quartic(xn.Loss):
+    """A user's loss: the fourth power."""
+
+    def total(self, prediction, target):
+        error = prediction - target
+        return xn.backend.namespace(error).sum(error**4), 4 * error**3
+
+
+class BareSquares:
+    """A user's loss that derives from nothing."""
+
+    def value_and_grad(self, prediction, target):
+        return SQUARED.value_and_grad(prediction, target)
+
+
+def test_a_users_loss_trains_and_is_evaluated(lib):
+    net = small(lib, xn.Dense(4, 3))
+    history = fit(net, X, T, Quartic(), epochs=20, validation_data=(X, T))
+    assert history["val_loss"][-1] < 0.5 * history["loss"][0]
+    error = lib.to_numpy(net.predict(X)) - T
+    assert net.evaluate(X, T, Quartic()) == {"loss": pytest.approx((error**4).mean(), rel=1e-12)}
+
+
+def test_a_loss_with_value_and_grad_alone_trains_as_its_twin_does(lib):
+    one, other = small(lib), small(lib)
+    expected = fit(one, X, T, SQUARED, epochs=2, validation_data=(X, T))
+    assert fit(other, X, T, BareSquares(), epochs=2, validation_data=(X, T)) == expected
+    assert bits(one) == bits(other)
+    assert other.evaluate(X, T, BareSquares()) == one.evaluate(X, T, SQUARED)
+
+
+def test_validation_is_evaluation_after_each_epoch_and_changes_nothing(lib):
+    net, alone = small(lib), small(lib)
+    held_out, seen = problem(7, seed=1), []
+    mine = {"mine": lambda p, t: p.shape[0] + 0.5, "exact": xn.accuracy}
+    watch = On(epoch_end=lambda run: seen.append(run.net.evaluate(*held_out, CROSS, mine)))
+    history = fit(net, epochs=3, validation_data=held_out, metrics=mine, callbacks=[watch])
+    fit(alone, epochs=3)
+    assert [{k: history[f"val_{k}"][i] for k in ("loss", "mine", "exact")} for i in range(3)] == seen
+    assert history["val_mine"] == [7.5] * 3
+    assert bits(net) == bits(alone)
+
+
+# --- order and seeds --------------------------------------------------------------------------------------------------
+
+
+def test_without_shuffle_the_rows_come_as_they_stand(lib):
+    assert Recorder().orders(lib, shuffle=False) == [list(range(10))] * 4
+
+
+def test_every_epoch_of_every_fit_shuffles_all_rows_anew_and_a_seed_repeats_it(lib):
+    orders = Recorder().orders(lib)
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert len({tuple(order) for order in [*orders, range(10)]}) == 5
+    assert Recorder().orders(lib) == orders
+
+
+def test_without_shuffle_the_seed_of_the_order_does_not_matter(lib):
+    one, other = (small(lib, xn.Dense(4, 3), seed=seed) for seed in (0, 1))
+    assert bits(one) != bits(other)
+    start = {k: lib.to_numpy(a) for k, a in one.params.items()}
+    for shuffle, alike in [(False, True), (True, False)]:
+        for net in (one, other):
+            net.set_params(start)
+            fit(net, shuffle=shuffle)
+        assert (bits(one) == bits(other)) is alike
+
+
+PROCESS = """
+import hashlib
+import numpy as np
+import xpnet as xn
+net = xn.Sequential(xn.Dense(4, 8), xn.BatchNorm(8), xn.Dropout(0.2), xn.Tanh(), xn.Dense(8, 3))
+net.initialize("BACKEND", seed=7)
+x = np.sin(np.arange(48.0)).reshape(12, 4)
+net.fit(x, np.arange(12) % 3, loss=xn.SoftmaxCrossEntropy(), optimizer=xn.Adam(), epochs=3, batch_size=5)
+host = [net.backend.to_numpy(a).tobytes() for a in (net.params | net.state).values()]
+print(hashlib.sha256(b"".join(host)).hexdigest())
+"""
+
+
+def test_a_seed_gives_the_same_weights_in_another_process(lib, capsys):
+    code = PROCESS.replace("BACKEND", lib.name)
+    exec(code, {})
+    assert python(code) == capsys.readouterr().out.strip()
+
+
+def test_a_seed_gives_the_same_weights_bit_for_bit_and_another_does_not(lib):
+    nets = [small(lib, seed=seed) for seed in (7, 7, 8)]
+    for net in nets:
+        fit(net, epochs=2)
+    assert bits(nets[0]) == bits(nets[1]) != bits(nets[2])
+
+
+# --- predict and evaluate ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 6, 12, 100])
+def test_predicting_in_batches_is_predicting_at_once(lib, batch_size):
+    net = small(lib)
+    fit(net)
+    at_once = lib.to_numpy(net.predict(X))
+    np.testing.assert_array_equal(lib.to_numpy(net(X)), at_once)
+    np.testing.assert_array_equal(lib.to_numpy(net.forward(lib.asarray(X))[0]), at_once)
+    lib.agrees(net.predict(X, batch_size=batch_size), at_once)
+    expected = net.evaluate(X, Y, CROSS)
+    assert net.evaluate(X, Y, CROSS, batch_size=batch_size) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numpys_and_own_arrays_train_alike_and_results_stay_on_the_backend(lib, dtype):
+    one, other = small(lib, dtype=dtype), small(lib, dtype=dtype)
+    own = lib.asarray(X, dtype), lib.asarray(Y)
+    assert fit(one, X.astype(dtype), Y, validation_data=(X, Y)) == fit(other, *own, validation_data=own)
+    assert bits(one) == bits(other)
+    value, grads = one.value_and_grad(*own, CROSS)
+    assert grads.keys() == one.params.keys()
+    for a in [one.predict(X), one(own[0]), value, *grads.values(), *one.params.values()]:
+        assert lib.backend.owns(a)
+        assert a.dtype == lib.backend.dtype(dtype)
+        assert xn.backend.backend_of(a).device_name == lib.backend.device_name
+    scores = one.evaluate(*own, CROSS)
+    assert {k: type(v) for k, v in scores.items()} == {"loss": float, "accuracy": float}
+
+
+def test_what_was_passed_in_is_not_written_to(lib):
+    x, y = lib.asarray(X), lib.asarray(T)
+    net = small(lib)
+    fit(net, x, y, epochs=2, validation_data=(x, y), shuffle=False)
+    net.value_and_grad(x, y, CROSS)
+    net.predict(x)
+    np.testing.assert_array_equal(lib.to_numpy(x), X)
+    np.testing.assert_array_equal(lib.to_numpy(y), T)
+
+
+def test_evaluating_between_a_forward_and_its_backward_changes_nothing(lib):
+    net, twin = (xn.Sequential(ready(LAYERS["network"](), lib)) for _ in range(2))
+    x, other = lib.asarray(X), lib.asarray(X[:5] + 1)
+    y, cache = net.forward(x, training=True)
+    net.forward(other)
+    net.forward(other, training=True)
+    dx, grads = net.backward(y, cache)
+    y, cache = twin.forward(x, training=True)
+    expected, expected_grads = twin.backward(y, cache)
+    for a, b in [(dx, expected), *((grads[k], expected_grads[k]) for k in twin.params)]:
+        np.testing.assert_array_equal(lib.to_numpy(a), lib.to_numpy(b))
+
+
+def test_threads_may_predict_at_the_same_time(lib):
+    net, inputs = small(lib), [np.full((200, 4), float(i)) for i in range(4)]
+    expected = [lib.to_numpy(net.predict(x)) for x in inputs]
+    results = [None] * 4
+
+    def work(i):
+        results[i] = [lib.to_numpy(net.predict(inputs[i])) for _ in range(20)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(4):
+        np.testing.assert_array_equal(results[i], [expected[i]] * 20)
+
+
+# --- layers in training -----------------------------------------------------------------------------------------------
+
+
+def test_a_frozen_layer_keeps_its_bits_while_those_around_it_learn(lib):
+    net = small(lib, xn.Dense(4, 6), xn.Sequential(xn.Dense(6, 6, trainable=False), xn.Tanh()), xn.Dense(6, 3))
+    before = bits(net)
+    fit(net, optimizer=xn.AdamW(0.01))
+    changed = {name for name, a in bits(net).items() if a != before[name]}
+    assert changed == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert net.value_and_grad(X, Y, CROSS)[1].keys() == net.params.keys()
+
+
+def test_a_frozen_layer_passes_the_gradient_on_as_if_it_were_not(lib):
+    free, frozen = (small(lib, xn.Dense(4, 6), xn.Dense(6, 6, trainable=t), xn.Dense(6, 3)) for t in (True, False))
+    fit(free, batch_size=None)
+    fit(frozen, batch_size=None)
+    assert bits(free, "0.weight", "0.bias", "2.weight") == bits(frozen, "0.weight", "0.bias", "2.weight")
+    assert bits(free, "1.weight") != bits(frozen, "1.weight")
+
+
+def test_frozen_batch_norm_uses_and_keeps_its_running_statistics(lib):
+    net = small(lib, xn.Dense(4, 5), xn.BatchNorm(5, trainable=False), xn.Dense(5, 3))
+    net.set_state({"1.mean": np.arange(5.0), "1.var": np.full(5, 4.0)})
+    x = lib.asarray(X)
+    np.testing.assert_array_equal(lib.to_numpy(net.forward(x, training=True)[0]), lib.to_numpy(net.forward(x)[0]))
+    before = bits(net)
+    fit(net)
+    own = "1.gamma", "1.beta", "1.mean", "1.var"
+    assert bits(net, *own) == {name: before[name] for name in own}
+    assert all(bits(net)[name] != before[name] for name in ("0.weight", "2.weight"))
+
+
+def test_running_averages_start_from_the_first_batch_and_follow_momentum_after(lib):
+    net, seen = small(lib, xn.BatchNorm(4, momentum=0.9), xn.Dense(4, 3)), []
+    watch = On(step_end=lambda run: seen.append({k: lib.to_numpy(a).copy() for k, a in run.net.state.items()}))
+    fit(net, shuffle=False, callbacks=[watch])
+    mean, var = X[:4].mean(axis=0), X[:4].var(axis=0)
+    for i, state in enumerate(seen):
+        if i:
+            mean = 0.9 * mean + 0.1 * X[4 * i : 4 * i + 4].mean(axis=0)
+            var = 0.9 * var + 0.1 * X[4 * i : 4 * i + 4].var(axis=0)
+        lib.agrees(lib.asarray(state["0.mean"]), mean)
+        lib.agrees(lib.asarray(state["0.var"]), var)
+    assert len(seen) == 3
+
+
+def test_a_nested_network_trains_as_the_flat_one(lib):
+    flat = small(lib, xn.Dense(4, 8), xn.BatchNorm(8), xn.Dropout(0.2), xn.Tanh(), xn.Dense(8, 3))
+    inner = xn.Sequential(xn.BatchNorm(8), xn.Sequential(xn.Dropout(0.2), xn.Tanh()))
+    nested = small(lib, xn.Dense(4, 8), inner, xn.Dense(8, 3))
+    assert list(nested.params) == ["0.weight", "0.bias", "1.0.gamma", "1.0.beta", "2.weight", "2.bias"]
+    assert list(nested.state) == ["1.0.mean", "1.0.var", "1.1.0.key"]
+    assert fit(nested, epochs=3) == fit(flat, epochs=3)
+    assert list(bits(nested).values()) == list(bits(flat).values())
+
+
+def test_dropouts_mask_is_a_function_of_its_key_alone(lib):
+    layer, shape = ready(xn.Dropout(0.3), lib), (400, 250)
+    ones = lib.asarray(np.ones(shape))
+    mask, cache = layer.forward(ones, training=True)
+    mask = lib.to_numpy(mask)
+    assert layer.forward(ones)[0] is ones
+    np.testing.assert_array_equal(lib.to_numpy(layer.forward(ones, training=True)[0]), mask)
+    host, _ = ready(xn.Dropout(0.3)).forward(np.ones(shape), training=True)
+    np.testing.assert_array_equal(mask, host)
+    assert set(np.unique(mask)) == {0.0, 1 / 0.7}
+    sigma = math.sqrt(0.3 * 0.7 / mask.size)
+    assert abs((mask == 0).mean() - 0.3) < 5 * sigma
+    layer.assign_state(layer.next_state(cache))
+    after = lib.to_numpy(layer.forward(ones, training=True)[0])
+    both = ((mask == 0) & (after == 0)).mean()  # independent masks share 0.3²
+    assert abs(both - 0.09) < 5 * math.sqrt(0.09 * 0.91 / mask.size)
+
+
+# --- divergence -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_run_that_explodes_says_where_and_leaves_finite_parameters(lib, dtype):
+    net = small(lib, xn.Dense(4, 3), dtype=dtype)
+    with pytest.raises(xn.DivergenceError) as caught:
+        fit(net, X, T, SQUARED, xn.SGD(1e30), epochs=20, batch_size=6)
+    error = caught.value
+    assert f"fit: the loss is not finite in epoch {error.epoch}, batch {error.batch}." in str(error)
+    assert "learning rate" in str(error)
+    assert (error.epoch, error.batch) == (1, 2) if dtype == "float32" else error.epoch > 1
+    assert len(error.history.get("loss", [])) == error.epoch - 1
+    assert all_finite(net)
+    assert math.isfinite(net.evaluate(X, T, SQUARED)["loss"])
+    net.initialize(lib.backend, dtype)
+    assert len(fit(net, X, T, SQUARED)["loss"]) == 1  # nothing of it stays behind
+
+
+class Faulty(xn.Layer):
+    """The identity, but for rows with an entry above 100, of which `forward` or `backward` makes NaN."""
+
+    def __init__(self, where):
+        self.where = where
+
+    def poisoned(self, a, x):
+        xp = xn.backend.namespace(x)
+        return xp.where(xp.max(x, axis=1, keepdims=True) > 100.0, math.nan, a)
+
+    def forward(self, x, training=False):
+        return (self.poisoned(x, x) if training and self.where == "output" else x), x
+
+    def backward(self, dy, cache):
+        return (self.poisoned(dy, cache) if self.where == "gradient" else dy), {}
+
+
+@pytest.mark.parametrize("where", ["output", "gradient"])
+def test_a_users_layer_that_returns_nan_in_the_third_batch_is_named(lib, where):
+    x = X.copy()
+    x[9, 2] = 1000.0
+    before = xn.Dense(4, 4)
+    net, twin = small(lib, before, Faulty(where), xn.Dense(4, 3)), small(lib, xn.Dense(4, 4), xn.Dense(4, 3))
+    for n in (net, twin):
+        values = list(n.params.values())
+        n.set_params(dict(zip(n.params, [np.eye(4), *map(lib.to_numpy, values[1:])], strict=True)))
+    with pytest.raises(
+        xn.DivergenceError, match=rf"{where} .*layer 1, Faulty\('{where}'\), .*epoch 1, batch 3"
+    ) as caught:
+        fit(net, x, Y, optimizer=xn.SGD(1e-3), shuffle=False, epochs=2)
+    assert (caught.value.epoch, caught.value.batch, caught.value.history) == (1, 3, {})
+    good = 4 if where == "output" else 8  # the rows after which the loss was last finite
+    fit(twin, x[:good], Y[:good], optimizer=xn.SGD(1e-3), shuffle=False)
+    assert list(bits(net).values()) == list(bits(twin).values())
+
+
+class Flickering(xn.Layer):
+    """The identity, but for its third batch in training: a fault that does not come again."""
+
+    def __init__(self):
+        self.calls = []
+
+    def forward(self, x, training=False):
+        self.calls += [1] * training
+        return (x * math.nan if training and len(self.calls) == 3 else x), None
+
+    def backward(self, dy, cache):
+        return dy, {}
+
+
+def test_a_fault_that_does_not_come_again_is_placed_where_it_came(lib):
+    net = small(lib, Flickering(), xn.Dense(4, 3))
+    with pytest.raises(xn.DivergenceError, match="epoch 1, batch 3") as caught:
+        fit(net, shuffle=False, batch_size=2)
+    assert "optimizer" not in str(caught.value)
+    assert all_finite(net)
+
+
+def test_statistics_that_overflow_do_not_pass_for_sound_ones(lib):
+    net = small(lib, xn.BatchNorm(4), xn.Dense(4, 3), dtype="float32")
+    with pytest.raises(xn.DivergenceError, match="layer 0, BatchNorm"):
+        fit(net, X * 1e25)  # finite in float32, its variance not
+    assert all_finite(net)
+
+
+@pytest.mark.numpy_only
+def test_a_divergence_error_survives_the_way_back_from_a_worker_process():
+    error = xn.DivergenceError("why", 2, 3, xn.History())
+    twin = pickle.loads(pickle.dumps(error))
+    assert (str(twin), twin.epoch, twin.batch, twin.history) == ("why", 2, 3, {})
+
+
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as an interactive Python has it, whatever started pytest."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupt(step, times=1):
+    def step_end(run):
+        if run.step == step:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+    return On(step_end=step_end)
+
+
+@pytest.mark.parametrize(("step", "epochs"), [(1, 0), (3, 1), (4, 1)])
+def test_ctrl_c_ends_the_training_after_the_step(lib, ctrl_c, step, epochs):
+    net, twin = small(lib), small(lib)
+    history = fit(net, epochs=10, callbacks=[interrupt(step)])
+    assert history.interrupted
+    assert history.steps == step
+    assert [len(values) for values in history.values()] == [epochs] * bool(epochs)
+    assert signal.getsignal(signal.SIGINT) is ctrl_c
+
+    def stop(run):
+        if run.step == step:
+            raise StopIteration
+
+    with pytest.raises(StopIteration):
+        fit(twin, epochs=10, callbacks=[On(step_end=stop)])
+    assert bits(net) == bits(twin)
+    assert fit(net).interrupted is False
+    assert signal.getsignal(signal.SIGINT) is ctrl_c
+
+
+def test_a_second_ctrl_c_raises_at_once(lib, ctrl_c):
+    net, steps = small(lib), []
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, epochs=10, callbacks=[interrupt(4, times=2), On(step_end=lambda run: steps.append(run.step))])
+    assert steps == [1, 2, 3]
+    assert signal.getsignal(signal.SIGINT) is ctrl_c
+    assert all_finite(net)
+
+
+def test_a_programs_own_handler_of_ctrl_c_is_left_to_it(lib, ctrl_c):
+    caught = []
+    mine = lambda number, frame: caught.append(number)  # noqa: E731
+    signal.signal(signal.SIGINT, mine)
+    history = fit(small(lib), epochs=2, callbacks=[interrupt(2)])
+    assert (caught, history.steps, history.interrupted) == ([signal.SIGINT], 6, False)
+    assert signal.getsignal(signal.SIGINT) is mine
+
+
+def test_fit_works_in_a_thread(lib, ctrl_c):
+    net, twin = small(lib), small(lib)
+    thread = threading.Thread(target=fit, args=(net,))
+    thread.start()
+    thread.join()
+    fit(twin)
+    assert bits(net) == bits(twin)
+
+
+# --- callbacks --------------------------------------------------------------------------------------------------------
+
+HOOKS = "train_begin", "epoch_begin", "step_end", "epoch_end", "train_end"
+
+
+def test_hooks_come_in_order_each_to_every_callback_with_the_run(lib):
+    net, events, weights = small(lib), [], [None]
+
+    def hook(who, name):
+        def called(run):
+            events.append((who, name, run.epoch, run.step, len(run.history.get("loss", []))))
+            assert run.net is net
+            assert (run.epochs, run.steps_per_epoch) == (2, 3)
+            changed = bits(run.net) != weights[0]
+            assert changed is (weights[0] is None or (name, who) == ("step_end", "a"))
+            weights[0] = bits(run.net)
+
+        return called
+
+    fit(net, epochs=2, callbacks=[On(**{name: hook(who, name) for name in HOOKS}) for who in "ab"])
+    expected = [("train_begin", 0, 0, 0)]
+    for e in range(2):
+        expected += [("epoch_begin", e, 3 * e, e), *(("step_end", e, 3 * e + i, e) for i in (1, 2, 3))]
+        expected += [("epoch_end", e + 1, 3 * e + 3, e + 1)]
+    expected += [("train_end", 2, 6, 2)]
+    assert events == [(who, *event) for event in expected for who in "ab"]
+
+
+@pytest.mark.parametrize(("hook", "epochs"), [("train_begin", 0), ("step_end", 1), ("epoch_end", 1)])
+def test_stop_ends_the_training_after_the_current_epoch(lib, hook, epochs):
+    ended = []
+    stop = On(**{hook: lambda run: setattr(run, "stop", True)}, train_end=ended.append)
+    history = fit(small(lib), epochs=5, callbacks=[stop])
+    assert (history.steps, len(history.get("loss", [])), len(ended)) == (3 * epochs, epochs, 1)
+    assert history.interrupted is False
+
+
+@pytest.mark.parametrize(("hook", "rows"), [("train_begin", 0), ("epoch_begin", 0), ("step_end", 4), ("epoch_end", 12)])
+def test_an_exception_in_a_callback_propagates_and_leaves_what_was_learned(lib, hook, rows):
+    net, twin, ended = small(lib), small(lib), []
+
+    def fail(run):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        fit(net, shuffle=False, callbacks=[On(**{hook: fail}, train_end=ended.append)])
+    if rows:
+        fit(twin, X[:rows], Y[:rows], shuffle=False)
+    assert bits(net) == bits(twin)
+    assert len(ended) == 1
+
+
+def test_the_progress_bar_shows_epoch_loss_and_metrics(lib, capsys):
+    history = fit(small(lib), epochs=2, validation_data=(X, Y), progress=True)
+    shown = capsys.readouterr().err
+    assert "epoch 2/2" in shown
+    assert "6/6" in shown
+    for name in ("loss", "val_loss", "val_accuracy"):
+        assert f"{name}={history[name][-1]:.4f}" in shown
+    fit(small(lib), epochs=2)
+    assert capsys.readouterr() == ("", "")
+
+
+# --- a network as a thing ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.numpy_only
+def test_the_summary_counts_the_tutorials_network():
+    net = tutorial_network()
+    net.layers[0].trainable = False
+    lines = net.summary().splitlines()
+    assert lines[0].split() == ["layer", "output", "shape", "parameters"]
+    shapes = [(32, 2080), (32, 64), (32, 0), (16, 528), (16, 32), (16, 0), (10, 170), (10, 20)]
+    for i, (line, layer, (width, count)) in enumerate(zip(lines[2:10], net.layers, shapes, strict=True)):
+        frozen = r" \(frozen\)" if i == 0 else ""
+        assert re.fullmatch(rf" *{i} +{re.escape(repr(layer))} +\(N, {width}\) +{count:,}{frozen}", line)
+    assert lines[-1].strip() == "2,894 parameters"
+    assert len({len(line) for line in lines}) == 1
+    assert net.parameter_count == 2894
+    assert net.initialize("numpy").parameter_count == sum(a.size for a in net.params.values()) == 2894
+
+
+def test_moving_a_network_there_and_back_keeps_every_bit(lib):
+    net = small(lib, dtype="float32")
+    fit(net)
+    before, expected = bits(net), lib.to_numpy(net.predict(X))
+    assert net.to("numpy", dtype="float64") is net
+    assert (net.backend.name, net.dtype, net.predict(X).dtype) == ("numpy", "float64", np.float64)
+    np.testing.assert_allclose(net.predict(X), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    fit(copy.deepcopy(net))
+    net.to(lib.backend, dtype="float32")
+    assert bits(net) == before
+    np.testing.assert_array_equal(lib.to_numpy(net.predict(X)), expected)
+
+
+@pytest.mark.parametrize(
+    "twin_of", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"]
+)
+def test_a_copied_or_pickled_network_predicts_trains_and_stands_alone(lib, twin_of):
+    net = small(lib)
+    fit(net)
+    twin, before = twin_of(net), bits(net)
+    np.testing.assert_array_equal(lib.to_numpy(twin.predict(X)), lib.to_numpy(net.predict(X)))
+    history = fit(twin, epochs=2)
+    assert bits(net) == before != bits(twin)
+    assert fit(net, epochs=2) == history  # the order of rows and the masks go on alike
+    assert bits(net) == bits(twin)
+
+
+# --- the default backend ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(lib):
+    """Name and device of the backend under test, which is not the default."""
+    device = lib.device or ("cpu" if lib.name == "numpy" else None)
+    yield lib.name, device
+    xn.use_backend("numpy")
+
+
+def default():
+    return xn.Sequential(xn.Dense(2, 2)).initialize().backend
+
+
+def test_use_backend_holds_within_its_block_or_for_the_process(place):
+    wanted, numpy = xn.get_backend(*place), xn.get_backend("numpy")
+    with xn.use_backend(*place) as entered:
+        assert default() is entered is wanted is not numpy
+        with xn.use_backend("numpy"):
+            assert default() is numpy
+        assert default() is wanted
+    assert default() is numpy
+    with contextlib.suppress(ZeroDivisionError), xn.use_backend(*place):
+        _ = 1 / 0
+    assert default() is numpy
+    xn.use_backend(*place)
+    assert default() is wanted
+
+
+def test_xpnet_backend_sets_the_default_at_import(lib):
+    code = "import xpnet as xn; print(xn.Sequential(xn.Dense(2, 2)).initialize().backend.name)"
+    assert python(code, XPNET_BACKEND=lib.name) == lib.name
+
+
+@pytest.mark.numpy_only
+def test_an_xpnet_backend_that_is_none_is_refused_by_name_and_an_empty_one_is_unset():
+    code = "import xpnet as xn\ntry: print(xn.Sequential().initialize().backend.name)\nexcept ValueError as e: print(e)"
+    assert "no backend 'abacus'" in python(code, XPNET_BACKEND="abacus")
+    assert python(code, XPNET_BACKEND="") == "numpy"
+
+
+@pytest.mark.numpy_only
+def test_importing_xpnet_imports_no_backend_and_no_extra():
+    extras = (
+        "cupy",
+        "torch",
+        "jax",
+        "array_api_strict",
+        "sklearn",
+        "matplotlib",
+        "scipy",
+        "tqdm",
+        "safetensors",
+        "pandas",
+    )
+    assert python("import sys, xpnet; print(*sorted(set(sys.argv) & set(sys.modules)))", *extras) == ""
+    assert python("import sys, xpnet; print('numpy' in sys.modules)") == "True"
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("test_size", "count"), [(0.25, 3), (0.5, 6), (1, 1), (5, 5), (np.int64(5), 5), (np.float64(0.5), 6)]
+)
+def test_a_split_is_every_row_once_with_its_target(test_size, count):
+    x, y = np.arange(24.0).reshape(12, 2), np.arange(12)
+    split = xn.data.train_test_split(x, y, test_size)
+    x_train, x_test, y_train, y_test = split
+    assert (len(x_train), len(x_test)) == (12 - count, count)
+    assert sorted([*y_train, *y_test]) == list(range(12))
+    assert [*y_train, *y_test] != list(range(12))
+    np.testing.assert_array_equal(np.concatenate([x_train, x_test]), x[np.concatenate([y_train, y_test])])
+    for a, b in zip(split, xn.data.train_test_split(x, y, test_size), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert list(xn.data.train_test_split(x, y, test_size, seed=1)[3]) != list(y_test)
+    assert list(xn.data.train_test_split(x, y, test_size, seed=None)[3]) == list(range(12 - count, 12))
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("rows", "size"), [(12, 0), (12, 12), (12, 1.0), (12, 0.01), (12, -3), (1, 0.5), (11, 0.5)])
+def test_a_split_that_cannot_be_made_is_refused(rows, size):
+    with pytest.raises(ValueError, match=r"train_test_split: .*(rows|empty)"):
+        xn.data.train_test_split(np.zeros((12, 2))[:rows], np.zeros(12 if rows > 1 else 1), size)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("rows", "size", "lengths"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 10, [3]), (2, 1, [1, 1])]
+)
+def test_minibatches_are_all_rows_in_order(rows, size, lengths):
+    parts = [list(range(rows))[s] for s in xn.data.minibatches(rows, size)]
+    assert [len(part) for part in parts] == lengths
+    assert [row for part in parts for row in part] == list(range(rows))

@@ -1,0 +1,54 @@
+"""Targets as losses and metrics take them: classes (N,) or rows (N, K), checked against the prediction (N, K)."""
+
+from typing import Any
+
+from . import ops
+from .backend import DTYPES, Array, backend_of, dtype_name, namespace
+
+
+def check_prediction(who: str, prediction: Array) -> None:
+    """Refuse a prediction that is not a floating (N, K) with N >= 1."""
+    shape = tuple(prediction.shape)
+    if len(shape) != 2 or not shape[0]:
+        raise ValueError(f"{who}: prediction must be (n, outputs) with n >= 1, got shape {shape}")
+    if dtype_name(prediction.dtype) not in DTYPES:
+        raise TypeError(f"{who}: the prediction has dtype {prediction.dtype}, expected float32 or float64")
+
+
+def as_rows(who: str, target: Any, prediction: Array) -> Array:
+    """`target` as a finite array of `prediction`'s shape, dtype, library and device; (n,) will do for (n, 1)."""
+    backend = backend_of(prediction)
+    target = backend.adopt(f"{who}: the target", target)
+    shape, wanted = tuple(target.shape), tuple(prediction.shape)
+    if shape == wanted[:1] and wanted[1] == 1:
+        target = backend.xp.reshape(target, wanted)
+    elif shape != wanted:
+        raise ValueError(f"{who}: target of shape {shape} does not fit the prediction's {wanted}")
+    with backend.scope():
+        target = backend.xp.astype(target, prediction.dtype)
+        if not ops.all_finite(target):
+            raise ValueError(
+                f"{who}: the target has NaN or infinite entries in {prediction.dtype}; drop or fill those rows"
+            )
+    return target
+
+
+def as_classes(who: str, target: Any, prediction: Array) -> Array:
+    """`target`, (n,) or (n, 1), as int32 classes (n,) within range(K), on `prediction`'s device."""
+    n, classes = prediction.shape
+    labels = backend_of(prediction).adopt(f"{who}: the target", target)
+    xp = namespace(labels)
+    if tuple(labels.shape) not in ((n,), (n, 1)):
+        raise ValueError(
+            f"{who}: target of shape {tuple(labels.shape)} does not fit the prediction's {tuple(prediction.shape)}"
+        )
+    labels = xp.astype(xp.reshape(labels, (-1,)), prediction.dtype)  # not all integers can be compared everywhere
+    if not (ops.all_finite(labels) and bool(xp.all(labels == xp.round(labels)))):
+        raise ValueError(f"{who}: class labels must be whole numbers 0 to {classes - 1}, got fractions or NaN")
+    low, high = int(xp.min(labels)), int(xp.max(labels))
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"{who}: class labels run from {low} to {high}, but {classes} outputs take 0 to {classes - 1}; "
+            "renumber the labels or widen the last layer"
+        )
+    return xp.astype(labels, xp.int32)
