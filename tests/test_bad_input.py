@@ -500,3 +500,8 @@ def test_moving_to_a_dtype_too_narrow_for_the_parameters_is_refused(lib):
     net.set_params({"0.weight": np.full((2, 2), 1e300), "0.bias": np.zeros(2)})
     with refused(net, ValueError, "0.weight", "NaN or infinite in float32"):
         net.to(lib.backend, dtype="float32")
+
+
+def test_no_dtype_is_not_numpys_default(lib, net):
+    with refused(net, ValueError, "dtype", "got None"):
+        net.initialize(lib.backend, None)

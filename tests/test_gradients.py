@@ -191,12 +191,12 @@ def test_check_gradients_changes_nothing(lib, rng):
 
 MUTANTS = [  # module, the line's part, what stands there instead, the case that must turn red
     ("layers/batchnorm.py", 'dx -= grads["beta"] / n', "pass", "batch norm"),
-    ("layers/batchnorm.py", 'normed * (grads["gamma"] / -n)', "0.0 * normed", "batch norm"),
+    ("layers/batchnorm.py", 'centred * (scale * grads["gamma"] / -n)', "0.0 * centred", "batch norm"),
     ("layers/batchnorm.py", "dx += dy", "pass", "batch norm"),
     ("layers/batchnorm.py", "dx *= slope", "pass", "batch norm"),
     ("layers/batchnorm.py", 'slope = self.params["gamma"] * scale', "slope = scale", "batch norm"),
     ("layers/batchnorm.py", "return dy * slope, grads", "return dy * scale, grads", "batch norm, frozen"),
-    ("layers/batchnorm.py", "ops.dot_over_batch(dy, normed)", "ops.dot_over_batch(dy, normed * scale)", "batch norm"),
+    ("layers/batchnorm.py", "ops.dot_over_batch(dy, centred) * scale", "ops.dot_over_batch(dy, centred)", "batch norm"),
     ("layers/dense.py", "x.T @ dy", "x.T @ dy / dy.shape[0]", "dense"),
     ("layers/dense.py", '"bias": ops.sum_over_batch(dy)', '"bias": ops.sum_over_batch(dy) / dy.shape[0]', "dense"),
     ("layers/activations.py", "dx *= y\n", "pass\n", "sigmoid"),

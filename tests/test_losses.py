@@ -370,3 +370,9 @@ def test_repr_makes_the_same_loss_again(loss):
     again = eval(repr(loss), vars(xn).copy())
     assert type(again) is type(loss)
     assert vars(again) == vars(loss)
+
+
+@pytest.mark.numpy_only
+def test_a_prediction_that_is_no_array_is_refused():
+    with pytest.raises(TypeError, match="Huber: prediction must be an array, got a list"):
+        xn.Huber()([[1.0]], [[1.0]])

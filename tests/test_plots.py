@@ -30,7 +30,9 @@ def test_learning_curves_show_training_and_validation(plots):
 
 
 def test_learning_curves_of_accuracy_or_a_loss_of_zero_are_linear(plots):
-    assert plots.learning_curves({"val_accuracy": [0.5]}, "accuracy").get_yscale() == "linear"
+    _, own = __import__("matplotlib.pyplot").pyplot.subplots()
+    assert plots.learning_curves({"val_accuracy": [0.5]}, "accuracy", own) is own
+    assert own.get_yscale() == "linear"
     assert plots.learning_curves({"loss": [1.0, 0.0]}).get_yscale() == "linear"
 
 

@@ -284,3 +284,9 @@ def test_a_label_that_is_no_class_is_refused_rather_than_left_out(lib, metric, l
 def test_a_target_that_holds_no_real_numbers_is_refused(lib):
     with pytest.raises(TypeError, match=r"^accuracy: the target has dtype"):
         xn.accuracy(lib.asarray(SCORES[:2]), ["a", "b"])
+
+
+@pytest.mark.numpy_only
+def test_schedules_compare_by_their_settings():
+    assert xn.StepDecay(0.3) == xn.StepDecay(0.3, 0.1, 1000) != xn.StepDecay(0.3, 0.2)
+    assert len({xn.StepDecay(0.3), xn.StepDecay(0.3), xn.Constant(0.3)}) == 2

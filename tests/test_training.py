@@ -733,3 +733,56 @@ def test_minibatches_are_all_rows_in_order(rows, size, lengths):
     parts = [list(range(rows))[s] for s in xn.data.minibatches(rows, size)]
     assert [len(part) for part in parts] == lengths
     assert [row for part in parts for row in part] == list(range(rows))
+
+
+# --- where a fault is placed ------------------------------------------------------------------------------------------
+
+
+class SteepBack(xn.Layer):
+    """The identity, whose gradient is infinite."""
+
+    def forward(self, x, training=False):
+        return x, None
+
+    def backward(self, dy, cache):
+        return dy * math.inf, {}
+
+
+def test_a_gradient_that_is_not_finite_is_placed_at_its_layer(lib):
+    net = small(lib, xn.Dense(4, 5), SteepBack(), xn.Dense(5, 3))
+    before = bits(net)
+    with pytest.raises(
+        xn.DivergenceError, match=r"the gradient at layer 1, SteepBack\(\), is not finite in epoch 1, batch 1"
+    ):
+        fit(net)
+    assert bits(net) == before
+
+
+def test_an_error_amid_a_diverging_epoch_leaves_finite_parameters(lib):
+    net = small(lib, xn.Dense(4, 5), xn.Dense(5, 3))
+
+    def fail(run):
+        if run.step == 3:  # by then there is nothing finite, and the epoch's check is yet to come
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fit(net, loss=xn.MeanSquaredError(), y=T, optimizer=xn.SGD(1e300), batch_size=2, callbacks=[On(step_end=fail)])
+    assert all_finite(net)
+
+
+@pytest.mark.numpy_only
+def test_a_network_is_trainable_while_any_of_its_layers_is():
+    net = xn.Sequential(xn.Dense(4, 4), xn.Sequential(xn.Dense(4, 3)))
+    net.trainable = False
+    assert not any(layer.trainable for _, layer in net.leaves())
+    assert not net.trainable
+    net.layers[1].trainable = True
+    assert net.trainable
+
+
+def test_an_update_that_overflows_is_told_from_a_gradient_that_does(lib):
+    net = small(lib, xn.Dense(4, 3))
+    before = bits(net)
+    with pytest.raises(xn.DivergenceError, match="the optimizer's update is not finite in epoch 1, batch 1"):
+        fit(net, optimizer=xn.SGD(1e308), x=100 * X)
+    assert bits(net) == before

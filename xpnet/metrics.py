@@ -29,7 +29,7 @@ def top_k_accuracy(prediction: Array, target: Any, k: int = 5) -> Array:
     """The share of rows whose target's class is among the k largest outputs; a tie counts against it."""
     check_prediction("top_k_accuracy", prediction)
     xp = namespace(prediction)
-    if not 1 <= k <= prediction.shape[1]:
+    if k not in range(1, prediction.shape[1] + 1):
         raise ValueError(f"top_k_accuracy: k must lie between 1 and the {prediction.shape[1]} outputs, got {k}")
     own = ops.one_hot(_classes("top_k_accuracy", target, prediction), prediction.shape[1], prediction.dtype) == 1.0
     score = xp.sum(xp.where(own, prediction, 0.0), axis=1, keepdims=True)

@@ -8,6 +8,8 @@ from .backend import DTYPES, Array, backend_of, dtype_name, namespace
 
 def check_prediction(who: str, prediction: Array) -> None:
     """Refuse a prediction that is not a floating (N, K) with N >= 1."""
+    if not hasattr(prediction, "shape"):
+        raise TypeError(f"{who}: prediction must be an array, got a {type(prediction).__name__}")
     shape = tuple(prediction.shape)
     if len(shape) != 2 or not shape[0]:
         raise ValueError(f"{who}: prediction must be (n, outputs) with n >= 1, got shape {shape}")

@@ -66,21 +66,19 @@ class BatchNorm(Layer):
             batch = mean, var
         else:
             centred, var = x - self.state["mean"], self.state["var"]
-        scale = 1.0 / namespace(x).sqrt(var + self.eps)  # (D,)
-        normed = centred
-        normed *= scale
-        y = normed * self.params["gamma"]
+        scale = 1.0 / namespace(x).sqrt(var + self.eps)  # (D,), so that x̂ = centred · scale
+        y = centred * (scale * self.params["gamma"])
         y += self.params["beta"]
-        return y, (self, y.shape, normed, scale, batch)
+        return y, (self, y.shape, centred, scale, batch)
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
-        normed, scale, batch = self.saved(cache, dy)
-        grads = {"gamma": ops.dot_over_batch(dy, normed), "beta": ops.sum_over_batch(dy)}
+        centred, scale, batch = self.saved(cache, dy)
+        grads = {"gamma": ops.dot_over_batch(dy, centred) * scale, "beta": ops.sum_over_batch(dy)}
         slope = self.params["gamma"] * scale
         if batch is None:
             return dy * slope, grads
         n = dy.shape[0]
-        dx = normed * (grads["gamma"] / -n)
+        dx = centred * (scale * grads["gamma"] / -n)
         dx += dy
         dx -= grads["beta"] / n
         dx *= slope
