@@ -1,5 +1,6 @@
 """Networks: layers one after another, with the parameters' names, backend and numbers, and what one does with them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -192,7 +193,7 @@ class Sequential(Layer):
     @property
     def parameter_count(self) -> int:
         """How many numbers the parameters hold."""
-        return sum(a.size for a in self.initial_params(np.random.default_rng(0)).values())
+        return sum(count(layer) for _, layer in self.leaves())
 
     def summary(self) -> str:
         """A text table: each layer with its settings, the shape it gives, its parameters."""
@@ -200,11 +201,9 @@ class Sequential(Layer):
         rows = [("", "layer", "output shape", "parameters")]
         for prefix, layer in self.leaves():
             shape = None if shape is None else layer.output_shape(shape)
-            count = sum(np.size(a) for a in layer.initial_params(np.random.default_rng(0)).values())
-            frozen = "" if layer.trainable or not count else " (frozen)"
-            rows.append(
-                (prefix, repr(layer), "?" if shape is None else f"({', '.join(map(str, shape))})", f"{count:,}{frozen}")
-            )
+            frozen = "" if layer.trainable or not count(layer) else " (frozen)"
+            given = "?" if shape is None else f"({', '.join(map(str, shape))})"
+            rows.append((prefix, repr(layer), given, f"{count(layer):,}{frozen}"))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = [f"{a:>{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
         rule = "-" * len(lines[0])
@@ -355,6 +354,12 @@ class Sequential(Layer):
         from .files import save
 
         save(self, path)
+
+
+def count(layer: Layer) -> int:
+    """How many numbers a layer's parameters hold, or will hold once it is initialized."""
+    params = layer.params or layer.initial_params(np.random.default_rng(0))
+    return sum(math.prod(np.shape(a)) for a in params.values())
 
 
 def resolve(backend: str | Backend | None, device: Any) -> Backend:

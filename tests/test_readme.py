@@ -1,0 +1,56 @@
+"""What the README shows runs, and says what it says."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+
+pytestmark = pytest.mark.numpy_only
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_first_example_trains_on_the_digits(capsys):
+    assert len(EXAMPLES[0].strip().splitlines()) <= 12
+    exec(EXAMPLES[0], {})
+    accuracy, shape = capsys.readouterr().out.split(maxsplit=1)
+    assert float(accuracy) > 0.88
+    assert shape.strip() == "(297, 10)"
+
+
+def test_the_layer_of_ones_own_is_proved(capsys):
+    scope = {}
+    exec(EXAMPLES[1], scope)
+    assert {"x", "a"} == eval(capsys.readouterr().out).keys()
+
+    wrong = EXAMPLES[1].replace("return 2 * self", "return self")
+    assert wrong != EXAMPLES[1]
+    with pytest.raises(xn.GradientError, match="the gradient of x is wrong"):
+        exec(wrong, {})
+
+
+def test_every_layer_loss_and_optimizer_is_in_its_table():
+    for name in xn.__all__:
+        kind = getattr(xn, name)
+        public = isinstance(kind, type) and issubclass(kind, (xn.Layer, xn.Loss, xn.Optimizer))
+        if public and kind not in (xn.Layer, xn.Loss, xn.Optimizer):
+            assert f"| `{name}(" in README, name
+
+
+def test_the_tutorials_adam_is_ours_with_other_settings():
+    """As the README's table says: dividing by 1 - beta at every step."""
+    beta1, beta2, rate, eps = 0.9, 0.999, 0.001, 1e-8
+    root = (1 - beta2) ** 0.5
+    ours = xn.Adam(rate * root / (1 - beta1), eps=eps * root, bias_correction=False)
+    w = theirs = np.linspace(-1, 1, 7)
+    slots, m, v = ours.init(w), 0, 0
+    for step in range(20):
+        g = np.sin(step + theirs)
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        theirs = theirs - rate * (m / (1 - beta1)) / (np.sqrt(v / (1 - beta2)) + eps)
+        w, slots = ours.update(w, np.sin(step + w), slots)
+    np.testing.assert_allclose(w, theirs, rtol=1e-12)
