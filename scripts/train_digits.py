@@ -19,16 +19,30 @@ OPTIMIZERS = {c.__name__.lower(): c for c in (xn.SGD, xn.Nesterov, xn.Adagrad, x
 RATES = {"sgd": 0.1, "nesterov": 0.05, "adagrad": 0.03, "rmsprop": 0.003, "adam": 0.005, "adamw": 0.005}
 
 
+def count(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: it must be at least 1")
+    return value
+
+
+def rate(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: it must be above 0 and finite")
+    return value
+
+
 def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=["numpy", "cupy", "torch", "jax", "auto"], default="auto")
     parser.add_argument("--device", help="that library's name for one: cuda:0, cpu, ...")
     parser.add_argument("--dtype", choices=["float32", "float64"], help="default: float32, the tutorial's float64")
-    parser.add_argument("--epochs", type=int, help="default: 10, the tutorial's 5,000")
-    parser.add_argument("--batch-size", type=int, help="default: 64, the tutorial's 1,500")
+    parser.add_argument("--epochs", type=count, help="default: 10, the tutorial's 5,000")
+    parser.add_argument("--batch-size", type=count, help="default: 64, the tutorial's 1,500")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam")
-    parser.add_argument("--learning-rate", type=float, help="default: one that suits the optimizer")
+    parser.add_argument("--learning-rate", type=rate, help="default: one that suits the optimizer")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images")
     parser.add_argument("--plot", metavar="FILE.png", help="draw curves, confusion matrix and the digits it got wrong")
     parser.add_argument("--save", metavar="FILE", help="write the trained network, for xpnet.load")
@@ -133,10 +147,9 @@ def main() -> None:
     """Train, report, and draw and save what was asked for."""
     options = arguments()
     tutorial = options.tutorial
-    dtype = options.dtype or ("float64" if tutorial else "float32")
-    epochs = options.epochs or (5000 if tutorial else 10)
-    batch_size = options.batch_size or (TRAIN if tutorial else 64)
-    rate = options.learning_rate or (0.001 if tutorial else RATES[options.optimizer])
+    defaults = ("float64", 5000, TRAIN, 0.001) if tutorial else ("float32", 10, 64, RATES[options.optimizer])
+    given = (options.dtype, options.epochs, options.batch_size, options.learning_rate)
+    dtype, epochs, batch_size, learning_rate = (d if g is None else g for g, d in zip(given, defaults, strict=True))
 
     x, y = xn.data.load_digits()
     if tutorial:
@@ -148,10 +161,10 @@ def main() -> None:
     net.initialize(xn.get_backend(options.backend, options.device), dtype, options.seed)
     backend = net.backend
     if tutorial and options.optimizer == "adam":
-        optimizer = tutorial_adam(rate)
+        optimizer = tutorial_adam(learning_rate)
     else:
         steps = epochs * math.ceil(len(x_train) / batch_size)
-        optimizer = OPTIMIZERS[options.optimizer](rate if tutorial else xn.CosineDecay(rate, steps))
+        optimizer = OPTIMIZERS[options.optimizer](learning_rate if tutorial else xn.CosineDecay(learning_rate, steps))
     loss = xn.SoftmaxCrossEntropy(reduction="sum" if tutorial else "mean")
 
     print(net.summary())

@@ -142,7 +142,8 @@ class Backend:
         return get_backend, (self.name, self.requested_device)
 
     def _no_device(self, reason: object, remedy: str) -> BackendUnavailableError:
-        wanted = "no usable device" if self.device is None else f"device {self.device!r} cannot be used"
+        asked = self.requested_device
+        wanted = "no usable device" if asked is None else f"device {asked!r} cannot be used"
         return BackendUnavailableError(f"backend {self.name!r}: {wanted} ({reason}). {remedy}")
 
 

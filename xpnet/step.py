@@ -88,14 +88,14 @@ class Step:
             x, cache = layer.forward(x, training=True)
             caches.append(cache)
             if not ops.all_finite(x):
-                return f"the output of layer {i}, {layer!r},"
+                return f"the output of layer {i}, {layer!r}"
             if not all(ops.all_finite(a) for a in layer.next_state(cache).values()):
-                return f"the running statistics of layer {i}, {layer!r},"
+                return f"the running statistics of layer {i}, {layer!r}"
         value, dy = self.loss(x, y)
         if not (math.isfinite(float(value)) and ops.all_finite(dy)):
             return "the loss"
         for i in reversed(range(self.lowest, len(layers))):
             dy, grads = layers[i].backward(dy, caches[i])
             if not all(ops.all_finite(g) for g in (dy, *grads.values())):
-                return f"the gradient at layer {i}, {layers[i]!r},"
+                return f"the gradient at layer {i}, {layers[i]!r}"
         return "the optimizer's update"

@@ -89,7 +89,7 @@ class Run:
 
     def _divergence(self, carry: Carry, batches: Iterator[Batch], losses: np.ndarray) -> DivergenceError:
         """Take the epoch's steps again, up to the first that does not stay finite."""
-        number, fault = int(np.isfinite(losses).argmin()) + 1, "the loss, this once and not in a repetition,"
+        number, fault = int(np.isfinite(losses).argmin()) + 1, "the loss, once and not when repeated"
         for i, batch in enumerate(batches, 1):
             value, after = self._step_function(carry, *batch)
             finite = math.isfinite(float(value))
@@ -99,7 +99,7 @@ class Run:
                 break
             self._safe, carry = carry, after
         return DivergenceError(
-            f"fit: {fault} is not finite in epoch {self.epoch + 1}, batch {number}. The network keeps the parameters "
+            f"fit: not finite in epoch {self.epoch + 1}, batch {number}: {fault}. The network keeps the parameters "
             "whose loss was last finite. Lower the learning rate, set clip_norm, or scale the inputs.",
             self.epoch + 1,
             number,
