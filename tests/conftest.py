@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 import xpnet as xn
 
@@ -14,6 +15,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # the proof by finite differences is NumPy's; where a call costs 10 to 100 times as much, a tenth of the examples
+    # shows that it is the same code, and test_backends.py holds its numbers to NumPy's
+    examples = 100 if config.getoption("--backend") in ("numpy", "torch") else 10
+    settings.register_profile("xpnet", max_examples=examples, deadline=None, derandomize=True)
+    settings.load_profile("xpnet")
     config.addinivalue_line("markers", "no_device: what holds where the backend has no device")
     config.addinivalue_line("markers", "torch_only: holds xpnet against PyTorch; runs in torch's session")
     config.addinivalue_line("markers", "cupy_only: about CuPy's own package; runs in cupy's session")

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import FEATURES, LAYERS, LOSSES, Scale, WrongScale, ready, tutorial_network
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import xpnet as xn
 
-EXAMPLES = settings(max_examples=100, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -51,7 +50,6 @@ def some_inputs(rng, n):
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
 @pytest.mark.parametrize("name", LAYERS)
 @given(seed=seeds, n=st.integers(2, 6))
-@EXAMPLES
 def test_layer_derivatives_are_those_of_its_forward(lib, name, training, seed, n):
     rng = np.random.default_rng(seed)
     layer = ready(LAYERS[name](), lib, seed=seed)
@@ -64,7 +62,6 @@ def test_layer_derivatives_are_those_of_its_forward(lib, name, training, seed, n
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("name", LOSSES)
 @given(seed=seeds, n=st.integers(1, 6), k=st.integers(2, 5))
-@EXAMPLES
 def test_loss_derivative_is_that_of_its_value(lib, name, reduction, seed, n, k):
     loss, prediction, target = LOSSES[name]
     rng = np.random.default_rng(seed)
@@ -76,7 +73,6 @@ def test_loss_derivative_is_that_of_its_value(lib, name, reduction, seed, n, k):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", LAYERS)
 @given(seed=seeds, n=st.integers(2, 6))
-@EXAMPLES
 def test_memory_order_changes_no_derivative(name, layout, seed, n):
     rng = np.random.default_rng(seed)
     layer = ready(LAYERS[name](), seed=seed)

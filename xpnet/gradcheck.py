@@ -70,21 +70,24 @@ def _check_layer(
     arrays = {"x": _host(x)} | {name: _host(a) for name, a in params.items()}
     twin.assign_state({k: backend.asarray(_host(a, dtype=None)) for k, a in state.items()})
 
-    def forward(arrays: Arrays) -> tuple[Array, Any]:
-        twin.assign_params({name: backend.asarray(arrays[name]) for name in params})
-        return twin.forward(backend.asarray(arrays["x"]), training)
+    placed = {name: backend.asarray(a) for name, a in arrays.items()}
+
+    def forward(changed: Arrays) -> tuple[Array, Any]:
+        here = {name: placed[name] if a is arrays[name] else backend.asarray(a) for name, a in changed.items()}
+        twin.assign_params({name: here[name] for name in params})
+        return twin.forward(here["x"], training)
 
     output, cache = forward(arrays)
     if loss is None:
         dy = backend.asarray(rng.standard_normal(output.shape))
 
-        def value(arrays: Arrays) -> float:
-            return float(backend.xp.sum(dy * forward(arrays)[0]))
+        def value(changed: Arrays) -> float:
+            return float(backend.xp.sum(dy * forward(changed)[0]))
     else:
         _, dy = loss.value_and_grad(output, y)
 
-        def value(arrays: Arrays) -> float:
-            return float(loss(forward(arrays)[0], y))
+        def value(changed: Arrays) -> float:
+            return float(loss(forward(changed)[0], y))
 
     dx, grads = twin.backward(dy, cache)
     if grads.keys() != params.keys():
