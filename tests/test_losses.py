@@ -228,10 +228,28 @@ def test_a_target_that_holds_no_real_numbers_is_refused(lib, target):
         xn.MeanSquaredError()(lib.asarray(np.zeros((3, 4)), "float64"), target)
 
 
-@pytest.mark.parametrize("shape", [(4,), (0, 4), (2, 3, 4), ()])
-def test_a_prediction_that_is_no_batch_is_refused(lib, shape):
-    with pytest.raises(ValueError, match=r"^Huber: prediction must be \(n, outputs\) with n >= 1, got shape"):
-        xn.Huber()(lib.asarray(np.zeros(shape), "float64"), np.zeros(shape))
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [(xn.Huber, (0, 4)), (xn.Huber, ()), *((xn.SoftmaxCrossEntropy, s) for s in [(4,), (0, 4), (2, 3, 4), ()])],
+)
+def test_a_prediction_that_is_no_batch_is_refused(lib, kind, shape):
+    message = rf"^{kind.__name__}: prediction must be \(n, outputs\) with n >= 1, got shape"
+    with pytest.raises(ValueError, match=message):
+        kind()(lib.asarray(np.zeros(shape), "float64"), np.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (3, 2), (1, 2, 3)])
+def test_a_loss_of_single_elements_takes_any_shape(lib, shape):
+    p, t = np.linspace(0.1, 0.9, 6).reshape(shape), np.array([0, 1, 1, 0, 1, 0.0]).reshape(shape)
+    here = lib.asarray(p)
+    for loss, expected in [
+        (xn.MeanSquaredError(), np.mean((p - t) ** 2)),
+        (xn.MeanAbsoluteError("sum"), np.sum(np.abs(p - t))),
+        (xn.BinaryCrossEntropy(), -np.sum(np.log(np.where(t == 1, p, 1 - p))) / shape[0]),
+    ]:
+        value, gradient = loss.value_and_grad(here, t)
+        lib.agrees(value, expected)
+        assert tuple(gradient.shape) == shape
 
 
 @every_loss

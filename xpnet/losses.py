@@ -4,6 +4,7 @@
 its derivative with respect to the prediction it was given. One's own loss: derive from `Loss` and write `total`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -19,11 +20,13 @@ from .targets import as_classes, as_rows, check_prediction
 class Loss(Configured, ABC):
     """The base: `reduction="sum"` adds up every element, "mean" divides that by what `mean_over` says.
 
-    A subclass writes `total`, which may trust its arguments: they are floating arrays of one shape (N, K).
+    A subclass writes `total`, which may trust its arguments: they are floating arrays of one shape, (N, K) in training;
+    called by itself, a loss of single elements takes any shape.
     Targets of another form or with impossible values raise ValueError or TypeError before it is called.
     """
 
     mean_over = "elements"  # or "rows", the batch, where an element alone is no loss
+    matrix = False  # whether it needs (N, K), a row being one distribution
     threshold: float | None = None  # the prediction that stands for probability 1/2, where outputs are classes
 
     def __init__(self, reduction: str = "mean"):
@@ -40,12 +43,12 @@ class Loss(Configured, ABC):
         value, gradient = self.total(prediction, target)
         if self.reduction == "sum":
             return value, gradient
-        count = prediction.shape[0] if self.mean_over == "rows" else prediction.shape[0] * prediction.shape[1]
+        count = prediction.shape[0] if self.mean_over == "rows" else math.prod(prediction.shape)
         return value / count, gradient / count
 
     def value_and_grad(self, prediction: Array, target: Any) -> tuple[Array, Array]:
         """The value, 0-d, and its exact derivative with respect to `prediction`, (N, K)."""
-        check_prediction(type(self).__name__, prediction)
+        check_prediction(type(self).__name__, prediction, self.matrix)
         return self.reduced(prediction, self.encode(target, prediction))
 
     def __call__(self, prediction: Array, target: Any) -> Array:
@@ -96,22 +99,22 @@ class ClassLoss(Loss):
     """The base of the losses over classes: "mean" is over the batch, targets are integer classes or one-hot rows."""
 
     mean_over = "rows"
+    matrix = True  # and a row's target entries add up to 1
     threshold = 0.5
-    exclusive = True  # a row's target entries add up to 1
 
     def encode(self, target: Any, prediction: Array) -> Array:
         who = type(self).__name__
-        n, k = prediction.shape
-        if np.shape(target) in ((n,), (n, 1)) and (k > 1 or self.exclusive):
-            return ops.one_hot(as_classes(who, target, prediction), k, prediction.dtype)
+        n, *outputs = prediction.shape
+        if np.shape(target) in ((n,), (n, 1)) and len(outputs) == 1 and (outputs[0] > 1 or self.matrix):
+            return ops.one_hot(as_classes(who, target, prediction), outputs[0], prediction.dtype)
         rows = as_rows(who, target, prediction)
         xp = namespace(rows)
         if bool(xp.any((rows < 0.0) | (rows > 1.0))):
             raise ValueError(f"{who}: a target's entries must lie in [0, 1]; give integer classes (n,) or one-hot rows")
-        if not self.exclusive:
+        if not self.matrix:
             return rows
         sums = xp.sum(rows, axis=1, keepdims=True)
-        if bool(xp.any(xp.abs(sums - 1.0) > 1e-6 * k)):  # as nearly as float32 can
+        if bool(xp.any(xp.abs(sums - 1.0) > 1e-6 * rows.shape[1])):  # as nearly as float32 can
             raise ValueError(
                 f"{who}: each row of a one-hot target must add up to 1; for several classes at once use "
                 "BinaryCrossEntropyWithLogits"
@@ -156,7 +159,7 @@ class BinaryCrossEntropy(ClassLoss):
     Both at p clipped to [eps, 1 - eps].
     """
 
-    exclusive = False
+    matrix = False
 
     def total(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         p = _clipped(prediction)
@@ -169,7 +172,7 @@ class BinaryCrossEntropyWithLogits(ClassLoss):
     """BinaryCrossEntropy of p = sigmoid(z), from logits z: L = Σ_k [log(1 + e^{z_k}) - t_k z_k]; derivative p - t."""
 
     threshold = 0.0
-    exclusive = False
+    matrix = False
 
     def total(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         xp = namespace(prediction)

@@ -6,12 +6,12 @@ from . import ops
 from .backend import DTYPES, Array, backend_of, dtype_name, namespace
 
 
-def check_prediction(who: str, prediction: Array) -> None:
-    """Refuse a prediction that is not a floating (N, K) with N >= 1."""
+def check_prediction(who: str, prediction: Array, matrix: bool = True) -> None:
+    """Refuse a prediction that is not floating, has no entries, or, where a `matrix` is needed, is not (N, K)."""
     if not hasattr(prediction, "shape"):
         raise TypeError(f"{who}: prediction must be an array, got a {type(prediction).__name__}")
     shape = tuple(prediction.shape)
-    if len(shape) != 2 or not shape[0]:
+    if not shape or not shape[0] or (matrix and len(shape) != 2):
         raise ValueError(f"{who}: prediction must be (n, outputs) with n >= 1, got shape {shape}")
     if dtype_name(prediction.dtype) not in DTYPES:
         raise TypeError(f"{who}: the prediction has dtype {prediction.dtype}, expected float32 or float64")
@@ -22,7 +22,7 @@ def as_rows(who: str, target: Any, prediction: Array) -> Array:
     backend = backend_of(prediction)
     target = backend.adopt(f"{who}: the target", target)
     shape, wanted = tuple(target.shape), tuple(prediction.shape)
-    if shape == wanted[:1] and wanted[1] == 1:
+    if (*shape, 1) == wanted:
         target = backend.xp.reshape(target, wanted)
     elif shape != wanted:
         raise ValueError(f"{who}: target of shape {shape} does not fit the prediction's {wanted}")
