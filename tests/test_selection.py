@@ -165,7 +165,17 @@ def test_cupys_arrays_are_made_in_its_devices_scope(stand_in):
     assert Device.waited
     assert backend.describe() == "cupy 0.stand-in on cuda:1 Paper Tiger"
     assert xn.get_backend("auto").name == "cupy"
-    assert xn.get_backend("cupy", Device(1)).device.id == 1
+    for device, number in [
+        (None, 0),
+        (Device(0), 0),
+        (Device(1), 1),
+        (0, 0),
+        (1, 1),
+        ("cuda", 0),
+        ("cuda:1", 1),
+        ("1", 1),
+    ]:
+        assert xn.get_backend("cupy", device).device.id == number
 
 
 @pytest.mark.numpy_only

@@ -165,7 +165,9 @@ class _CuPy(Backend):
         cupy = importlib.import_module("cupy")
         remedy = "Check that nvidia-smi lists a GPU and that CuPy's wheel fits its CUDA: pip install 'xpnet[cuda13]'."
         try:
-            number = getattr(device, "id", None) or int(str(device or 0).removeprefix("cuda").removeprefix(":") or 0)
+            if device is not None and not hasattr(device, "id"):
+                device = int(str(device).removeprefix("cuda").removeprefix(":") or 0)
+            number = getattr(device, "id", device or 0)
             self.device = cupy.cuda.Device(number)
             with self.device:  # a driver may be there and its compiler or the card not: compute something
                 works = int(cupy.arange(3).sum()) == 3

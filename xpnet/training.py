@@ -78,7 +78,8 @@ class Run:
             step_end()
             if self.history.interrupted:
                 break
-        losses = np.array([float(v) for v in values])
+        backend = self._net.backend
+        losses = backend.to_numpy(backend.xp.stack([backend.asarray(v) for v in values])).astype(np.float64)
         self.history.seconds += time.perf_counter() - began
         self.history.steps = self.step
         if not (np.isfinite(losses).all() and self._step_function.finite(self._carry)):
