@@ -22,6 +22,7 @@ def pytest_configure(config):
     settings.load_profile("xpnet")
     config.addinivalue_line("markers", "no_device: what holds where the backend has no device")
     config.addinivalue_line("markers", "torch_only: holds xpnet against PyTorch; runs in torch's session")
+    config.addinivalue_line("markers", "jax_only: about jax.jit; runs in jax's session")
     config.addinivalue_line("markers", "cupy_only: about CuPy's own package; runs in cupy's session")
     config.addinivalue_line("markers", "numpy_only: about the package rather than a backend; runs in numpy's session")
 
@@ -31,7 +32,7 @@ def pytest_collection_modifyitems(config, items):
     backend, no_device = config.getoption("--backend"), config.getoption("--no-device")
 
     def wanted(item):
-        only = [name for name in ("numpy", "torch", "cupy") if item.get_closest_marker(f"{name}_only")]
+        only = [name for name in ("numpy", "torch", "jax", "cupy") if item.get_closest_marker(f"{name}_only")]
         if no_device != bool(item.get_closest_marker("no_device")) and "cupy" not in only:
             return False
         return not only or backend in only

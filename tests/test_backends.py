@@ -8,6 +8,7 @@ import pytest
 from cases import FEATURES, LAYERS, LOSSES, OPTIMIZERS, Scale, ready, tutorial_network
 
 import xpnet as xn
+from xpnet.step import Step
 
 PRECISIONS = [("float64", None), ("float32", 1e-4)]  # None: what the library holds float64 to
 NUMPY = xn.get_backend("numpy")
@@ -189,3 +190,21 @@ print(hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in net.par
     first, second = (subprocess.check_output([sys.executable, "-c", program]) for _ in range(2))
     assert first == second
     assert len(first) > 60
+
+
+@pytest.mark.jax_only
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_can_be_traced_by_jit(lib, digits, name):
+    import jax
+
+    x, y = digits
+    net = xn.Sequential(xn.Dense(64, 16), xn.BatchNorm(16), xn.Dropout(0.2), xn.ReLU(), xn.Dense(16, 10))
+    net.initialize(lib.backend, "float64")
+    optimizer = OPTIMIZERS[name]()
+    optimizer.learning_rate = 0.01  # a schedule is Python's to compute
+    step = Step(net, xn.SoftmaxCrossEntropy(), optimizer)
+    batch = lib.asarray(x[:50]), xn.ops.one_hot(lib.asarray(y[:50]), 10, lib.xp.float64)
+    value, carry = step(step.start, *batch)
+    traced_value, traced = jax.jit(step)(step.start, *batch)
+    lib.agrees(traced_value, lib.to_numpy(value))
+    lib.agrees(traced.weights, lib.to_numpy(carry.weights))

@@ -153,6 +153,26 @@ def test_malformed_gradients_are_refused(backward, message, rng):
 
 
 @pytest.mark.numpy_only
+def test_the_gradient_that_training_takes_where_no_dx_is_needed_is_checked_too(rng):
+    class Contrary(xn.Dense):
+        def backward_params(self, dy, cache):
+            return {name: -g for name, g in super().backward_params(dy, cache).items()}
+
+        def backward(self, dy, cache):
+            return dy @ self.params["weight"].T, xn.Dense.backward_params(self, dy, cache)
+
+    with pytest.raises(xn.GradientError, match="backward_params gives another gradient of weight than backward"):
+        xn.check_gradients(Contrary(FEATURES, 3), rng.normal(size=(5, FEATURES)))
+
+
+@pytest.mark.numpy_only
+def test_compare_backends_needs_two(rng):
+    net = xn.Sequential(xn.Dense(2, 2)).initialize()
+    with pytest.raises(ValueError, match=r"give at least two backends, got \('numpy',\)"):
+        xn.compare_backends(net, rng.random((3, 2)), rng.random((3, 2)), xn.MeanSquaredError(), ("numpy",))
+
+
+@pytest.mark.numpy_only
 def test_a_corner_takes_any_slope_between_its_sides_and_no_other():
     x = np.array([[0.0, 1e-9, -1e-9, 2.0]])
     assert xn.check_gradients(xn.ReLU(), x)["x"] < 1e-6

@@ -191,6 +191,34 @@ def test_cupy_that_computes_wrongly_or_has_no_such_device_cannot_be_used(stand_i
 
 
 @pytest.mark.torch_only
+def test_a_number_is_a_cuda_device_of_pytorchs():
+    with pytest.raises(xn.BackendUnavailableError, match="device 0 cannot be used"):
+        xn.get_backend("torch", 0)
+
+
+@pytest.mark.jax_only
+def test_a_number_is_a_device_of_jaxs():
+    assert xn.get_backend("jax", 0).device == xn.get_backend("jax").device
+    with pytest.raises(xn.BackendUnavailableError, match="device 99 cannot be used"):
+        xn.get_backend("jax", 99)
+
+
+@pytest.mark.numpy_only
+def test_a_library_that_breaks_on_import_is_unavailable_in_the_loaders_words(monkeypatch, fresh):
+    def broken(name):
+        raise OSError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(backend_module.importlib, "import_module", broken)
+    with pytest.raises(xn.BackendUnavailableError, match=r"backend 'torch': .*libcudart"):
+        xn.get_backend("torch")
+
+
+def test_a_backend_has_its_device_already(lib):
+    with pytest.raises(ValueError, match=r"Backend\(.* has its device; give device='cuda:1' with a name, or neither"):
+        xn.Sequential(xn.Dense(2, 2)).initialize(lib.backend, device="cuda:1")
+
+
+@pytest.mark.torch_only
 def test_autograd_records_nothing_of_ours():
     import torch
 

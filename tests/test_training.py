@@ -784,3 +784,125 @@ def test_an_update_that_overflows_is_told_from_a_gradient_that_does(lib):
     with pytest.raises(xn.DivergenceError, match="in epoch 1, batch 1: the optimizer's update"):
         fit(net, optimizer=xn.SGD(1e308), x=100 * X)
     assert bits(net) == before
+
+
+# --- layers of one's own that are not quite ---------------------------------------------------------------------------
+
+
+class Linear(xn.Layer):
+    """y = x W, whose gradient `twist` spoils."""
+
+    def __init__(self, twist):
+        self.twist = twist
+
+    def initial_params(self, rng):
+        return {"inner.w": rng.normal(size=(4, 4))}
+
+    def forward(self, x, training=False):
+        return x @ self.params["inner.w"], x
+
+    def backward(self, dy, cache):
+        return dy @ self.params["inner.w"].T, self.twist(xn.backend.namespace(dy), cache.T @ dy)
+
+
+@pytest.mark.parametrize(
+    ("twist", "message"),
+    [
+        (lambda xp, g: {}, r"backward gave no gradient for 0\.inner\.w; it gave none"),
+        (
+            lambda xp, g: {"inner.w": g[:, :1]},
+            r"gave 0\.inner\.w a gradient of shape \(4, 1\) and .*, expected \(4, 4\)",
+        ),
+        (lambda xp, g: {"inner.w": xp.astype(g, xp.float32)}, r"float32, expected \(4, 4\) and .*float64"),
+    ],
+    ids=["missing", "shape", "dtype"],
+)
+def test_gradients_that_are_not_the_parameters_do_not_train(lib, twist, message):
+    net = small(lib, Linear(twist))
+    before = bits(net)
+    with pytest.raises(ValueError, match=message):
+        fit(net, y=X, loss=xn.MeanSquaredError())
+    assert bits(net) == before
+
+
+def test_a_parameters_own_name_may_have_dots(lib):
+    net = small(lib, Linear(lambda xp, g: {"inner.w": g}))
+    assert net.params.keys() == {"0.inner.w"}
+    before = bits(net)
+    fit(net, y=X, loss=xn.MeanSquaredError())
+    assert bits(net) != before
+
+
+class Twice(xn.Sequential):
+    """A Sequential of one's own: y = 2 inner(x)."""
+
+    def forward(self, x, training=False):
+        y, cache = super().forward(x, training)
+        return 2.0 * y, cache
+
+    def backward(self, dy, cache):
+        return super().backward(2.0 * dy, cache)
+
+
+def test_a_sequential_of_ones_own_trains_by_its_own_backward(lib, tmp_path):
+    net = small(lib, Twice(xn.Dense(4, 3)))
+    plain = xn.Sequential(Twice(xn.Dense(4, 3)), xn.LeakyReLU(1.0)).initialize(
+        lib.backend, "float64"
+    )  # not the lowest alone
+    _, grads = net.value_and_grad(X, T, xn.MeanSquaredError())
+    cache = net.layers[0].forward(lib.asarray(X), True)[1]
+    dy = xn.MeanSquaredError().value_and_grad(net(X), T)[1]
+    for name, gradient in plain.layers[0].backward(dy, plain.layers[0].forward(lib.asarray(X), True)[1])[1].items():
+        lib.agrees(grads[f"0.{name}"], lib.to_numpy(gradient))
+    assert cache[0] is net.layers[0]
+    lib.agrees(net(X), 2.0 * lib.to_numpy(net.layers[0].layers[0].forward(lib.asarray(X))[0]))
+    with pytest.raises(TypeError, match="Twice is a Sequential of its own, and its layers alone would be saved"):
+        net.save(tmp_path / "net.safetensors")
+
+
+def test_a_move_that_fails_moves_nothing(lib):
+    class Full(type(lib.backend)):
+        def asarray(self, x, dtype=None):
+            raise MemoryError("no room on the device")
+
+    net = small(lib, dtype="float32")
+    before, backend = bits(net), net.backend
+    with pytest.raises(MemoryError):
+        net.to(Full(lib.device), dtype="float64")
+    assert net.backend is backend
+    assert net.dtype == "float32"
+    assert bits(net) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ["accuracy"]}, 'metrics must be functions by name, such as {"accuracy": xn.accuracy}, got'),
+        ({"metrics": {"accuracy": "accuracy"}}, "metrics must be functions by name"),
+        ({"callbacks": xn.Callback()}, "callbacks must be a list of xn.Callback objects"),
+        ({"callbacks": ["progress"]}, "callbacks must be a list of xn.Callback objects"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_found_before_the_first_step(lib, options, message):
+    net = small(lib)
+    before = bits(net)
+    with pytest.raises(TypeError, match=message):
+        fit(net, validation_data=(X, Y), **options)
+    assert bits(net) == before
+    fit(net, callbacks=None)
+
+
+@pytest.mark.numpy_only
+def test_repr_never_fails_and_knows_arguments_by_name_only():
+    class Odd(Linear):
+        def __init__(self, scale, *, n, start=1.0):
+            self.scale, self.n, self.other = scale, n, start
+
+    assert repr(Odd(np.ones(2), n=3)) == "Odd(array([1., 1.]), 3, start='?')"
+    assert "start='?'" in xn.Sequential(Odd(1, n=2)).summary()
+
+
+@pytest.mark.numpy_only
+def test_a_number_beyond_any_float_is_refused_like_any_other():
+    with pytest.raises(ValueError, match="SGD: learning_rate must be above 0 and finite, got 1000"):
+        xn.SGD(10**400)

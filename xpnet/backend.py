@@ -35,6 +35,11 @@ def namespace(x: Array) -> Namespace:
         return xp
 
 
+def is_array(x: object) -> bool:
+    """Whether `x` is an array of any library here: no list, number or data frame."""
+    return bool(importlib.import_module("array_api_compat").is_array_api_obj(x))
+
+
 def device_of(x: Array) -> Any:
     """The device that array `x` lives on, as creation functions take it."""
     return importlib.import_module("array_api_compat").device(x)
@@ -67,7 +72,7 @@ class Backend:
         try:
             importlib.import_module(self.name)
             self.xp = importlib.import_module(self.module)
-        except ImportError as error:
+        except (ImportError, OSError, RuntimeError) as error:  # not there, or its own libraries are not
             raise BackendUnavailableError(
                 f"backend {self.name!r}: the library cannot be imported ({error}). To install it: {self.install}"
             ) from error
@@ -90,7 +95,7 @@ class Backend:
             x = self.asarray(x)
             kind = dtype_name(x.dtype)
             real = self.xp.isdtype(x.dtype, ("bool", "integral"))
-        elif importlib.import_module("array_api_compat").is_array_api_obj(x) and not isinstance(x, np.ndarray):
+        elif is_array(x) and not isinstance(x, np.ndarray):
             raise TypeError(
                 f"{who} is a {type(x).__module__}.{type(x).__name__}, but the {self.name} backend takes its own arrays "
                 "and NumPy's: convert it, or move the network with net.to(...)"
@@ -108,7 +113,7 @@ class Backend:
 
     def owns(self, x: object) -> bool:
         """Whether `x` is an array of this library."""
-        return importlib.import_module("array_api_compat").is_array_api_obj(x) and namespace(x) is self.xp
+        return is_array(x) and namespace(x) is self.xp
 
     def to_numpy(self, a: Array) -> np.ndarray:
         """The values of `a` as a NumPy array on the host."""
@@ -188,7 +193,7 @@ class _CuPy(Backend):
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        with self.device:
+        with self.device, super().scope():
             yield
 
     @property
@@ -204,7 +209,7 @@ class _Torch(Backend):
         super().__init__(device)
         self._torch = importlib.import_module("torch")
         try:
-            self.device = self._torch.device(device or "cpu")
+            self.device = self._torch.device("cpu" if device is None else device)
             self._torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise self._no_device(error, 'Use device="cpu", or a PyTorch build for your hardware.') from error
@@ -221,7 +226,7 @@ class _Torch(Backend):
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
-            self._torch.cuda.synchronize(self.device)
+            self._torch.cuda.synchronize(self.device)  # pragma: no cover  # needs a GPU
 
 
 class _JAX(Backend):
@@ -230,8 +235,8 @@ class _JAX(Backend):
     def __init__(self, device: Any = None):
         super().__init__(device)
         self._jax = importlib.import_module("jax")
-        platform, _, number = ("" if device is None else str(device)).partition(":")
-        if device is None or isinstance(device, str):
+        platform, _, number = (device or "" if isinstance(device, str | None) else f":{device}").partition(":")
+        if isinstance(device, str | int | None):
             try:
                 self.device = self._jax.devices(platform or None)[int(number or 0)]
             except (RuntimeError, IndexError, ValueError) as error:

@@ -33,6 +33,10 @@ def finite(name: str, value: object) -> float:
 
 
 def _number(name: str, value: object, expected: str, holds: Callable[[float], bool]) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not holds(float(value)):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:  # an int beyond any float
+        number = math.inf
+    if not holds(number):
         raise ValueError(f"{name} must be {expected}, got {value!r}")
-    return float(value)
+    return number

@@ -26,6 +26,7 @@ def train_test_split(
 
     `test_size` is a share of the rows or, as an int, their number. Raises ValueError where one side would be empty.
     """
+    x, y = np.asarray(x), np.asarray(y)
     if len(x) != len(y):
         raise ValueError(f"train_test_split: x has {len(x)} rows and y {len(y)}; they must match")
     rows = len(x)

@@ -21,14 +21,8 @@ Path = str | os.PathLike[str]
 LAYERS: tuple[type[Layer], ...] = (Dense, BatchNorm, Dropout, Sigmoid, Tanh, ReLU, LeakyReLU, ELU, Softmax)
 
 
-UNSOUND = (
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    RecursionError,
-    MemoryError,
-)  # what building from one raises
+# what building from an unsound description raises
+UNSOUND = ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError, OverflowError
 
 
 class FormatError(ValueError):
@@ -46,8 +40,11 @@ def save(net: Sequential, path: Path) -> None:
     arrays = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
     try:
         network = json.dumps({"dtype": net.dtype, "layers": describe(net)})
-    except TypeError as error:
-        raise TypeError(f"save: {net!r} has a setting that JSON cannot hold ({error}); use plain numbers") from error
+    except (TypeError, AttributeError) as error:
+        raise TypeError(
+            f"save: {net!r} cannot be described in JSON: {error}; keep each of the constructor's arguments, plain "
+            "numbers and names, as an attribute of its name"
+        ) from error
     header = {"format": FORMAT, "version": VERSION, "network": network}
     data = to_bytes({k: np.array(host(a), order="C") for k, a in arrays.items()}, metadata=header)
     folder, name = os.path.split(os.path.abspath(path))
@@ -107,6 +104,8 @@ def load(
 
 def describe(net: Sequential) -> list[dict[str, Any]]:
     """The layers as JSON: names of classes and their settings."""
+    if type(net) is not Sequential:
+        raise TypeError(f"{type(net).__name__} is a Sequential of its own, and its layers alone would be saved")
     return [
         {"layer": "Sequential", "layers": describe(layer)}
         if isinstance(layer, Sequential)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, Backend, backend_of, default_backend, get_backend
+from .backend import Array, Backend, backend_of, default_backend, get_backend, is_array
 from .layers.base import Layer
 from .losses import Loss
 from .network import Sequential
@@ -92,6 +92,12 @@ def _check_layer(
     dx, grads = twin.backward(dy, cache)
     if grads.keys() != params.keys():
         raise GradientError(f"{layer!r}: backward gives gradients {sorted(grads)}, the parameters are {sorted(params)}")
+    for name, alone in twin.backward_params(dy, cache).items():  # which training calls where it needs no dx
+        exact = _host(grads[name])
+        if np.shape(alone) != exact.shape or np.abs(_host(alone) - exact).max(initial=0.0) > tolerance * _largest(
+            exact
+        ):
+            raise GradientError(f"{layer!r}: backward_params gives another gradient of {name} than backward")
     return _compare(repr(layer), value, arrays, {"x": dx} | grads, tolerance)
 
 
@@ -205,7 +211,10 @@ def compare_backends(
     that part by more.
     """
     tolerance = {"float64": 1e-10, "float32": 1e-4}[net.dtype] if tolerance is None else tolerance
+    x, y = _host(x, dtype=None), _host(y, dtype=None)
     places = [b if isinstance(b, Backend) else get_backend(b) for b in backends]
+    if len(places) < 2:
+        raise ValueError(f"compare_backends: give at least two backends, got {backends!r}")
     twins = [net.clone().to(place) for place in places]
     report: dict[str, float] = {}
     for step in range(1, steps + 1):
@@ -244,12 +253,12 @@ def _one_step(net: Sequential, x: Any, y: Any, loss: Loss, learning_rate: float)
 
 def _backend_for(x: Any) -> Backend:
     """The backend of an array, the default one for a list."""
-    return backend_of(x) if hasattr(x, "dtype") else default_backend()
+    return backend_of(x) if is_array(x) else default_backend()
 
 
 def _host(a: Any, dtype: str | None = "float64") -> np.ndarray:
     """A copy in NumPy."""
-    return np.array(_backend_for(a).to_numpy(a), dtype=dtype)
+    return np.array(_backend_for(a).to_numpy(a) if is_array(a) else a, dtype=dtype)
 
 
 def _largest(*arrays: np.ndarray) -> float:

@@ -15,7 +15,7 @@ Initializer = Callable[["Generator", tuple[int, ...]], np.ndarray]
 
 
 def fan_in_uniform(rng: "Generator", shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform within ±1/sqrt(in): the tutorial's, and torch.nn.Linear's. LeCun et al., Efficient BackProp, 4.6."""
+    """Uniform within ±1/sqrt(in): the tutorial's, and torch.nn.Linear's."""
     limit = shape[0] ** -0.5
     return rng.uniform(-limit, limit, shape)
 

@@ -6,12 +6,13 @@ its derivative with respect to the prediction it was given. One's own loss: deri
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from . import ops
-from .backend import Array, namespace
+from .backend import Array, backend_of, namespace
 from .checks import positive
 from .settings import Configured
 from .targets import as_classes, as_rows, check_prediction
@@ -47,9 +48,10 @@ class Loss(Configured, ABC):
         return value / count, gradient / count
 
     def value_and_grad(self, prediction: Array, target: Any) -> tuple[Array, Array]:
-        """The value, 0-d, and its exact derivative with respect to `prediction`, (N, K)."""
+        """The value, 0-d, and its exact derivative with respect to `prediction`, of its shape."""
         check_prediction(type(self).__name__, prediction, self.matrix)
-        return self.reduced(prediction, self.encode(target, prediction))
+        with backend_of(prediction).scope():
+            return self.reduced(prediction, self.encode(target, prediction))
 
     def __call__(self, prediction: Array, target: Any) -> Array:
         return self.value_and_grad(prediction, target)[0]
@@ -57,6 +59,11 @@ class Loss(Configured, ABC):
     def encode(self, target: Any, prediction: Array) -> Array:
         """`target` checked, and as a floating array like `prediction` in shape, dtype, library and device."""
         return as_rows(type(self).__name__, target, prediction)
+
+
+def reduced(loss: Loss) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """The loss for encoded targets; one not derived from `Loss` has only its `value_and_grad`."""
+    return getattr(loss, "reduced", None) or loss.value_and_grad
 
 
 # --- squared, absolute, Huber -----------------------------------------------------------------------------------------

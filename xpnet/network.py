@@ -10,7 +10,7 @@ from . import ops, training
 from .backend import DTYPES, Array, Backend, default_backend, dtype_name, get_backend
 from .callbacks import Callback, History
 from .layers.base import Layer, Shape
-from .losses import Loss
+from .losses import Loss, reduced
 from .optimizers import Optimizer
 
 if TYPE_CHECKING:
@@ -60,11 +60,21 @@ class Sequential(Layer):
             caches.append(cache)
         return x, (self, x.shape, caches)
 
+    def infer(self, x: Array) -> Array:
+        """The output of `forward` in inference; each layer's cache is let go as soon as it is made."""
+        if type(self).forward is not Sequential.forward:
+            return self.forward(x)[0]
+        for layer in self.layers:
+            x = layer.infer(x) if isinstance(layer, Sequential) else layer.forward(x)[0]
+        return x
+
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         return self._backward(dy, cache, 0, needs_dx=True)
 
     def backward_params(self, dy: Array, cache: Any, lowest: int = 0) -> dict[str, Array]:
         """The gradients of layer `lowest` and those above it."""
+        if type(self).backward is not Sequential.backward:  # a subclass has its own way
+            return self.backward(dy, cache)[1]
         return self._backward(dy, cache, lowest, needs_dx=False)[1]
 
     def _backward(self, dy: Array, cache: Any, lowest: int, needs_dx: bool) -> tuple[Array, dict[str, Array]]:
@@ -120,7 +130,7 @@ class Sequential(Layer):
         return twin
 
     def __repr__(self) -> str:
-        return f"Sequential({', '.join(map(repr, self.layers))})"
+        return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
 
     # --- parameters and statistics --------------------------------------------------------------------------------
 
@@ -152,11 +162,12 @@ class Sequential(Layer):
 
     def _by_layer(self, arrays: Mapping[str, Array]) -> list[tuple[Layer, dict[str, Array]]]:
         """Each layer with its share of the arrays, under its own names; layers without one left out."""
-        shares: dict[str, dict[str, Array]] = {}
-        for name, array in arrays.items():
-            prefix, _, key = name.rpartition(".")
-            shares.setdefault(prefix, {})[key] = array
-        return [(layer, shares[prefix]) for prefix, layer in self.leaves() if prefix in shares]
+        shares = []
+        for prefix, layer in self.leaves():
+            own = f"{prefix}."
+            if share := {name.removeprefix(own): a for name, a in arrays.items() if name.startswith(own)}:
+                shares.append((layer, share))
+        return shares
 
     def set_params(self, params: Mapping[str, Any]) -> None:
         """Copy in all parameters, NumPy arrays welcome: exactly the names and shapes of `params`, finite.
@@ -251,11 +262,14 @@ class Sequential(Layer):
             arrays = {key: a.astype(name) if a.dtype.kind == "f" else a for key, a in arrays.items()}
         if broken := [key for key, a in arrays.items() if not np.isfinite(a).all()]:
             raise ValueError(f"{', '.join(broken)}: NaN or infinite in {name}")
-        self._belong(backend, name)
+        placed = {}
         if params:
             flat = backend.asarray(np.concatenate([arrays[key].ravel() for key in params]), name)
-            self.assign_params(dict(zip(params, ops.split(flat, [arrays[key].shape for key in params]), strict=True)))
-        self.assign_state({key: backend.asarray(arrays[key]) for key in state})
+            placed = dict(zip(params, ops.split(flat, [arrays[key].shape for key in params]), strict=True))
+        statistics = {key: backend.asarray(arrays[key]) for key in state}
+        self._belong(backend, name)  # nothing fails from here on
+        self.assign_params(placed)
+        self.assign_state(statistics)
 
     def _belong(self, backend: Backend, dtype: str) -> None:
         self._backend, self.dtype = backend, dtype
@@ -304,7 +318,7 @@ class Sequential(Layer):
         x, y = training.pair(self, "value_and_grad", x, y, loss)
         with self.backend.scope():
             prediction, cache = self.forward(x, training=True)
-            value, dy = loss.value_and_grad(prediction, y)
+            value, dy = reduced(loss)(prediction, y)
             return value, self.backward_params(dy, cache)
 
     def fit(
@@ -319,16 +333,16 @@ class Sequential(Layer):
         shuffle: bool = True,
         validation_data: tuple[Any, Any] | None = None,
         metrics: Mapping[str, training.Metric] | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | None = (),
         progress: bool = False,
     ) -> History:
         """Train on x (n, features) and targets y (n, ...), NumPy's or the backend's own; returns the history.
 
         Each epoch goes through all rows, shuffled unless `shuffle=False`, in batches of `batch_size` (None: all at
         once), the last one smaller where they do not divide. `validation_data` (x, y) is evaluated after each epoch
-        with the loss and `metrics`, a dict of functions of (prediction, target); None means accuracy, where outputs
-        are classes. The optimizer starts afresh. The random order continues from call to call, from `initialize`'s
-        seed.
+        with the loss and `metrics`, a dict of functions of (prediction, target), the target as the loss encodes it
+        (classes as one-hot rows); None means accuracy, where outputs are classes. The optimizer starts afresh. The
+        random order continues from call to call, from `initialize`'s seed.
 
         Ctrl-C ends the training after the current step, and `fit` returns; a second one raises KeyboardInterrupt at
         once. Raises ValueError or TypeError for what it cannot train on, before the first step, and DivergenceError
@@ -365,6 +379,8 @@ def count(layer: Layer) -> int:
 def resolve(backend: str | Backend | None, device: Any) -> Backend:
     """The backend that a user means by a name, a Backend, or None: the default."""
     if isinstance(backend, Backend):
+        if device is not None:
+            raise ValueError(f"{backend!r} has its device; give device={device!r} with a name, or neither")
         return backend
     if backend is None:
         chosen = default_backend()

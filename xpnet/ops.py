@@ -13,7 +13,7 @@ from .backend import Array, device_of, namespace
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), to full relative accuracy in both tails; exp's argument stays below its overflow."""
+    """1 / (1 + exp(-x)), to full relative accuracy down to the smallest normal number; exp cannot overflow."""
     xp = namespace(x)
     limit = 709.0 if x.dtype == xp.float64 else 88.0  # exp(limit) is the last that is finite
     e = xp.exp(-xp.maximum(x, -limit))

@@ -9,7 +9,6 @@ them, every optimizer limits g: `clip_value` c to [-c, c] entry by entry, then `
 then `weight_decay` λ adds λ w, the gradient of λ‖w‖²/2 (AdamW decays apart from g).
 """
 
-import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -178,7 +177,7 @@ class Adam(Optimizer):
         v = self.beta2 * slots["v"] + (1 - self.beta2) * g * g
         first, second = (1 - self.beta1**t, 1 - self.beta2**t) if self.bias_correction else (1.0, 1.0)
         # η m̂ / (√v̂ + eps), the corrections gathered into two numbers
-        root = math.sqrt(second)
+        root = second**0.5
         return w - (rate * root / first) * m / (namespace(w).sqrt(v) + self.eps * root), {"m": m, "v": v}
 
 

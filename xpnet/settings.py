@@ -17,11 +17,11 @@ class Configured:
         """As one would write it: arguments without a default by position, others by name where they differ from it."""
         shown = []
         for name, default in arguments(type(self)).items():
-            value = getattr(self, name)
+            value = repr(getattr(self, name, "?"))  # repr must not fail: error messages are made of it
             if default is REQUIRED:
-                shown.append(repr(value))
-            elif value != default:
-                shown.append(f"{name}={value!r}")
+                shown.append(value)
+            elif value != repr(default):
+                shown.append(f"{name}={value}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
@@ -36,7 +36,8 @@ def arguments(cls: type) -> dict[str, Any]:
         names = code.co_varnames[1 : code.co_argcount]
         defaults = init.__defaults__ or ()
         own = dict(zip(names, [REQUIRED] * (len(names) - len(defaults)) + list(defaults), strict=True))
-        own |= init.__kwdefaults__ or {}
+        by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+        own |= {name: (init.__kwdefaults__ or {}).get(name, REQUIRED) for name in by_name}
         found |= {name: default for name, default in own.items() if name not in found}
         if not code.co_flags & TAKES_KEYWORDS:
             break

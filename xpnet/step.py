@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import ops
 from .backend import Array
-from .losses import Loss
+from .losses import Loss, reduced
 from .optimizers import Optimizer, Slots
 
 if TYPE_CHECKING:
@@ -20,12 +20,10 @@ class Carry(NamedTuple):
     state: dict[str, Array]
 
 
-def check_parts(loss: object, optimizer: object) -> None:
+def check_part(name: str, part: object, needed: str, example: str) -> None:
     """Refuse a loss or an optimizer that is none, such as a name or a class."""
-    for name, part, needed in (("loss", loss, "value_and_grad"), ("optimizer", optimizer, "update")):
-        if isinstance(part, type) or not hasattr(part, needed):
-            example = "xn.SoftmaxCrossEntropy()" if name == "loss" else "xn.Adam(learning_rate=0.001)"
-            raise TypeError(f"fit: {name} must be an object such as {example}, got {part!r}")
+    if isinstance(part, type) or not hasattr(part, needed):
+        raise TypeError(f"{name} must be an object such as {example}, got {part!r}")
 
 
 class Step:
@@ -38,7 +36,7 @@ class Step:
     def __init__(self, net: "Sequential", loss: Loss, optimizer: Optimizer):
         self.worker = net.clone()
         self.optimizer = optimizer
-        self.loss = getattr(loss, "reduced", loss.value_and_grad)  # a loss not derived from ours has only the latter
+        self.loss = reduced(loss)
         self.trained = [(p, layer, k) for p, layer in self.worker.leaves() if layer.trainable for k in layer.params]
         if not self.trained:
             raise ValueError(
@@ -58,9 +56,22 @@ class Step:
         prediction, cache = self.worker.forward(x, training=True)
         value, dy = self.loss(prediction, y)
         grads = self.worker.backward_params(dy, cache, self.lowest)
+        self._check(grads, carry.weights)
         gradient = ops.join([grads[name] for name in self.names])
         weights, slots = self.optimizer.update(carry.weights, gradient, carry.slots)
         return value, Carry(weights, slots, self.worker.next_state(cache))
+
+    def _check(self, grads: dict[str, Array], weights: Array) -> None:
+        """Refuse gradients not of the parameters' names, shapes or dtype: joined, they would train all the same."""
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if name not in grads:
+                raise ValueError(f"fit: backward gave no gradient for {name}; it gave {', '.join(grads) or 'none'}")
+            g = grads[name]
+            if tuple(g.shape) != shape or g.dtype != weights.dtype:
+                raise ValueError(
+                    f"fit: backward gave {name} a gradient of shape {tuple(g.shape)} and {g.dtype}, expected {shape} "
+                    f"and {weights.dtype}; xn.check_gradients finds such layers"
+                )
 
     def finite(self, carry: Carry) -> bool:
         """Whether the parameters and statistics are. Waits for the device."""

@@ -11,7 +11,7 @@ def check_prediction(who: str, prediction: Array, matrix: bool = True) -> None:
     if not hasattr(prediction, "shape"):
         raise TypeError(f"{who}: prediction must be an array, got a {type(prediction).__name__}")
     shape = tuple(prediction.shape)
-    if not shape or not shape[0] or (matrix and len(shape) != 2):
+    if not shape or 0 in shape or (matrix and len(shape) != 2):
         raise ValueError(f"{who}: prediction must be (n, outputs) with n >= 1, got shape {shape}")
     if dtype_name(prediction.dtype) not in DTYPES:
         raise TypeError(f"{who}: the prediction has dtype {prediction.dtype}, expected float32 or float64")

@@ -15,10 +15,10 @@ from .backend import Array
 from .callbacks import Callback, History, Progress
 from .checks import whole
 from .data import minibatches
-from .losses import Loss
+from .losses import Loss, reduced
 from .metrics import accuracy
 from .optimizers import Optimizer
-from .step import Carry, Step, check_parts
+from .step import Carry, Step, check_part
 
 if TYPE_CHECKING:
     from .network import Sequential
@@ -125,15 +125,18 @@ def fit(
     shuffle: bool,
     validation_data: tuple[Any, Any] | None,
     metrics: Mapping[str, Metric] | None,
-    callbacks: Sequence[Callback],
+    callbacks: Sequence[Callback] | None,
     progress: bool,
 ) -> History:
     """`Sequential.fit`, whose docstring it has."""
     epochs = whole("fit: epochs", epochs)
-    check_parts(loss, optimizer)
+    check_part("optimizer", optimizer, "update", "xn.Adam(learning_rate=0.001)")
+    check_metrics(metrics)
+    hooks = [*([Progress()] if progress else []), *check_callbacks(callbacks)]
     x, y = pair(net, "fit", x, y, loss)
     rows = x.shape[0]
-    slices = minibatches(rows, rows if batch_size is None else whole("fit: batch_size", batch_size))
+    batch_size = rows if batch_size is None else whole("fit: batch_size", batch_size)
+    slices = minibatches(rows, batch_size)
     check_smallest_batch(net, rows, slices[-1].stop - slices[-1].start)
     held_out = None
     if validation_data is not None:
@@ -144,7 +147,6 @@ def fit(
     weights = np.ones(len(sizes)) if getattr(loss, "reduction", "mean") == "sum" else sizes / rows
     rng = copy.deepcopy(net.rng)
     run = Run(net, Step(net, loss, optimizer), epochs, len(slices))
-    hooks = [*([Progress()] if progress else []), *callbacks]
 
     def call(hook: str) -> None:
         for callback in hooks:
@@ -162,7 +164,7 @@ def fit(
                 run.epoch += 1
                 run.history.record({"loss": float(losses @ weights)})
                 if held_out is not None:
-                    scores = scored(run.net, *held_out, loss, metrics, None)
+                    scores = scored(run.net, *held_out, loss, metrics, max(batch_size, 1024))
                     run.history.record({f"val_{name}": score for name, score in scores.items()})
                 call("epoch_end")
         finally:
@@ -181,6 +183,7 @@ def evaluate(
     batch_size: int | None,
 ) -> dict[str, float]:
     """`Sequential.evaluate`, whose docstring it has."""
+    check_metrics(metrics)
     x, y = pair(net, "evaluate", x, y, loss)
     with net.backend.scope():
         return scored(net, x, y, loss, metrics, batch_size)
@@ -194,15 +197,15 @@ def scored(
     if metrics is None:
         threshold = getattr(loss, "threshold", None)
         metrics = {} if threshold is None else {"accuracy": lambda p, t: accuracy(p, t, threshold)}
-    value, _ = getattr(loss, "reduced", loss.value_and_grad)(prediction, y)
+    value, _ = reduced(loss)(prediction, y)
     return {"loss": float(value)} | {name: float(metric(prediction, y)) for name, metric in metrics.items()}
 
 
 def forward_in_batches(net: "Sequential", x: Array, batch_size: int | None) -> Array:
     """The network's outputs for inference, at most `batch_size` rows at a time."""
     if batch_size is None or x.shape[0] <= whole("predict: batch_size", batch_size):
-        return net.forward(x)[0]
-    parts = [net.forward(x[rows, ...])[0] for rows in minibatches(x.shape[0], batch_size)]
+        return net.infer(x)
+    parts = [net.infer(x[rows, ...]) for rows in minibatches(x.shape[0], batch_size)]
     return net.backend.xp.concat(parts, axis=0)
 
 
@@ -227,16 +230,30 @@ def batches_of(arrays: Batch, slices: Sequence[slice]) -> Iterator[Batch]:
 
 def pair(net: "Sequential", who: str, x: Any, y: Any, loss: Loss) -> Batch:
     """X and y checked and moved to the network's backend, y encoded as its loss takes it."""
+    check_part("loss", loss, "value_and_grad", "xn.SoftmaxCrossEntropy()")
     x = net.check_input(f"{who}: x", x)
     if np.shape(y)[:1] != (x.shape[0],):
         rows = f"{np.shape(y)[0]} rows" if np.shape(y) else "no rows"
         raise ValueError(f"{who}: x has {x.shape[0]} rows and y {rows}; each row of x needs its target")
     with net.backend.scope():
         outputs = net.forward(x[:1, ...])[0].shape[1:]
-    if not hasattr(loss, "encode"):
-        return x, net.backend.adopt(f"{who}: y", y)
-    like = net.backend.xp.zeros((x.shape[0], *outputs), dtype=x.dtype, device=net.backend.device)
-    return x, loss.encode(y, like)
+        if not hasattr(loss, "encode"):
+            return x, net.backend.adopt(f"{who}: y", y)
+        like = net.backend.xp.zeros((x.shape[0], *outputs), dtype=x.dtype, device=net.backend.device)
+        return x, loss.encode(y, like)
+
+
+def check_metrics(metrics: object) -> None:
+    """Refuse metrics that are not functions by name."""
+    if metrics is not None and not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
+        raise TypeError(f'metrics must be functions by name, such as {{"accuracy": xn.accuracy}}, got {metrics!r}')
+
+
+def check_callbacks(callbacks: Sequence[Callback] | None) -> Sequence[Callback]:
+    """The callbacks, if they are a sequence of them; None is none."""
+    if isinstance(callbacks, Callback) or not all(isinstance(c, Callback) for c in callbacks or ()):
+        raise TypeError(f"fit: callbacks must be a list of xn.Callback objects, got {callbacks!r}")
+    return callbacks or ()
 
 
 def check_smallest_batch(net: "Sequential", rows: int, smallest: int) -> None:
