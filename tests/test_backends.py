@@ -198,7 +198,7 @@ def test_a_step_can_be_traced_by_jit(lib, digits, name):
     import jax
 
     x, y = digits
-    net = xn.Sequential(xn.Dense(64, 16), xn.BatchNorm(16), xn.Dropout(0.2), xn.ReLU(), xn.Dense(16, 10))
+    net = xn.Sequential(xn.Dense(64, 16), xn.Tanh(), xn.BatchNorm(16), xn.Dropout(0.2), xn.Dense(16, 10))
     net.initialize(lib.backend, "float64")
     optimizer = OPTIMIZERS[name]()
     optimizer.learning_rate = 0.01  # a schedule is Python's to compute
