@@ -505,3 +505,23 @@ def test_moving_to_a_dtype_too_narrow_for_the_parameters_is_refused(lib):
 def test_no_dtype_is_not_numpys_default(lib, net):
     with refused(net, ValueError, "dtype", "got None"):
         net.initialize(lib.backend, None)
+
+
+def test_a_layer_that_has_no_parameters_yet_says_so(lib):
+    x = lib.asarray(np.ones((2, 3)))
+    for layer in (xn.Dense(3, 2), xn.BatchNorm(3), xn.Sequential(xn.Dense(3, 2))):
+        with pytest.raises(RuntimeError, match=r"a layer has no (weight|mean) yet: call net.initialize"):
+            layer.forward(x)
+    with pytest.raises(TypeError, match="assign the whole dict"):
+        xn.Dense(3, 2).params["weight"] = x
+    assert not xn.Dense.params
+
+
+def test_a_prediction_is_never_the_callers_own_array(lib):
+    net = xn.Sequential(xn.Dropout(0.5)).initialize(lib.backend, "float64")
+    x = lib.asarray(np.ones((2, 3)))
+    y = net.predict(x)
+    assert y is not x
+    lib.agrees(y, np.ones((2, 3)))
+    if lib.name == "numpy":
+        assert not np.shares_memory(x, y)

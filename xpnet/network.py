@@ -311,7 +311,8 @@ class Sequential(Layer):
         """
         x = self.check_input("predict: x", x)
         with self.backend.scope():
-            return training.forward_in_batches(self, x, batch_size)
+            y = training.forward_in_batches(self, x, batch_size)
+            return self.backend.xp.asarray(y, copy=True) if y is x else y  # x may be the caller's own
 
     def value_and_grad(self, x: Any, y: Any, loss: Loss) -> tuple[Array, dict[str, Array]]:
         """The loss in training mode, and its derivative with respect to every parameter; nothing is assigned."""

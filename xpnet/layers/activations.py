@@ -38,7 +38,7 @@ class Tanh(Layer):
 
 
 class ReLU(Layer):
-    """forward: y = max(x, 0)           backward: dx = dy where x >= 0, else 0 (at 0 the derivative is taken as 1)"""
+    """forward: y = max(x, 0)           backward: dx = dy [x >= 0], so that the derivative at 0 is 1"""
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         y = namespace(x).maximum(x, 0.0)

@@ -3,7 +3,6 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -15,7 +14,16 @@ if TYPE_CHECKING:
     from numpy.random import Generator
 
 Shape = tuple[int | str | None, ...]  # a batch axis may be None or a letter
-NOTHING: Mapping[str, Array] = MappingProxyType({})  # until a layer has arrays of its own
+
+
+class NotYet(dict[str, Array]):
+    """The arrays of a layer that has none so far: empty, unchangeable, and clear about what is missing."""
+
+    def __missing__(self, name: str) -> Array:
+        raise RuntimeError(f"a layer has no {name} yet: call net.initialize(backend=...) first")
+
+    def __setitem__(self, name: str, array: Array) -> None:
+        raise TypeError(f"assign the whole dict, params = {{{name!r}: ...}}: this one is shared by all layers")
 
 
 class Layer(Configured, ABC):
@@ -26,8 +34,8 @@ class Layer(Configured, ABC):
     under their constructor arguments' names; `repr`, saving and copying rely on it.
     """
 
-    params: dict[str, Array] = NOTHING  # type: ignore[assignment]
-    state: dict[str, Array] = NOTHING  # type: ignore[assignment]
+    params: dict[str, Array] = NotYet()
+    state: dict[str, Array] = NotYet()
     trainable: bool = True
     input_shape: Shape | None = None  # without the batch, where the layer takes one shape only
     smallest_batch: int = 1  # that it can be trained on
