@@ -75,7 +75,7 @@ def tests_jax(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """After the tests on NumPy, strict, PyTorch and JAX: every line of the package was run."""
     session.install("coverage")
-    session.run("coverage", "combine", "--keep")
+    session.run("coverage", "combine")
     session.run("coverage", "report", "--fail-under=100")
 
 
