@@ -33,7 +33,8 @@ def pytest_collection_modifyitems(config, items):
 
     def wanted(item):
         only = [name for name in ("numpy", "torch", "jax", "cupy") if item.get_closest_marker(f"{name}_only")]
-        if no_device != bool(item.get_closest_marker("no_device")) and "cupy" not in only:
+        without_device = bool(item.get_closest_marker("no_device"))
+        if without_device != no_device and not (no_device and "cupy" in only):
             return False
         return not only or backend in only
 
