@@ -6,7 +6,7 @@ The only file that imports array_api_compat, cupy, torch, jax or array_api_stric
 import contextlib
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class Backend:
     module: str  # that holds its array functions
     install: str
     device: Any
+    immediate: bool = False  # whether a number is there when the call returns, so that looking at it costs no waiting
 
     def __init__(self, device: Any = None):
         self.requested_device = device
@@ -119,6 +120,12 @@ class Backend:
         """The values of `a` as a NumPy array on the host."""
         return np.asarray(a)
 
+    def stack(self, values: Sequence[Any]) -> np.ndarray:
+        """Numbers and 0-d arrays of this library as float64 on the host, in one transfer."""
+        if self.immediate:
+            return np.array([float(value) for value in values])
+        return self.to_numpy(self.xp.stack([self.asarray(value) for value in values])).astype(np.float64)
+
     def synchronize(self) -> None:
         """Wait until all work handed to the device is done."""
 
@@ -154,6 +161,7 @@ class Backend:
 
 class _NumPy(Backend):
     name, module, install = "numpy", "array_api_compat.numpy", "pip install array-api-compat"
+    immediate = True
 
     def __init__(self, device: Any = None):
         super().__init__(device)
@@ -211,6 +219,7 @@ class _Torch(Backend):
         try:
             self.device = self._torch.device("cpu" if device is None else device)
             self._torch.zeros(1, device=self.device)
+            self.immediate = self.device.type == "cpu"
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise self._no_device(error, 'Use device="cpu", or a PyTorch build for your hardware.') from error
 

@@ -109,6 +109,11 @@ class Sequential(Layer):
         return None
 
     @property
+    def is_plain(self) -> bool:
+        """Whether its layers one after another are all there is to it: no subclass with ways of its own."""
+        return type(self) is Sequential
+
+    @property
     def trainable(self) -> bool:
         """Whether any layer is trained; setting it freezes or thaws all of them."""
         return any(layer.trainable for layer in self.layers)

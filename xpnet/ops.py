@@ -38,9 +38,10 @@ def softmax(z: Array) -> Array:
 
 
 def one_hot(labels: Array, classes: int, dtype: object) -> Array:
-    """Integer labels (N,) as rows with a single 1, (N, K)."""
+    """Integer labels (N,) as rows with a single 1, (N, K), the batch contiguous as in `linear`."""
     xp = namespace(labels)
-    return xp.astype(labels[:, None] == xp.arange(classes, dtype=labels.dtype, device=device_of(labels)), dtype)
+    numbers = xp.arange(classes, dtype=labels.dtype, device=device_of(labels))
+    return xp.astype(numbers[:, None] == labels, dtype).T
 
 
 # --- over the batch ---------------------------------------------------------------------------------------------------
@@ -104,6 +105,11 @@ def split(flat: Array, shapes: Iterable[tuple[int, ...]]) -> list[Array]:
         arrays.append(xp.reshape(flat[start:stop], shape))
         start = stop
     return arrays
+
+
+def any_true(x: Array) -> bool:
+    """Whether any entry is true. Waits for the device."""
+    return bool(namespace(x).any(x))
 
 
 def all_finite(x: Array) -> bool:

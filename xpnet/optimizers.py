@@ -52,14 +52,21 @@ class Optimizer(Configured, ABC):
     def update(self, w: Array, gradient: Array, slots: Slots) -> tuple[Array, Slots]:
         """The next w and slots; neither w, gradient nor slots is changed."""
         step = slots["step"]
-        g = self.limited(gradient)
-        if self.weight_decay:
-            g = self.decayed(w, g, slots)
-        w, memory = self.rule(w, g, slots, self.rate(step), step + 1)
+        w, memory = self.advance(w, self.limited(gradient), slots, self.coefficients(step))
         return w, {"step": step + 1} | memory
 
+    def coefficients(self, step: int) -> tuple[float, ...]:
+        """The numbers that `rule` takes at a step, counted from 0; the learning rate is the first."""
+        return (self.rate(step),)
+
+    def advance(self, w: Array, g: Array, slots: Slots, coefficients: tuple[Any, ...]) -> tuple[Array, Slots]:
+        """Decay and rule, from a gradient that is limited already: elementwise, so any part of the vectors will do."""
+        if self.weight_decay:
+            g = self.decayed(w, g, slots)
+        return self.rule(w, g, slots, *coefficients)
+
     @abstractmethod
-    def rule(self, w: Array, g: Array, slots: Slots, rate: float, t: int) -> tuple[Array, Slots]:
+    def rule(self, w: Array, g: Array, slots: Slots, *coefficients: Any) -> tuple[Array, Slots]:
         """The formula in the class's docstring: the next w and the arrays in `memory`."""
 
     def rate(self, step: int) -> float:
@@ -98,8 +105,9 @@ class SGD(Optimizer):
         super().__init__(learning_rate, **common)
         self.momentum = fraction(self._named("momentum"), momentum)
 
-    def rule(self, w: Array, g: Array, slots: Slots, rate: float, t: int) -> tuple[Array, Slots]:
-        v = self.momentum * slots["velocity"] + rate * g
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float) -> tuple[Array, Slots]:  # type: ignore[override]
+        v = self.momentum * slots["velocity"]
+        v += rate * g
         return w - v, {"velocity": v}
 
 
@@ -128,7 +136,7 @@ class Adagrad(Optimizer):
         super().__init__(learning_rate, **common)
         self.eps = positive(self._named("eps"), eps)
 
-    def rule(self, w: Array, g: Array, slots: Slots, rate: float, t: int) -> tuple[Array, Slots]:
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float) -> tuple[Array, Slots]:  # type: ignore[override]
         s = slots["squares"] + g * g
         return w - rate * g / namespace(w).sqrt(s + self.eps), {"squares": s}
 
@@ -143,8 +151,9 @@ class RMSprop(Optimizer):
         self.rho = fraction(self._named("rho"), rho)
         self.eps = positive(self._named("eps"), eps)
 
-    def rule(self, w: Array, g: Array, slots: Slots, rate: float, t: int) -> tuple[Array, Slots]:
-        s = self.rho * slots["squares"] + (1 - self.rho) * g * g
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float) -> tuple[Array, Slots]:  # type: ignore[override]
+        s = self.rho * slots["squares"]
+        s += (1 - self.rho) * g * g
         return w - rate * g / namespace(w).sqrt(s + self.eps), {"squares": s}
 
 
@@ -172,13 +181,23 @@ class Adam(Optimizer):
         self.eps = positive(self._named("eps"), eps)
         self.bias_correction = bias_correction
 
-    def rule(self, w: Array, g: Array, slots: Slots, rate: float, t: int) -> tuple[Array, Slots]:
-        m = self.beta1 * slots["m"] + (1 - self.beta1) * g
-        v = self.beta2 * slots["v"] + (1 - self.beta2) * g * g
+    def coefficients(self, step: int) -> tuple[float, ...]:
+        """η, and η m̂ / (√v̂ + eps) as size · m / (√v + shift): the corrections gathered into two numbers."""
+        rate, t = self.rate(step), step + 1
         first, second = (1 - self.beta1**t, 1 - self.beta2**t) if self.bias_correction else (1.0, 1.0)
-        # η m̂ / (√v̂ + eps), the corrections gathered into two numbers
         root = second**0.5
-        return w - (rate * root / first) * m / (namespace(w).sqrt(v) + self.eps * root), {"m": m, "v": v}
+        return rate, rate * root / first, self.eps * root
+
+    def rule(  # type: ignore[override]
+        self, w: Array, g: Array, slots: Slots, rate: float, size: float, shift: float
+    ) -> tuple[Array, Slots]:
+        m = self.beta1 * slots["m"]
+        m += (1 - self.beta1) * g
+        v = self.beta2 * slots["v"]
+        v += (1 - self.beta2) * g * g
+        root = namespace(w).sqrt(v)
+        root += shift
+        return w - size * m / root, {"m": m, "v": v}
 
 
 class AdamW(Adam):
@@ -198,5 +217,7 @@ class AdamW(Adam):
     def decayed(self, w: Array, g: Array, slots: Slots) -> Array:
         return g
 
-    def rule(self, w: Array, g: Array, slots: Slots, rate: float, t: int) -> tuple[Array, Slots]:
-        return super().rule(w * (1 - rate * self.weight_decay), g, slots, rate, t)
+    def rule(  # type: ignore[override]
+        self, w: Array, g: Array, slots: Slots, rate: float, size: float, shift: float
+    ) -> tuple[Array, Slots]:
+        return super().rule(w * (1 - rate * self.weight_decay), g, slots, rate, size, shift)

@@ -31,9 +31,13 @@ class Step:
 
     It works on a clone, so the network is as it was until a carry is published to it. All trained parameters stand in
     one vector, of which the clone's layers hold views: the optimizer's work is then a handful of array calls.
+
+    This one calls the layers one after another and is the reference for those in `kernels`, which take the same step
+    faster. They may write over the arrays of old carries; `on_rows` is told which to leave alone.
     """
 
     def __init__(self, net: "Sequential", loss: Loss, optimizer: Optimizer):
+        self.backend = net.backend
         self.worker = net.clone()
         self.optimizer = optimizer
         self.loss = reduced(loss)
@@ -56,22 +60,33 @@ class Step:
         prediction, cache = self.worker.forward(x, training=True)
         value, dy = self.loss(prediction, y)
         grads = self.worker.backward_params(dy, cache, self.lowest)
-        self._check(grads, carry.weights)
-        gradient = ops.join([grads[name] for name in self.names])
+        gradient = ops.join(
+            [self.checked(grads, name, shape) for name, shape in zip(self.names, self.shapes, strict=True)]
+        )
         weights, slots = self.optimizer.update(carry.weights, gradient, carry.slots)
         return value, Carry(weights, slots, self.worker.next_state(cache))
 
-    def _check(self, grads: dict[str, Array], weights: Array) -> None:
-        """Refuse gradients not of the parameters' names, shapes or dtype: joined, they would train all the same."""
-        for name, shape in zip(self.names, self.shapes, strict=True):
-            if name not in grads:
-                raise ValueError(f"fit: backward gave no gradient for {name}; it gave {', '.join(grads) or 'none'}")
-            g = grads[name]
-            if tuple(g.shape) != shape or g.dtype != weights.dtype:
-                raise ValueError(
-                    f"fit: backward gave {name} a gradient of shape {tuple(g.shape)} and {g.dtype}, expected {shape} "
-                    f"and {weights.dtype}; xn.check_gradients finds such layers"
-                )
+    def on_rows(self, carry: Carry, x: Array, y: Array, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
+        """The step on these rows of x and y. It may write over all arrays that earlier steps gave, but those of the
+        carries in `keep` and, until a loss that is finite has been found, those of the last two.
+        """
+        return self(carry, x[rows, ...], y[rows, ...])
+
+    def checked(self, grads: dict[str, Array], name: str, shape: tuple[int, ...]) -> Array:
+        """The gradient of this name, if it has the parameter's shape and dtype: others would train all the same."""
+        if name not in grads:
+            raise ValueError(f"fit: backward gave no gradient for {name}; it gave {', '.join(grads) or 'none'}")
+        g, dtype = grads[name], self.start.weights.dtype
+        if tuple(g.shape) != shape or g.dtype != dtype:
+            raise ValueError(
+                f"fit: backward gave {name} a gradient of shape {tuple(g.shape)} and {g.dtype}, expected {shape} "
+                f"and {dtype}; xn.check_gradients finds such layers"
+            )
+        return g
+
+    def state(self, carry: Carry) -> dict[str, Array]:
+        """The running statistics by name."""
+        return carry.state
 
     def finite(self, carry: Carry) -> bool:
         """Whether the parameters and statistics are. Waits for the device."""
@@ -80,19 +95,19 @@ class Step:
 
     def _bind(self, carry: Carry) -> None:
         """Give the clone the statistics, and the parameters at which the optimizer wants the gradient."""
-        point = self.optimizer.lookahead(carry.weights, carry.slots)
+        point, state = self.optimizer.lookahead(carry.weights, carry.slots), self.state(carry)
         for (_, layer, key), value in zip(self.trained, ops.split(point, self.shapes), strict=True):
             layer.params[key] = value
         for layer, keys in self.stateful:
-            layer.state = {key: carry.state[name] for key, name in keys}
+            layer.state = {key: state[name] for key, name in keys}
 
     def publish(self, carry: Carry, net: "Sequential") -> None:
-        """Give the network what a carry has learned."""
+        """Give the network what a carry has learned, in arrays that no later step writes to."""
         net.assign_params(net.params | dict(zip(self.names, ops.split(carry.weights, self.shapes), strict=True)))
-        net.assign_state(carry.state)
+        net.assign_state(self.state(carry))
 
     def fault(self, carry: Carry, x: Array, y: Array) -> str:
-        """In a step that does not stay finite: where it first is not, in words."""
+        """In a step that does not stay finite: where it first is not, in words; "" where that is in neither pass."""
         self._bind(carry)
         layers, caches = self.worker.layers, []
         for i, layer in enumerate(layers):
@@ -109,4 +124,4 @@ class Step:
             dy, grads = layers[i].backward(dy, caches[i])
             if not all(ops.all_finite(g) for g in (dy, *grads.values())):
                 return f"the gradient at layer {i}, {layers[i]!r}"
-        return "the optimizer's update"
+        return ""

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backend import Array
+from .backend import Array, Backend
 from .callbacks import Callback, History, Progress
 from .checks import whole
 from .data import minibatches
+from .kernels import training_step
 from .losses import Loss, reduced
 from .metrics import accuracy
 from .optimizers import Optimizer
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from .network import Sequential
 
 Metric = Callable[[Array, Array], Any]
-Batch = tuple[Array, Array]
+Batch = tuple[Array, Array, slice]  # x, y, and which rows of them
+GATHER = 2**17  # entries of x: an epoch of up to so many is put into its order at once, a longer one batch by batch
 
 
 class DivergenceError(ArithmeticError):
@@ -53,7 +55,7 @@ class Run:
         self.history = History()
         self.stop = False
         self._net, self._step_function = net, step_function
-        self._carry = self._published = self._safe = step_function.start
+        self._carry = self._published = self._safe = self._start = step_function.start
 
     @property
     def net(self) -> "Sequential":
@@ -65,40 +67,55 @@ class Run:
     def train_epoch(self, batches: Callable[[], Iterator[Batch]], step_end: Callable[[], None]) -> np.ndarray:
         """Take a step on each batch, until Ctrl-C; returns the losses.
 
-        The host waits for the device once, at the end. Where something is not finite then, the epoch is run again
-        step by step to find the first fault, and `_carry` goes back to the parameters whose loss was last finite.
+        Where the device works on its own, the host waits for it once, at the end. If something is not finite then, the
+        epoch is run again step by step to find the first fault. Elsewhere each step is looked at when it is done.
+        Either way `_carry` goes back to the parameters whose loss was last finite.
         """
-        start, last, values = self._carry, self._carry, []
+        step, immediate = self._step_function, self._net.backend.immediate
+        self._start, values, number = self._carry, [], 0
         began = time.perf_counter()
-        for batch in batches():
-            last = self._carry
-            value, self._carry = self._step_function(last, *batch)
+        for number, batch in enumerate(batches(), 1):
+            before = self._carry
+            keep = () if immediate else (self._start, self._safe, *[before] * (number == self.steps_per_epoch))
+            value, self._carry = step.on_rows(before, *batch, keep)
+            if immediate:
+                if not (math.isfinite(value) and step.finite(self._carry)):
+                    raise self._divergence(number, before, batch, math.isfinite(value))
+                self._safe = before
             values.append(value)
             self.step += 1
             step_end()
             if self.history.interrupted:
                 break
-        backend = self._net.backend
-        losses = backend.to_numpy(backend.xp.stack([backend.asarray(v) for v in values])).astype(np.float64)
+        losses = self._net.backend.stack(values)
         self.history.seconds += time.perf_counter() - began
         self.history.steps = self.step
-        if not (np.isfinite(losses).all() and self._step_function.finite(self._carry)):
-            self._carry = self._safe
-            raise self._divergence(start, batches(), losses)
-        self._safe = last
+        if not immediate:
+            if not (np.isfinite(losses).all() and step.finite(self._carry)):
+                raise self._divergence_in(batches(), losses)
+            self._safe = before if number == self.steps_per_epoch else self._start
         return losses
 
-    def _divergence(self, carry: Carry, batches: Iterator[Batch], losses: np.ndarray) -> DivergenceError:
+    def _divergence_in(self, batches: Iterator[Batch], losses: np.ndarray) -> DivergenceError:
         """Take the epoch's steps again, up to the first that does not stay finite."""
-        number, fault = int(np.isfinite(losses).argmin()) + 1, "the loss, once and not when repeated"
-        for i, batch in enumerate(batches, 1):
-            value, after = self._step_function(carry, *batch)
+        carry, step = self._start, self._step_function
+        for number, batch in enumerate(batches, 1):
+            value, after = step.on_rows(carry, *batch, (self._start, self._safe, carry))
             finite = math.isfinite(float(value))
-            if not (finite and self._step_function.finite(after)):
-                number, fault = i, self._step_function.fault(carry, *batch)
-                self._carry = carry if finite else self._safe
-                break
+            if not (finite and step.finite(after)):
+                return self._divergence(number, carry, batch, finite)
             self._safe, carry = carry, after
+        self._carry = self._safe
+        return self._diverged(int(np.isfinite(losses).argmin()) + 1, "the loss, once and not again")
+
+    def _divergence(self, number: int, carry: Carry, batch: Batch, finite: bool) -> DivergenceError:
+        """The step from `carry` on batch `number` does not stay finite, though its loss may be."""
+        x, y, rows = batch
+        self._carry = carry if finite else self._safe
+        fault = self._step_function.fault(carry, x[rows, ...], y[rows, ...])
+        return self._diverged(number, fault or ("the optimizer's update" if finite else "the loss, once and not again"))
+
+    def _diverged(self, number: int, fault: str) -> DivergenceError:
         return DivergenceError(
             f"fit: not finite in epoch {self.epoch + 1}, batch {number}: {fault}. The network keeps the parameters "
             "whose loss was last finite. Lower the learning rate, set clip_norm, or scale the inputs.",
@@ -109,8 +126,8 @@ class Run:
 
     def settle(self) -> None:
         """At the end, whatever ended it: give the network the last parameters that are finite."""
-        if not self._step_function.finite(self._carry):
-            self._carry = self._safe
+        step = self._step_function
+        self._carry = next(c for c in (self._carry, self._start, self._safe) if step.finite(c))
         _ = self.net
 
 
@@ -146,19 +163,23 @@ def fit(
     sizes = np.array([s.stop - s.start for s in slices])
     weights = np.ones(len(sizes)) if getattr(loss, "reduction", "mean") == "sum" else sizes / rows
     rng = copy.deepcopy(net.rng)
-    run = Run(net, Step(net, loss, optimizer), epochs, len(slices))
+    run = Run(net, training_step(net, loss, optimizer), epochs, len(slices))
 
     def call(hook: str) -> None:
         for callback in hooks:
             getattr(callback, hook)(run)
+
+    def step_end() -> None:
+        for callback in hooks:
+            callback.step_end(run)
 
     with net.backend.scope(), ctrl_c_stops(run):
         try:
             call("train_begin")
             while run.epoch < epochs and not run.stop:
                 call("epoch_begin")
-                shuffled = (x, y) if not shuffle or len(slices) == 1 else take_rows(net, rng.permutation(rows), x, y)
-                losses = run.train_epoch(lambda: batches_of(shuffled, slices), lambda: call("step_end"))  # noqa: B023
+                order = rng.permutation(rows) if shuffle and len(slices) > 1 else None
+                losses = run.train_epoch(lambda: batches_of(net.backend, x, y, slices, order), step_end)  # noqa: B023
                 if len(losses) < len(slices):  # Ctrl-C: an unfinished epoch has no history
                     break
                 run.epoch += 1
@@ -212,17 +233,24 @@ def forward_in_batches(net: "Sequential", x: Array, batch_size: int | None) -> A
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-def take_rows(net: "Sequential", order: np.ndarray, *arrays: Array) -> Batch:
-    """The arrays with their rows in this order: one gather an epoch, whose batches are then slices."""
-    index = net.backend.asarray(order)
-    x, y = (net.backend.xp.take(a, index, axis=0) for a in arrays)
-    return x, y
+def batches_of(
+    backend: Backend, x: Array, y: Array, slices: Sequence[slice], order: np.ndarray | None
+) -> Iterator[Batch]:
+    """The batches of x and y, slice by slice, in this order of the rows; None: as they lie."""
+    if order is None:
+        yield from ((x, y, rows) for rows in slices)
+    elif math.prod(x.shape) <= GATHER:
+        x, y = take_rows(backend, order, x, y)
+        yield from ((x, y, rows) for rows in slices)
+    else:
+        for rows in slices:
+            yield *take_rows(backend, order[rows], x, y), slice(0, rows.stop - rows.start)
 
 
-def batches_of(arrays: Batch, slices: Sequence[slice]) -> Iterator[Batch]:
-    """The batches of x and y, slice by slice."""
-    x, y = arrays
-    return ((x[rows, ...], y[rows, ...]) for rows in slices)
+def take_rows(backend: Backend, order: np.ndarray, x: Array, y: Array) -> tuple[Array, Array]:
+    """The rows of x and y in this order, y's with the batch contiguous as the losses have it."""
+    index, xp = backend.asarray(order), backend.xp
+    return xp.take(x, index, axis=0), xp.take(y.T, index, axis=1).T if y.ndim == 2 else xp.take(y, index, axis=0)
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

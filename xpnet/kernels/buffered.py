@@ -1,0 +1,334 @@
+"""The step in stages that write into arrays made once: no allocation, no joining and splitting, few calls.
+
+Axes: N batch, D in, H out. Inside, arrays are (H, N): a feature's batch lies in one row of memory.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from .. import ops
+from ..backend import Array
+from ..layers.base import Layer
+from ..layers.batchnorm import BatchNorm
+from ..layers.dense import Dense
+from ..losses import Loss, SoftmaxCrossEntropy
+from ..optimizers import Optimizer, Slots
+from ..step import Carry, Step
+
+if TYPE_CHECKING:
+    from ..network import Sequential
+
+
+def training_step(net: "Sequential", loss: Loss, optimizer: Optimizer, compiled: bool) -> Step:
+    """The step in stages, with compiled kernels where they are wanted and there."""
+    if not net.is_plain:  # a subclass may have a forward and backward of its own
+        return Step(net, loss, optimizer)
+    from .calls import Calls as Kernels
+
+    return BufferedStep(net, loss, optimizer, Kernels(net.backend))
+
+
+class Workspace:
+    """Arrays by name, made when first asked for; a smaller shape is a part of the largest."""
+
+    def __init__(self, xp: Any, dtype: Any, device: Any):
+        self.xp, self.dtype, self.device = xp, dtype, device
+        self.flat: dict[str, Array] = {}
+        self.parts: dict[tuple[str, tuple[int, ...]], Array] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        """An array of that shape, with whatever numbers are in it."""
+        try:
+            return self.parts[name, shape]
+        except KeyError:
+            size = math.prod(shape)
+            if name not in self.flat or self.flat[name].shape[0] < size:
+                self.flat[name] = self.xp.empty(size, dtype=dtype or self.dtype, device=self.device)
+                self.parts = {key: a for key, a in self.parts.items() if key[0] != name}
+            part = self.parts[name, shape] = self.flat[name][:size].reshape(shape)
+            return part
+
+
+class Block:
+    """A Dense, a BatchNorm and an activation, those of the three that follow one another, as one stage.
+
+    The bias of a Dense before a BatchNorm moves the mean and nothing else: it is left out of the sum, added to the
+    running mean, and its gradient is 0, as it is in exact arithmetic. The layers one by one give it rounding.
+    """
+
+    def __init__(self, kernels: Any, work: Workspace, shared: Workspace):
+        self.kernels, self.work, self.shared = kernels, work, shared
+        self.dense: tuple[str, Dense] | None = None
+        self.norm: tuple[str, BatchNorm] | None = None
+        self.function: Any = None
+        self.owns_dy = True  # whether dy comes from a stage of ours and may be written over
+        self.mean = self.var = None  # where BatchNorm's statistics of the batch go
+
+    def take(self, prefix: str, layer: Layer) -> bool:
+        """Take in the next layer of the network, if it fits behind those that are in."""
+        kind = type(layer)
+        if kind is Dense and layer.trainable and not (self.dense or self.norm or self.function):
+            self.dense = prefix, layer
+        elif kind is BatchNorm and layer.trainable and not (self.norm or self.function):
+            self.norm = prefix, layer
+        elif kind in self.kernels.functions and not self.function:
+            self.function = layer
+        else:
+            return False
+        return True
+
+    @property
+    def trains(self) -> bool:
+        """Whether there are parameters in it."""
+        return bool(self.dense or self.norm)
+
+    def place(self, arrays: dict[str, Array]) -> tuple[Array | None, ...]:
+        """Of arrays by name, those of this block: weight, weight.T, bias, gamma, beta."""
+        weight = bias = gamma = beta = None
+        if self.dense:
+            weight, bias = (arrays[f"{self.dense[0]}.{key}"] for key in ("weight", "bias"))
+        if self.norm:
+            gamma, beta = (arrays[f"{self.norm[0]}.{key}"] for key in ("gamma", "beta"))
+        return weight, None if weight is None else weight.T, bias, gamma, beta
+
+    def forward(self, x: Array, params: tuple[Array, ...]) -> Array:
+        """(D, N) -> (H, N)"""
+        _, transposed, bias, gamma, beta = params
+        kernels, work, n = self.kernels, self.work, x.shape[1]
+        self.x, own = x, False
+        if transposed is not None:
+            x = kernels.product(transposed, x, work("z", (transposed.shape[0], n)))
+            own = True
+        self.z = x
+        if gamma is None:
+            self.y = kernels.activation(self.function, x, bias, work, own)
+        else:
+            self.y = kernels.batch_norm(self.function, x, gamma, beta, self.norm[1].eps, self.mean, self.var, work, own)
+            if bias is not None:
+                self.mean += bias
+        return self.y
+
+    def backward(self, dy: Array, params: tuple[Array, ...], grads: tuple[Array, ...], side: int | None) -> Array:
+        """(H, N) -> (D, N), or None where `side` is: nobody needs dx. Otherwise one of two places for dx, by turns."""
+        weight, _, bias, gamma, beta = params
+        dweight, _, dbias, dgamma, dbeta = grads
+        kernels, work = self.kernels, self.work
+        dz = dy if self.owns_dy else self.shared("dz", tuple(dy.shape))
+        if gamma is None:
+            dz = kernels.activation_backward(self.function, dy, self.z, self.y, bias, dz, dbias, work)
+        else:
+            dz = kernels.batch_norm_backward(self.function, dy, self.z, self.y, gamma, beta, dz, dgamma, dbeta, work)
+            if bias is not None:
+                dbias[...] = 0.0
+        if weight is None:
+            return dz
+        kernels.product(self.x, dz.T, dweight)
+        if side is None:
+            return None
+        return kernels.product(weight, dz, self.shared(f"dx{side}", (weight.shape[0], dz.shape[1])))
+
+
+class Single:
+    """Any other layer as a stage, by its own forward and backward."""
+
+    def __init__(self, step: Step, prefix: str, layer: Layer):
+        self.step, self.prefix, self.layer = step, prefix, layer
+        leaves = layer.leaves(f"{prefix}.") if hasattr(layer, "leaves") else [(prefix, layer)]
+        self.params = [(leaf, key, f"{p}.{key}") for p, leaf in leaves if leaf.trainable for key in leaf.params]
+        self.states = [(leaf, {key: f"{p}.{key}" for key in leaf.state}) for p, leaf in leaves if leaf.state]
+
+    @property
+    def trains(self) -> bool:
+        """Whether there are parameters in it."""
+        return bool(self.params)
+
+    def place(self, arrays: dict[str, Array]) -> list[Array]:
+        """Of arrays by name, those of this layer's parameters."""
+        return [arrays[name] for _, _, name in self.params]
+
+    def set_state(self, state: dict[str, Array]) -> None:
+        """Take the running statistics."""
+        for leaf, names in self.states:
+            leaf.state = {key: state[name] for key, name in names.items()}
+
+    def next_state(self) -> dict[str, Array]:
+        """The running statistics after this step, by name."""
+        return {f"{self.prefix}.{key}": a for key, a in self.layer.next_state(self.cache).items()}
+
+    def forward(self, x: Array, params: list[Array]) -> Array:
+        """(D, N) -> (H, N)"""
+        for (leaf, key, _), value in zip(self.params, params, strict=True):
+            leaf.params[key] = value
+        y, self.cache = self.layer.forward(x.T, training=True)
+        return y.T
+
+    def backward(self, dy: Array, params: list[Array], grads: list[Array], side: int | None) -> Array:
+        """(H, N) -> (D, N)"""
+        if side is None:
+            own, dx = self.layer.backward_params(dy.T, self.cache), None
+        else:
+            dx, own = self.layer.backward(dy.T, self.cache)
+        named = {f"{self.prefix}.{key}": g for key, g in own.items()}
+        for (_, _, name), place in zip(self.params, grads, strict=True):
+            place[...] = self.step.checked(named, name, tuple(place.shape))
+        return None if dx is None else dx.T
+
+
+class Side:
+    """One vector of parameters, with each stage's views of it."""
+
+    def __init__(self, step: "BufferedStep", flat: Array):
+        self.flat = flat
+        arrays = dict(zip(step.names, ops.split(flat, step.shapes), strict=True))
+        self.views = [stage.place(arrays) for stage in step.stages]
+
+
+class BufferedStep(Step):
+    """`Step` in stages. Parameters change sides at each step: the loss of the new ones may turn out not finite."""
+
+    def __init__(self, net: "Sequential", loss: Loss, optimizer: Optimizer, kernels: Any):
+        super().__init__(net, loss, optimizer)
+        self.kernels = kernels
+        weights, xp, device = self.start.weights, self.backend.xp, self.backend.device
+        self.softmax = loss if type(loss) is SoftmaxCrossEntropy else None
+        self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
+        self.stages = self._stages(lambda: Workspace(xp, weights.dtype, device))
+        self.first = next(i for i, stage in enumerate(self.stages) if stage.trains)
+        self.gradient = Side(self, xp.zeros_like(weights))
+        self.sides = [Side(self, weights)]
+        self.point = Side(self, xp.zeros_like(weights)) if self.looks_ahead else None
+        self.slots = [self.start.slots]
+        self._norms()
+
+    def _stages(self, workspace: Any) -> list[Any]:
+        stages: list[Any] = []
+        shared = workspace()
+        self.work = workspace()
+        for prefix, layer in parts(self.worker):
+            if stages and isinstance(stages[-1], Block) and stages[-1].take(prefix, layer):
+                continue
+            block = Block(self.kernels, workspace(), shared)
+            stages.append(block if block.take(prefix, layer) else Single(self, prefix, layer))
+        for stage, after in itertools.pairwise(stages):
+            if isinstance(stage, Block):
+                stage.owns_dy = isinstance(after, Block)
+        if isinstance(stages[-1], Block):
+            stages[-1].owns_dy = self.softmax is not None
+        return stages
+
+    def _norms(self) -> None:
+        """All BatchNorms' statistics as one vector: every mean, every variance, in the order of the stages."""
+        xp, state = self.backend.xp, self.start.state
+        norms = [stage for stage in self.stages if isinstance(stage, Block) and stage.norm]
+        self.norm_names = [f"{stage.norm[0]}.{key}" for stage in norms for key in ("mean", "var")]
+        self.norm_shapes = [tuple(state[name].shape) for name in self.norm_names]
+        self.singles = [stage for stage in self.stages if isinstance(stage, Single) and stage.states]
+        others = {name: a for name, a in state.items() if name not in self.norm_names}
+        if not norms:
+            self.batch = None
+            return
+        old = ops.join([state[name] for name in self.norm_names])
+        self.batch, rates, first = xp.zeros_like(old), [], []
+        parts = ops.split(self.batch, self.norm_shapes)
+        for i, stage in enumerate(norms):
+            stage.mean, stage.var = parts[2 * i : 2 * i + 2]
+            layer = stage.norm[1]
+            rates += [xp.full_like(a, 1.0 - layer.momentum) for a in parts[2 * i : 2 * i + 2]]
+            seen = ops.any_true(layer.state["mean"] != 0.0) or ops.any_true(layer.state["var"] != 1.0)
+            first += [rates[-2] if seen else xp.ones_like(rates[-2]), rates[-1] if seen else xp.ones_like(rates[-1])]
+        self.rates, self.first_rates = ops.join(rates), ops.join(first)
+        self.start = self.start._replace(state={NORMS: old} | others)
+
+    def state(self, carry: Carry) -> dict[str, Array]:
+        if NORMS not in carry.state:
+            return carry.state
+        named = dict(zip(self.norm_names, ops.split(carry.state[NORMS], self.norm_shapes), strict=True))
+        return named | {name: a for name, a in carry.state.items() if name != NORMS}
+
+    def __call__(self, carry: Carry, x: Array, y: Array, keep: tuple[Carry, ...] = ()) -> tuple[Array, Carry]:
+        if keep == ():
+            keep = (self.start, carry)
+        return self._take(carry, x, y, keep)
+
+    def on_rows(self, carry: Carry, x: Array, y: Array, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
+        return self._take(carry, x[rows, ...], y[rows, ...], keep)
+
+    def _take(self, carry: Carry, x: Array, y: Array, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
+        at = self._side_of(carry)
+        for stage in self.singles:
+            stage.set_state(carry.state)
+        views, a = at.views, x.T
+        for stage, own in zip(self.stages, views, strict=True):
+            a = stage.forward(a, own)
+        if self.softmax is not None:
+            value, da = self.kernels.softmax_cross_entropy(a, y.T, self._scale(a), self.work)
+        else:
+            value, dy = self.loss(a.T, y)
+            da = dy.T
+        if self.backend.immediate and not math.isfinite(value):
+            return value, carry
+        for i in range(len(self.stages) - 1, self.first - 1, -1):
+            da = self.stages[i].backward(da, views[i], self.gradient.views[i], None if i == self.first else i % 2)
+        side = self._free_side(carry, keep)
+        slots = self.kernels.update(
+            self.optimizer, carry.weights, self.gradient.flat, carry.slots, side.flat, self._free_slots(carry, keep)
+        )
+        return value, Carry(side.flat, slots, self._next_state(carry))
+
+    def _scale(self, a: Array) -> float:
+        return 1.0 if self.softmax.reduction == "sum" else 1.0 / a.shape[1]
+
+    def _next_state(self, carry: Carry) -> dict[str, Array]:
+        state: dict[str, Array] = {}
+        if self.batch is not None:
+            old = carry.state[NORMS]
+            change = self.batch - old
+            change *= self.first_rates if old is self.start.state[NORMS] else self.rates
+            change += old
+            state[NORMS] = change
+        for stage in self.singles:
+            state |= stage.next_state()
+        return state
+
+    # --- whose arrays are whose ---
+
+    def _side_of(self, carry: Carry) -> Side:
+        """The side that a carry's parameters stand on, or the point ahead of them."""
+        if self.point is not None:
+            self.point.flat[...] = self.optimizer.lookahead(carry.weights, carry.slots)
+            return self.point
+        return next(side for side in self.sides if side.flat is carry.weights)
+
+    def _free_side(self, carry: Carry, keep: tuple[Carry, ...]) -> Side:
+        taken = [carry.weights, *[kept.weights for kept in keep]]
+        for side in self.sides:
+            if all(side.flat is not w for w in taken):
+                return side
+        self.sides.append(Side(self, self.backend.xp.zeros_like(carry.weights)))
+        return self.sides[-1]
+
+    def _free_slots(self, carry: Carry, keep: tuple[Carry, ...]) -> Slots:
+        """Slots to write the next ones into: the carry's own, unless they are wanted still."""
+        names = self.optimizer.memory
+        taken = [kept.slots for kept in keep] + [carry.slots] * self.looks_ahead
+        for slots in (carry.slots, *self.slots):
+            if all(slots[name] is not other[name] for name in names for other in taken):
+                return slots
+        self.slots.append({name: self.backend.xp.zeros_like(carry.weights) for name in names})
+        return self.slots[-1]
+
+    def publish(self, carry: Carry, net: "Sequential") -> None:
+        copy = self.backend.xp.asarray(carry.weights, copy=True)
+        super().publish(carry._replace(weights=copy), net)
+
+
+NORMS = ""  # the name of the vector of all BatchNorms' statistics
+
+
+def parts(net: "Sequential", prefix: str = "") -> list[tuple[str, Layer]]:
+    """The layers by name, those within a plain Sequential one by one."""
+    found: list[tuple[str, Layer]] = []
+    for i, layer in enumerate(net.layers):
+        name = f"{prefix}{i}"
+        found += parts(layer, f"{name}.") if getattr(layer, "is_plain", False) else [(name, layer)]
+    return found
