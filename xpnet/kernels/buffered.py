@@ -3,6 +3,7 @@
 Axes: N batch, D in, H out. Inside, arrays are (H, N): a feature's batch lies in one row of memory.
 """
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
