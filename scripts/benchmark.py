@@ -1,114 +1,348 @@
-"""Time a training step of the tutorial's job, in float64: xpnet beside a plain line-by-line NumPy version.
+"""Time a training step of xpnet beside other ways to take the same step: whole training loops, all counted.
 
-The contestants take turns, a few steps each, so that a machine that slows down slows both; medians of the turns.
+Every contestant runs in a process of its own, and they take turns, so that a machine that slows down slows all alike;
+medians of the turns. Before that they train five steps from the same weights, and must agree on the losses.
+
+seed     full batch of 1,500 digits, 64-32-16-10, batch norm after every Dense
+mini     1,472 digits in batches of 32, 64-128-64-10, batch norm
+wide     5,120 rows in batches of 512, 784-1024-1024-10
+large    16,384 rows in batches of 8,192, 4096-8192-8192-10: for GPUs
+batch    the step's time against the batch, 1 to 65,536, of 64-32-16-10
+width    against the width H, 8 to 4,096, of 64-H-H-10 in batches of 128
+depth    against the pairs of Dense and ReLU, 1 to 64, 32 wide, in batches of 32 and of 1
+memory   the peak of a fit over what it must hold at once
+
+xpnet is the NumPy backend in plain NumPy, xpnet-fast with its compiled kernels; products are nothing but the step's
+matrix products, plain the step as a tutorial writes it in NumPy. sklearn has no batch norm.
 """
 
 import argparse
+import gc
+import importlib.util
+import json
+import math
+import os
+import platform
+import signal
 import statistics
+import subprocess
+import sys
 import time
+import tracemalloc
+from pathlib import Path
 
+import benchmark_report as report
 import numpy as np
-from threadpoolctl import threadpool_limits
-from train_digits import TRAIN, tutorial_adam, tutorial_network
+import peers
+from tqdm import tqdm
 
 import xpnet as xn
 
+DEFAULT = ["xpnet", "xpnet-fast", "products", "jax", "torch", "sklearn", "plain"]
+DEFAULT_OF_STUDIES = ["xpnet", "xpnet-fast", "jax", "torch"]
+REFERENCES = ["jax", "torch", "products", "plain"]
+CASES = {name: [name] for name in peers.FIXED} | {
+    study: [f"{part}:{size}" for part, sizes in peers.STUDIES.items() if part.startswith(study) for size in sizes]
+    for study in ("batch", "width", "depth")
+}
+MEMORY = ["seed", "mini", "wide", "batch:4096", "batch:65536"]
+THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMBA")]
+THREADS += ["VECLIB_MAXIMUM_THREADS", "NPROC"]  # Accelerate's; JAX's
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": 1 << 30, "MALLOC_TRIM_THRESHOLD_": 1 << 30, "MALLOC_TOP_PAD_": 64 << 20}
+PAUSE = 0.25  # seconds before a turn, in which threads that spin after the last one's products go to sleep
 
-class Plain:
-    """The same step as a tutorial would write it, one line after the other."""
+# --- the contestant's process -----------------------------------------------------------------------------------------
 
-    def __init__(self, net: xn.Sequential, x: np.ndarray, y: np.ndarray, learning_rate: float = 0.001):
-        self.x, self.y, self.learning_rate = x, y, learning_rate
-        self.p = {name: np.ascontiguousarray(a) for name, a in net.params.items()}
-        self.m = {name: np.zeros_like(a) for name, a in self.p.items()}
-        self.v = {name: np.zeros_like(a) for name, a in self.p.items()}
-        self.mean, self.var = {}, {}
 
-    def batch_norm(self, i, x, eps=0.01, momentum=0.99):
-        mean = np.mean(x, axis=0)
-        var = np.var(x, axis=0)
-        self.mean[i] = momentum * self.mean.get(i, mean) + (1 - momentum) * mean
-        self.var[i] = momentum * self.var.get(i, var) + (1 - momentum) * var
-        centred = x - mean
-        scale = 1 / np.sqrt(var + eps)
-        normed = centred * scale
-        return self.p[f"{i}.gamma"] * normed + self.p[f"{i}.beta"], (centred, scale, normed)
+def work(name: str, case: peers.Case, dtype: str, steps: int | None) -> None:
+    """Build the contestant, say its first losses, then take a turn for every line that comes in.
 
-    def batch_norm_backward(self, i, dy, cache, g):
-        centred, scale, normed = cache
-        n = dy.shape[0]
-        g[f"{i}.gamma"] = np.sum(dy * normed, axis=0)
-        g[f"{i}.beta"] = np.sum(dy, axis=0)
-        inner = n * dy - np.sum(dy, axis=0) - centred * scale**2 * np.sum(dy * centred, axis=0)
-        return (1 / n) * self.p[f"{i}.gamma"] * scale * inner
+    It answers in lines of JSON: {"absent": reason}, or {"losses": [...], ...} and then milliseconds per step.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
 
-    def step(self):
-        p, g = self.p, {}
-        a0, c1 = self.batch_norm(1, self.x @ p["0.weight"] + p["0.bias"])
-        h0 = 1 / (1 + np.exp(-a0))
-        a1, c4 = self.batch_norm(4, h0 @ p["3.weight"] + p["3.bias"])
-        h1 = np.where(a1 >= 0, a1, 0)
-        logits, c7 = self.batch_norm(7, h1 @ p["6.weight"] + p["6.bias"])
-        e = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
-        prob = e / np.sum(e, axis=-1, keepdims=True)
-        loss = -np.sum(self.y * np.log(np.clip(prob, 1e-15, 1)))
+    def answer(value: object) -> None:
+        print(json.dumps(value), file=answers, flush=True)
 
-        dz = self.batch_norm_backward(7, prob - self.y, c7, g)
-        g["6.weight"] = h1.T @ dz
-        g["6.bias"] = np.sum(dz, axis=0)
-        dh1 = dz @ p["6.weight"].T
-        dz = self.batch_norm_backward(4, dh1 * np.where(a1 >= 0, 1, 0), c4, g)
-        g["3.weight"] = h0.T @ dz
-        g["3.bias"] = np.sum(dz, axis=0)
-        dh0 = dz @ p["3.weight"].T
-        dz = self.batch_norm_backward(1, dh0 * h0 * (1 - h0), c1, g)
-        g["0.weight"] = self.x.T @ dz
-        g["0.bias"] = np.sum(dz, axis=0)
+    if name == "memory":
+        return answer(memory(case, dtype))
+    build, library, install = peers.PEERS[name]
+    try:
+        peer = build(case, dtype)
+    except xn.BackendUnavailableError as error:
+        return answer({"absent": str(error)})
+    except ImportError as error:
+        return answer({"absent": f"{error}. To install it: {install}"})
+    modules = ["xpnet", "numpy", *([library] if library else [])]
+    versions = {module: sys.modules[module].__version__ for module in modules}
+    losses = peer.first_losses()
 
-        for name in p:
-            self.m[name] = 0.9 * self.m[name] + (1 - 0.9) * g[name]
-            self.v[name] = 0.999 * self.v[name] + (1 - 0.999) * np.power(g[name], 2)
-            m_hat = self.m[name] / (1 - 0.9)
-            v_hat = self.v[name] / (1 - 0.999)
-            p[name] = p[name] - self.learning_rate * m_hat / (np.sqrt(v_hat) + 1e-8)
-        return loss
+    def milliseconds(steps: int) -> float:
+        began = time.perf_counter()
+        peer.turn(steps)
+        return 1000 * (time.perf_counter() - began) / (case.epochs(steps) * case.batches)
+
+    warm = milliseconds(1)
+    for _ in range(2):  # the first may have compiled
+        if warm * case.batches < 1000:
+            warm = min(warm, milliseconds(1))
+    answer({"losses": losses, "versions": versions, "device": peer.device})
+    steps = steps or case.steps or int(1 + 300 / warm)
+    for _ in sys.stdin:
+        answer(milliseconds(steps))
+    return None
+
+
+def memory(case: peers.Case, dtype: str) -> dict[str, object]:
+    """What a step on NumPy must hold at once, and the peaks of what fits of three epochs held, in bytes.
+
+    The caller's data is not counted, the network is. A fit on all the rows, shuffled anew for every epoch or as they
+    stand, holds more than its steps do: the targets one-hot, a shuffled copy. So there is one on a single batch, too.
+    """
+    x, y = case.data(dtype)
+
+    def fit(net: xn.Sequential, rows: int, shuffle: bool) -> None:
+        how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.Adam(learning_rate=peers.RATE)}
+        net.fit(x[:rows], y[:rows], **how, epochs=3, batch_size=case.batch, shuffle=shuffle)
+
+    def peak(rows: int, shuffle: bool) -> int:
+        gc.collect()
+        tracemalloc.reset_peak()
+        fit(net, rows, shuffle)
+        return tracemalloc.get_traced_memory()[1]
+
+    fit(case.net(dtype=dtype), case.rows, shuffle=True)  # what it imports is not counted either
+    tracemalloc.start()
+    net = case.net(dtype=dtype)
+    fit(net, case.rows, shuffle=True)
+
+    shape, activations = (case.batch, case.sizes[0]), [x[: case.batch].nbytes]
+    for layer in case.layers:
+        shape = layer.output_shape(shape)
+        activations.append(math.prod(shape) * x.itemsize)
+    parameters = sum(a.nbytes for a in net.params.values())
+    parts = {"parameters": parameters, "gradients": parameters, "slots": 2 * parameters}
+    parts["activations"] = sum(activations)
+    peaks = {
+        "shuffled": peak(case.rows, shuffle=True),
+        "unshuffled": peak(case.rows, shuffle=False),
+        "single batch": peak(case.batch, shuffle=False),
+    }
+    total = sum(parts.values())
+    ratios = {name: value / total for name, value in peaks.items()}
+    return {"batch": case.batch, "parts": parts, "sum": total, "peaks": peaks, "ratios": ratios}
+
+
+# --- the race ---------------------------------------------------------------------------------------------------------
+
+
+def start(case: str, name: str, options: argparse.Namespace) -> subprocess.Popen:
+    """A process with this contestant in it."""
+    environment = {key: value for key, value in os.environ.items() if key != "XPNET_KERNELS"}
+    if name in ("xpnet", "memory"):  # what compiled kernels allocate, tracemalloc would not see
+        environment["XPNET_KERNELS"] = "generic"
+    if options.threads:
+        environment |= dict.fromkeys(THREADS, str(options.threads))
+    if options.malloc:
+        environment |= {key: str(value) for key, value in MALLOC.items()}
+    command = [sys.executable, __file__, case, "--worker", name, "--dtype", options.dtype]
+    if options.steps:
+        command += ["--steps", str(options.steps)]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+class Contestant:
+    """A process that takes turns when told to."""
+
+    def __init__(self, case: str, name: str, options: argparse.Namespace):
+        self.name, self.times = name, []
+        self.process = start(case, name, options)
+        self.ready = self.answer()
+
+    def answer(self):
+        """The next line it says."""
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"benchmark: {self.name} ended with status {self.process.wait()}, see above")
+        return json.loads(line)
+
+    def turn(self) -> None:
+        """Time one turn."""
+        time.sleep(PAUSE)
+        print("go", file=self.process.stdin, flush=True)
+        self.times.append(self.answer())
+
+    def end(self) -> None:
+        """Let the process end."""
+        self.process.communicate()
+
+
+def memories(options: argparse.Namespace) -> list[dict[str, object]]:
+    """What `memory` measures for each of its cases."""
+    rows = []
+    for case in MEMORY:
+        contestant = Contestant(case, "memory", options)
+        contestant.end()
+        rows.append({"case": case} | contestant.ready)
+    return rows
+
+
+def race(case: str, names: list[str], options: argparse.Namespace, bar: tqdm) -> list[Contestant]:
+    """The contestants after their turns; those who cannot take part are among them."""
+    bar.set_description(case)
+    contestants = [Contestant(case, name, options) for name in names]
+    present = [c for c in contestants if "absent" not in c.ready]
+    same_work({c.name: c.ready["losses"] for c in present}, rtol=2e-3 if options.dtype == "float32" else 1e-8)
+    for _ in range(options.turns):
+        for contestant in present:
+            contestant.turn()
+        bar.update()
+    for contestant in contestants:
+        contestant.end()
+    return contestants
+
+
+def same_work(losses: dict[str, list[float] | None], rtol: float) -> None:
+    """Exit, naming them, where contestants part from the others' losses."""
+    losses = {name: values for name, values in losses.items() if values}
+    if losses:
+        middle = np.median(list(losses.values()), axis=0)
+        apart = [f"{name} {values}" for name, values in losses.items() if not np.allclose(values, middle, rtol, 0)]
+        if apart:
+            lines = [f"median {middle.tolist()}", *apart]
+            sys.exit("benchmark: not the same work: the first five losses are\n" + "\n".join(lines))
+
+
+def result(name: str, present: list[Contestant]) -> dict[str, object]:
+    """What a race came to."""
+    case = peers.case(name)
+    medians = {c.name: statistics.median(c.times) for c in present}
+    contestants = {
+        c.name: {
+            "median": medians[c.name],
+            "min": min(c.times),
+            "max": max(c.times),
+            "ratios": {other: medians[c.name] / medians[other] for other in REFERENCES if other in medians},
+            "times": c.times,
+            "losses": c.ready["losses"],
+        }
+        for c in present
+    }
+    about = {"case": name, "title": case.title, "batch": case.batch, "multiplications": case.multiplications}
+    return about | {"contestants": contestants}
+
+
+def races(options: argparse.Namespace) -> dict[str, object]:
+    """The results of all the case's races, the versions and devices of those who took part, and who is absent."""
+    names, cases = options.contestants, CASES.get(options.case, [options.case])
+    versions, devices, absent, results = {}, {}, {}, []
+    with tqdm(total=len(cases) * options.turns, unit="turn", disable=None, leave=False) as bar:
+        for case in cases:
+            contestants = race(case, names, options, bar)
+            absent |= {c.name: c.ready["absent"] for c in contestants if "absent" in c.ready}
+            present = [c for c in contestants if c.name not in absent]
+            if not present:
+                sys.exit("\n".join(["benchmark: nobody takes part", *report.left_out(absent)]))
+            for c in present:
+                versions |= c.ready["versions"]
+                devices[c.name] = c.ready["device"]
+            results.append(result(case, present))
+            names = [c.name for c in present]
+    found = {"versions": versions, "devices": devices, "absent": absent, "results": results}
+    return found | {"per_layer_us": report.per_layer(results)}
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def a_case(text: str) -> str:
+    """The name of a case, for argparse."""
+    if text not in CASES and text != "memory":
+        try:
+            peers.case(text)
+        except (KeyError, ValueError):
+            choices = ", ".join([*CASES, "memory"])
+            message = f"no case {text!r}; choose from {choices}, or one size of a study, such as width:128"
+            raise argparse.ArgumentTypeError(message) from None
+    return text
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: it must be at least 1")
+    return value
+
+
+def a_file(text: str) -> Path:
+    """A file that can be written, for argparse: a race is long."""
+    path = Path(text)
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a directory, or in one that is not there")
+    return path
+
+
+def arguments() -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", metavar="CASE", type=a_case, help="one of the above, or one size of a study: width:128")
+    parser.add_argument(
+        "--contestants",
+        metavar="NAME",
+        nargs="+",
+        choices=peers.PEERS,
+        help=f"of {', '.join(peers.PEERS)}; default: {' '.join(DEFAULT)}; studies: {' '.join(DEFAULT_OF_STUDIES)}",
+    )
+    parser.add_argument("--turns", type=count, help="of each contestant; default: 7, for the studies 5")
+    parser.add_argument(
+        "--steps", type=count, help="in a turn, rounded to whole epochs; default: a good third of a second"
+    )
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="default: float32")
+    parser.add_argument("--threads", type=count, metavar="N", help="each library's; default: what it chooses itself")
+    parser.add_argument("--malloc", action="store_true", help="raise glibc's thresholds, for every contestant alike")
+    parser.add_argument("--json", type=a_file, metavar="FILE", help="write every turn's time, and all that is printed")
+    parser.add_argument("--plot", type=a_file, metavar="FILE.png", help="draw the medians; needs matplotlib")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    study = options.case in CASES and options.case not in peers.FIXED
+    if options.case == "memory" and (options.contestants or options.plot):
+        parser.error("memory is a table about xpnet on NumPy alone: it takes neither --contestants nor --plot")
+    if options.malloc and platform.libc_ver()[0] != "glibc":
+        parser.error("--malloc: the thresholds are glibc's, and this Python runs on another C library")
+    if options.plot and options.plot.suffix not in (".png", ".svg", ".pdf"):
+        parser.error(f"--plot: {options.plot} must end in .png, .svg or .pdf")
+    if options.plot and not importlib.util.find_spec("matplotlib"):
+        parser.error("--plot needs matplotlib: pip install 'xpnet[plots]'")
+    needs_digits = options.case == "memory" or any(peers.case(c).digits for c in CASES.get(options.case, []))
+    if needs_digits and not importlib.util.find_spec("sklearn"):
+        parser.error(f"{options.case}: the digits come with scikit-learn: pip install 'xpnet[sklearn]'")
+    options.contestants = list(dict.fromkeys(options.contestants or (DEFAULT_OF_STUDIES if study else DEFAULT)))
+    options.turns = options.turns or (5 if study else 7)
+    return options
 
 
 def main() -> None:
-    """Time the contestants in turn and print the medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=50, help="steps in a turn")
-    parser.add_argument("--turns", type=int, default=15, help="turns of each contestant")
-    options = parser.parse_args()
-
-    x, y = xn.data.load_digits()
-    x, y = x[:TRAIN] * 16.0, y[:TRAIN]
-    net = tutorial_network().initialize("numpy", "float64")
-    plain = Plain(net, x, np.eye(10)[y])
-    how = {"loss": xn.SoftmaxCrossEntropy(reduction="sum"), "batch_size": None, "epochs": options.steps}
-
-    def xpnet_turn() -> float:
-        return net.fit(x, y, optimizer=tutorial_adam(0.001), **how)["loss"][0]
-
-    def plain_turn() -> float:
-        losses = [plain.step() for _ in range(options.steps)]
-        return losses[0]
-
-    contestants = {"xpnet": xpnet_turn, "plain NumPy": plain_turn}
-    firsts = [turn() for turn in contestants.values()]
-    np.testing.assert_allclose(*firsts, rtol=1e-9, err_msg="the contestants do not do the same work")
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(options.turns):
-        for name, turn in contestants.items():
-            began = time.perf_counter()
-            turn()
-            times[name].append(1000 * (time.perf_counter() - began) / options.steps)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f"{net.backend.describe()}, float64, batch of {TRAIN:,}; {options.turns} turns of {options.steps} steps")
-    for name, median in medians.items():
-        print(f"{name:<12} {median:7.3f} ms/step   {median / medians['plain NumPy']:5.2f} of plain NumPy's")
+    """Race, or measure memory, and report."""
+    options = arguments()
+    if options.worker:
+        return work(options.worker, peers.case(options.case), options.dtype, options.steps)
+    out = {"case": options.case, "machine": report.machine()}
+    out |= {key: getattr(options, key) for key in ("dtype", "threads", "malloc")}
+    if options.case == "memory":
+        out |= {"versions": {"xpnet": xn.__version__, "numpy": np.__version__}, "memory": memories(options)}
+    else:
+        out |= {"turns": options.turns, "steps": options.steps} | races(options)
+    print(report.text(out))
+    if options.json:
+        options.json.write_text(json.dumps(out, indent=1))
+    if options.plot:
+        report.plot(out, options.plot)
+    return None
 
 
 if __name__ == "__main__":
-    with threadpool_limits(limits=1):
+    try:
         main()
+    except KeyboardInterrupt:
+        sys.exit("benchmark: interrupted")

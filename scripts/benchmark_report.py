@@ -1,0 +1,236 @@
+"""What benchmark.py prints and draws: tables for the terminal, and pictures."""
+
+import os
+import platform
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WIDTH = 100  # of the terminal
+STUDIES = {  # each one's column in the table, axis in the picture, title
+    "batch": ("batch", "rows in a batch", "batch: 64-32-16-10"),
+    "width": ("width", "width H", "width: 64-H-H-10 in batches of 128"),
+    "depth": ("pairs", "pairs of Dense and ReLU", "depth: 32 wide, in batches of 32"),
+    "depth-at-batch-1": ("pairs", "pairs of Dense and ReLU", "depth: 32 wide, in batches of 1"),
+}
+COLOURS = ("#2166ac", "#67a9cf", "#d6604d", "#5aae61", "#9970ab", "#e08214", "#777777")
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
+    """Processor, usable cores, operating system, Python, and the BLAS that NumPy was built with."""
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return {
+        "cpu": found[1] if found else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "blas": f"{blas['name']} {blas['version']}",
+    }
+
+
+# --- the terminal -----------------------------------------------------------------------------------------------------
+
+
+def text(out: dict[str, Any]) -> str:
+    """The whole report."""
+    if "memory" in out:
+        lines = [*head(out), "", *memory(out["memory"])]
+    elif len(out["results"]) == 1:
+        (result,) = out["results"]
+        lines = [*head(out), "", *contestants(result["contestants"])]
+        if "sklearn" in result["contestants"] and "batch norm" in result["title"]:
+            lines.append("sklearn does less than the others here: it has no batch norm")
+    else:
+        lines = head(out)
+        for study, results in by_study(out["results"]).items():
+            lines += ["", STUDIES[study][2], *sizes(study, results)]
+        lines += overheads(out["per_layer_us"])
+    return "\n".join([*lines, *left_out(out.get("absent", {}))])
+
+
+def head(out: dict[str, Any]) -> list[str]:
+    """What was measured, where and with what."""
+    m, results = out["machine"], out.get("results", [])
+    setting = [out["dtype"]]
+    if results:
+        steps = f" of {counted(out['steps'], 'step')}" if out["steps"] else ""
+        setting.append(counted(out["turns"], "turn") + steps)
+    setting.append(counted(out["threads"], "thread") if out["threads"] else "threads as each library chooses")
+    setting.append("malloc's thresholds raised" if out["malloc"] else "malloc as it comes")
+    versions = {name: f"{name} {version}" for name, version in out["versions"].items()}
+    versions["numpy"] += f" ({m['blas']})"
+    elsewhere = [
+        f"{name} on {device}" for name, device in out.get("devices", {}).items() if not device.startswith("cpu")
+    ]
+    return [
+        f"{out['case']}: {results[0]['title']}" if len(results) == 1 else out["case"],
+        ", ".join(setting),
+        f"{m['cpu']}, {m['cores']} cores, {m['os']}, Python {m['python']}",
+        *textwrap.wrap(", ".join([*versions.values(), *elsewhere]), WIDTH),
+    ]
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words."""
+    return f"{number:,} {what}{'s' * (number > 1)}"
+
+
+def contestants(results: dict[str, Any]) -> list[str]:
+    """A row for each: ms/step, and the ratios of medians."""
+    name = max(map(len, ["contestant", *results]))
+    references = list(next(iter(results.values()))["ratios"])
+    over = f"{'median over that of':>{max(10 * len(references), 22)}}" if references else ""
+    lines = [
+        f"{'':<{name}}{'ms/step':>30}{over}",
+        f"{'contestant':<{name}}{'median':>10}{'min':>10}{'max':>10}" + "".join(f"{r:>10}" for r in references),
+    ]
+    for who, r in results.items():
+        times = "".join(f"{r[key]:>10,.3f}" for key in ("median", "min", "max"))
+        lines.append(f"{who:<{name}}{times}" + "".join(f"{ratio:>10.2f}" for ratio in r["ratios"].values()))
+    return lines
+
+
+def sizes(study: str, results: list[dict[str, Any]]) -> Iterator[str]:
+    """A row for each size: the multiplications in its matrix products, everyone's median ms/step."""
+    names = list(results[0]["contestants"])
+    width = max(map(len, [*names, "1,000.000"])) + 2
+    at_once = (WIDTH - 20) // width
+    for start in range(0, len(names), at_once):
+        some = names[start : start + at_once]
+        yield f"{'':<8}{'million':>12}{'median ms/step':>{width * len(some)}}"
+        yield f"{STUDIES[study][0]:>8}{'multiplies':>12}" + "".join(f"{name:>{width}}" for name in some)
+        for r in results:
+            medians = "".join(f"{r['contestants'][name]['median']:>{width},.3f}" for name in some)
+            yield f"{size(r):>8,}{r['multiplications'] / 1e6:>12,.3f}{medians}"
+
+
+def overheads(slopes: dict[str, float]) -> list[str]:
+    """What a layer costs at batch 1, as a sentence, where that was measured."""
+    if not slopes:
+        return []
+    each = ", ".join(f"{name} {slope:.1f} µs" for name, slope in slopes.items())
+    how = "the slope of a straight line through its times; forward, backward and Adam together"
+    return ["", *textwrap.wrap(f"A pair of Dense and ReLU costs, at batch 1: {each} ({how}).", WIDTH)]
+
+
+def per_layer(results: list[dict[str, Any]]) -> dict[str, float]:
+    """At batch 1, the microseconds that each further pair of Dense and ReLU adds to a step: a fit by least squares."""
+    results = by_study(results).get("depth-at-batch-1", [])
+    if len(results) < 2:
+        return {}
+    depths = [size(r) for r in results]
+    medians = {name: [r["contestants"][name]["median"] for r in results] for name in results[0]["contestants"]}
+    return {name: 1000 * float(np.polyfit(depths, times, 1)[0]) for name, times in medians.items()}
+
+
+def memory(rows: list[dict[str, Any]]) -> list[str]:
+    """What a step must hold, part by part; then what fits held at most, and its ratio to that. All in bytes."""
+    parts, fits = list(rows[0]["parts"]), list(rows[0]["peaks"])
+    lines = ["bytes that a step must hold; activations are the batch and every layer's output, each once", ""]
+    lines.append(f"{'case':<12}{'batch':>8}" + "".join(f"{part:>13}" for part in [*parts, "sum"]))
+    for r in rows:
+        numbers = "".join(f"{n:>13,}" for n in [*r["parts"].values(), r["sum"]])
+        lines.append(f"{r['case']:<12}{r['batch']:>8,}{numbers}")
+    lines += ["", "bytes that a fit held at most, the caller's data not counted, and over that sum", ""]
+    lines.append(f"{'rows':<12}" + "".join(f"{fit:>20}{'ratio':>8}" for fit in fits))
+    for r in rows:
+        lines.append(f"{r['case']:<12}" + "".join(f"{r['peaks'][fit]:>20,}{r['ratios'][fit]:>8.2f}" for fit in fits))
+    return lines
+
+
+def left_out(absent: dict[str, str]) -> list[str]:
+    """A line for everyone who is not here: why, and the remedy."""
+    return [f"{name} is left out: {reason}" for name, reason in absent.items()]
+
+
+def size(result: dict[str, Any]) -> int:
+    """The size that a study's case has."""
+    return int(result["case"].partition(":")[2])
+
+
+def by_study(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The results of each study."""
+    studies: dict[str, list[dict[str, Any]]] = {}
+    for r in results:
+        studies.setdefault(r["case"].partition(":")[0], []).append(r)
+    return studies
+
+
+# --- the pictures -----------------------------------------------------------------------------------------------------
+
+
+def plot(out: dict[str, Any], path: Path) -> None:
+    """Bars of the medians, or a study's curves."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    results, m = out["results"], out["machine"]
+    if len(results) == 1:
+        figure, ax = plt.subplots(figsize=(9, 1.6 + 0.42 * len(results[0]["contestants"])), layout="constrained")
+        bars(ax, results[0]["contestants"])
+        ax.set_title(f"{out['case']}: {results[0]['title']}", loc="left", fontsize=10)
+    else:
+        studies = by_study(results)
+        figure, axes = plt.subplots(1, len(studies), figsize=(7 * len(studies), 5), layout="constrained", squeeze=False)
+        for ax, (study, of_study) in zip(axes[0], studies.items(), strict=True):
+            curves(ax, study, of_study)
+    figure.supxlabel(f"{m['cpu']}, {m['cores']} cores, {out['dtype']}", fontsize=8, color="#555555")
+    figure.savefig(path, dpi=120)
+
+
+def bars(ax: Any, results: dict[str, Any]) -> None:
+    """A bar for each contestant, from its fastest turn to its slowest a line, and its ratios."""
+    names, medians = list(results), [r["median"] for r in results.values()]
+    spread = [[r["median"] - r["min"] for r in results.values()], [r["max"] - r["median"] for r in results.values()]]
+    ax.barh(names, medians, color=["#2166ac" if name.startswith("xpnet") else "#b0b0b0" for name in names], height=0.65)
+    ax.errorbar(medians, names, xerr=spread, fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
+    for name, r in results.items():
+        ratios = ", ".join(f"{ratio:.2f} × {other}" for other, ratio in r["ratios"].items() if other != name)
+        ax.annotate(
+            f"{r['median']:,.3g} ms   {ratios}",
+            (r["max"], name),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    ax.invert_yaxis()
+    ax.set_xlim(0, 2 * max(r["max"] for r in results.values()))
+    ax.set_xlabel("ms/step, median; the line goes from the fastest turn to the slowest")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def curves(ax: Any, study: str, results: list[dict[str, Any]]) -> None:
+    """Everyone's ms/step against the size, and how it would grow if it grew as the multiplications do."""
+    from matplotlib.ticker import LogLocator
+
+    slopes, at = per_layer(results), [size(r) for r in results]
+    medians = {name: [r["contestants"][name]["median"] for r in results] for name in results[0]["contestants"]}
+    for (name, times), colour in zip(medians.items(), COLOURS * 3, strict=False):
+        label = f"{name}: {slopes[name]:.1f} µs for each pair" if slopes else name
+        ax.plot(at, times, "o-", color=colour, lw=1.6, ms=4, label=label)
+    work = np.array([r["multiplications"] for r in results])
+    last = min(times[-1] for times in medians.values())
+    ax.plot(at, last * work / work[-1], "--", color="#999999", lw=1, label="as the multiplications grow")
+    _, label, title = STUDIES[study]
+    ax.set(xscale="log", yscale="log", xlabel=label, ylabel="ms/step, median", title=title)
+    ax.set_xticks(at, [f"{n:,}" for n in at])
+    ax.minorticks_off()
+    low, high = min(map(min, medians.values())), max(map(max, medians.values()))
+    ax.set_ylim(low / 2, high * 2)
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.grid(alpha=0.25)
+    ax.legend(frameon=False, fontsize=9)

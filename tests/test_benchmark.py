@@ -1,0 +1,128 @@
+"""The benchmark script runs its races and says what they came to; nothing here is timed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.numpy_only
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+QUICK = ("--turns", "1", "--steps", "1")
+
+
+def run(*arguments, **environment):
+    command = [sys.executable, str(SCRIPTS / "benchmark.py"), *arguments]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+
+def test_a_race_is_in_the_table_the_json_and_the_picture(tmp_path):
+    file, picture = tmp_path / "race.json", tmp_path / "race.png"
+    done = run("mini", "--contestants", "xpnet", "plain", *QUICK, "--json", str(file), "--plot", str(picture))
+    assert (done.returncode, done.stderr) == (0, "")
+    out = json.loads(file.read_text())
+    assert {"case", "machine", "dtype", "threads", "malloc", "turns", "steps", "versions", "absent"} <= out.keys()
+    assert out["absent"] == {}
+    (result,) = out["results"]
+    assert (result["case"], result["batch"]) == ("mini", 32)
+    xpnet, plain = result["contestants"]["xpnet"], result["contestants"]["plain"]
+    np.testing.assert_allclose(xpnet["losses"], plain["losses"], rtol=1e-3)
+    assert xpnet["losses"][4] < xpnet["losses"][0]
+    assert xpnet["ratios"] == {"plain": xpnet["median"] / plain["median"]}
+    assert len(xpnet["times"]) == 1
+
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[0] for line in lines[-2:]] == ["xpnet", "plain"]
+    assert lines[-2].split()[1:] == [f"{xpnet['median']:,.3f}"] * 3 + [f"{xpnet['ratios']['plain']:.2f}"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mini", "--contestants", "xpnet", "nobody"], r"'nobody' \(choose from .*xpnet.*products.*torch.*plain"),
+        (["tiny"], "no case 'tiny'; choose from seed, mini, wide, large, batch, width, depth, memory, or one size"),
+        (["width:0"], "no case 'width:0'"),
+        (["mini", "--turns", "0"], "0: it must be at least 1"),
+        (["mini", "--plot", "nowhere/race.png"], "nowhere/race.png is a directory, or in one that is not there"),
+        (["mini", "--plot", "race.txt"], "must end in .png"),
+        (["memory", "--contestants", "plain"], "it takes neither --contestants nor --plot"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_with_the_choices_named(scripts, monkeypatch, capsys, arguments, message):
+    import benchmark
+
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main()
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_peer_that_is_not_installed_is_named_and_skipped(tmp_path):
+    (tmp_path / "jax.py").write_text("raise ImportError('no jax today')")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = run("depth:2", "--contestants", "jax", "plain", *QUICK, PYTHONPATH=path)
+    assert (done.returncode, done.stderr) == (0, "")
+    *_, plain, absent = done.stdout.splitlines()
+    assert plain.startswith("plain ")
+    assert absent == "jax is left out: no jax today. To install it: pip install 'xpnet[jax]'"
+
+    done = run("depth:2", "--contestants", "xpnet-jax", *QUICK, PYTHONPATH=path)
+    assert done.returncode == 1
+    assert "nobody takes part" in done.stderr
+    assert "pip install 'xpnet[jax]'" in done.stderr
+
+
+def test_contestants_whose_losses_part_are_named(scripts):
+    import benchmark
+
+    losses = {"a": [2.0, 1.0], "b": [2.0, 1.0], "c": [2.0, 1.05], "without": None}
+    benchmark.same_work(losses, rtol=0.1)
+    with pytest.raises(SystemExit, match=r"not the same work(.|\n)*median \[2.0, 1.0\]\nc \[2.0, 1.05\]$"):
+        benchmark.same_work(losses, rtol=0.01)
+
+
+def test_memory_adds_up():
+    done = run("mini", "--worker", "memory", "--dtype", "float64", XPNET_KERNELS="generic")
+    assert (done.returncode, done.stderr) == (0, "")
+    out = json.loads(done.stdout)
+    parameters = 8 * (64 * 128 + 3 * 128 + 128 * 64 + 3 * 64 + 64 * 10 + 10)
+    activations = 8 * 32 * (64 + 3 * 128 + 3 * 64 + 10)
+    assert list(out["parts"].values()) == [parameters, parameters, 2 * parameters, activations]
+    assert out["sum"] == 4 * parameters + activations
+    assert all(out["peaks"][fit] > out["sum"] / 2 for fit in ("shuffled", "unshuffled", "single batch"))
+
+
+def test_a_study_has_a_row_for_each_size_and_a_cost_for_each_layer(scripts, tmp_path):
+    import benchmark_report as report
+
+    def result(study, size):
+        times = {"xpnet": 0.5 + 0.02 * size, "torch": 1 + 0.05 * size}
+        contestants = {name: {"median": time, "ratios": {}} for name, time in times.items()}
+        return {"case": f"{study}:{size}", "multiplications": 1e6 * size, "contestants": contestants}
+
+    results = [result(study, size) for study in ("depth", "depth-at-batch-1") for size in (1, 2, 4)]
+    slopes = report.per_layer(results)
+    assert slopes == pytest.approx({"xpnet": 20.0, "torch": 50.0})
+    assert report.per_layer(results[:3]) == {}
+
+    setting = {"case": "depth", "dtype": "float32", "threads": 1, "malloc": True, "turns": 2, "steps": 3}
+    versions = {"numpy": np.__version__}
+    out = setting | {"machine": report.machine(), "versions": versions, "results": results, "per_layer_us": slopes}
+    text = report.text(out)
+    assert "2 turns of 3 steps, 1 thread, malloc's thresholds raised" in text
+    assert [line.split() for line in text.splitlines()].count(["4", "4.000", "0.580", "1.200"]) == 2
+    assert "xpnet 20.0 µs, torch 50.0 µs" in text.replace("\n", " ")
+    report.plot(out, tmp_path / "depth.png")
+    assert (tmp_path / "depth.png").read_bytes().startswith(b"\x89PNG")
