@@ -36,6 +36,7 @@ class Workspace:
         self.xp, self.dtype, self.device = xp, dtype, device
         self.flat: dict[str, Array] = {}
         self.parts: dict[tuple[str, tuple[int, ...]], Array] = {}
+        self.bound: dict[int, Any] = {}  # what the kernels have found for a size of batch
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: Any = None) -> Array:
         """An array of that shape, with whatever numbers are in it."""
@@ -46,6 +47,7 @@ class Workspace:
             if name not in self.flat or self.flat[name].shape[0] < size:
                 self.flat[name] = self.xp.empty(size, dtype=dtype or self.dtype, device=self.device)
                 self.parts = {key: a for key, a in self.parts.items() if key[0] != name}
+                self.bound.clear()
             part = self.parts[name, shape] = self.flat[name][:size].reshape(shape)
             return part
 
@@ -245,6 +247,13 @@ class BufferedStep(Step):
             return carry.state
         named = dict(zip(self.norm_names, ops.split(carry.state[NORMS], self.norm_shapes), strict=True))
         return named | {name: a for name, a in carry.state.items() if name != NORMS}
+
+    def finite(self, carry: Carry) -> bool:
+        if self.backend.immediate:  # the sum of squares is quicker; it may overflow where nothing is wrong
+            vectors = carry.weights, *[a for name, a in carry.state.items() if name == NORMS]
+            if len(vectors) == len(carry.state) + 1 and math.isfinite(sum(self.kernels.lib.dot(a, a) for a in vectors)):
+                return True
+        return super().finite(carry)
 
     def __call__(self, carry: Carry, x: Array, y: Array, keep: tuple[Carry, ...] = ()) -> tuple[Array, Carry]:
         if keep == ():

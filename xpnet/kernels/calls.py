@@ -5,7 +5,9 @@ Every function here has twins of the same name and arguments in `numba.py` and `
 """
 
 import importlib
-from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from .. import optimizers
 from ..backend import Array, Backend
@@ -14,9 +16,55 @@ from ..layers.base import Layer
 from ..optimizers import Optimizer, Slots
 from .threads import in_blocks
 
-Work = Callable[..., Array]  # buffered.Workspace: an array by name and shape, made once
+Work = Any  # buffered.Workspace: an array by name and shape, made once
 BLOCK = 2**15  # entries of a vector that an optimizer's step takes at a time: they and its temporaries stay in cache
 ELEMENTWISE = {getattr(optimizers, name) for name in ("SGD", "Nesterov", "Adagrad", "RMSprop", "Adam", "AdamW")}
+
+
+SMALL, MOST = 10**6, 2**22  # multiplications
+
+
+def product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """A @ b in NumPy, one of middling size as several small ones along its longest axis, in this thread.
+
+    OpenBLAS multiplies up to SMALL without copying the matrices into blocks first, at nearly twice the speed; and other
+    threads would take the results into their own caches.
+    """
+    if b.ndim == 1 or not SMALL < a.size * b.shape[1] <= MOST:
+        return np.dot(a, b, out=out)
+    (m, k), n = a.shape, b.shape[1]
+    parts = -(-m * k * n // SMALL)
+    stretch = -(-max(m, k, n) // parts)
+    if k > max(m, n):
+        np.dot(a[:, :stretch], b[:stretch], out=out)
+        for i in range(stretch, k, stretch):
+            out += np.dot(a[:, i : i + stretch], b[i : i + stretch])
+    elif m > n:
+        for i in range(0, m, stretch):
+            np.dot(a[i : i + stretch], b, out=out[i : i + stretch])
+    else:
+        for i in range(0, n, stretch):
+            np.matmul(a, b[:, i : i + stretch], out=out[:, i : i + stretch])
+    return out
+
+
+class Bound:
+    """What the calls of one block write into for one size of batch, found once: (H, N) arrays and (H,) vectors."""
+
+    def __init__(self, calls: "Calls", f: Layer | None, z: Array, work: Work, own: bool, norm: bool):
+        h, n = shape = tuple(z.shape)
+        self.ones = calls.filled(work, "ones", (n,), 1.0)
+        self.y = work("y", shape) if norm or not own else z
+        if type(f) is ReLU:
+            self.mask = work("mask", shape, calls.xp.bool)
+            self.zeros = calls.filled(work, "zeros", shape, 0.0)
+        elif f is not None:
+            self.slope = work("slope", shape)
+        if norm:
+            self.average = calls.filled(work, f"1/{n}", (n,), 1.0 / n)
+            self.centred = z if own else work("centred", shape)
+            self.scale, self.gain, self.small = (work(name, (h,)) for name in ("scale", "gain", "small"))
+            self.gain_column, self.small_column = self.gain[:, None], self.small[:, None]
 
 
 class Calls:
@@ -28,54 +76,52 @@ class Calls:
         lib = self.lib = importlib.import_module(backend.name)
         self.xp, self.device = backend.xp, backend.device
         self.row_dot = getattr(lib, "vecdot", None) or lib.linalg.vecdot
-        self.matmul = lib.dot if backend.name == "numpy" else lib.matmul  # NumPy's dot is called half a µs faster
+        if backend.name == "numpy":  # the same as below, in calls that cost less
+            self.product = product
+            self.top = lambda z, out: lib.maximum.reduce(z, 0, None, out)
+            self.reciprocal = lambda x, out: lib.divide(1.0, x, out=out)
+        else:
+            self.product = lambda a, b, out: lib.matmul(a, b, out=out)
+            self.top = lambda z, out: lib.amax(z, 0, out=out)
+            self.reciprocal = lib.reciprocal
 
-    def product(self, a: Array, b: Array, out: Array) -> Array:
-        """A @ b"""
-        return self.matmul(a, b, out=out)
+    def filled(self, work: Work, name: str, shape: tuple[int, ...], value: float) -> Array:
+        """An array of `work`, all of this value; a product with ones is a sum over the batch."""
+        a = work(name, shape)
+        a[...] = value
+        return a
 
-    def ones(self, work: Work, n: int, value: float = 1.0) -> Array:
-        """(N,), all of this value: a product with it is a sum over the batch."""
-        name = f"ones {value}"
+    def bound(self, f: Layer | None, z: Array, work: Work, own: bool, norm: bool) -> Bound:
+        """The arrays for a batch of z's size."""
+        n = z.shape[1]
         try:
-            return work.parts[name, (n,)]
+            return work.bound[n]
         except KeyError:
-            a = work(name, (n,))
-            a[...] = value
-            return a
+            found = work.bound[n] = Bound(self, f, z, work, own, norm)
+            return found
 
     # --- activation ---
 
     def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work, own: bool) -> Array:
         """y = f(z + bias). Where z is its `own`, it may be written over."""
-        lib, y = self.lib, z if own else work("y", tuple(z.shape))
+        b = self.bound(f, z, work, own, norm=False)
         if bias is not None:
-            z = lib.add(z, bias[:, None], out=y)
-        return self._function(f, z, y, work)
+            z = self.lib.add(z, bias[:, None], out=b.y)
+        return self._function(f, z, b)
 
-    def _function(self, f: Layer | None, u: Array, y: Array, work: Work) -> Array:
-        lib, shape = self.lib, tuple(u.shape)
+    def _function(self, f: Layer | None, u: Array, b: Bound) -> Array:
+        lib, y = self.lib, b.y
         if f is None:
             return u
         if type(f) is ReLU:
-            lib.greater_equal(u, 0.0, out=work("mask", shape, self.xp.bool))
-            return lib.maximum(u, self._zeros(work, shape), out=y)  # several times as fast as with a number
+            lib.greater_equal(u, 0.0, out=b.mask)
+            return lib.maximum(u, b.zeros, out=y)  # several times as fast as with a number
         if type(f) is Tanh:
             return lib.tanh(u, out=y)
-        limit = 709.0 if u.dtype == self.xp.float64 else 88.0  # as ops.sigmoid
-        lib.clip(u, -limit, None, out=y)
-        lib.negative(y, out=y)
-        lib.exp(y, out=y)
+        lib.negative(u, out=y)
+        lib.exp(y, out=y)  # may be infinite, and y then 0
         y += 1.0
-        return lib.reciprocal(y, out=y)
-
-    def _zeros(self, work: Work, shape: tuple[int, ...]) -> Array:
-        try:
-            return work.parts["zeros", shape]
-        except KeyError:
-            a = work("zeros", shape)
-            a[...] = 0.0
-            return a
+        return self.reciprocal(y, out=y)
 
     def activation_backward(
         self,
@@ -89,18 +135,19 @@ class Calls:
         work: Work,
     ) -> Array:
         """dz = dy f', dbias = Σ_n dz. dz may be dy."""
-        dz = self._slope(f, dy, y, dz, work)
+        b = work.bound[dy.shape[1]]
+        dz = self._slope(f, dy, y, dz, b)
         if dbias is not None:
-            self.matmul(dz, self.ones(work, dz.shape[1]), out=dbias)
+            self.product(dz, b.ones, out=dbias)
         return dz
 
-    def _slope(self, f: Layer | None, dy: Array, y: Array, dz: Array, work: Work) -> Array:
+    def _slope(self, f: Layer | None, dy: Array, y: Array, dz: Array, b: Bound) -> Array:
         lib = self.lib
         if f is None:
             return dy
         if type(f) is ReLU:
-            return lib.multiply(dy, work("mask", tuple(dy.shape)), out=dz)
-        slope = lib.multiply(y, y, out=work("slope", tuple(y.shape)))
+            return lib.multiply(dy, b.mask, out=dz)
+        slope = lib.multiply(y, y, out=b.slope)
         slope = lib.subtract(1.0 if type(f) is Tanh else y, slope, out=slope)  # 1 - y², or y (1 - y)
         return lib.multiply(dy, slope, out=dz)
 
@@ -119,19 +166,18 @@ class Calls:
         own: bool,
     ) -> Array:
         """y = f(γ (z - μ) / √(v + eps) + β), μ and v the batch's, written to `mean` and `var`."""
-        lib, (h, n) = self.lib, z.shape
-        average = self.ones(work, n, 1.0 / n)
-        self.matmul(z, average, out=mean)
-        centred = lib.subtract(z, mean[:, None], out=z if own else work("centred", (h, n)))
+        lib, b = self.lib, self.bound(f, z, work, own, norm=True)
+        self.product(z, b.average, out=mean)
+        centred = lib.subtract(z, mean[:, None], out=b.centred)
         self.row_dot(centred, centred, out=var)
-        var *= 1.0 / n
-        scale = lib.add(var, eps, out=work("scale", (h,)))
+        var *= 1.0 / z.shape[1]
+        scale = lib.add(var, eps, out=b.scale)
         lib.sqrt(scale, out=scale)
-        lib.reciprocal(scale, out=scale)
-        slope = lib.multiply(scale, gamma, out=work("norm slope", (h,)))
-        y = lib.multiply(centred, slope[:, None], out=work("y", (h, n)))
+        self.reciprocal(scale, out=scale)
+        lib.multiply(scale, gamma, out=b.gain)
+        y = lib.multiply(centred, b.gain_column, out=b.y)
         y += beta[:, None]
-        return self._function(f, y, y, work)
+        return self._function(f, y, b)
 
     def batch_norm_backward(
         self,
@@ -147,20 +193,19 @@ class Calls:
         work: Work,
     ) -> Array:
         """With du = dy f': dβ = Σ_n du, dγ = Σ_n du x̂, dz = γ / √(v + eps) (du - dβ / N - x̂ dγ / N). dz may be dy."""
-        lib, (h, n) = self.lib, dy.shape
-        centred = work.parts.get(("centred", (h, n)), z)
-        du = self._slope(f, dy, y, dz, work)
-        scale, slope, small = work("scale", (h,)), work("norm slope", (h,)), work("small", (h,))
-        self.matmul(du, self.ones(work, n), out=dbeta)
+        lib, n = self.lib, dy.shape[1]
+        b = work.bound[n]
+        du, centred, small = self._slope(f, dy, y, dz, b), b.centred, b.small
+        self.product(du, b.ones, out=dbeta)
         self.row_dot(du, centred, out=dgamma)
-        dgamma *= scale
-        lib.multiply(dgamma, scale, out=small)
+        dgamma *= b.scale
+        lib.multiply(dgamma, b.scale, out=small)
         small *= -1.0 / n
-        centred *= small[:, None]
+        centred *= b.small_column
         dz = lib.add(du, centred, out=dz)
         lib.multiply(dbeta, 1.0 / n, out=small)
-        dz -= small[:, None]
-        dz *= slope[:, None]
+        dz -= b.small_column
+        dz *= b.gain_column
         return dz
 
     # --- loss ---
@@ -168,19 +213,25 @@ class Calls:
     def softmax_cross_entropy(self, z: Array, target: Array, scale: float, work: Work) -> tuple[float, Array]:
         """-Σ_k t_k log softmax(z)_k, summed over the batch and times `scale`, and its derivative. z (K, N), t (K, N)"""
         lib, (k, n) = self.lib, z.shape
-        top = lib.amax(z, 0, out=work("top", (n,)))
-        s = lib.subtract(z, top, out=work("s", (k, n)))
-        e = lib.exp(s, out=work("e", (k, n)))
-        sums = self.matmul(e.T, self.ones(work, k), out=work("sums", (n,)))
+        try:
+            top, s, e, sums, ones_k, ones_n = work.bound[n]
+        except KeyError:
+            vectors, matrices = [work(name, (n,)) for name in ("top", "sums")], [work(name, (k, n)) for name in "se"]
+            ones = [self.filled(work, f"ones {i}", (i,), 1.0) for i in (k, n)]
+            top, s, e, sums, ones_k, ones_n = work.bound[n] = (vectors[0], *matrices, vectors[1], *ones)
+        self.top(z, out=top)
+        lib.subtract(z, top, out=s)
+        lib.exp(s, out=e)
+        self.product(e.T, ones_k, out=sums)
         s *= target
-        each = self.matmul(s.T, self.ones(work, k), out=top)
+        each = self.product(s.T, ones_k, out=top)
         e /= sums
         e -= target
         if scale != 1.0:
             e *= scale
         lib.log(sums, out=sums)
         sums -= each
-        return float(self.matmul(sums, self.ones(work, n))) * scale, e
+        return float(lib.dot(sums, ones_n)) * scale, e
 
     # --- optimizer ---
 
