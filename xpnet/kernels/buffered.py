@@ -3,6 +3,7 @@
 Axes: N batch, D in, H out. Inside, arrays are (H, N): a feature's batch lies in one row of memory.
 """
 
+import importlib.util
 import itertools
 import math
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,10 @@ def training_step(net: "Sequential", loss: Loss, optimizer: Optimizer, compiled:
     """The step in stages, with compiled kernels where they are wanted and there."""
     if not net.is_plain:  # a subclass may have a forward and backward of its own
         return Step(net, loss, optimizer)
-    from .calls import Calls as Kernels
-
+    if compiled and net.backend.name == "numpy" and importlib.util.find_spec("numba"):
+        from .numba import NumbaKernels as Kernels
+    else:
+        from .calls import Calls as Kernels
     return BufferedStep(net, loss, optimizer, Kernels(net.backend))
 
 

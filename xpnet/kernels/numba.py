@@ -1,0 +1,462 @@
+"""The work of `calls.py` in loops that Numba compiles: a feature's row is gone through while it is in cache.
+
+Axes: N batch, H features, K classes. Matrices are (H, N), a feature's batch in one row of memory; vectors are (H,).
+The compiled code is kept on disk, beside this file or where NUMBA_CACHE_DIR says.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
+
+from ..backend import Array
+from ..layers.activations import ReLU, Sigmoid, Tanh
+from ..layers.base import Layer
+from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop, Slots
+from .calls import Calls, Work
+from .threads import in_blocks
+
+IDENTITY, SIGMOID, RELU, TANH = range(4)  # Tanh is NumPy's to compute, in place
+KINDS = {type(None): IDENTITY, Sigmoid: SIGMOID, ReLU: RELU, Tanh: TANH}
+SHARED = 2**17  # entries from which threads pay
+TILE = 256  # columns of the loss at a time
+
+exact = njit(cache=True, nogil=True, error_model="numpy")  # in the order written
+compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})  # sums in any order
+
+# --- functions of one number, in arithmetic that becomes vector instructions ------------------------------------------
+
+
+@intrinsic
+def as_float(typing: Any, bits: Any) -> Any:
+    """The float32 or float64 that an int32 or int64 holds the bits of."""
+    float_type, kind = {32: (types.float32, ir.FloatType()), 64: (types.float64, ir.DoubleType())}[bits.bitwidth]
+    return float_type(bits), lambda context, builder, signature, args: builder.bitcast(args[0], kind)
+
+
+@intrinsic
+def is_negative(typing: Any, x: Any) -> Any:
+    """Whether the sign bit of x is set: of a number below 0, and of -0.0."""
+
+    def code(context, builder, signature, args):
+        kind = ir.IntType(x.bitwidth)
+        return builder.icmp_signed("<", builder.bitcast(args[0], kind), ir.Constant(kind, 0))
+
+    return types.boolean(x), code
+
+
+@exact
+def relu(u):
+    """max(u, 0), as -0.0 where u is below 0: its sign tells backward which. NaN stays."""
+    zero = type(u)(0.0)
+    return -zero if u < zero else u + zero
+
+
+@exact
+def exp32(x):
+    """e^x = 2^n e^r with n whole and |r| <= ln 2 / 2, e^r a polynomial. Moshier's Cephes, expf; within 1 ulp."""
+    f = np.float32
+    x = f(-87.0) if x < f(-87.0) else x  # a NaN stays
+    x = f(88.0) if x > f(88.0) else x
+    n = np.floor(x * f(1.44269504088896341) + f(0.5))
+    r = x - n * f(0.693359375) - n * f(-2.12194440e-4)
+    p = f(1.9875691500e-4) * r + f(1.3981999507e-3)
+    p = p * r + f(8.3334519073e-3)
+    p = p * r + f(4.1665795894e-2)
+    p = p * r + f(1.6666665459e-1)
+    p = p * r + f(5.0000001201e-1)
+    return (p * r * r + r + f(1.0)) * as_float(np.int32((np.int32(n) + 127) << 23))
+
+
+@exact
+def exp64(x):
+    """The same with e^r = 1 + 2 r P(r²) / (Q(r²) - r P(r²)). Moshier's Cephes, exp; within 2 ulp."""
+    x = -708.0 if x < -708.0 else x
+    x = 709.0 if x > 709.0 else x
+    n = np.floor(x * 1.4426950408889634073599 + 0.5)
+    r = x - n * 6.93145751953125e-1 - n * 1.42860682030941723212e-6
+    s = r * r
+    p = r * ((1.26177193074810590878e-4 * s + 3.02994407707441961300e-2) * s + 9.99999999999999999910e-1)
+    q = ((3.00198505138664455042e-6 * s + 2.52448340349684104192e-3) * s + 2.27265548208155028766e-1) * s + 2.0
+    return (1.0 + 2.0 * (p / (q - p))) * as_float((np.int64(np.int32(n)) + 1023) << 52)
+
+
+def exp(x):
+    """Of the dtype that x has; for x beyond what it can hold, that of its ends."""
+
+
+@overload(exp)
+def _exp(x):
+    return (lambda x: exp32(x)) if x == types.float32 else (lambda x: exp64(x))
+
+
+# --- rows: features ---------------------------------------------------------------------------------------------------
+
+
+# Arrays that are changed in place are one argument, not two of the same memory, which no compiler may vectorise.
+
+
+@compiled
+def activation(kind, z, bias):
+    """z ← f(z + bias)"""
+    one = z.dtype.type(1.0)
+    for i in range(z.shape[0]):
+        b = bias[i]
+        if kind == RELU:
+            for j in range(z.shape[1]):
+                z[i, j] = relu(z[i, j] + b)
+        elif kind == SIGMOID:
+            for j in range(z.shape[1]):
+                z[i, j] = one / (one + exp(-(z[i, j] + b)))
+        else:
+            for j in range(z.shape[1]):
+                z[i, j] += b
+
+
+@compiled
+def activation_backward(kind, y, d, dbias):
+    """d ← d f', dbias = Σ_n d"""
+    one = y.dtype.type(1.0)
+    zero = y.dtype.type(0.0)
+    for i in range(y.shape[0]):
+        total = zero
+        if kind == RELU:
+            for j in range(y.shape[1]):
+                d[i, j] = zero if is_negative(y[i, j]) else d[i, j]
+                total += d[i, j]
+        elif kind == IDENTITY:
+            for j in range(y.shape[1]):
+                total += d[i, j]
+        else:
+            for j in range(y.shape[1]):
+                v = y[i, j]
+                d[i, j] *= v * (one - v) if kind == SIGMOID else one - v * v
+                total += d[i, j]
+        dbias[i] = total
+
+
+@compiled
+def batch_norm(kind, z, gamma, beta, eps, mean, var, scale, y):
+    """y = f(γ (z - μ) scale + β), scale = 1 / √(v + eps)"""
+    n = z.shape[1]
+    one = y.dtype.type(1.0)
+    share = one / y.dtype.type(n)
+    for i in range(z.shape[0]):
+        total = y.dtype.type(0.0)
+        for j in range(n):
+            total += z[i, j]
+        m = total * share
+        total = y.dtype.type(0.0)
+        for j in range(n):
+            c = z[i, j] - m
+            total += c * c
+        v = total * share
+        s = one / np.sqrt(v + y.dtype.type(eps))
+        mean[i] = m
+        var[i] = v
+        scale[i] = s
+        gain = gamma[i] * s
+        b = beta[i]
+        if kind == RELU:
+            for j in range(n):
+                y[i, j] = relu((z[i, j] - m) * gain + b)
+        elif kind == SIGMOID:
+            for j in range(n):
+                y[i, j] = one / (one + exp(-((z[i, j] - m) * gain + b)))
+        else:
+            for j in range(n):
+                y[i, j] = (z[i, j] - m) * gain + b
+
+
+@compiled
+def batch_norm_backward(kind, z, gamma, mean, scale, y, d, dgamma, dbeta):
+    """du = d f', dβ = Σ_n du, dγ = Σ_n du x̂, d ← γ scale (du - dβ / N - x̂ dγ / N) with x̂ = (z - μ) scale"""
+    n = z.shape[1]
+    one = y.dtype.type(1.0)
+    zero = y.dtype.type(0.0)
+    share = one / y.dtype.type(n)
+    for i in range(z.shape[0]):
+        m = mean[i]
+        s = scale[i]
+        gain = gamma[i] * s
+        sum_u = zero
+        sum_uc = zero
+        if kind == RELU:
+            for j in range(n):
+                u = zero if is_negative(y[i, j]) else d[i, j]
+                d[i, j] = u
+                sum_u += u
+                sum_uc += u * (z[i, j] - m)
+        elif kind == IDENTITY:
+            for j in range(n):
+                u = d[i, j]
+                sum_u += u
+                sum_uc += u * (z[i, j] - m)
+        else:
+            for j in range(n):
+                v = y[i, j]
+                u = d[i, j] * (v * (one - v) if kind == SIGMOID else one - v * v)
+                d[i, j] = u
+                sum_u += u
+                sum_uc += u * (z[i, j] - m)
+        dbeta[i] = sum_u
+        dgamma[i] = sum_uc * s
+        shift = sum_u * share
+        slope = sum_uc * s * s * share
+        for j in range(n):
+            d[i, j] = gain * (d[i, j] - shift - (z[i, j] - m) * slope)
+
+
+# --- columns: rows of the batch ---------------------------------------------------------------------------------------
+
+
+@compiled
+def softmax_cross_entropy(z, target, factor, top, sums, dz):
+    """With s = z - max z: sums = Σ_k e^{s_k}, dz = factor (e^s / sums - t); returns Σ_n Σ_k t_k s_k."""
+    classes, n = z.shape
+    f = z.dtype.type(factor)
+    total = 0.0
+    for start in range(0, n, TILE):  # columns that stay in cache, their rows as vectors
+        tile = slice(start, start + TILE)
+        high = top[tile]
+        sum_e = sums[tile]
+        high[:] = z[0, tile]
+        sum_e[:] = z.dtype.type(0.0)
+        part = z.dtype.type(0.0)
+        for k in range(1, classes):
+            higher(z[k, tile], high)
+        for k in range(classes):
+            part += softmax_row(z[k, tile], target[k, tile], high, sum_e, dz[k, tile])
+        total += part
+        for j in range(high.size):
+            high[j] = f / sum_e[j]
+        for k in range(classes):
+            softmax_slope(dz[k, tile], high, f, target[k, tile])
+    return total
+
+
+@compiled
+def higher(z, top):
+    """top ← max(top, z)"""
+    for j in range(z.size):
+        top[j] = z[j] if z[j] > top[j] else top[j]
+
+
+@compiled
+def softmax_row(z, target, top, sums, e):
+    """e = e^s, sums ← sums + e with s = z - top; returns Σ_n t s."""
+    part = z.dtype.type(0.0)
+    for j in range(z.size):
+        e[j] = exp(z[j] - top[j])
+    for j in range(z.size):
+        sums[j] += e[j]
+        part += target[j] * (z[j] - top[j])
+    return part
+
+
+@compiled
+def softmax_slope(e, over, factor, target):
+    """e ← e over - factor t, the derivative, where over is factor / sums."""
+    for j in range(e.size):
+        e[j] = e[j] * over[j] - factor * target[j]
+
+
+# --- optimizers: any stretch of the vectors ---------------------------------------------------------------------------
+# c holds, in the vectors' dtype: the clip value, the weight decay λ (0 for AdamW), then the rule's own numbers
+
+
+@exact
+def clipped(g, limit):
+    """G within ±limit. NaN stays."""
+    g = limit if g > limit else g
+    return -limit if g < -limit else g
+
+
+@compiled
+def momentum(w, g, point, v, new_w, c):
+    """v ← momentum v + η g;  w ← w - v; the decay is taken at `point`, w itself or Nesterov's."""
+    for i in range(w.size):
+        d = clipped(g[i], c[0]) + c[1] * point[i]
+        u = c[2] * v[i] + c[3] * d
+        v[i] = u
+        new_w[i] = w[i] - u
+
+
+@compiled
+def squares(w, g, s, new_w, c):
+    """s ← keep s + share g²;  w ← w - η g / √(s + eps): Adagrad with 1 and 1, RMSprop with rho and 1 - rho."""
+    for i in range(w.size):
+        d = clipped(g[i], c[0]) + c[1] * w[i]
+        u = c[2] * s[i] + c[3] * d * d
+        s[i] = u
+        new_w[i] = w[i] - c[4] * d / np.sqrt(u + c[5])
+
+
+@compiled
+def adam(w, g, m, v, new_w, c):
+    """m ← β₁ m + (1 - β₁) g;  v ← β₂ v + (1 - β₂) g²;  w ← kept w - size m / (√v + shift), kept below 1 for AdamW."""
+    for i in range(w.size):
+        d = clipped(g[i], c[0]) + c[1] * w[i]
+        first = c[2] * m[i] + c[3] * d
+        second = c[4] * v[i] + c[5] * d * d
+        m[i] = first
+        v[i] = second
+        new_w[i] = c[8] * w[i] - c[6] * first / (np.sqrt(second) + c[7])
+
+
+# --- as `buffered.Block` calls them -----------------------------------------------------------------------------------
+
+
+class Bound:
+    """What the kernels of one block write into, for one size of batch, and what the backward ones want of forward."""
+
+    def __init__(self, z: Array, work: Work, own: bool):
+        h, n = shape = z.shape
+        self.y = z if own else work("y", shape)
+        self.mean, self.scale = work("mean", (h,)), work("scale", (h,))
+        self.shared = h * n > SHARED
+        self.block = max(1, SHARED * h // (2 * h * n))  # rows
+
+
+def by_rows(kernel: Callable[..., None], b: Bound, *arrays: Any) -> None:
+    """The kernel on all rows, of much data on several cores."""
+    if not b.shared:
+        kernel(*arrays)
+        return
+    kind, *rest = arrays
+    in_blocks(
+        lambda rows: kernel(kind, *[a[rows] if isinstance(a, np.ndarray) else a for a in rest]), b.y.shape[0], b.block
+    )
+
+
+class NumbaKernels(Calls):
+    """`Calls`, each method's work in one compiled loop."""
+
+    def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work, own: bool) -> Array:
+        if bias is None:
+            return super().activation(f, z, bias, work, own)
+        try:
+            b = work.bound[z.shape[1]]
+        except KeyError:
+            b = work.bound[z.shape[1]] = Bound(z, work, own)
+        kind = KINDS[type(f)]
+        by_rows(activation, b, kind, z, bias)
+        return np.tanh(z, out=z) if kind == TANH else z
+
+    def activation_backward(
+        self,
+        f: Layer | None,
+        dy: Array,
+        z: Array,
+        y: Array,
+        bias: Array | None,
+        dz: Array,
+        dbias: Array | None,
+        work: Work,
+    ) -> Array:
+        if dbias is None:
+            return super().activation_backward(f, dy, z, y, bias, dz, dbias, work)
+        if dz is not dy:
+            np.copyto(dz, dy)
+        by_rows(activation_backward, work.bound[dy.shape[1]], KINDS[type(f)], y, dz, dbias)
+        return dz
+
+    def batch_norm(
+        self,
+        f: Layer | None,
+        z: Array,
+        gamma: Array,
+        beta: Array,
+        eps: float,
+        mean: Array,
+        var: Array,
+        work: Work,
+        own: bool,
+    ) -> Array:
+        try:
+            b = work.bound[z.shape[1]]
+        except KeyError:
+            b = work.bound[z.shape[1]] = Bound(z, work, own=False)
+        kind = KINDS[type(f)]
+        by_rows(batch_norm, b, kind, z, gamma, beta, eps, b.mean, var, b.scale, b.y)
+        mean[...] = b.mean
+        return np.tanh(b.y, out=b.y) if kind == TANH else b.y
+
+    def batch_norm_backward(
+        self,
+        f: Layer | None,
+        dy: Array,
+        z: Array,
+        y: Array,
+        gamma: Array,
+        beta: Array,
+        dz: Array,
+        dgamma: Array,
+        dbeta: Array,
+        work: Work,
+    ) -> Array:
+        b = work.bound[dy.shape[1]]
+        if dz is not dy:
+            np.copyto(dz, dy)
+        by_rows(batch_norm_backward, b, KINDS[type(f)], z, gamma, b.mean, b.scale, y, dz, dgamma, dbeta)
+        return dz
+
+    def softmax_cross_entropy(self, z: Array, target: Array, scale: float, work: Work) -> tuple[float, Array]:
+        n = z.shape[1]
+        try:
+            t, dz, top, sums = work.bound[n]
+        except KeyError:
+            vectors = work("top", (n,)), work("sums", (n,))
+            t, dz, top, sums = work.bound[n] = (work("target", z.shape), work("dz", z.shape), *vectors)
+        np.copyto(t, target)  # whose rows may be part of longer ones
+        total = softmax_cross_entropy(z, t, scale, top, sums, dz)
+        return (float(np.log(sums, out=sums).sum()) - total) * scale, dz
+
+    def update(self, optimizer: Optimizer, w: Array, g: Array, slots: Slots, new_w: Array, new_slots: Slots) -> Slots:
+        kernel = RULES.get(type(optimizer))
+        if kernel is None:
+            return super().update(optimizer, w, g, slots, new_w, new_slots)
+        step, memory = slots["step"], optimizer.memory
+        limit = np.inf if optimizer.clip_value is None else optimizer.clip_value
+        if optimizer.clip_norm is not None:
+            g, limit = optimizer.limited(g), np.inf
+        c = np.array((limit, *numbers(optimizer, step)), dtype=w.dtype)
+        new = [new_slots[name] for name in memory]
+        point = (optimizer.lookahead(w, slots),) if kernel is momentum else ()
+        for name, a in zip(memory, new, strict=True):
+            if a is not slots[name]:
+                np.copyto(a, slots[name])
+        arrays = [w, g, *point, *new, new_w]
+        if w.size <= SHARED:
+            kernel(*arrays, c)
+        else:
+            in_blocks(lambda part: kernel(*[a[part] for a in arrays], c), w.size, SHARED)
+        return {"step": step + 1} | dict(zip(memory, new, strict=True))
+
+
+RULES: dict[type[Optimizer], Callable[..., None]] = {
+    SGD: momentum,
+    Nesterov: momentum,
+    Adagrad: squares,
+    RMSprop: squares,
+    Adam: adam,
+    AdamW: adam,
+}
+
+
+def numbers(optimizer: Any, step: int) -> tuple[float, ...]:
+    """The weight decay and the rule's own numbers, as the kernels above have them in c."""
+    rate, *corrections = optimizer.coefficients(step)
+    decay, kind = optimizer.weight_decay, type(optimizer)
+    if kind in (SGD, Nesterov):
+        return decay, optimizer.momentum, rate
+    if kind is Adagrad:
+        return decay, 1.0, 1.0, rate, optimizer.eps
+    if kind is RMSprop:
+        return decay, optimizer.rho, 1 - optimizer.rho, rate, optimizer.eps
+    kept, decay = (1 - rate * decay, 0.0) if kind is AdamW else (1.0, decay)
+    b1, b2 = optimizer.beta1, optimizer.beta2
+    return decay, b1, 1 - b1, b2, 1 - b2, *corrections, kept
