@@ -24,6 +24,12 @@ def training_step(net: "Sequential", loss: Loss, optimizer: Optimizer, compiled:
     """The step in stages, with compiled kernels where they are wanted and there."""
     if not net.is_plain:  # a subclass may have a forward and backward of its own
         return Step(net, loss, optimizer)
+    if net.backend.name == "cupy":
+        if not compiled:  # not all of CuPy's functions write into arrays that are there
+            return Step(net, loss, optimizer)
+        from .cupy import CuPyKernels
+
+        return BufferedStep(net, loss, optimizer, CuPyKernels(net.backend))
     from .calls import Calls as Kernels
 
     return BufferedStep(net, loss, optimizer, Kernels(net.backend))
@@ -104,8 +110,12 @@ class Block:
         if gamma is None:
             self.y = kernels.activation(self.function, x, bias, work, own)
         else:
-            self.y = kernels.batch_norm(self.function, x, gamma, beta, self.norm[1].eps, self.mean, self.var, work, own)
-            if bias is not None:
+            adds = bias is not None and getattr(kernels, "adds_bias", False)
+            last = (bias,) if adds else ()
+            self.y = kernels.batch_norm(
+                self.function, x, gamma, beta, self.norm[1].eps, self.mean, self.var, work, own, *last
+            )
+            if bias is not None and not adds:
                 self.mean += bias
         return self.y
 
@@ -119,8 +129,6 @@ class Block:
             dz = kernels.activation_backward(self.function, dy, self.z, self.y, bias, dz, dbias, work)
         else:
             dz = kernels.batch_norm_backward(self.function, dy, self.z, self.y, gamma, beta, dz, dgamma, dbeta, work)
-            if bias is not None:
-                dbias[...] = 0.0
         if weight is None:
             return dz
         kernels.product(self.x, dz.T, dweight)
@@ -190,12 +198,14 @@ class BufferedStep(Step):
     def __init__(self, net: "Sequential", loss: Loss, optimizer: Optimizer, kernels: Any):
         super().__init__(net, loss, optimizer)
         self.kernels = kernels
+        self.statistics = getattr(kernels, "statistics", statistics)
+        self.look_ahead = getattr(kernels, "look_ahead", look_ahead)
         weights, xp, device = self.start.weights, self.backend.xp, self.backend.device
         self.softmax = loss if type(loss) is SoftmaxCrossEntropy else None
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
         self.stages = self._stages(lambda: Workspace(xp, weights.dtype, device))
         self.first = next(i for i, stage in enumerate(self.stages) if stage.trains)
-        self.gradient = Side(self, xp.zeros_like(weights))
+        self.gradient = Side(self, xp.zeros_like(weights))  # a bias before a BatchNorm keeps its 0
         self.sides = [Side(self, weights)]
         self.point = Side(self, xp.zeros_like(weights)) if self.looks_ahead else None
         self.slots = [self.start.slots]
@@ -283,10 +293,8 @@ class BufferedStep(Step):
         state: dict[str, Array] = {}
         if self.batch is not None:
             old = carry.state[NORMS]
-            change = self.batch - old
-            change *= self.first_rates if old is self.start.state[NORMS] else self.rates
-            change += old
-            state[NORMS] = change
+            rates = self.first_rates if old is self.start.state[NORMS] else self.rates
+            state[NORMS] = self.statistics(old, self.batch, rates)
         for stage in self.singles:
             state |= stage.next_state()
         return state
@@ -296,7 +304,7 @@ class BufferedStep(Step):
     def _side_of(self, carry: Carry) -> Side:
         """The side that a carry's parameters stand on, or the point ahead of them."""
         if self.point is not None:
-            self.point.flat[...] = self.optimizer.lookahead(carry.weights, carry.slots)
+            self.look_ahead(self.optimizer, carry.weights, carry.slots, self.point.flat)
             return self.point
         return next(side for side in self.sides if side.flat is carry.weights)
 
@@ -324,6 +332,19 @@ class BufferedStep(Step):
 
 
 NORMS = ""  # the name of the vector of all BatchNorms' statistics
+
+
+def statistics(old: Array, batch: Array, rates: Array) -> Array:
+    """Old + rates (batch - old), where the kernels have no one call for it."""
+    new = batch - old
+    new *= rates
+    new += old
+    return new
+
+
+def look_ahead(optimizer: Optimizer, w: Array, slots: Slots, point: Array) -> None:
+    """The optimizer's point for the gradient, into `point`, where the kernels have no one call for it."""
+    point[...] = optimizer.lookahead(w, slots)
 
 
 def parts(net: "Sequential", prefix: str = "") -> list[tuple[str, Layer]]:
