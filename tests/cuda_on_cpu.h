@@ -1,5 +1,5 @@
 // CUDA's words for the host's compiler: a kernel's blocks one after another, and each thread of a block on a stack of
-// its own, which is left at a barrier and taken up again when all others are there.
+// its own, which is left at a barrier or shuffle and taken up again when the block or warp is there.
 
 #include <ucontext.h>
 
@@ -7,6 +7,8 @@
 #include <cmath>
 #include <functional>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -27,18 +29,24 @@ static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace on_cpu {
 
+enum Place { RUNNING, AT_WARP, AT_BLOCK, READY };  // a thread waits for its warp or its block, or may go on
+
 struct Fiber {
     ucontext_t context;
     std::vector<char> stack = std::vector<char>(1 << 16);
-    bool at_barrier = false;
+    Place place = RUNNING;
+    unsigned warp;
 };
 
 static std::vector<std::unique_ptr<Fiber>> fibers;
 static Fiber* current;
 static ucontext_t scheduler;
 static unsigned next_thread, threads;
-static bool fault;  // some threads came to a barrier that others never reach, or a warp is not whole
+static std::mt19937 order;  // a GPU's threads have none: in another one each time, a missing barrier shows
+static bool fault;  // threads wait for others that never come, or a warp is not whole
 static const std::function<void()>* body;
+
+inline unsigned thread() { return threadIdx.y * blockDim.x + threadIdx.x; }
 
 inline void take_threads() {
     for (;;) {
@@ -51,18 +59,28 @@ inline void take_threads() {
     }
 }
 
-inline void barrier() {
+inline void wait(Place place) {
     Fiber* own = current;
-    const dim3 thread = threadIdx;
-    own->at_barrier = true;
+    const dim3 index = threadIdx;
+    own->place = place;
+    own->warp = thread() / 32;
     swapcontext(&own->context, &scheduler);
-    threadIdx = thread;
+    threadIdx = index;
 }
 
-inline void resume(Fiber* fiber) {
-    current = fiber;
-    fiber->at_barrier = false;
-    swapcontext(&scheduler, &fiber->context);
+// Let a warp go on, if all its threads are there.
+inline bool release(Place place, unsigned warp) {
+    std::vector<Fiber*> waiting;
+    for (auto& fiber : fibers)
+        if (fiber->place == place && fiber->warp == warp) waiting.push_back(fiber.get());
+    if (waiting.size() != 32) return false;
+    std::shuffle(waiting.begin(), waiting.end(), order);
+    for (Fiber* fiber : waiting) {
+        current = fiber;
+        fiber->place = RUNNING;
+        swapcontext(&scheduler, &fiber->context);
+    }
+    return true;
 }
 
 inline void run_block() {
@@ -76,16 +94,25 @@ inline void run_block() {
             fiber->context.uc_stack.ss_size = fiber->stack.size();
             makecontext(&fiber->context, take_threads, 0);
         }
-        resume(fibers[i].get());
+        current = fibers[i].get();
+        swapcontext(&scheduler, &current->context);
     }
-    for (bool up = false;; up = !up) {  // by turns the first thread first and the last: a missing barrier shows
-        std::vector<Fiber*> waiting;
-        for (auto& fiber : fibers)
-            if (fiber->at_barrier) waiting.push_back(fiber.get());
-        if (waiting.empty()) return;
-        fault |= waiting.size() != threads;
-        if (!up) std::reverse(waiting.begin(), waiting.end());
-        for (Fiber* fiber : waiting) resume(fiber);
+    std::vector<unsigned> warps(threads / 32);
+    std::iota(warps.begin(), warps.end(), 0u);
+    const auto count = [](Place place) {
+        return std::count_if(fibers.begin(), fibers.end(), [=](auto& fiber) { return fiber->place == place; });
+    };
+    while (count(RUNNING) != fibers.size()) {
+        bool moved = false;
+        if (count(AT_BLOCK) == threads)
+            for (auto& fiber : fibers)
+                if (fiber->place == AT_BLOCK) fiber->place = READY;
+        std::shuffle(warps.begin(), warps.end(), order);
+        for (unsigned warp : warps)  // each as far as it gets, before the next
+            while (release(READY, warp) || release(AT_WARP, warp)) moved = true;
+        if (moved) continue;
+        fault = true;
+        fibers.clear();
     }
 }
 
@@ -124,18 +151,18 @@ const char* types(void (*)(A...)) {
 
 }  // namespace on_cpu
 
-inline void __syncthreads() { on_cpu::barrier(); }
+inline void __syncthreads() { on_cpu::wait(on_cpu::AT_BLOCK); }
 inline void __threadfence() {}
 
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int distance) {
     static T values[1024];
-    const unsigned thread = threadIdx.y * blockDim.x + threadIdx.x, other = thread ^ distance;
+    const unsigned thread = on_cpu::thread(), other = thread ^ distance;
     on_cpu::fault |= mask != 0xffffffffu || other >= on_cpu::threads;
     values[thread] = value;
-    on_cpu::barrier();
+    on_cpu::wait(on_cpu::AT_WARP);
     const T result = values[other];
-    on_cpu::barrier();
+    on_cpu::wait(on_cpu::AT_WARP);
     return result;
 }
 

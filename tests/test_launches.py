@@ -1,4 +1,4 @@
-"""CuPy's training counted on a stand-in: launches of a step, waits in an epoch, transfers in a fit. And the CUDA code."""
+"""CuPy's training counted on a stand-in: launches of a step, waits in an epoch, transfers in a fit; and its CUDA."""
 
 import itertools
 import shutil
