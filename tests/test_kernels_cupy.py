@@ -112,6 +112,17 @@ def test_activation_alone_takes_arrays_that_lie_otherwise_and_leaves_them(name, 
     bench.agrees(on_dy, dy, 0)
 
 
+def test_activation_of_more_than_two_axes(bench):
+    z, dy = strided(bench.draw(3, 4, 35)), strided(bench.draw(3, 4, 35))
+    on_z = bench.put(z)
+    y = bench.kernels.activation(xn.ReLU(), on_z, None, bench.work, False)
+    dz = bench.kernels.activation_backward(
+        xn.ReLU(), bench.put(dy), on_z, y, None, bench.empty(3, 4, 35), None, bench.work
+    )
+    bench.agrees(y, np.maximum(z, 0), 0)
+    bench.agrees(dz, dy * (z >= 0), 0)
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation_at_zero_far_out_and_at_nan(name, bench):
     f = ACTIVATIONS[name]

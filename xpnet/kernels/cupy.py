@@ -91,7 +91,7 @@ class CuPyKernels:
         """Launch a kernel whose template takes an activation, with `columns` blocks for each row of (H, N)."""
         function = "Identity" if f is None else type(f).__name__
         expression = f"{name}<{C_TYPES[like.dtype.name]}, {function}>"
-        launch(expression, (like.shape[0], columns), (threads(like.shape[1]),), like.dtype, *arguments)
+        launch(expression, (like.shape[0], columns), (threads(row(like)),), like.dtype, *arguments)
 
     def _over_vector(self, name: str, like: Array, most: int, *arguments: Any) -> None:
         expression = f"{name}<{C_TYPES[like.dtype.name]}>"
@@ -103,7 +103,7 @@ class CuPyKernels:
         """y = f(z + bias). z stays: backward takes the derivative there."""
         if f is None and bias is None:
             return z
-        n, y = z.shape[1], work("y", tuple(z.shape))
+        y, n = work("y", tuple(z.shape)), row(z)
         self._over_rows("activation", f, y, blocks(n, 65535), self._rows(z, y), bias, alpha(f), n, y)
         return y
 
@@ -122,7 +122,7 @@ class CuPyKernels:
         if f is None and bias is None:
             return dy
         dy, z = self._rows(dy, y), self._rows(z, y)
-        self._over_rows("activation_backward", f, dz, 1, dy, z, y, bias, alpha(f), dz.shape[1], dz, dbias)
+        self._over_rows("activation_backward", f, dz, 1, dy, z, y, bias, alpha(f), row(dz), dz, dbias)
         return dz
 
     # --- batch norm ---
@@ -211,6 +211,11 @@ class CuPyKernels:
         before, after = [slots[key] for key in names], [new_slots[key] for key in names]
         self._over_vector(name, w, 2048, w, g, *before, size, limits[0], norm, *limits[1:], new_w, *after)
         return {"step": step + 1} | {key: new_slots[key] for key in names}
+
+
+def row(a: Array) -> int:
+    """How many numbers a row has: N, and where a layer gives more than two axes, all but the first."""
+    return int(a.size // a.shape[0])
 
 
 def alpha(f: Layer | None) -> float:
