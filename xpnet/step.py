@@ -101,8 +101,8 @@ class Step:
         for layer, keys in self.stateful:
             layer.state = {key: state[name] for key, name in keys}
 
-    def publish(self, carry: Carry, net: "Sequential") -> None:
-        """Give the network what a carry has learned, in arrays that no later step writes to."""
+    def publish(self, carry: Carry, net: "Sequential", last: bool = False) -> None:
+        """Give the network what a carry has learned, in arrays that no later step writes to: the `last` has none."""
         net.assign_params(net.params | dict(zip(self.names, ops.split(carry.weights, self.shapes), strict=True)))
         net.assign_state(self.state(carry))
 

@@ -128,7 +128,9 @@ class Run:
         """At the end, whatever ended it: give the network the last parameters that are finite."""
         step = self._step_function
         self._carry = next(c for c in (self._carry, self._start, self._safe) if step.finite(c))
-        _ = self.net
+        if self._published is not self._carry:
+            step.publish(self._carry, self._net, last=True)
+            self._published = self._carry
 
 
 def fit(
@@ -163,7 +165,8 @@ def fit(
     sizes = np.array([s.stop - s.start for s in slices])
     weights = np.ones(len(sizes)) if getattr(loss, "reduction", "mean") == "sum" else sizes / rows
     rng = copy.deepcopy(net.rng)
-    run = Run(net, training_step(net, loss, optimizer), epochs, len(slices))
+    with net.backend.scope():
+        run = Run(net, training_step(net, loss, optimizer), epochs, len(slices))
 
     def call(hook: str) -> None:
         for callback in hooks:
@@ -239,17 +242,19 @@ def batches_of(
     """The batches of x and y, slice by slice, in this order of the rows; None: as they lie."""
     if order is None:
         yield from ((x, y, rows) for rows in slices)
-    elif math.prod(x.shape) <= GATHER:
-        x, y = take_rows(backend, order, x, y)
+        return
+    index = backend.asarray(order)  # to the device in one piece: the host may have to wait for it
+    if math.prod(x.shape) <= GATHER:
+        x, y = take_rows(backend, index, x, y)
         yield from ((x, y, rows) for rows in slices)
     else:
         for rows in slices:
-            yield *take_rows(backend, order[rows], x, y), slice(0, rows.stop - rows.start)
+            yield *take_rows(backend, index[rows], x, y), slice(0, rows.stop - rows.start)
 
 
-def take_rows(backend: Backend, order: np.ndarray, x: Array, y: Array) -> tuple[Array, Array]:
+def take_rows(backend: Backend, index: Array, x: Array, y: Array) -> tuple[Array, Array]:
     """The rows of x and y in this order, y's with the batch contiguous as the losses have it."""
-    index, xp = backend.asarray(order), backend.xp
+    xp = backend.xp
     return xp.take(x, index, axis=0), xp.take(y.T, index, axis=1).T if y.ndim == 2 else xp.take(y, index, axis=0)
 
 

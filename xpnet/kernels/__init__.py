@@ -1,7 +1,8 @@
 """The training step, faster: each of these takes `step.Step`'s step, and is tested against it.
 
-    buffered.py   the step in stages that write into arrays made once: NumPy, PyTorch
+    buffered.py   the step in stages that write into arrays made once: NumPy, PyTorch, CuPy
     calls.py      a stage's work in the calls of NumPy or PyTorch
+    cupy.py       a stage's work in CUDA kernels of our own, whose source is cupy.cu
 
 The environment variable XPNET_KERNELS chooses: "auto", the default, takes the fastest that is installed; "generic" does
 without what Numba or CUDA code compiles; "reference" is `step.Step` itself, the layers' own forward and backward.
@@ -33,4 +34,4 @@ def training_step(net: "Sequential", loss: Loss, optimizer: Optimizer) -> Step:
     return step
 
 
-STEPS = {"numpy": "buffered", "torch": "buffered"}  # the module for each backend
+STEPS = {"numpy": "buffered", "torch": "buffered", "cupy": "buffered"}  # the module for each backend

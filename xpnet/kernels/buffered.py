@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from .. import ops
-from ..backend import Array
+from ..backend import Array, namespace
 from ..layers.base import Layer
 from ..layers.batchnorm import BatchNorm
 from ..layers.dense import Dense
@@ -25,7 +25,12 @@ def training_step(net: "Sequential", loss: Loss, optimizer: Optimizer, compiled:
     """The step in stages, with compiled kernels where they are wanted and there."""
     if not net.is_plain:  # a subclass may have a forward and backward of its own
         return Step(net, loss, optimizer)
-    if compiled and net.backend.name == "numpy" and importlib.util.find_spec("numba"):
+    name = net.backend.name
+    if name == "cupy":
+        if not compiled:  # not all of CuPy's functions write into arrays that are there
+            return Step(net, loss, optimizer)
+        from .cupy import CuPyKernels as Kernels
+    elif compiled and name == "numpy" and importlib.util.find_spec("numba"):
         from .numba import NumbaKernels as Kernels
     else:
         from .calls import Calls as Kernels
@@ -77,7 +82,7 @@ class Block:
             self.dense = prefix, layer
         elif kind is BatchNorm and layer.trainable and not (self.norm or self.function):
             self.norm = prefix, layer
-        elif kind in self.kernels.functions and not self.function:
+        elif kind in self.kernels.functions and (self.dense or self.norm) and not self.function:
             self.function = layer
         else:
             return False
@@ -109,8 +114,12 @@ class Block:
         if gamma is None:
             self.y = kernels.activation(self.function, x, bias, work, own)
         else:
-            self.y = kernels.batch_norm(self.function, x, gamma, beta, self.norm[1].eps, self.mean, self.var, work, own)
-            if bias is not None:
+            adds = bias is not None and getattr(kernels, "adds_bias", False)
+            last = (bias,) if adds else ()
+            self.y = kernels.batch_norm(
+                self.function, x, gamma, beta, self.norm[1].eps, self.mean, self.var, work, own, *last
+            )
+            if bias is not None and not adds:
                 self.mean += bias
         return self.y
 
@@ -124,8 +133,6 @@ class Block:
             dz = kernels.activation_backward(self.function, dy, self.z, self.y, bias, dz, dbias, work)
         else:
             dz = kernels.batch_norm_backward(self.function, dy, self.z, self.y, gamma, beta, dz, dgamma, dbeta, work)
-            if bias is not None:
-                dbias[...] = 0.0
         if weight is None:
             return dz
         kernels.product(self.x, dz.T, dweight)
@@ -165,19 +172,19 @@ class Single:
         """(D, N) -> (H, N)"""
         for (leaf, key, _), value in zip(self.params, params, strict=True):
             leaf.params[key] = value
-        y, self.cache = self.layer.forward(x.T, training=True)
-        return y.T
+        y, self.cache = self.layer.forward(turned(x), training=True)
+        return turned(y)
 
     def backward(self, dy: Array, params: list[Array], grads: list[Array], side: int | None) -> Array:
         """(H, N) -> (D, N)"""
         if side is None:
-            own, dx = self.layer.backward_params(dy.T, self.cache), None
+            own, dx = self.layer.backward_params(turned(dy), self.cache), None
         else:
-            dx, own = self.layer.backward(dy.T, self.cache)
+            dx, own = self.layer.backward(turned(dy), self.cache)
         named = {f"{self.prefix}.{key}": g for key, g in own.items()}
         for (_, _, name), place in zip(self.params, grads, strict=True):
             place[...] = self.step.checked(named, name, tuple(place.shape))
-        return None if dx is None else dx.T
+        return None if dx is None else turned(dx)
 
 
 class Side:
@@ -195,12 +202,14 @@ class BufferedStep(Step):
     def __init__(self, net: "Sequential", loss: Loss, optimizer: Optimizer, kernels: Any):
         super().__init__(net, loss, optimizer)
         self.kernels = kernels
+        self.statistics = getattr(kernels, "statistics", statistics)
+        self.look_ahead = getattr(kernels, "look_ahead", look_ahead)
         weights, xp, device = self.start.weights, self.backend.xp, self.backend.device
         self.softmax = loss if type(loss) is SoftmaxCrossEntropy else None
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
         self.stages = self._stages(lambda: Workspace(xp, weights.dtype, device))
         self.first = next(i for i, stage in enumerate(self.stages) if stage.trains)
-        self.gradient = Side(self, xp.zeros_like(weights))
+        self.gradient = Side(self, xp.zeros_like(weights))  # a bias before a BatchNorm keeps its 0
         self.sides = [Side(self, weights)]
         self.point = Side(self, xp.zeros_like(weights)) if self.looks_ahead else None
         self.slots = [self.start.slots]
@@ -252,9 +261,12 @@ class BufferedStep(Step):
         return named | {name: a for name, a in carry.state.items() if name != NORMS}
 
     def finite(self, carry: Carry) -> bool:
-        if self.backend.immediate:  # the sum of squares is quicker; it may overflow where nothing is wrong
-            vectors = carry.weights, *[a for name, a in carry.state.items() if name == NORMS]
-            if len(vectors) == len(carry.state) + 1 and math.isfinite(sum(self.kernels.lib.dot(a, a) for a in vectors)):
+        if self.backend.immediate:  # sums are quicker; they may overflow where nothing is wrong
+            checked, total = self.kernels.checked
+            vectors = list(carry.state.values()) if checked is carry.weights else [carry.weights, *carry.state.values()]
+            if all(a.ndim == 1 and a.dtype == carry.weights.dtype for a in vectors) and math.isfinite(
+                sum((self.kernels.lib.dot(a, a) for a in vectors), total if checked is carry.weights else 0.0)
+            ):
                 return True
         return super().finite(carry)
 
@@ -270,14 +282,14 @@ class BufferedStep(Step):
         at = self._side_of(carry)
         for stage in self.singles:
             stage.set_state(carry.state)
-        views, a = at.views, x.T
+        views, a = at.views, turned(x)
         for stage, own in zip(self.stages, views, strict=True):
             a = stage.forward(a, own)
         if self.softmax is not None:
             value, da = self.kernels.softmax_cross_entropy(a, y.T, self._scale(a), self.work)
         else:
-            value, dy = self.loss(a.T, y)
-            da = dy.T
+            value, dy = self.loss(turned(a), y)
+            da = turned(dy)
         if self.backend.immediate and not math.isfinite(value):
             return value, carry
         for i in range(len(self.stages) - 1, self.first - 1, -1):
@@ -295,10 +307,8 @@ class BufferedStep(Step):
         state: dict[str, Array] = {}
         if self.batch is not None:
             old = carry.state[NORMS]
-            change = self.batch - old
-            change *= self.first_rates if old is self.start.state[NORMS] else self.rates
-            change += old
-            state[NORMS] = change
+            rates = self.first_rates if old is self.start.state[NORMS] else self.rates
+            state[NORMS] = self.statistics(old, self.batch, rates)
         for stage in self.singles:
             state |= stage.next_state()
         return state
@@ -308,7 +318,7 @@ class BufferedStep(Step):
     def _side_of(self, carry: Carry) -> Side:
         """The side that a carry's parameters stand on, or the point ahead of them."""
         if self.point is not None:
-            self.point.flat[...] = self.optimizer.lookahead(carry.weights, carry.slots)
+            self.look_ahead(self.optimizer, carry.weights, carry.slots, self.point.flat)
             return self.point
         return next(side for side in self.sides if side.flat is carry.weights)
 
@@ -330,12 +340,30 @@ class BufferedStep(Step):
         self.slots.append({name: self.backend.xp.zeros_like(carry.weights) for name in names})
         return self.slots[-1]
 
-    def publish(self, carry: Carry, net: "Sequential") -> None:
-        copy = self.backend.xp.asarray(carry.weights, copy=True)
-        super().publish(carry._replace(weights=copy), net)
+    def publish(self, carry: Carry, net: "Sequential", last: bool = False) -> None:
+        weights = carry.weights if last else self.backend.xp.asarray(carry.weights, copy=True)
+        super().publish(carry._replace(weights=weights), net)
 
 
 NORMS = ""  # the name of the vector of all BatchNorms' statistics
+
+
+def statistics(old: Array, batch: Array, rates: Array) -> Array:
+    """Old + rates (batch - old), where the kernels have no one call for it."""
+    new = batch - old
+    new *= rates
+    new += old
+    return new
+
+
+def look_ahead(optimizer: Optimizer, w: Array, slots: Slots, point: Array) -> None:
+    """The optimizer's point for the gradient, into `point`, where the kernels have no one call for it."""
+    point[...] = optimizer.lookahead(w, slots)
+
+
+def turned(a: Array) -> Array:
+    """(N, H) as (H, N) and back; of more axes, all the other way round."""
+    return a.T if a.ndim == 2 else namespace(a).permute_dims(a, tuple(range(a.ndim))[::-1])
 
 
 def parts(net: "Sequential", prefix: str = "") -> list[tuple[str, Layer]]:

@@ -75,6 +75,7 @@ class Calls:
     def __init__(self, backend: Backend):
         lib = self.lib = importlib.import_module(backend.name)
         self.xp, self.device = backend.xp, backend.device
+        self.checked: tuple[Any, float] = (None, 0.0)  # a vector of parameters, and a sum that is finite if it is
         self.row_dot = getattr(lib, "vecdot", None) or lib.linalg.vecdot
         if backend.name == "numpy":  # the same as below, in calls that cost less
             self.product = product
@@ -246,11 +247,12 @@ class Calls:
             new_w[...], memory = optimizer.advance(w, g, slots, coefficients)
             return {"step": step + 1} | memory
 
-        def advance(block: slice) -> None:
-            old = {name: slots[name][block] for name in optimizer.memory}
-            new_w[block], memory = optimizer.advance(w[block], g[block], old, coefficients)
+        def advance(block: slice) -> float:
+            old, new = {name: slots[name][block] for name in optimizer.memory}, new_w[block]
+            new[...], memory = optimizer.advance(w[block], g[block], old, coefficients)
             for name, a in memory.items():
                 new_slots[name][block] = a
+            return float(self.lib.dot(new, new))
 
-        in_blocks(advance, w.shape[0], BLOCK)
+        self.checked = new_w, sum(in_blocks(advance, w.shape[0], BLOCK))
         return {"step": step + 1} | {name: new_slots[name] for name in optimizer.memory}

@@ -265,6 +265,7 @@ def softmax_slope(e, over, factor, target):
 
 
 # --- optimizers: any stretch of the vectors ---------------------------------------------------------------------------
+# Each returns the sum of what it made, to see that it is finite.
 # c holds, in the vectors' dtype: the clip value, the weight decay λ (0 for AdamW), then the rule's own numbers
 
 
@@ -278,33 +279,45 @@ def clipped(g, limit):
 @compiled
 def momentum(w, g, point, v, new_w, c):
     """v ← momentum v + η g;  w ← w - v; the decay is taken at `point`, w itself or Nesterov's."""
+    total = w.dtype.type(0.0)
     for i in range(w.size):
         d = clipped(g[i], c[0]) + c[1] * point[i]
         u = c[2] * v[i] + c[3] * d
         v[i] = u
-        new_w[i] = w[i] - u
+        new = w[i] - u
+        new_w[i] = new
+        total += new
+    return total
 
 
 @compiled
 def squares(w, g, s, new_w, c):
     """s ← keep s + share g²;  w ← w - η g / √(s + eps): Adagrad with 1 and 1, RMSprop with rho and 1 - rho."""
+    total = w.dtype.type(0.0)
     for i in range(w.size):
         d = clipped(g[i], c[0]) + c[1] * w[i]
         u = c[2] * s[i] + c[3] * d * d
         s[i] = u
-        new_w[i] = w[i] - c[4] * d / np.sqrt(u + c[5])
+        new = w[i] - c[4] * d / np.sqrt(u + c[5])
+        new_w[i] = new
+        total += new
+    return total
 
 
 @compiled
 def adam(w, g, m, v, new_w, c):
     """m ← β₁ m + (1 - β₁) g;  v ← β₂ v + (1 - β₂) g²;  w ← kept w - size m / (√v + shift), kept below 1 for AdamW."""
+    total = w.dtype.type(0.0)
     for i in range(w.size):
         d = clipped(g[i], c[0]) + c[1] * w[i]
         first = c[2] * m[i] + c[3] * d
         second = c[4] * v[i] + c[5] * d * d
         m[i] = first
         v[i] = second
-        new_w[i] = c[8] * w[i] - c[6] * first / (np.sqrt(second) + c[7])
+        new = c[8] * w[i] - c[6] * first / (np.sqrt(second) + c[7])
+        new_w[i] = new
+        total += new
+    return total
 
 
 # --- as `buffered.Block` calls them -----------------------------------------------------------------------------------
@@ -431,9 +444,10 @@ class NumbaKernels(Calls):
                 np.copyto(a, slots[name])
         arrays = [w, g, *point, *new, new_w]
         if w.size <= SHARED:
-            kernel(*arrays, c)
+            total = kernel(*arrays, c)
         else:
-            in_blocks(lambda part: kernel(*[a[part] for a in arrays], c), w.size, SHARED)
+            total = sum(in_blocks(lambda part: kernel(*[a[part] for a in arrays], c), w.size, SHARED))
+        self.checked = new_w, float(total)
         return {"step": step + 1} | dict(zip(memory, new, strict=True))
 
 

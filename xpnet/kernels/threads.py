@@ -4,22 +4,25 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 LIMIT = 8  # more threads than this add nothing: the work waits for memory
 
 
-def in_blocks(work: Callable[[slice], None], size: int, block: int) -> None:
-    """Call `work` on every block of range(size), on several cores; array libraries let go of Python's lock."""
-    blocks = iter([slice(start, min(start + block, size)) for start in range(0, size, block)])
+def in_blocks(work: Callable[[slice], Any], size: int, block: int) -> list[Any]:
+    """What `work` gives for every block of range(size), on several cores; array libraries let go of Python's lock."""
+    blocks = enumerate([slice(start, min(start + block, size)) for start in range(0, size, block)])
+    results = [None] * -(-size // block)
 
     def run() -> None:
-        for part in blocks:  # a list's iterator gives each block to one thread only
-            work(part)
+        for i, part in blocks:  # an enumeration gives each block to one thread only
+            results[i] = work(part)
 
-    others = [workers().submit(run) for _ in range(min(cores(), -(-size // block)) - 1)]
+    others = [workers().submit(run) for _ in range(min(cores(), len(results)) - 1)]
     run()
     for other in others:
         other.result()
+    return results
 
 
 def cores() -> int:

@@ -1,0 +1,389 @@
+"""Each CUDA kernel against the plain operation it stands for: on the GPU in CuPy's session, elsewhere on a stand-in."""
+
+import contextlib
+
+import fake_cupy
+import numpy as np
+import pytest
+from cases import LAYERS, tutorial_network
+
+import xpnet as xn
+from xpnet.kernels import buffered, training_step
+from xpnet.kernels.cupy import CuPyKernels, threads
+from xpnet.step import Step
+
+pytestmark = [pytest.mark.numpy_only, pytest.mark.cupy_only]  # numpy's session, and cupy's with a device or without
+
+ACTIVATIONS = {
+    "none": None,
+    "sigmoid": xn.Sigmoid(),
+    "tanh": xn.Tanh(),
+    "relu": xn.ReLU(),
+    "leaky relu": xn.LeakyReLU(0.3),
+    "leaky relu, downwards": xn.LeakyReLU(-2),
+    "elu": xn.ELU(0.7),
+}
+SHAPES = [(1, 1), (3, 2), (5, 33), (2, 700), (40, 64)]  # (H, N): less and more than a warp, and than a block
+EPS = {"float32": np.finfo(np.float32).eps, "float64": np.finfo(np.float64).eps}
+
+
+@pytest.fixture
+def cupy(request):
+    """CuPy's backend: its own where a device answers, else the stand-in's."""
+    config = request.config
+    real = config.getoption("--backend") == "cupy" and not config.getoption("--no-device")
+    with contextlib.nullcontext(xn.get_backend("cupy")) if real else fake_cupy.installed() as backend:
+        yield backend
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+class Bench:
+    """The kernels with a workspace, and arrays drawn for them."""
+
+    def __init__(self, backend, dtype):
+        self.backend, self.dtype = backend, dtype
+        self.kernels = CuPyKernels(backend)
+        self.work = buffered.Workspace(backend.xp, backend.dtype(dtype), backend.device)
+        self.rng = np.random.default_rng(0)
+
+    def draw(self, *shape, scale=1.0):
+        return (scale * self.rng.normal(size=shape)).astype(self.dtype)
+
+    def put(self, a):
+        return self.backend.asarray(a)
+
+    def empty(self, *shape):
+        return self.put(np.full(shape, np.nan, self.dtype))
+
+    def agrees(self, a, expected, factor=200):
+        """Sums of up to 700 numbers, in another order: `factor` roundings of the largest entry."""
+        a = self.backend.to_numpy(a)
+        assert a.dtype == self.dtype
+        assert a.shape == np.shape(expected)
+        scale = np.abs(expected, where=np.isfinite(expected), out=np.zeros(np.shape(expected))).max(initial=0.0)
+        np.testing.assert_allclose(a, expected, rtol=0, atol=factor * EPS[self.dtype] * (scale or 1.0))
+
+
+@pytest.fixture
+def bench(cupy, dtype):
+    with cupy.scope():
+        yield Bench(cupy, dtype)
+
+
+def strided(a):
+    """The same numbers, a feature's batch not in one row."""
+    return np.ascontiguousarray(a.T).T
+
+
+# --- activation -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_with_bias_and_its_derivatives(name, shape, bench):
+    f = ACTIVATIONS[name]
+    z, dy, bias = bench.draw(*shape, scale=3), bench.draw(*shape), bench.draw(shape[0])
+    y, cache = f.forward((z + bias[:, None]).T) if f else ((z + bias[:, None]).T, None)
+    dz = (f.backward(dy.T, cache)[0] if f else dy.T).T
+    on_z, on_bias, on_dy, dbias = bench.put(z), bench.put(bias), bench.put(dy), bench.empty(shape[0])
+    on_y = bench.kernels.activation(f, on_z, on_bias, bench.work, True)
+    bench.agrees(on_y, y.T, 8)
+    on_dz = bench.kernels.activation_backward(f, on_dy, on_z, on_y, on_bias, on_dy, dbias, bench.work)
+    bench.agrees(on_dz, dz, 8)
+    bench.agrees(dbias, dz.sum(axis=1))
+    bench.agrees(on_z, z, 0)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_alone_takes_arrays_that_lie_otherwise_and_leaves_them(name, bench):
+    f = ACTIVATIONS[name]
+    z, dy = strided(bench.draw(5, 33)), strided(bench.draw(5, 33))
+    y, cache = f.forward(z.T) if f else (z.T, None)
+    on_z, on_dy = bench.put(z), bench.put(dy)
+    on_y = bench.kernels.activation(f, on_z, None, bench.work, False)
+    on_dz = bench.kernels.activation_backward(f, on_dy, on_z, on_y, None, bench.empty(5, 33), None, bench.work)
+    bench.agrees(on_y, y.T, 8)
+    bench.agrees(on_dz, (f.backward(dy.T, cache)[0] if f else dy.T).T, 8)
+    bench.agrees(on_z, z, 0)
+    bench.agrees(on_dy, dy, 0)
+
+
+def test_activation_of_more_than_two_axes(bench):
+    z, dy = strided(bench.draw(3, 4, 35)), strided(bench.draw(3, 4, 35))
+    on_z = bench.put(z)
+    y = bench.kernels.activation(xn.ReLU(), on_z, None, bench.work, False)
+    dz = bench.kernels.activation_backward(
+        xn.ReLU(), bench.put(dy), on_z, y, None, bench.empty(3, 4, 35), None, bench.work
+    )
+    bench.agrees(y, np.maximum(z, 0), 0)
+    bench.agrees(dz, dy * (z >= 0), 0)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_at_zero_far_out_and_at_nan(name, bench):
+    f = ACTIVATIONS[name]
+    z = np.array([[0.0, -0.0, 1000.0, -1000.0, 50.0, -50.0, np.inf, -np.inf, np.nan]], bench.dtype)
+    with np.errstate(all="ignore"):
+        y, cache = f.forward(z.T) if f else (z.T, None)
+        dz = f.backward(np.ones_like(z).T, cache)[0].T if f else np.ones_like(z)
+    on_z, bias, dbias = bench.put(z), bench.put(np.zeros(1, bench.dtype)), bench.empty(1)
+    on_y = bench.kernels.activation(f, on_z, bias, bench.work, True)
+    on_dy = bench.put(np.ones_like(z))
+    on_dz = bench.kernels.activation_backward(f, on_dy, on_z, on_y, bias, on_dy, dbias, bench.work)
+    np.testing.assert_allclose(bench.backend.to_numpy(on_y), y.T, rtol=8 * EPS[bench.dtype])
+    if not isinstance(f, xn.ELU):  # whose plain derivative at NaN goes through a minimum
+        np.testing.assert_allclose(bench.backend.to_numpy(on_dz), dz, rtol=8 * EPS[bench.dtype], atol=EPS[bench.dtype])
+
+
+# --- batch norm -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_it_lies", [np.ascontiguousarray, strided])
+@pytest.mark.parametrize("shape", SHAPES[1:])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_batch_norm_with_activation_and_its_derivatives(name, shape, as_it_lies, bench):
+    f, norm, h = ACTIVATIONS[name], xn.BatchNorm(shape[0]), shape[0]
+    z, dy = as_it_lies(3 + bench.draw(*shape, scale=2)), as_it_lies(bench.draw(*shape))
+    gamma, beta, bias = (bench.draw(h) for _ in range(3))
+    norm.params = {"gamma": gamma, "beta": beta}
+    norm.state = {"mean": np.zeros(h, bench.dtype), "var": np.ones(h, bench.dtype)}
+    u, norm_cache = norm.forward(z.T, training=True)
+    y, cache = f.forward(u) if f else (u, None)
+    du = f.backward(dy.T, cache)[0] if f else dy.T
+    dx, grads = norm.backward(du, norm_cache)
+    batch = norm.next_state(norm_cache)  # the first batch's statistics are the batch's own
+
+    on = {key: bench.put(a) for key, a in {"z": z, "dy": dy, "gamma": gamma, "beta": beta, "bias": bias}.items()}
+    mean, var, dgamma, dbeta = (bench.empty(h) for _ in range(4))
+    dz = on["dy"] if as_it_lies is np.ascontiguousarray else bench.empty(*shape)
+    on_y = bench.kernels.batch_norm(
+        f, on["z"], on["gamma"], on["beta"], norm.eps, mean, var, bench.work, False, on["bias"]
+    )
+    bench.agrees(on_y, y.T)
+    bench.agrees(mean, batch["mean"] + bias)
+    bench.agrees(var, batch["var"])
+    dz = bench.kernels.batch_norm_backward(
+        f, on["dy"], on["z"], on_y, on["gamma"], on["beta"], dz, dgamma, dbeta, bench.work
+    )
+    bench.agrees(dbeta, grads["beta"])
+    bench.agrees(dgamma, grads["gamma"])
+    bench.agrees(dz, dx.T, 400)
+    bench.agrees(on["z"], z, 0)
+
+
+def test_batch_norm_keeps_a_variance_that_a_large_mean_would_drown(bench):
+    z = np.array([[1e4, 1e4 + 1, 1e4 + 2, 1e4 + 3]], bench.dtype)  # exact in both types
+    ones, mean, var = bench.put(np.ones(1, bench.dtype)), bench.empty(1), bench.empty(1)
+    bench.kernels.batch_norm(None, bench.put(z), ones, ones, 1e-5, mean, var, bench.work, False)
+    bench.agrees(var, [1.25], 4)
+    bench.agrees(mean, [10001.5], 1)
+
+
+def test_running_statistics(bench):
+    old, batch, rates = bench.draw(700), bench.draw(700), bench.draw(700)
+    new = bench.kernels.statistics(bench.put(old), bench.put(batch), bench.put(rates))
+    bench.agrees(new, buffered.statistics(old, batch, rates), 4)
+
+
+# --- loss -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_it_lies", [np.ascontiguousarray, strided])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (2, 33), (10, 100), (100, 3), (3, 70)])
+def test_softmax_cross_entropy_and_its_derivative(k, n, reduction, as_it_lies, bench):
+    loss, z = xn.SoftmaxCrossEntropy(reduction), bench.draw(k, n, scale=5)
+    t = bench.rng.random((k, n)).astype(bench.dtype)
+    t /= t.sum(axis=0)
+    value, dz = loss.reduced(z.T, t.T)
+    scale = 1.0 if reduction == "sum" else 1.0 / n
+    for _ in range(2):  # the count of blocks is 0 again
+        on_value, on_dz = bench.kernels.softmax_cross_entropy(
+            bench.put(as_it_lies(z)), bench.put(as_it_lies(t)), scale, bench.work
+        )
+        bench.agrees(on_value, value)
+        bench.agrees(on_dz, dz.T)
+
+
+def test_softmax_cross_entropy_of_large_logits_is_exact_and_of_nan_is_nan(bench):
+    z = np.array([[3e4, -3e4, 0.0], [0.0, 3e4, 0.0], [-3e4, 0.0, np.nan]], bench.dtype)
+    t = np.eye(3, dtype=bench.dtype)
+    value, dz = bench.kernels.softmax_cross_entropy(bench.put(z[:, :2]), bench.put(t[:, :2]), 1.0, bench.work)
+    bench.agrees(value, 0.0, 0)
+    bench.agrees(dz, np.zeros((3, 2)), 0)
+    value, dz = bench.kernels.softmax_cross_entropy(bench.put(z), bench.put(t), 1.0, bench.work)
+    assert np.isnan(bench.backend.to_numpy(value))
+    np.testing.assert_array_equal(np.isnan(bench.backend.to_numpy(dz)), [[False, False, True]] * 3)
+
+
+# --- optimizers -------------------------------------------------------------------------------------------------------
+
+RULES = {
+    "sgd": lambda **limits: xn.SGD(0.1, **limits),
+    "nesterov": lambda **limits: xn.Nesterov(0.1, **({"clip_value": None} | limits)),
+    "adagrad": lambda **limits: xn.Adagrad(0.1, **limits),
+    "rmsprop": lambda **limits: xn.RMSprop(xn.CosineDecay(0.1, 10), **limits),
+    "adam": lambda **limits: xn.Adam(0.1, **limits),
+    "adam, uncorrected": lambda **limits: xn.Adam(0.1, bias_correction=False, **limits),
+    "adamw": lambda **limits: xn.AdamW(xn.WarmUp(xn.Constant(0.1), 2), **limits),
+}
+LIMITS = {
+    "unlimited": {},
+    "clip_value": {"clip_value": 0.5},
+    "clip_norm": {"clip_norm": 0.5},
+    "clip_norm beyond": {"clip_norm": 1e4},
+    "all": {"clip_value": 0.8, "clip_norm": 2, "weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("size", [1, 300, 2000])
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("rule", RULES)
+def test_optimizer(rule, limits, size, bench):
+    optimizer = RULES[rule](**LIMITS[limits])
+    w, kernels = bench.draw(size), bench.kernels
+    slots = optimizer.init(w)
+    on_w, on_slots, point = bench.put(w), optimizer.init(bench.put(w)), bench.empty(size)
+    for _ in range(3):
+        g = bench.draw(size)
+        kernels.look_ahead(optimizer, on_w, on_slots, point)
+        bench.agrees(point, optimizer.lookahead(w, slots))
+        w, slots = optimizer.update(w, g, slots)
+        new_w = bench.empty(size)
+        on_slots = kernels.update(optimizer, on_w, bench.put(g), on_slots, new_w, on_slots)
+        on_w = new_w
+        bench.agrees(on_w, w)
+        assert on_slots["step"] == slots["step"]
+        for name in optimizer.memory:
+            bench.agrees(on_slots[name], slots[name])
+
+
+GRADIENTS = {
+    "zero": lambda big: np.zeros(3000),
+    "huge": lambda big: np.full(3000, big),
+    "tiny": lambda big: np.full(3000, 1 / big),
+    "of all sizes": lambda big: np.geomspace(1 / big, big, 3000),
+    "one infinite": lambda big: np.where(np.arange(3000) == 2999, np.inf, 1.0),
+    "two infinite": lambda big: np.where(np.arange(3000) < 2, -np.inf, 0.0),
+    "one nan": lambda big: np.where(np.arange(3000) == 0, np.nan, 0.0),
+    "the last nan": lambda big: np.where(np.arange(3000) == 2999, np.nan, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_clip_norm_of_any_gradient(name, bench):
+    g = GRADIENTS[name](1e300 if bench.dtype == "float64" else 1e36).astype(bench.dtype)
+    optimizer = xn.SGD(1.0, momentum=0.0, clip_norm=3.0)
+    w = np.zeros_like(g)
+    with np.errstate(all="ignore"):
+        expected, _ = optimizer.update(w, g, optimizer.init(w))
+    on_w, new_w = bench.put(w), bench.empty(*g.shape)
+    slots = optimizer.init(on_w)
+    bench.kernels.update(optimizer, on_w, bench.put(g), slots, new_w, slots)
+    np.testing.assert_allclose(bench.backend.to_numpy(new_w), expected, rtol=200 * EPS[bench.dtype])
+
+
+def test_an_optimizer_of_ones_own_takes_its_own_step(bench):
+    class Slower(xn.SGD):
+        def rule(self, w, g, slots, rate):
+            return super().rule(w, g, slots, rate / 2)
+
+    w, g, optimizer = bench.draw(40), bench.draw(40), Slower(0.1)
+    expected, _ = optimizer.update(w, g, optimizer.init(w))
+    on_w, new_w = bench.put(w), bench.empty(40)
+    slots = optimizer.init(on_w)
+    slots = bench.kernels.update(optimizer, on_w, bench.put(g), slots, new_w, slots)
+    bench.agrees(new_w, expected, 4)
+    assert slots["step"] == 1
+
+
+# --- the whole step ---------------------------------------------------------------------------------------------------
+
+
+def every_layer():
+    return xn.Sequential(
+        xn.BatchNorm(6),
+        xn.Tanh(),
+        xn.Dense(6, 9),
+        xn.BatchNorm(9),
+        xn.Sigmoid(),
+        xn.Dropout(0.2),
+        xn.LeakyReLU(),
+        xn.Dense(9, 8),
+        xn.ELU(0.5),
+        xn.Sequential(xn.Dense(8, 7), xn.ReLU(), xn.BatchNorm(7, trainable=False), LAYERS["softmax"]()),
+        xn.BatchNorm(7),
+        xn.Dense(7, 5),
+    )
+
+
+NETWORKS = {
+    "tutorial": tutorial_network,
+    "every layer": every_layer,
+    "dense": lambda: xn.Sequential(xn.Dense(6, 5)),
+    "dense to one": lambda: xn.Sequential(xn.Dense(6, 1)),
+    "ends in an activation": lambda: xn.Sequential(xn.Dense(6, 5), xn.Sigmoid()),
+    "begins frozen": lambda: xn.Sequential(xn.Dense(6, 6, trainable=False), xn.ReLU(), xn.Dense(6, 5), xn.Dropout()),
+}
+
+
+def trained(net, backend, dtype, loss, optimizer, shuffle):
+    """The losses, parameters and statistics after two epochs in batches of 33, 33 and 4."""
+    rng = np.random.default_rng(1)
+    net = net().initialize(backend, dtype, seed=3)
+    x = rng.normal(size=(70, net.layers[0].input_shape[0]))
+    outputs = net.layers[-1].features if isinstance(net.layers[-1], xn.BatchNorm) else net(x[:1]).shape[1]
+    y = rng.integers(outputs, size=70) if outputs > 1 else rng.normal(size=(70, 1))
+    history = net.fit(x, y, loss=loss, optimizer=optimizer, epochs=2, batch_size=33, shuffle=shuffle)
+    return history["loss"], {name: net.backend.to_numpy(a) for name, a in (net.params | net.state).items()}
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("rule", ["sgd", "nesterov"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_training_is_the_plain_steps_on_numpy(network, rule, shuffle, cupy, dtype, monkeypatch):
+    """With optimizers whose step grows with the gradient: others make rounding of a gradient of 0 a whole step."""
+    loss = xn.MeanSquaredError() if network == "dense to one" else xn.SoftmaxCrossEntropy()
+    task = dtype, loss, RULES[rule](clip_norm=2.0, weight_decay=0.01), shuffle
+    losses, arrays = trained(NETWORKS[network], cupy, *task)
+    monkeypatch.setenv("XPNET_KERNELS", "reference")
+    expected, expected_arrays = trained(NETWORKS[network], "numpy", *task)
+    rtol = 1e-9 if dtype == "float64" else 2e-4
+    np.testing.assert_allclose(losses, expected, rtol=rtol)
+    for name, a in expected_arrays.items():
+        np.testing.assert_allclose(arrays[name], a, rtol=0, atol=rtol * max(np.abs(a).max(), 1.0), err_msg=name)
+
+
+def test_divergence_is_found_and_undone(cupy):
+    net = xn.Sequential(xn.Dense(3, 4), xn.ReLU(), xn.Dense(4, 1)).initialize(cupy, seed=0)
+    x, y = np.ones((8, 3)), np.ones((8, 1))
+    with pytest.raises(xn.DivergenceError):
+        net.fit(x, y, loss=xn.MeanSquaredError(), optimizer=xn.SGD(1e30), epochs=3, batch_size=2)
+    assert all(np.isfinite(cupy.to_numpy(a)).all() for a in net.params.values())
+
+
+@pytest.mark.parametrize(("choice", "fused"), [("auto", True), ("", True), ("generic", False), ("reference", False)])
+def test_xpnet_kernels_chooses_the_step(choice, fused, cupy, monkeypatch):
+    monkeypatch.setenv("XPNET_KERNELS", choice)
+    with cupy.scope():
+        step = training_step(tutorial_network().initialize(cupy), xn.SoftmaxCrossEntropy(), xn.Adam())
+    assert type(step) is (buffered.BufferedStep if fused else Step)
+    assert not fused or type(step.kernels) is CuPyKernels
+
+
+def test_a_loss_whose_gradient_has_another_shape_is_refused(cupy):
+    class Wrong:
+        def value_and_grad(self, prediction, target):
+            return xn.MeanSquaredError().value_and_grad(prediction, target)[0], prediction[:, :1]
+
+    net = xn.Sequential(xn.Dense(3, 4), xn.ReLU()).initialize(cupy)
+    with pytest.raises(ValueError, match=r"a layer or loss gave an array of shape \(8, 1\), expected \(8, 4\)"):
+        net.fit(np.ones((8, 3)), np.ones((8, 4)), loss=Wrong(), optimizer=xn.SGD(), epochs=1)
+
+
+def test_blocks_are_whole_warps():
+    assert [threads(n) for n in (1, 32, 33, 512, 10**9)] == [32, 32, 64, 512, 512]

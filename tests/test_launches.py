@@ -1,0 +1,200 @@
+"""CuPy's training counted on a stand-in: launches of a step, waits in an epoch, transfers in a fit; and its CUDA."""
+
+import itertools
+import shutil
+import subprocess
+
+import fake_cupy
+import numpy as np
+import pytest
+from cases import LOSSES, Scale, tutorial_network
+from fake_cupy import log
+
+import xpnet as xn
+from xpnet import training
+from xpnet.kernels import training_step
+
+
+@pytest.fixture
+def cupy():
+    with fake_cupy.installed() as backend:
+        yield backend
+
+
+def mlp(*sizes, norm):
+    """Dense layers with ReLU, and perhaps batch norm, between them."""
+    layers = []
+    for d, h in itertools.pairwise(sizes[:-1]):
+        layers += [xn.Dense(d, h), *([xn.BatchNorm(h)] if norm else []), xn.ReLU()]
+    return xn.Sequential(*layers, xn.Dense(*sizes[-2:]))
+
+
+# a network, its optimizer, and the launches of a step: in kernels of our own, and of the plain step. The batch is small
+# here, since nothing depends on it.
+STEPS = {
+    "seed": (tutorial_network, xn.Adam, 17, 166),
+    "mini": (lambda: mlp(64, 128, 64, 10, norm=True), xn.Adam, 17, 125),
+    "wide": (lambda: mlp(784, 1024, 1024, 10, norm=False), xn.Adam, 16, 51),
+    "seed, SGD": (tutorial_network, xn.SGD, 17, 158),
+    "seed, Nesterov": (tutorial_network, xn.Nesterov, 18, 162),
+    "seed, clip_norm": (tutorial_network, lambda: xn.AdamW(clip_norm=1.0), 18, 181),
+}
+
+
+def launches_of_a_step(cupy, net, optimizer):
+    """In the third step, when every array is made and no statistics are the first any more."""
+    net = net().initialize(cupy, seed=0)
+    rng = np.random.default_rng(0)
+    with cupy.scope():
+        x = cupy.asarray(rng.normal(size=(40, net.layers[0].in_features)).astype("float32"))
+        y = xn.ops.one_hot(cupy.asarray(rng.integers(10, size=40)), 10, x.dtype)
+        step = training_step(net, xn.SoftmaxCrossEntropy(), optimizer())
+        carry = step.start
+        for _ in range(3):
+            log.launches.clear()
+            _, carry = step.on_rows(carry, x, y, slice(0, 32), (carry,))
+    return list(log.launches)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("case", STEPS)
+def test_launches_in_a_step(case, cupy, monkeypatch):
+    net, optimizer, fused, plain = STEPS[case]
+    launches = launches_of_a_step(cupy, net, optimizer)
+    assert len(launches) == fused, launches
+    monkeypatch.setenv("XPNET_KERNELS", "generic")
+    launches = launches_of_a_step(cupy, net, optimizer)
+    assert len(launches) == plain, launches
+
+
+class Watch(xn.Callback):
+    """The waits and launches of each epoch, from its beginning to its last step."""
+
+    def __init__(self):
+        self.waits, self.launches = [], []
+
+    def epoch_begin(self, run):
+        self.before = len(log.waits), len(log.launches)
+        self.waits.append(None)
+        self.launches.append(None)
+
+    def step_end(self, run):
+        self.waits[-1] = log.waits[self.before[0] :]
+        self.launches[-1] = log.launches[self.before[1] :]
+
+
+def every_layer():
+    return xn.Sequential(
+        xn.BatchNorm(6),
+        *(xn.Dense(6, 6), xn.BatchNorm(6), xn.Sigmoid(), xn.Dropout(0.2)),
+        *(xn.Dense(6, 6), xn.Tanh(), xn.Dense(6, 6, trainable=False), xn.LeakyReLU(), Scale(6)),
+        *(xn.Dense(6, 6), xn.ELU(), xn.BatchNorm(6, trainable=False), xn.Sequential(xn.Dense(6, 6), xn.ReLU())),
+        *(xn.Dense(6, 5), xn.Softmax()),
+    )
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("gather", [0, 2**17])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("choice", ["auto", "reference"])
+@pytest.mark.parametrize("optimizer", [lambda: xn.Nesterov(clip_norm=1.0), lambda: xn.AdamW(xn.CosineDecay(0.01, 9))])
+def test_no_wait_in_an_epoch_and_one_transfer_of_the_data(optimizer, choice, shuffle, gather, cupy, monkeypatch):
+    monkeypatch.setenv("XPNET_KERNELS", choice)
+    monkeypatch.setattr(training, "GATHER", gather)
+    rng = np.random.default_rng(0)
+    x, y, watch = rng.normal(size=(30, 6)), rng.integers(5, size=30), Watch()
+    net = every_layer().initialize(cupy, seed=0)
+    log.transfers.clear()
+    options = {"optimizer": optimizer(), "batch_size": 8, "shuffle": shuffle, "callbacks": [watch]}
+    net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), epochs=3, **options)
+    assert watch.waits == [[], [], []]
+    assert log.transfers == [(30, 6), (30,), *[(30,)] * (3 * shuffle)]  # x, y, and the order of each epoch
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_loss_waits(name, cupy):
+    loss, _, target = LOSSES[name]
+    rng, watch = np.random.default_rng(0), Watch()
+    net = xn.Sequential(xn.Dense(6, 5), xn.Sigmoid()).initialize(cupy, seed=0)
+    x, y = rng.normal(size=(30, 6)), target(rng, 30, 5)
+    net.fit(x, y, loss=loss(), optimizer=xn.SGD(), epochs=2, batch_size=8, callbacks=[watch])
+    assert watch.waits == [[], []]
+
+
+@pytest.mark.numpy_only
+def test_an_epoch_ends_with_two_waits(cupy):
+    """For its losses, and for whether the parameters are finite."""
+    x, y, net = np.ones((30, 6)), np.zeros(30, int), xn.Sequential(xn.Dense(6, 5)).initialize(cupy)
+
+    def waits(epochs):
+        before = len(log.waits)
+        net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=xn.SGD(), epochs=epochs, batch_size=8)
+        return len(log.waits) - before
+
+    waits(1)  # the first time there is more to ask
+    assert waits(5) - waits(4) == 2
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("gather", "takes"), [(2**17, 2), (0, 8)])
+def test_shuffling_takes_two_launches_an_epoch_or_where_x_is_large_a_batch(gather, takes, cupy, monkeypatch):
+    monkeypatch.setattr(training, "GATHER", gather)
+    rng, counts = np.random.default_rng(0), []
+    x, y = rng.normal(size=(32, 6)), rng.integers(5, size=32)
+    for shuffle in (False, True):
+        watch, net = Watch(), xn.Sequential(xn.Dense(6, 5)).initialize(cupy, seed=0)
+        options = {"optimizer": xn.SGD(), "batch_size": 8, "shuffle": shuffle, "callbacks": [watch]}
+        net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), epochs=2, **options)
+        counts.append(len(watch.launches[1]))
+    assert counts[1] - counts[0] == takes
+
+
+@pytest.mark.numpy_only
+def test_the_stand_in_counts_what_waits_and_refuses_what_cupy_refuses(cupy):
+    a = cupy.asarray(np.ones(3))
+    for wait in (lambda: bool(a[0] > 0), lambda: float(a[0]), lambda: int(a[0]), lambda: cupy.to_numpy(a), a.tolist):
+        log.waits.clear()
+        wait()
+        assert len(log.waits) == 1
+    with pytest.raises(TypeError):
+        a + np.ones(3)
+    with pytest.raises(TypeError):
+        np.asarray(a)
+    module = fake_cupy.RawModule(
+        code=fake_cupy.SOURCE.read_text(encoding="utf-8"),
+        options=("-std=c++17",),
+        name_expressions=("statistics<float>",),
+    )
+    kernel = module.get_function("statistics<float>")
+    f = cupy.asarray(np.ones(3, "float32"))
+    with pytest.raises(AssertionError, match="argument 0 is float64, expected"):
+        kernel((1,), (32,), (a, f, f, np.int64(3), f))
+    with pytest.raises(AssertionError, match=r"argument 3 is .*, expected i8"):
+        kernel((1,), (32,), (f, f, f, np.int32(3), f))
+    with pytest.raises(AssertionError, match="takes 5 arguments, got 4"):
+        kernel((1,), (32,), (f, f, f, np.int64(3)))
+
+
+# --- the real things, as far as they go without a GPU -----------------------------------------------------------------
+
+
+@pytest.mark.numpy_only
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="NO nvcc HERE: THE CUDA SOURCE IS NOT COMPILED FOR A GPU")
+def test_nvcc_compiles_every_kernel(tmp_path):
+    program = tmp_path / "kernels.cu"
+    names = ", ".join(f"(void*){expression}" for expression in fake_cupy.EXPRESSIONS)
+    program.write_text(f'#include "{fake_cupy.SOURCE}"\nvoid* kernels[] = {{{names}}};\n')
+    command = ["nvcc", "-std=c++17", "-arch=sm_80", "--ptx", "-Werror", "all-warnings", "-o", tmp_path / "out", program]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert (tmp_path / "out").read_text().count(".entry") == len(fake_cupy.EXPRESSIONS)
+
+
+@pytest.mark.cupy_only
+def test_every_name_the_kernels_take_from_cupy_exists():
+    import cupy
+
+    assert all(hasattr(cupy, name) for name in ("dot", "zeros", "empty", "empty_like", "ascontiguousarray"))
+    source = fake_cupy.SOURCE.read_text(encoding="utf-8")
+    cupy.RawModule(code=source, options=("-std=c++17",), name_expressions=("adam<float>",))  # compiled when called

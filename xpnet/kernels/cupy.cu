@@ -1,0 +1,321 @@
+// The kernels that cupy.py launches, for T = float and double. An activation is named as its layer is.
+//
+// Axes: N batch, H features, K classes. Matrices are (H, N) with a feature's batch in one row of memory: neighbouring
+// threads take neighbouring numbers. A kernel over rows gives each row a block, the others a thread each number, and
+// every thread goes on to the next that nobody has. Blocks are whole warps of 32 threads, 512 at most.
+
+typedef long long Int;
+
+// --- activations: f(u), and f'(u) from u and y = f(u) ----------------------------------------------------------------
+// A comparison with NaN is false: they are written so that NaN stays NaN.
+
+struct Identity {
+    template <typename T> static __device__ T value(T u, T alpha) { return u; }
+    template <typename T> static __device__ T slope(T u, T y, T alpha) { return 1; }
+};
+
+struct Sigmoid {  // exp(limit) is the last that is finite
+    template <typename T> static __device__ T value(T u, T alpha) {
+        const T limit = sizeof(T) == 8 ? 709 : 88;
+        return 1 / (1 + exp(u < -limit ? limit : -u));
+    }
+    template <typename T> static __device__ T slope(T u, T y, T alpha) { return y * (1 - y); }
+};
+
+struct Tanh {
+    template <typename T> static __device__ T value(T u, T alpha) { return tanh(u); }
+    template <typename T> static __device__ T slope(T u, T y, T alpha) { return 1 - y * y; }
+};
+
+struct ReLU {
+    template <typename T> static __device__ T value(T u, T alpha) { return u < 0 ? 0 : u; }
+    template <typename T> static __device__ T slope(T u, T y, T alpha) { return u >= 0 ? 1 : 0; }
+};
+
+struct LeakyReLU {
+    template <typename T> static __device__ T value(T u, T alpha) { return u >= 0 ? u : alpha * u; }
+    template <typename T> static __device__ T slope(T u, T y, T alpha) { return u >= 0 ? 1 : alpha; }
+};
+
+struct ELU {
+    template <typename T> static __device__ T value(T u, T alpha) { return u >= 0 ? u : alpha * expm1(u); }
+    template <typename T> static __device__ T slope(T u, T y, T alpha) { return u >= 0 ? 1 : alpha * exp(u); }
+};
+
+// --- what the threads of a block find together ------------------------------------------------------------------------
+
+struct Sum {
+    template <typename T> static __device__ T of(T a, T b) { return a + b; }
+};
+
+struct Max {
+    template <typename T> static __device__ T of(T a, T b) { return a < b ? b : a; }
+};
+
+// The sum or maximum of all threads' values, for all of them. All must call it.
+template <typename Op, typename T>
+__device__ T over_block(T value) {
+    __shared__ T of_warp[32];
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x * blockDim.y / 32;
+    for (int distance = 16; distance > 0; distance /= 2)
+        value = Op::of(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    __syncthreads();  // of_warp may still be read, from the call before
+    if (thread % 32 == 0) of_warp[thread / 32] = value;
+    __syncthreads();
+    T result = of_warp[0];
+    for (int warp = 1; warp < warps; ++warp) result = Op::of(result, of_warp[warp]);
+    return result;
+}
+
+// The same over the threads of one threadIdx.x.
+template <typename Op, typename T>
+__device__ T over_column(T value) {
+    __shared__ T part[16][32];
+    __syncthreads();
+    part[threadIdx.y][threadIdx.x] = value;
+    __syncthreads();
+    T result = part[0][threadIdx.x];
+    for (int y = 1; y < blockDim.y; ++y) result = Op::of(result, part[y][threadIdx.x]);
+    return result;
+}
+
+// Whether all other blocks have been here: then this one can read what their first threads wrote before. Adding up in
+// the last block, in order, gives the same sum each time, as adding with atomics does not. `count` is 0 before and after.
+__device__ bool last_block(unsigned* count) {
+    __shared__ bool last;
+    if (threadIdx.x == 0 && threadIdx.y == 0) {
+        __threadfence();
+        last = atomicAdd(count, 1u) == gridDim.x - 1;
+        if (last) *count = 0;
+        __threadfence();
+    }
+    __syncthreads();
+    return last;
+}
+
+__device__ Int first() { return Int(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+__device__ Int stride() { return Int(gridDim.x) * blockDim.x; }
+
+// --- activation -------------------------------------------------------------------------------------------------------
+
+// y = f(z + bias). A row has gridDim.y blocks.
+template <typename T, typename F>
+__global__ void __launch_bounds__(512) activation(const T* z, const T* bias, T alpha, Int n, T* y) {
+    const Int row = blockIdx.x, start = row * n;
+    const T shift = bias ? bias[row] : T(0);
+    for (Int i = Int(blockIdx.y) * blockDim.x + threadIdx.x; i < n; i += Int(gridDim.y) * blockDim.x)
+        y[start + i] = F::value(z[start + i] + shift, alpha);
+}
+
+// dz = dy f', dbias = Σ_n dz
+template <typename T, typename F>
+__global__ void __launch_bounds__(512) activation_backward(
+    const T* dy, const T* z, const T* y, const T* bias, T alpha, Int n, T* dz, T* dbias) {
+    const Int row = blockIdx.x, start = row * n;
+    const T shift = bias ? bias[row] : T(0);
+    T sum = 0;
+    for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x)
+        sum += dz[i] = dy[i] * F::slope(z[i] + shift, y[i], alpha);
+    if (!dbias) return;
+    sum = over_block<Sum>(sum);
+    if (threadIdx.x == 0) dbias[row] = sum;
+}
+
+// --- batch norm -------------------------------------------------------------------------------------------------------
+
+// y = f(γ (z - μ) / √(v + eps) + β); kept for backward: centre = μ, scale = 1 / √(v + eps). z has no bias, its mean has.
+template <typename T, typename F>
+__global__ void __launch_bounds__(512) batch_norm(
+    const T* z, const T* gamma, const T* beta, const T* bias, T eps, T alpha, Int n,
+    T* mean, T* var, T* centre, T* scale, T* y) {
+    const Int row = blockIdx.x, start = row * n;
+    T sum = 0, squares = 0;
+    for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x) sum += z[i];
+    const T m = over_block<Sum>(sum) / n;
+    for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x) squares += (z[i] - m) * (z[i] - m);
+    const T v = over_block<Sum>(squares) / n;
+    const T s = 1 / sqrt(v + eps), slope = s * gamma[row];
+    for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x)
+        y[i] = F::value((z[i] - m) * slope + beta[row], alpha);
+    if (threadIdx.x == 0) {
+        mean[row] = bias ? m + bias[row] : m;
+        var[row] = v;
+        centre[row] = m;
+        scale[row] = s;
+    }
+}
+
+// With du = dy f': dβ = Σ_n du, dγ = Σ_n du x̂, dz = γ / √(v + eps) (du - dβ / N - x̂ dγ / N)
+template <typename T, typename F>
+__global__ void __launch_bounds__(512) batch_norm_backward(
+    const T* dy, const T* z, const T* y, const T* gamma, const T* beta, const T* centre, const T* scale, T alpha, Int n,
+    T* dz, T* dgamma, T* dbeta) {
+    const Int row = blockIdx.x, start = row * n;
+    const T m = centre[row], s = scale[row], slope = s * gamma[row];
+    T sum = 0, product = 0;
+    for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x) {
+        const T du = dy[i] * F::slope((z[i] - m) * slope + beta[row], y[i], alpha);
+        dz[i] = du;
+        sum += du;
+        product += du * (z[i] - m);
+    }
+    sum = over_block<Sum>(sum);
+    product = over_block<Sum>(product) * s;
+    const T through_mean = sum / n, through_var = product * s / n;
+    for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x)
+        dz[i] = slope * (dz[i] - through_mean - (z[i] - m) * through_var);
+    if (threadIdx.x == 0) {
+        dgamma[row] = product;
+        dbeta[row] = sum;
+    }
+}
+
+// statistics ← statistics + rate (batch's - statistics)
+template <typename T>
+__global__ void __launch_bounds__(512) statistics(const T* old, const T* batch, const T* rate, Int size, T* next) {
+    for (Int i = first(); i < size; i += stride()) next[i] = old[i] + rate[i] * (batch[i] - old[i]);
+}
+
+// --- loss -------------------------------------------------------------------------------------------------------------
+
+// value = scale Σ_n [log Σ_k e^s - Σ_k t s] with s = z - max z, dz = scale (softmax(z) - t). Blocks (32, 1 to 16): 32
+// columns, whose classes threadIdx.y shares out. Target t lies as it came.
+template <typename T>
+__global__ void __launch_bounds__(512) softmax_cross_entropy(
+    const T* z, const T* target, Int class_stride, Int row_stride, T scale, Int k, Int n,
+    T* dz, volatile T* partial, unsigned* count, T* value) {
+    const Int column = Int(blockIdx.x) * 32 + threadIdx.x;
+    const Int classes = column < n ? k : 0;  // a thread beyond the last column has none
+    const T* t = target + column * row_stride;
+    T top = classes ? z[column] : T(0), sum = 0, fit = 0;
+    for (Int j = threadIdx.y; j < classes; j += blockDim.y) top = Max::of(top, z[j * n + column]);
+    top = over_column<Max>(top);
+    for (Int j = threadIdx.y; j < classes; j += blockDim.y) {
+        const T s = z[j * n + column] - top, e = exp(s);
+        dz[j * n + column] = e;
+        sum += e;
+        fit += s * t[j * class_stride];
+    }
+    sum = over_column<Sum>(sum);
+    fit = over_column<Sum>(fit);
+    for (Int j = threadIdx.y; j < classes; j += blockDim.y)
+        dz[j * n + column] = (dz[j * n + column] / sum - t[j * class_stride]) * scale;
+    const T of_block = over_block<Sum>(classes && threadIdx.y == 0 ? log(sum) - fit : T(0));
+    if (threadIdx.x == 0 && threadIdx.y == 0) partial[blockIdx.x] = of_block;
+    if (!last_block(count)) return;
+    T total = 0;
+    for (Int i = threadIdx.y * 32 + threadIdx.x; i < gridDim.x; i += blockDim.y * 32) total += partial[i];
+    total = over_block<Sum>(total);
+    if (threadIdx.x == 0 && threadIdx.y == 0) *value = total * scale;
+}
+
+// --- optimizers -------------------------------------------------------------------------------------------------------
+
+template <typename T>
+__device__ T clipped(T g, T clip) {
+    return g < -clip ? -clip : g > clip ? clip : g;
+}
+
+template <typename T>
+__device__ T square(T a) {
+    return a * a;
+}
+
+// A sum of squares that cannot overflow: sum · top², top the largest so far.
+template <typename T>
+struct Squares {
+    T top = 0, sum = 0;
+
+    __device__ void add(T a, T times) {  // times · a², a ≥ 0
+        if (a > top) {
+            sum = sum * square(top / a) + times;
+            top = a;
+        } else {
+            sum += times * (top > 0 ? square(a / top) : a);
+        }
+    }
+
+    __device__ void add_up() {  // over the block
+        const T largest = over_block<Max>(top);
+        sum = over_block<Sum>(largest > 0 ? sum * square(top / largest) : sum);
+        top = largest;
+    }
+};
+
+// norm[0] = max |g|, or 1 where that is 0, and norm[1] = ‖g / norm[0]‖₂, at least 1
+template <typename T>
+__global__ void __launch_bounds__(512) gradient_norm(
+    const T* g, T clip, Int size, volatile T* partial, unsigned* count, T* norm) {
+    Squares<T> own, all;
+    for (Int i = first(); i < size; i += stride()) own.add(fabs(clipped(g[i], clip)), 1);
+    own.add_up();
+    if (threadIdx.x == 0) {
+        partial[2 * blockIdx.x] = own.top;
+        partial[2 * blockIdx.x + 1] = own.sum;
+    }
+    if (!last_block(count)) return;
+    for (Int i = threadIdx.x; i < gridDim.x; i += blockDim.x) all.add(partial[2 * i], partial[2 * i + 1]);
+    all.add_up();
+    if (threadIdx.x == 0) {
+        const T length = sqrt(all.sum);
+        norm[0] = all.top > 0 ? all.top : T(1);
+        norm[1] = length < 1 ? T(1) : length;
+    }
+}
+
+// g within ±clip, and all of it within clip_norm, if there is a norm
+template <typename T>
+__device__ T limited(T g, T clip, const T* norm, T clip_norm) {
+    g = clipped(g, clip);
+    return norm && norm[1] > clip_norm / norm[0] ? g / norm[0] * (clip_norm / norm[1]) : g;
+}
+
+// SGD, and Nesterov with ahead = momentum: g ← g + decay (w - ahead v); v ← momentum v + η g; w ← w - v
+template <typename T>
+__global__ void __launch_bounds__(512) sgd(
+    const T* w, const T* gradient, const T* v, Int size, T clip, const T* norm, T clip_norm, T decay,
+    T ahead, T momentum, T rate, T* next_w, T* next_v) {
+    for (Int i = first(); i < size; i += stride()) {
+        T g = limited(gradient[i], clip, norm, clip_norm);
+        if (decay != 0) g += decay * (w[i] - ahead * v[i]);
+        const T velocity = momentum * v[i] + rate * g;
+        next_w[i] = w[i] - velocity;
+        next_v[i] = velocity;
+    }
+}
+
+// w - momentum v, where Nesterov takes the gradient
+template <typename T>
+__global__ void __launch_bounds__(512) look_ahead(const T* w, const T* v, T momentum, Int size, T* point) {
+    for (Int i = first(); i < size; i += stride()) point[i] = w[i] - momentum * v[i];
+}
+
+// Adagrad with kept = added = 1, RMSprop: s ← kept s + added g²; w ← w - η g / √(s + eps)
+template <typename T>
+__global__ void __launch_bounds__(512) root_mean_square(
+    const T* w, const T* gradient, const T* s, Int size, T clip, const T* norm, T clip_norm, T decay,
+    T kept, T added, T rate, T eps, T* next_w, T* next_s) {
+    for (Int i = first(); i < size; i += stride()) {
+        T g = limited(gradient[i], clip, norm, clip_norm);
+        if (decay != 0) g += decay * w[i];
+        const T squares = kept * s[i] + added * g * g;
+        next_w[i] = w[i] - rate * g / sqrt(squares + eps);
+        next_s[i] = squares;
+    }
+}
+
+// Adam with left = 1, AdamW with decay = 0: m ← β₁ m + (1 - β₁) g; v ← β₂ v + (1 - β₂) g²; w ← left w - η m / (√v + eps)
+template <typename T>
+__global__ void __launch_bounds__(512) adam(
+    const T* w, const T* gradient, const T* m, const T* v, Int size, T clip, const T* norm, T clip_norm, T decay,
+    T left, T kept_m, T added_m, T kept_v, T added_v, T rate, T eps, T* next_w, T* next_m, T* next_v) {
+    for (Int i = first(); i < size; i += stride()) {
+        T g = limited(gradient[i], clip, norm, clip_norm);
+        if (decay != 0) g += decay * w[i];
+        const T mean = kept_m * m[i] + added_m * g, squares = kept_v * v[i] + added_v * g * g;
+        next_w[i] = left * w[i] - rate * mean / (sqrt(squares) + eps);
+        next_m[i] = mean;
+        next_v[i] = squares;
+    }
+}

@@ -1,0 +1,223 @@
+"""A stage's work in CUDA kernels of our own, one launch for each method: the twins of `calls.Calls` on CuPy's arrays.
+
+Axes: N batch, H features, K classes. Matrices are (H, N), a feature's batch in one row of memory; vectors are (H,).
+The kernels stand in `cupy.cu`. Nothing here waits for the device, and a loss stays on it.
+"""
+
+import functools
+import importlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array, Backend
+from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Tanh
+from ..layers.base import Layer
+from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop, Slots
+from .calls import Work
+
+C_TYPES = {"float32": "float", "float64": "double"}
+THREADS = 512  # of a block, at most; cupy.cu counts on it
+
+RULES: dict[type[Optimizer], Callable[..., tuple[Any, ...]]] = {  # a kernel, the weight decay, the kernel's own numbers
+    SGD: lambda o, rate: ("sgd", o.weight_decay, 0.0, o.momentum, rate),
+    Nesterov: lambda o, rate: ("sgd", o.weight_decay, o.momentum, o.momentum, rate),
+    Adagrad: lambda o, rate: ("root_mean_square", o.weight_decay, 1.0, 1.0, rate, o.eps),
+    RMSprop: lambda o, rate: ("root_mean_square", o.weight_decay, o.rho, 1 - o.rho, rate, o.eps),
+    Adam: lambda o, rate, *step: ("adam", o.weight_decay, 1.0, *betas(o), *step),
+    AdamW: lambda o, rate, *step: ("adam", 0.0, 1 - rate * o.weight_decay, *betas(o), *step),
+}
+
+
+def betas(o: Adam) -> tuple[float, ...]:
+    """What Adam keeps and adds, of m and of v."""
+    return o.beta1, 1 - o.beta1, o.beta2, 1 - o.beta2
+
+
+@functools.cache
+def kernel(expression: str) -> Any:
+    """The kernel of this name with its template's arguments, compiled when it is first asked for."""
+    source = Path(__file__).with_suffix(".cu").read_text(encoding="utf-8")
+    cupy = importlib.import_module("cupy")
+    module = cupy.RawModule(code=source, options=("-std=c++17",), name_expressions=(expression,))
+    return module.get_function(expression)
+
+
+def launch(expression: str, grid: tuple[int, ...], block: tuple[int, ...], dtype: Any, *arguments: Any) -> None:
+    """Hand a kernel to the device: floats in the kernel's type, None as a null pointer."""
+    arguments = tuple(
+        np.uintp(0) if a is None else np.int64(a) if type(a) is int else dtype.type(a) if type(a) is float else a
+        for a in arguments
+    )
+    kernel(expression)(grid, block, arguments)
+
+
+def threads(n: int) -> int:
+    """Of a block whose threads share n numbers: whole warps."""
+    return min(THREADS, -(-n // 32) * 32)
+
+
+def blocks(size: int, most: int) -> int:
+    """For a vector, THREADS numbers each; or so many, that take more."""
+    return min(-(-size // THREADS), most)
+
+
+class CuPyKernels:
+    """The work of `buffered.Block`, one kernel after another."""
+
+    functions: tuple[type[Layer], ...] = (Sigmoid, Tanh, ReLU, LeakyReLU, ELU)
+    adds_bias = True  # batch_norm adds a bias to the mean, where it is given one
+
+    def __init__(self, backend: Backend):
+        self.cupy = importlib.import_module("cupy")
+        with backend.scope():
+            self.count = self.cupy.zeros(1, dtype="uint32")  # of the blocks that are done, see last_block
+
+    def product(self, a: Array, b: Array, out: Array) -> Array:
+        """A @ b"""
+        return self.cupy.dot(a, b, out=out)
+
+    def _rows(self, a: Array, like: Array) -> Array:
+        """What another layer or loss made, (H, N) as the kernels take it: a copy where it lies otherwise."""
+        if tuple(a.shape) != tuple(like.shape):
+            got, expected = (tuple(b.shape)[::-1] for b in (a, like))
+            raise ValueError(f"fit: a layer or loss gave an array of shape {got}, expected {expected}")
+        return a if a.flags.c_contiguous and a.dtype == like.dtype else self.cupy.ascontiguousarray(a, like.dtype)
+
+    def _over_rows(self, name: str, f: Layer | None, like: Array, columns: int, *arguments: Any) -> None:
+        """Launch a kernel whose template takes an activation, with `columns` blocks for each row of (H, N)."""
+        function = "Identity" if f is None else type(f).__name__
+        expression = f"{name}<{C_TYPES[like.dtype.name]}, {function}>"
+        launch(expression, (like.shape[0], columns), (threads(row(like)),), like.dtype, *arguments)
+
+    def _over_vector(self, name: str, like: Array, most: int, *arguments: Any) -> None:
+        expression = f"{name}<{C_TYPES[like.dtype.name]}>"
+        launch(expression, (blocks(like.shape[0], most),), (THREADS,), like.dtype, *arguments)
+
+    # --- activation ---
+
+    def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work, own: bool) -> Array:
+        """y = f(z + bias). z stays: backward takes the derivative there."""
+        if f is None and bias is None:
+            return z
+        y, n = work("y", tuple(z.shape)), row(z)
+        self._over_rows("activation", f, y, blocks(n, 65535), self._rows(z, y), bias, alpha(f), n, y)
+        return y
+
+    def activation_backward(
+        self,
+        f: Layer | None,
+        dy: Array,
+        z: Array,
+        y: Array,
+        bias: Array | None,
+        dz: Array,
+        dbias: Array | None,
+        work: Work,
+    ) -> Array:
+        """dz = dy f', dbias = Σ_n dz. dz may be dy."""
+        if f is None and bias is None:
+            return dy
+        dy, z = self._rows(dy, y), self._rows(z, y)
+        self._over_rows("activation_backward", f, dz, 1, dy, z, y, bias, alpha(f), row(dz), dz, dbias)
+        return dz
+
+    # --- batch norm ---
+
+    def batch_norm(
+        self,
+        f: Layer | None,
+        z: Array,
+        gamma: Array,
+        beta: Array,
+        eps: float,
+        mean: Array,
+        var: Array,
+        work: Work,
+        own: bool,
+        bias: Array | None = None,
+    ) -> Array:
+        """y = f(γ (z - μ) / √(v + eps) + β), μ and v the batch's; μ + bias goes to `mean`, v to `var`."""
+        h, n = z.shape
+        y, centre, scale = work("y", (h, n)), work("centre", (h,)), work("scale", (h,))
+        arguments = self._rows(z, y), gamma, beta, bias, float(eps), alpha(f), n, mean, var, centre, scale, y
+        self._over_rows("batch_norm", f, y, 1, *arguments)
+        return y
+
+    def batch_norm_backward(
+        self,
+        f: Layer | None,
+        dy: Array,
+        z: Array,
+        y: Array,
+        gamma: Array,
+        beta: Array,
+        dz: Array,
+        dgamma: Array,
+        dbeta: Array,
+        work: Work,
+    ) -> Array:
+        """With du = dy f': dβ = Σ_n du, dγ = Σ_n du x̂, dz = γ / √(v + eps) (du - dβ / N - x̂ dγ / N). dz may be dy."""
+        h, n = y.shape
+        dy, z, centre, scale = self._rows(dy, y), self._rows(z, y), work("centre", (h,)), work("scale", (h,))
+        arguments = dy, z, y, gamma, beta, centre, scale, alpha(f), n, dz, dgamma, dbeta
+        self._over_rows("batch_norm_backward", f, dz, 1, *arguments)
+        return dz
+
+    def statistics(self, old: Array, batch: Array, rates: Array) -> Array:
+        """Old + rates (batch - old)"""
+        new = self.cupy.empty_like(old)
+        self._over_vector("statistics", old, 2048, old, batch, rates, old.shape[0], new)
+        return new
+
+    # --- loss ---
+
+    def softmax_cross_entropy(self, z: Array, target: Array, scale: float, work: Work) -> tuple[Array, Array]:
+        """-Σ_k t_k log softmax(z)_k, summed over the batch and times `scale`, and its derivative. z (K, N), t (K, N)"""
+        k, n = z.shape
+        dz, grid = work("dz", (k, n)), -(-n // 32)
+        value, partial = self.cupy.empty((), dtype=dz.dtype), work("partial", (grid,))
+        strides = [stride // target.itemsize for stride in target.strides]
+        arguments = self._rows(z, dz), target, *strides, float(scale), k, n, dz, partial, self.count, value
+        expression = f"softmax_cross_entropy<{C_TYPES[dz.dtype.name]}>"
+        launch(expression, (grid,), (32, min(16, -(-k // 4))), dz.dtype, *arguments)
+        return value, dz
+
+    # --- optimizer ---
+
+    def look_ahead(self, optimizer: Optimizer, w: Array, slots: Slots, point: Array) -> None:
+        """The optimizer's point for the gradient, into `point`."""
+        if type(optimizer) is not Nesterov:
+            point[...] = optimizer.lookahead(w, slots)
+            return
+        self._over_vector("look_ahead", w, 2048, w, slots["velocity"], float(optimizer.momentum), w.shape[0], point)
+
+    def update(self, optimizer: Optimizer, w: Array, g: Array, slots: Slots, new_w: Array, new_slots: Slots) -> Slots:
+        """The optimizer's step from w to `new_w`, its slots to `new_slots`, which may be `slots`."""
+        if type(optimizer) not in RULES:
+            new_w[...], slots = optimizer.update(w, g, slots)
+            return slots
+        size, step, names = w.shape[0], slots["step"], optimizer.memory
+        name, decay, *numbers = RULES[type(optimizer)](optimizer, *optimizer.coefficients(step))
+        clip = math.inf if optimizer.clip_value is None else optimizer.clip_value
+        norm = None
+        if optimizer.clip_norm is not None:
+            norm, partial = self.cupy.empty(2, dtype=w.dtype), self.cupy.empty(2 * blocks(size, 256), dtype=w.dtype)
+            self._over_vector("gradient_norm", w, 256, g, float(clip), size, partial, self.count, norm)
+        limits = [float(number) for number in (clip, optimizer.clip_norm or 0.0, decay, *numbers)]
+        before, after = [slots[key] for key in names], [new_slots[key] for key in names]
+        self._over_vector(name, w, 2048, w, g, *before, size, limits[0], norm, *limits[1:], new_w, *after)
+        return {"step": step + 1} | {key: new_slots[key] for key in names}
+
+
+def row(a: Array) -> int:
+    """How many numbers a row has: N, and where a layer gives more than two axes, all but the first."""
+    return int(a.size // a.shape[0])
+
+
+def alpha(f: Layer | None) -> float:
+    """An activation's number, if it has one."""
+    return float(getattr(f, "alpha", 0.0))
