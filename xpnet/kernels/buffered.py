@@ -332,7 +332,7 @@ class BufferedStep(Step):
 
     def _free_slots(self, carry: Carry, keep: tuple[Carry, ...]) -> Slots:
         """Slots to write the next ones into: the carry's own, unless they are wanted still."""
-        names = self.optimizer.memory
+        names = getattr(self.optimizer, "memory", ())
         taken = [kept.slots for kept in keep] + [carry.slots] * self.looks_ahead
         for slots in (carry.slots, *self.slots):
             if all(slots[name] is not other[name] for name in names for other in taken):
