@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from .. import ops
-from ..backend import Array, namespace
+from ..backend import Array, Backend, namespace
 from ..layers.base import Layer
 from ..layers.batchnorm import BatchNorm
 from ..layers.dense import Dense
@@ -25,16 +25,27 @@ def training_step(net: "Sequential", loss: Loss, optimizer: Optimizer, compiled:
     """The step in stages, with compiled kernels where they are wanted and there."""
     if not net.is_plain:  # a subclass may have a forward and backward of its own
         return Step(net, loss, optimizer)
-    name = net.backend.name
-    if name == "cupy":
-        if not compiled:  # not all of CuPy's functions write into arrays that are there
-            return Step(net, loss, optimizer)
-        from .cupy import CuPyKernels as Kernels
-    elif compiled and name == "numpy" and importlib.util.find_spec("numba"):
-        from .numba import NumbaKernels as Kernels
-    else:
-        from .calls import Calls as Kernels
-    return BufferedStep(net, loss, optimizer, Kernels(net.backend))
+    if net.backend.name == "cupy" and not compiled:  # not all of CuPy's functions write into arrays that are there
+        return Step(net, loss, optimizer)
+    return BufferedStep(net, loss, optimizer, kernels_for(net.backend, compiled))
+
+
+def kernels_for(backend: Backend, compiled: bool) -> Any:
+    """What does a stage's work on this backend."""
+    if backend.name == "cupy":
+        from .cupy import CuPyKernels
+
+        return CuPyKernels(backend)
+    if compiled and backend.name == "numpy" and importlib.util.find_spec("numba"):
+        try:
+            from .numba import NumbaKernels
+
+            return NumbaKernels(backend)
+        except (ImportError, RuntimeError):  # a Numba for another NumPy, or no folder to keep compiled code in
+            pass
+    from .calls import Calls
+
+    return Calls(backend)
 
 
 class Workspace:
