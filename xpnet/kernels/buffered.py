@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from .. import ops
-from ..backend import Array, namespace
+from ..backend import Array, Backend, namespace
 from ..layers.base import Layer
 from ..layers.batchnorm import BatchNorm
 from ..layers.dense import Dense
@@ -25,16 +25,27 @@ def training_step(net: "Sequential", loss: Loss, optimizer: Optimizer, compiled:
     """The step in stages, with compiled kernels where they are wanted and there."""
     if not net.is_plain:  # a subclass may have a forward and backward of its own
         return Step(net, loss, optimizer)
-    name = net.backend.name
-    if name == "cupy":
-        if not compiled:  # not all of CuPy's functions write into arrays that are there
-            return Step(net, loss, optimizer)
-        from .cupy import CuPyKernels as Kernels
-    elif compiled and name == "numpy" and importlib.util.find_spec("numba"):
-        from .numba import NumbaKernels as Kernels
-    else:
-        from .calls import Calls as Kernels
-    return BufferedStep(net, loss, optimizer, Kernels(net.backend))
+    if net.backend.name == "cupy" and not compiled:  # not all of CuPy's functions write into arrays that are there
+        return Step(net, loss, optimizer)
+    return BufferedStep(net, loss, optimizer, kernels_for(net.backend, compiled))
+
+
+def kernels_for(backend: Backend, compiled: bool) -> Any:
+    """What does a stage's work on this backend."""
+    if backend.name == "cupy":
+        from .cupy import CuPyKernels
+
+        return CuPyKernels(backend)
+    if compiled and backend.name == "numpy" and importlib.util.find_spec("numba"):
+        try:
+            from .numba import NumbaKernels
+
+            return NumbaKernels(backend)
+        except (ImportError, RuntimeError):  # a Numba for another NumPy, or no folder to keep compiled code in
+            pass
+    from .calls import Calls
+
+    return Calls(backend)
 
 
 class Workspace:
@@ -72,7 +83,7 @@ class Block:
         self.dense: tuple[str, Dense] | None = None
         self.norm: tuple[str, BatchNorm] | None = None
         self.function: Any = None
-        self.owns_dy = True  # whether dy comes from a stage of ours and may be written over
+        self.owns_x = self.owns_dy = True  # whether they come from a stage of ours: they fit, and dy may be written over
         self.mean = self.var = None  # where BatchNorm's statistics of the batch go
 
     def take(self, prefix: str, layer: Layer) -> bool:
@@ -105,6 +116,9 @@ class Block:
     def forward(self, x: Array, params: tuple[Array, ...]) -> Array:
         """(D, N) -> (H, N)"""
         _, transposed, bias, gamma, beta = params
+        if not self.owns_x:
+            rows = beta.shape[0] if transposed is None else transposed.shape[1]
+            check_fit(x, (rows, x.shape[-1]), params)
         kernels, work, n = self.kernels, self.work, x.shape[1]
         self.x, own = x, False
         if transposed is not None:
@@ -127,6 +141,8 @@ class Block:
         """(H, N) -> (D, N), or None where `side` is: nobody needs dx. Otherwise one of two places for dx, by turns."""
         weight, _, bias, gamma, beta = params
         dweight, _, dbias, dgamma, dbeta = grads
+        if not self.owns_dy:
+            check_fit(dy, tuple(self.y.shape), params)
         kernels, work = self.kernels, self.work
         dz = dy if self.owns_dy else self.shared("dz", tuple(dy.shape))
         if gamma is None:
@@ -209,6 +225,8 @@ class BufferedStep(Step):
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
         self.stages = self._stages(lambda: Workspace(xp, weights.dtype, device))
         self.first = next(i for i, stage in enumerate(self.stages) if stage.trains)
+        blocks = itertools.accumulate(isinstance(stage, Block) for stage in self.stages)
+        self.turns = [count % 2 for count in blocks]  # block by block: a layer between two may hand on dy itself
         self.gradient = Side(self, xp.zeros_like(weights))  # a bias before a BatchNorm keeps its 0
         self.sides = [Side(self, weights)]
         self.point = Side(self, xp.zeros_like(weights)) if self.looks_ahead else None
@@ -227,6 +245,8 @@ class BufferedStep(Step):
         for stage, after in itertools.pairwise(stages):
             if isinstance(stage, Block):
                 stage.owns_dy = isinstance(after, Block)
+            elif isinstance(after, Block):
+                after.owns_x = False
         if isinstance(stages[-1], Block):
             stages[-1].owns_dy = self.softmax is not None
         return stages
@@ -293,7 +313,7 @@ class BufferedStep(Step):
         if self.backend.immediate and not math.isfinite(value):
             return value, carry
         for i in range(len(self.stages) - 1, self.first - 1, -1):
-            da = self.stages[i].backward(da, views[i], self.gradient.views[i], None if i == self.first else i % 2)
+            da = self.stages[i].backward(da, views[i], self.gradient.views[i], None if i == self.first else self.turns[i])
         side = self._free_side(carry, keep)
         slots = self.kernels.update(
             self.optimizer, carry.weights, self.gradient.flat, carry.slots, side.flat, self._free_slots(carry, keep)
@@ -332,7 +352,7 @@ class BufferedStep(Step):
 
     def _free_slots(self, carry: Carry, keep: tuple[Carry, ...]) -> Slots:
         """Slots to write the next ones into: the carry's own, unless they are wanted still."""
-        names = getattr(self.optimizer, "memory", ())
+        names = getattr(self.optimizer, "memory", ())  # an optimizer of one's own need not derive from ours
         taken = [kept.slots for kept in keep] + [carry.slots] * self.looks_ahead
         for slots in (carry.slots, *self.slots):
             if all(slots[name] is not other[name] for name in names for other in taken):
@@ -359,6 +379,16 @@ def statistics(old: Array, batch: Array, rates: Array) -> Array:
 def look_ahead(optimizer: Optimizer, w: Array, slots: Slots, point: Array) -> None:
     """The optimizer's point for the gradient, into `point`, where the kernels have no one call for it."""
     point[...] = optimizer.lookahead(w, slots)
+
+
+def check_fit(a: Array, shape: tuple[int, ...], params: tuple[Array | None, ...]) -> None:
+    """Refuse what a layer or loss of another's gave, if it does not fit: the kernels trust what they are given."""
+    if tuple(a.shape) != shape:
+        got, expected = tuple(a.shape)[::-1], shape[::-1]
+        raise ValueError(f"fit: a layer or loss gave an array of shape {got}, expected {expected}")
+    dtype = next(p.dtype for p in params if p is not None)
+    if a.dtype != dtype:
+        raise ValueError(f"fit: a layer or loss gave an array of {a.dtype}, expected {dtype}")
 
 
 def turned(a: Array) -> Array:

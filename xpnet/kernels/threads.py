@@ -1,16 +1,21 @@
 """Work on long vectors, shared between threads."""
 
+import contextvars
 import functools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 LIMIT = 8  # more threads than this add nothing: the work waits for memory
 
 
 def in_blocks(work: Callable[[slice], Any], size: int, block: int) -> list[Any]:
-    """What `work` gives for every block of range(size), on several cores; array libraries let go of Python's lock."""
+    """What `work` gives for every block of range(size), on several cores; array libraries let go of Python's lock.
+
+    The threads work in the caller's context, where NumPy keeps its `errstate`. None is at work any more when this
+    returns or raises.
+    """
     blocks = enumerate([slice(start, min(start + block, size)) for start in range(0, size, block)])
     results = [None] * -(-size // block)
 
@@ -18,9 +23,14 @@ def in_blocks(work: Callable[[slice], Any], size: int, block: int) -> list[Any]:
         for i, part in blocks:  # an enumeration gives each block to one thread only
             results[i] = work(part)
 
-    others = [workers().submit(run) for _ in range(min(cores(), len(results)) - 1)]
-    run()
-    for other in others:
+    helpers = min(cores(), len(results)) - 1
+    others = [workers().submit(contextvars.copy_context().run, run) for _ in range(helpers)]
+    try:
+        run()
+    finally:  # no block is left: who has not begun need not
+        begun = [other for other in others if not other.cancel()]
+        wait(begun)
+    for other in begun:
         other.result()
     return results
 
@@ -28,10 +38,17 @@ def in_blocks(work: Callable[[slice], Any], size: int, block: int) -> list[Any]:
 def cores() -> int:
     """The cores this process may use, up to LIMIT, or what OMP_NUM_THREADS says."""
     told = os.environ.get("OMP_NUM_THREADS", "")
-    return int(told) if told.isdigit() and int(told) else min(LIMIT, len(os.sched_getaffinity(0)))
+    if told.isdigit() and int(told):
+        return int(told)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(LIMIT, usable)
 
 
 @functools.cache
 def workers() -> ThreadPoolExecutor:
     """The threads beside the caller's, started when first needed."""
     return ThreadPoolExecutor(max(1, cores() - 1), thread_name_prefix="xpnet")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=workers.cache_clear)  # threads do not survive a fork
