@@ -73,11 +73,11 @@ class Calls:
         self.row_dot = getattr(lib, "vecdot", None) or lib.linalg.vecdot
         self.shares = backend.name == "numpy"  # PyTorch's calls have threads of their own
         if backend.name == "numpy":  # the same as below, in calls that cost less
-            self.product = product
+            self.product, self.sums = product, lib.dot
             self.top = lambda z, out: lib.maximum.reduce(z, 0, None, out)
             self.reciprocal = lambda x, out: lib.divide(1.0, x, out=out)
         else:
-            self.product = lambda a, b, out: lib.matmul(a, b, out=out)
+            self.product = self.sums = lambda a, b, out: lib.matmul(a, b, out=out)
             self.top = lambda z, out: lib.amax(z, 0, out=out)
             self.reciprocal = lib.reciprocal
 
@@ -144,13 +144,13 @@ class Calls:
         """dz = dy f', dbias = Σ_n dz. dz may be dy."""
         b = work.bound[dy.shape[1]]
         if f is None:
-            self.product(dy, b.ones, out=dbias)
+            self.sums(dy, b.ones, out=dbias)
             return dy
         self.by_rows(self._activation_backward, b, f, dy, dz, dbias)
         return dz
 
     def _activation_backward(self, b: Bound, f: Layer | None, dy: Array, dz: Array, dbias: Array) -> None:
-        self.product(self._slope(b, f, dy, dz), b.ones, out=dbias)
+        self.sums(self._slope(b, f, dy, dz), b.ones, out=dbias)
 
     def _slope(self, b: Bound, f: Layer | None, dy: Array, dz: Array) -> Array:
         """Dy f'"""
@@ -187,7 +187,7 @@ class Calls:
         self, b: Bound, f: Layer | None, z: Array, gamma: Array, beta: Array, mean: Array, var: Array
     ) -> None:
         lib = self.lib
-        self.product(z, b.average, out=mean)
+        self.sums(z, b.average, out=mean)
         centred = lib.subtract(z, mean[:, None], out=b.centred)
         self.row_dot(centred, centred, out=var)
         var *= 1.0 / z.shape[1]
@@ -221,7 +221,7 @@ class Calls:
     ) -> None:
         lib, n = self.lib, dy.shape[1]
         du, centred, small = self._slope(b, f, dy, dz), b.centred, b.small
-        self.product(du, b.ones, out=dbeta)
+        self.sums(du, b.ones, out=dbeta)
         self.row_dot(du, centred, out=dgamma)
         dgamma *= b.scale
         lib.multiply(dgamma, b.scale, out=small)
@@ -246,9 +246,9 @@ class Calls:
         self.top(z, out=top)
         lib.subtract(z, top, out=s)
         lib.exp(s, out=e)
-        self.product(e.T, ones_k, out=sums)
+        self.sums(e.T, ones_k, out=sums)
         s *= target
-        each = self.product(s.T, ones_k, out=top)
+        each = self.sums(s.T, ones_k, out=top)
         e /= sums
         e -= target
         if scale != 1.0:
@@ -266,19 +266,31 @@ class Calls:
             return slots
         step, names = slots["step"], optimizer.memory
         name, decay, *numbers = RULES[type(optimizer)](optimizer, *optimizer.coefficients(step))
-        rule = getattr(self, f"_{name}")
-        arrays = [w, optimizer.limited(g), *[slots[key] for key in names], new_w, *[new_slots[key] for key in names]]
+        rule, g = getattr(self, f"_{name}"), optimizer.limited(g)
+        arrays = [new_w, w, g, *[slots[key] for key in names], *[new_slots[key] for key in names]]
 
-        def advance(block: slice) -> float:
-            parts = [a[block] for a in arrays]
-            rule(parts, self.xp.empty_like(parts[0]), decay, *numbers)
-            return float(self.lib.dot(parts[2 + len(names)], parts[2 + len(names)]))
+        def advance(block: slice | None = None) -> float:
+            new, *parts = arrays if block is None else [a[block] for a in arrays]
+            rule(new, *parts, self.lib.empty_like(new), decay, *numbers)
+            return float(self.lib.dot(new, new))
 
-        self.checked = new_w, sum(in_blocks(advance, w.shape[0], BLOCK))
+        self.checked = new_w, advance() if w.shape[0] <= BLOCK else sum(in_blocks(advance, w.shape[0], BLOCK))
         return {"step": step + 1} | {key: new_slots[key] for key in names}
 
-    def _sgd(self, arrays: list[Array], t: Array, decay: float, ahead: float, momentum: float, rate: float) -> None:
-        lib, (w, g, v, new_w, new_v) = self.lib, arrays
+    def _sgd(
+        self,
+        new_w: Array,
+        w: Array,
+        g: Array,
+        v: Array,
+        new_v: Array,
+        t: Array,
+        decay: float,
+        ahead: float,
+        momentum: float,
+        rate: float,
+    ) -> None:
+        lib = self.lib
         if decay:
             g = g + decay * (w - ahead * v)
         lib.multiply(g, rate, out=t)
@@ -287,9 +299,20 @@ class Calls:
         lib.subtract(w, new_v, out=new_w)
 
     def _root_mean_square(
-        self, arrays: list[Array], t: Array, decay: float, kept: float, added: float, rate: float, eps: float
+        self,
+        new_w: Array,
+        w: Array,
+        g: Array,
+        s: Array,
+        new_s: Array,
+        t: Array,
+        decay: float,
+        kept: float,
+        added: float,
+        rate: float,
+        eps: float,
     ) -> None:
-        lib, (w, g, s, new_w, new_s) = self.lib, arrays
+        lib = self.lib
         if decay:
             g = g + decay * w
         lib.multiply(g, g, out=t)
@@ -304,7 +327,13 @@ class Calls:
 
     def _adam(
         self,
-        arrays: list[Array],
+        new_w: Array,
+        w: Array,
+        g: Array,
+        m: Array,
+        v: Array,
+        new_m: Array,
+        new_v: Array,
         t: Array,
         decay: float,
         left: float,
@@ -315,7 +344,7 @@ class Calls:
         size: float,
         shift: float,
     ) -> None:
-        lib, (w, g, m, v, new_w, new_m, new_v) = self.lib, arrays
+        lib = self.lib
         if decay:
             g = g + decay * w
         lib.multiply(g, added_m, out=t)
