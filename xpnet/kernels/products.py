@@ -18,9 +18,10 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
     stretch = longest // -(-m * k * n // SMALL)
     parts = [slice(start, start + stretch) for start in range(0, longest, stretch)]
     if k == longest:
-        np.dot(a[:, parts[0]], b[parts[0]], out=out)
+        np.matmul(a[:, parts[0]], b[parts[0]], out=out)
+        term = np.empty_like(out)
         for part in parts[1:]:
-            out += np.dot(a[:, part], b[part])
+            out += np.matmul(a[:, part], b[part], out=term)
     elif m == longest:
         for part in parts:
             np.dot(a[part], b, out=out[part])
