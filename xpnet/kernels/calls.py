@@ -5,6 +5,7 @@ Every function here has twins of the same name and arguments in `numba.py` and `
 """
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,9 @@ class Calls:
     """The work of `buffered.Block`, one library call after another."""
 
     functions: tuple[type[Layer], ...] = (Sigmoid, Tanh, ReLU)
+    product: Callable[..., Array]
+    top: Callable[..., Array]
+    reciprocal: Callable[..., Array]
 
     def __init__(self, backend: Backend):
         lib = self.lib = importlib.import_module(backend.name)
@@ -96,10 +100,10 @@ class Calls:
         """The arrays for a batch of z's size."""
         n = z.shape[1]
         try:
-            return work.bound[n]
+            found: Bound = work.bound[n]
         except KeyError:
             found = work.bound[n] = Bound(self, f, z, work, own, norm)
-            return found
+        return found
 
     # --- activation ---
 

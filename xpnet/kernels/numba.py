@@ -451,7 +451,7 @@ class NumbaKernels(Calls):
         return {"step": step + 1} | dict(zip(memory, new, strict=True))
 
 
-RULES: dict[type[Optimizer], Callable[..., None]] = {
+RULES: dict[type[Optimizer], Callable[..., float]] = {
     SGD: momentum,
     Nesterov: momentum,
     Adagrad: squares,
