@@ -18,17 +18,25 @@ def group(name: str) -> list[str]:
     return nox.project.dependency_groups(PYPROJECT, name)
 
 
-def suite(session: nox.Session, backend: str, *options: str) -> None:
+def suite(session: nox.Session, backend: str, *options: str, name: str | None = None) -> None:
     """The same suite, on one backend; `coverage` adds up what the backends' runs have covered."""
-    data = {"COVERAGE_FILE": f".coverage.{backend}"}
+    data = {"COVERAGE_FILE": f".coverage.{name or backend}"}
     session.run("pytest", f"--backend={backend}", "--cov", "--cov-report=", *options, *session.posargs, env=data)
 
 
 @nox.session(name="tests-numpy")
 def tests_numpy(session: nox.Session) -> None:
-    """On NumPy."""
+    """On NumPy, without Numba."""
     session.install("-e", ".", *group("test"))
     suite(session, "numpy")
+
+
+@nox.session(name="tests-numba", default=False)
+def tests_numba(session: nox.Session) -> None:
+    """On NumPy with the loops that Numba compiles, and training once more in the plain step they are held against."""
+    session.install("-e", ".[fast]", *group("test"))
+    suite(session, "numpy", name="numba")
+    session.run("pytest", "tests/test_training.py", env={"XPNET_KERNELS": "reference"})
 
 
 @nox.session(name="tests-cupy")
@@ -73,7 +81,10 @@ def tests_jax(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def coverage(session: nox.Session) -> None:
-    """After the tests on NumPy, strict, PyTorch and JAX: every line of the package was run."""
+    """After the tests on NumPy with and without Numba, strict, PyTorch and JAX: every line of the package was run.
+
+    But for the bodies of compiled functions, which Python never enters.
+    """
     session.install("coverage")
     session.run("coverage", "combine")
     session.run("coverage", "report", "--fail-under=100")

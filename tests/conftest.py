@@ -1,5 +1,7 @@
 """The backend under test, chosen by `--backend`: one suite for all of them."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -7,6 +9,7 @@ from hypothesis import settings
 import xpnet as xn
 
 BACKENDS = ("numpy", "cupy", "torch", "jax", "array_api_strict")
+NUMBA = importlib.util.find_spec("numba") is not None
 
 
 def pytest_addoption(parser):
@@ -23,6 +26,9 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "no_device: what holds where the backend has no device")
     config.addinivalue_line("markers", "torch_only: holds xpnet against PyTorch; runs in torch's session")
     config.addinivalue_line("markers", "jax_only: about jax.jit; runs in jax's session")
+    config.addinivalue_line(
+        "markers", "numba_only: about the loops that Numba compiles; runs on NumPy where it is there"
+    )
     config.addinivalue_line("markers", "cupy_only: about CuPy's own package; runs in cupy's session")
     config.addinivalue_line("markers", "numpy_only: about the package rather than a backend; runs in numpy's session")
 
@@ -35,6 +41,8 @@ def pytest_collection_modifyitems(config, items):
         only = [name for name in ("numpy", "torch", "jax", "cupy") if item.get_closest_marker(f"{name}_only")]
         without_device = bool(item.get_closest_marker("no_device"))
         if without_device != no_device and not (no_device and "cupy" in only):
+            return False
+        if item.get_closest_marker("numba_only") and not (backend == "numpy" and NUMBA):
             return False
         return not only or backend in only
 
@@ -79,8 +87,10 @@ class Library:
 
 
 def pytest_generate_tests(metafunc):
+    name = metafunc.config.getoption("--backend")
+    if "form" in metafunc.fixturenames:
+        metafunc.parametrize("form", ["calls", *["numba"] * (name == "numpy" and NUMBA)])
     if "lib" in metafunc.fixturenames:
-        name = metafunc.config.getoption("--backend")
         kinds = [{}]
         if name == "numpy":
             kinds.append({"read_only": True})
@@ -88,6 +98,14 @@ def pytest_generate_tests(metafunc):
             kinds.append({"device": "device1"})
         libraries = [] if metafunc.config.getoption("--no-device") else [Library(name, **kind) for kind in kinds]
         metafunc.parametrize("lib", libraries, ids=repr, scope="session")
+
+
+@pytest.fixture
+def kernels(form, request):
+    """Makes the kernels under test, the calls or Numba's loops, on the backend under test."""
+    backend = xn.get_backend(request.config.getoption("--backend"))
+    module = importlib.import_module(f"xpnet.kernels.{form}")
+    return lambda: (module.NumbaKernels if form == "numba" else module.Calls)(backend)
 
 
 @pytest.fixture

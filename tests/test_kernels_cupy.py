@@ -28,8 +28,9 @@ EPS = {"float32": np.finfo(np.float32).eps, "float64": np.finfo(np.float64).eps}
 
 
 @pytest.fixture
-def cupy(request):
-    """CuPy's backend: its own where a device answers, else the stand-in's."""
+def cupy(request, monkeypatch):
+    """CuPy's backend: its own where a device answers, else the stand-in's; its own kernels, unless a test says so."""
+    monkeypatch.delenv("XPNET_KERNELS", raising=False)
     config = request.config
     real = config.getoption("--backend") == "cupy" and not config.getoption("--no-device")
     with contextlib.nullcontext(xn.get_backend("cupy")) if real else fake_cupy.installed() as backend:

@@ -16,7 +16,8 @@ from xpnet.kernels import training_step
 
 
 @pytest.fixture
-def cupy():
+def cupy(monkeypatch):
+    monkeypatch.delenv("XPNET_KERNELS", raising=False)  # the launches of a choice are those of that choice
     with fake_cupy.installed() as backend:
         yield backend
 

@@ -105,7 +105,7 @@ class SGD(Optimizer):
         super().__init__(learning_rate, **common)
         self.momentum = fraction(self._named("momentum"), momentum)
 
-    def rule(self, w: Array, g: Array, slots: Slots, rate: float) -> tuple[Array, Slots]:  # type: ignore[override]
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float) -> tuple[Array, Slots]:
         v = self.momentum * slots["velocity"]
         v += rate * g
         return w - v, {"velocity": v}
@@ -136,7 +136,7 @@ class Adagrad(Optimizer):
         super().__init__(learning_rate, **common)
         self.eps = positive(self._named("eps"), eps)
 
-    def rule(self, w: Array, g: Array, slots: Slots, rate: float) -> tuple[Array, Slots]:  # type: ignore[override]
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float) -> tuple[Array, Slots]:
         s = slots["squares"] + g * g
         return w - rate * g / namespace(w).sqrt(s + self.eps), {"squares": s}
 
@@ -151,7 +151,7 @@ class RMSprop(Optimizer):
         self.rho = fraction(self._named("rho"), rho)
         self.eps = positive(self._named("eps"), eps)
 
-    def rule(self, w: Array, g: Array, slots: Slots, rate: float) -> tuple[Array, Slots]:  # type: ignore[override]
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float) -> tuple[Array, Slots]:
         s = self.rho * slots["squares"]
         s += (1 - self.rho) * g * g
         return w - rate * g / namespace(w).sqrt(s + self.eps), {"squares": s}
@@ -188,9 +188,7 @@ class Adam(Optimizer):
         root = second**0.5
         return rate, rate * root / first, self.eps * root
 
-    def rule(  # type: ignore[override]
-        self, w: Array, g: Array, slots: Slots, rate: float, size: float, shift: float
-    ) -> tuple[Array, Slots]:
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float, size: float, shift: float) -> tuple[Array, Slots]:
         m = self.beta1 * slots["m"]
         m += (1 - self.beta1) * g
         v = self.beta2 * slots["v"]
@@ -217,7 +215,5 @@ class AdamW(Adam):
     def decayed(self, w: Array, g: Array, slots: Slots) -> Array:
         return g
 
-    def rule(  # type: ignore[override]
-        self, w: Array, g: Array, slots: Slots, rate: float, size: float, shift: float
-    ) -> tuple[Array, Slots]:
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float, size: float, shift: float) -> tuple[Array, Slots]:
         return super().rule(w * (1 - rate * self.weight_decay), g, slots, rate, size, shift)

@@ -261,7 +261,7 @@ def take_rows(backend: Backend, index: Array, x: Array, y: Array) -> tuple[Array
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def pair(net: "Sequential", who: str, x: Any, y: Any, loss: Loss) -> Batch:
+def pair(net: "Sequential", who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Array]:
     """X and y checked and moved to the network's backend, y encoded as its loss takes it."""
     check_part("loss", loss, "value_and_grad", "xn.SoftmaxCrossEntropy()")
     x = net.check_input(f"{who}: x", x)

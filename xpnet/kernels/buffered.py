@@ -80,10 +80,10 @@ class Block:
 
     def __init__(self, kernels: Any, work: Workspace, shared: Workspace):
         self.kernels, self.work, self.shared = kernels, work, shared
-        self.dense: tuple[str, Dense] | None = None
-        self.norm: tuple[str, BatchNorm] | None = None
+        self.dense: Any = None  # name and layer
+        self.norm: Any = None
         self.function: Any = None
-        self.owns_x = self.owns_dy = True  # whether they come from a stage of ours: they fit, dy is ours to change
+        self.owns_x = self.owns_dy = True  # whether our stages made them: they fit, and dy may be written over
         self.mean = self.var = None  # where BatchNorm's statistics of the batch go
 
     def take(self, prefix: str, layer: Layer) -> bool:
@@ -221,12 +221,13 @@ class BufferedStep(Step):
         self.statistics = getattr(kernels, "statistics", statistics)
         self.look_ahead = getattr(kernels, "look_ahead", look_ahead)
         weights, xp, device = self.start.weights, self.backend.xp, self.backend.device
-        self.softmax = loss if type(loss) is SoftmaxCrossEntropy else None
+        self.softmax: Any = loss if type(loss) is SoftmaxCrossEntropy else None
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
         self.stages = self._stages(lambda: Workspace(xp, weights.dtype, device))
         self.first = next(i for i, stage in enumerate(self.stages) if stage.trains)
         blocks = itertools.accumulate(isinstance(stage, Block) for stage in self.stages)
-        self.turns = [count % 2 for count in blocks]  # block by block: a layer between two may hand on dy itself
+        # whose place dx takes, block by block: a layer between two may hand on dy itself; nobody needs the first's
+        self.turns = [None if i == self.first else count % 2 for i, count in enumerate(blocks)]
         self.gradient = Side(self, xp.zeros_like(weights))  # a bias before a BatchNorm keeps its 0
         self.sides = [Side(self, weights)]
         self.point = Side(self, xp.zeros_like(weights)) if self.looks_ahead else None
@@ -313,8 +314,7 @@ class BufferedStep(Step):
         if self.backend.immediate and not math.isfinite(value):
             return value, carry
         for i in range(len(self.stages) - 1, self.first - 1, -1):
-            turn = None if i == self.first else self.turns[i]
-            da = self.stages[i].backward(da, views[i], self.gradient.views[i], turn)
+            da = self.stages[i].backward(da, views[i], self.gradient.views[i], self.turns[i])
         side = self._free_side(carry, keep)
         slots = self.kernels.update(
             self.optimizer, carry.weights, self.gradient.flat, carry.slots, side.flat, self._free_slots(carry, keep)
@@ -406,5 +406,6 @@ def parts(net: "Sequential", prefix: str = "") -> list[tuple[str, Layer]]:
     found: list[tuple[str, Layer]] = []
     for i, layer in enumerate(net.layers):
         name = f"{prefix}{i}"
-        found += parts(layer, f"{name}.") if getattr(layer, "is_plain", False) else [(name, layer)]
+        plain: Any = layer if getattr(layer, "is_plain", False) else None
+        found += parts(plain, f"{name}.") if plain else [(name, layer)]
     return found

@@ -1,0 +1,383 @@
+"""What fit promises holds in every form of the step: stops, faults, whose arrays are whose; and which is chosen."""
+
+import copy
+import pickle
+import signal
+import sys
+import threading
+
+import numpy as np
+import pytest
+from cases import Scale, tutorial_network
+
+import xpnet as xn
+from xpnet.kernels import CHOICES, training_step
+from xpnet.kernels.buffered import BufferedStep
+from xpnet.kernels.calls import Calls
+from xpnet.step import Step
+
+pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only]
+
+CROSS = xn.SoftmaxCrossEntropy()
+X = np.random.default_rng(0).normal(size=(14, 4))
+Y = np.arange(14) % 3
+
+
+@pytest.fixture
+def backend(request):
+    return xn.get_backend(request.config.getoption("--backend"))
+
+
+@pytest.fixture(params=CHOICES)
+def choice(request, monkeypatch):
+    monkeypatch.setenv("XPNET_KERNELS", request.param)
+    return request.param
+
+
+def network(backend, dtype="float64"):
+    layers = xn.Dense(4, 8), xn.BatchNorm(8), xn.ReLU(), xn.Dropout(0.2), Scale(8), xn.Dense(8, 3)
+    return xn.Sequential(*layers).initialize(backend, dtype, seed=2)
+
+
+def fit(net, x=X, y=Y, loss=CROSS, optimizer=None, **options):
+    return net.fit(x, y, **{"loss": loss, "optimizer": optimizer or xn.SGD(0.1), "batch_size": 4} | options)
+
+
+def host(net):
+    return {name: np.array(net.backend.to_numpy(a)) for name, a in (net.params | net.state).items()}
+
+
+def assert_alike(arrays, expected, rtol=1e-10):
+    """In float64, of a few steps whose roundings are some thousands of eps."""
+    assert arrays.keys() == expected.keys()
+    for name, a in expected.items():
+        scale = max(1.0, float(np.abs(a).max()))
+        np.testing.assert_allclose(arrays[name], a, rtol=0, atol=rtol * scale, err_msg=name)
+
+
+class On(xn.Callback):
+    """A callback from functions."""
+
+    def __init__(self, **hooks):
+        vars(self).update(hooks)
+
+
+def both(monkeypatch, act):
+    """What `act` gives in the chosen step, and in the plain one."""
+    found = act()
+    monkeypatch.setenv("XPNET_KERNELS", "reference")
+    return found, act()
+
+
+# --- stops and faults -------------------------------------------------------------------------------------------------
+
+OPTIMIZERS = {
+    "sgd": lambda rate: xn.SGD(rate),
+    "nesterov": lambda rate: xn.Nesterov(rate, clip_value=None),
+    "adam": lambda rate: xn.Adam(rate, eps=0.1),
+}
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_run_is_the_plain_steps(name, shuffle, choice, backend, monkeypatch):
+    def act():
+        net, seen = network(backend), []
+        options = {"epochs": 3, "shuffle": shuffle, "validation_data": (X, Y)}
+        history = fit(net, optimizer=OPTIMIZERS[name](0.05), callbacks=[On(step_end=seen.append)], **options)
+        return dict(history), len(seen), host(net)
+
+    (history, steps, arrays), (expected, expected_steps, expected_arrays) = both(monkeypatch, act)
+    assert steps == expected_steps == 12
+    for measure, values in expected.items():
+        np.testing.assert_allclose(history[measure], values, rtol=1e-10)
+    assert_alike(arrays, expected_arrays)
+
+
+class Poison(xn.Layer):
+    """The identity, until its seventh batch in training: then `forward` or `backward` makes NaN."""
+
+    def __init__(self, where):
+        self.where, self.calls = where, []
+
+    def forward(self, x, training=False):
+        self.calls += [1] * training
+        bad = training and self.where == "output" and len(self.calls) >= 7
+        return x * np.nan if bad else x, None
+
+    def backward(self, dy, cache):
+        return (dy * np.nan if self.where == "gradient" and len(self.calls) >= 7 else dy), {}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("where", ["output", "gradient"])
+def test_a_fault_is_told_and_undone_as_in_the_plain_step(where, name, choice, backend, monkeypatch):
+    def act():
+        layers = xn.Dense(4, 8), xn.BatchNorm(8), xn.Tanh(), Poison(where), xn.Dense(8, 3)
+        net = xn.Sequential(*layers).initialize(backend, "float64", seed=2)
+        with pytest.raises(xn.DivergenceError) as caught:
+            fit(net, optimizer=OPTIMIZERS[name](0.05), epochs=3)
+        error = caught.value
+        return (str(error), error.epoch, error.batch, len(error.history["loss"])), host(net)
+
+    (told, arrays), (expected, expected_arrays) = both(monkeypatch, act)
+    assert told == expected
+    assert told[1:] == (2, 3, 1)
+    assert_alike(arrays, expected_arrays)
+
+
+@pytest.mark.parametrize("size", [5, 40_000])  # one block of parameters, and many
+def test_an_explosion_ends_at_the_plain_steps_parameters_without_a_warning(size, choice, backend, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+
+    def act():
+        net = xn.Sequential(xn.Dense(size, 6), xn.Tanh(), xn.Dense(6, 3)).initialize(backend, "float64", seed=0)
+        x, y = np.ones((8, size)), np.eye(8, 3)
+        with pytest.raises(xn.DivergenceError) as caught:
+            fit(net, x, y, xn.MeanSquaredError(), xn.SGD(1e150), epochs=5, batch_size=2)
+        return (str(caught.value), caught.value.epoch, caught.value.batch), host(net)
+
+    (told, arrays), (expected, expected_arrays) = both(monkeypatch, act)
+    assert told == expected
+    assert_alike(arrays, expected_arrays)
+
+
+@pytest.fixture
+def ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_keeps_the_plain_steps_parameters(times, choice, backend, ctrl_c, monkeypatch):
+    def act():
+        net = network(backend)
+
+        def step_end(run):
+            if run.step == 6:
+                for _ in range(times):
+                    signal.raise_signal(signal.SIGINT)
+
+        options = {"epochs": 5, "callbacks": [On(step_end=step_end)]}
+        if times == 1:
+            assert fit(net, **options).interrupted
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                fit(net, **options)
+        return host(net)
+
+    assert_alike(*both(monkeypatch, act))
+
+
+class Interrupted(xn.Layer):
+    """The identity, whose fifth backward pass raises, as a second Ctrl-C may at any time."""
+
+    def __init__(self):
+        self.calls = []
+
+    def forward(self, x, training=False):
+        return x, None
+
+    def backward(self, dy, cache):
+        self.calls.append(1)
+        if len(self.calls) == 5:
+            raise KeyboardInterrupt
+        return dy, {}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_error_amid_a_step_keeps_the_plain_steps_parameters(name, choice, backend, monkeypatch):
+    def act():
+        layers = xn.Dense(4, 8), xn.BatchNorm(8), xn.Tanh(), Interrupted(), xn.Dense(8, 3)
+        net = xn.Sequential(*layers).initialize(backend, "float64", seed=2)
+        with pytest.raises(KeyboardInterrupt):
+            fit(net, optimizer=OPTIMIZERS[name](0.05), epochs=3)
+        return host(net)
+
+    assert_alike(*both(monkeypatch, act))
+
+
+@pytest.mark.parametrize("hook", ["train_begin", "epoch_begin", "step_end", "epoch_end", "train_end"])
+def test_an_error_in_a_callback_keeps_the_plain_steps_parameters(hook, choice, backend, monkeypatch):
+    def act():
+        net = network(backend)
+
+        def fail(run):
+            if hook != "step_end" or run.step == 3:
+                raise LookupError(hook)
+
+        with pytest.raises(LookupError, match=hook):
+            fit(net, epochs=3, callbacks=[On(**{hook: fail})])
+        return host(net)
+
+    assert_alike(*both(monkeypatch, act))
+
+
+# --- whose arrays are whose -------------------------------------------------------------------------------------------
+
+
+class Keeper(xn.Callback):
+    """Keeps every array that it is shown, with its numbers as they were."""
+
+    def __init__(self):
+        self.kept = []
+
+    def keep(self, arrays, to_numpy):
+        self.kept += [(name, a, np.array(to_numpy(a))) for name, a in arrays.items()]
+
+    def step_end(self, run):
+        self.keep(run.net.params | run.net.state, run.net.backend.to_numpy)
+
+    epoch_begin = train_begin = train_end = step_end
+
+    def assert_unchanged(self, to_numpy):
+        assert self.kept
+        for name, a, numbers in self.kept:
+            np.testing.assert_array_equal(to_numpy(a), numbers, err_msg=name)
+
+
+@pytest.mark.parametrize("optimizer", [xn.SGD(0.1), xn.Nesterov(0.1), xn.Adam(0.1)], ids=repr)
+@pytest.mark.parametrize(
+    "make", [network, lambda backend: xn.Sequential(Scale(4)).initialize(backend, "float64")], ids=["many", "one"]
+)
+def test_arrays_shown_or_held_never_change_later(make, optimizer, choice, backend):
+    net, keeper = make(backend), Keeper()
+    keeper.keep(net.params | net.state, backend.to_numpy)
+    loss, y = (CROSS, Y) if make is network else (xn.MeanSquaredError(), X)
+    fit(net, y=y, loss=loss, optimizer=optimizer, epochs=2, callbacks=[keeper])
+    keeper.keep(net.params | net.state, backend.to_numpy)
+    fit(net, y=y, loss=loss, optimizer=optimizer, epochs=2, callbacks=[keeper])
+    fit(net, y=y, loss=loss, optimizer=optimizer, epochs=1)
+    keeper.assert_unchanged(backend.to_numpy)
+
+
+def test_data_and_the_gradient_of_a_loss_are_not_written_to(choice, backend):
+    class Squares:
+        """A user's loss that hands out one and the same array of gradients for a size of batch."""
+
+        def __init__(self):
+            self.kept = {}
+
+        def value_and_grad(self, prediction, target):
+            value, g = xn.MeanSquaredError().value_and_grad(prediction, target)
+            place, numbers = self.kept.setdefault(g.shape[0], (0.0 * g, []))
+            if numbers:
+                np.testing.assert_array_equal(backend.to_numpy(place), numbers[-1])
+            place[...] = g
+            numbers.append(np.array(backend.to_numpy(place)))
+            return value, place
+
+    x, t = X.copy(), np.eye(3)[Y]
+    layers = xn.BatchNorm(4), xn.Dense(4, 3), xn.BatchNorm(3), xn.ReLU()
+    fit(xn.Sequential(*layers).initialize(backend, "float64"), x, t, Squares(), epochs=3)
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_array_equal(t, np.eye(3)[Y])
+
+
+@pytest.mark.parametrize(
+    "twin_of", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"]
+)
+def test_a_trained_network_is_copied_and_trains_on_alone(twin_of, choice, backend):
+    net = network(backend)
+    fit(net, epochs=2)
+    arrays = host(net)
+    twin = twin_of(net)
+    assert_alike(host(twin), arrays, 0)
+    fit(twin, epochs=2)
+    assert_alike(host(net), arrays, 0)
+    fit(net, epochs=2)
+    assert_alike(host(net), host(twin), 0)
+
+
+def wide(backend, seed=0):
+    """A fit whose vector of parameters and whose matrices are long enough for threads."""
+    rng = np.random.default_rng(seed)
+    net = xn.Sequential(xn.Dense(300, 500), xn.BatchNorm(500), xn.ReLU(), xn.Dense(500, 10))
+    net.initialize(backend, "float32", seed=seed)
+    x, y = rng.normal(size=(700, 300)), rng.integers(10, size=700)
+    net.fit(x, y, loss=CROSS, optimizer=xn.Adam(0.001), epochs=2, batch_size=400)
+    return host(net)
+
+
+def test_two_fits_in_two_threads_are_those_of_one_after_another(choice, backend, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    expected, found = [wide(backend, seed) for seed in (0, 1)], [None, None]
+
+    def work(seed):
+        found[seed] = wide(backend, seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+        assert not thread.is_alive()
+    for arrays, others in zip(found, expected, strict=True):
+        assert_alike(arrays, others, 1e-3)  # sums may be split otherwise; what is mixed up would be of another size
+
+
+# --- which form -------------------------------------------------------------------------------------------------------
+
+
+def chosen(backend, net=None):
+    step = training_step((net or tutorial_network()).initialize(backend), CROSS, xn.Adam())
+    return type(step), type(getattr(step, "kernels", None)).__name__
+
+
+def test_generic_is_the_calls_and_reference_the_plain_step(backend, monkeypatch):
+    monkeypatch.setenv("XPNET_KERNELS", "generic")
+    assert chosen(backend) == (BufferedStep, "Calls")
+    monkeypatch.setenv("XPNET_KERNELS", "reference")
+    assert chosen(backend) == (Step, "NoneType")
+
+
+@pytest.mark.parametrize("unset", [True, False])
+def test_auto_is_the_default_and_does_without_numba_where_there_is_none(unset, backend, monkeypatch):
+    monkeypatch.setenv("XPNET_KERNELS", "" if unset else "auto")
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert chosen(backend) == (BufferedStep, "Calls")
+
+
+@pytest.mark.numba_only
+def test_auto_takes_numbas_loops_where_numba_is_there(backend, monkeypatch):
+    monkeypatch.delenv("XPNET_KERNELS", raising=False)
+    assert chosen(backend) == (BufferedStep, "NumbaKernels")
+
+
+@pytest.mark.parametrize("error", [ImportError, RuntimeError])
+def test_auto_does_without_a_numba_that_cannot_be_imported(error, backend, monkeypatch):
+    """As one that wants another NumPy, or finds no folder to keep compiled code in."""
+
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "xpnet.kernels.numba":
+                raise error("Numba needs NumPy 2.3 or less")
+
+    monkeypatch.setenv("XPNET_KERNELS", "auto")
+    monkeypatch.delitem(sys.modules, "xpnet.kernels.numba", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    assert chosen(backend) == (BufferedStep, "Calls")
+
+
+def test_another_choice_is_refused_by_name_before_the_first_step(backend, monkeypatch):
+    monkeypatch.setenv("XPNET_KERNELS", "fast")
+    net = network(backend)
+    before = host(net)
+    with pytest.raises(ValueError, match="XPNET_KERNELS is 'fast', expected one of auto, generic, reference"):
+        fit(net)
+    assert_alike(host(net), before, 0)
+
+
+def test_a_network_of_ones_own_kind_takes_the_plain_step(choice, backend):
+    class Mine(xn.Sequential):
+        pass
+
+    assert chosen(backend, Mine(xn.Dense(4, 3))) == (Step, "NoneType")
+
+
+def test_every_choice_is_told_of_in_the_packages_own_words():
+    assert all(f'"{choice}"' in xn.kernels.__doc__ for choice in CHOICES)
+    assert issubclass(BufferedStep, Step)
+    assert callable(Calls.update)

@@ -1,0 +1,370 @@
+"""The fast forms of the training step, calls and Numba's loops, against the plain one: the same numbers."""
+
+import numpy as np
+import pytest
+from cases import FEATURES, LAYERS, LOSSES, Scale, tutorial_network
+
+import xpnet as xn
+from xpnet.kernels.buffered import BufferedStep
+from xpnet.step import Step
+
+pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only]
+
+# A gradient here is a chain of some ten sums of up to 40 terms, and weights add up five of them: at most 10 · 40 · 5
+# roundings of half an eps, each relative to the largest number in its sum.
+ROUNDINGS = 1000
+EPS = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
+SIZES = (33, 33, 5, 40, 2)  # of the batches: alike, smaller, and larger than any before
+CROSS = xn.SoftmaxCrossEntropy()
+
+
+@pytest.fixture
+def backend(request):
+    return xn.get_backend(request.config.getoption("--backend"))
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+def taken(step, batches):
+    """The loss, weights, slots and statistics after each batch, as NumPy's own copies."""
+    host, carry, seen = step.backend.to_numpy, step.start, []
+    with step.backend.scope():
+        for x, y in batches:
+            value, carry = step.on_rows(carry, x, y, slice(0, x.shape[0]), (carry,))
+            slots = {f"slot {name}": carry.slots[name] for name in getattr(step.optimizer, "memory", ())}
+            arrays = {"weights": carry.weights} | slots | step.state(carry)
+            seen.append((float(value), carry.slots["step"], {k: np.array(host(a)) for k, a in arrays.items()}))
+    return seen
+
+
+def assert_same_steps(kernels, backend, dtype, net, loss=CROSS, optimizer=None, sizes=SIZES, target=None, rtol=None):
+    """Five steps of the fast form are the plain one's, to ROUNDINGS of each array's largest entry."""
+    rng = np.random.default_rng(3)
+    net = net.initialize(backend, dtype, seed=5)
+    features = (net.input_shape or (FEATURES,))[0]
+    with backend.scope():
+        outputs = net.forward(backend.asarray(np.zeros((2, features)), dtype))[0].shape[1]
+    target = target or (lambda rng, n, k: rng.integers(k, size=n))
+    batches = []
+    for n in sizes:
+        x = backend.asarray(rng.normal(size=(n, features)), dtype)
+        like = backend.asarray(np.zeros((n, outputs)), dtype)
+        batches.append((x, loss.encode(target(rng, n, outputs), like)))
+    before = [[np.array(backend.to_numpy(a)) for a in batch] for batch in batches]
+    optimizer = optimizer or xn.SGD(0.1)
+    with backend.scope():
+        plain, fast = Step(net, loss, optimizer), BufferedStep(net, loss, optimizer, kernels())
+    expected, seen = taken(plain, batches), taken(fast, batches)
+    rtol = rtol or ROUNDINGS * EPS[dtype]
+    for (value, count, arrays), (plain_value, plain_count, plain_arrays) in zip(seen, expected, strict=True):
+        assert value == pytest.approx(plain_value, rel=rtol, abs=rtol)
+        assert count == plain_count
+        assert arrays.keys() == plain_arrays.keys()
+        for name, a in plain_arrays.items():
+            assert arrays[name].dtype == a.dtype
+            np.testing.assert_allclose(arrays[name], a, rtol=0, atol=rtol * max(1.0, np.abs(a).max()), err_msg=name)
+    for batch, numbers in zip(batches, before, strict=True):
+        for a, b in zip(batch, numbers, strict=True):
+            np.testing.assert_array_equal(backend.to_numpy(a), b)
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+class Same(xn.Layer):
+    """The identity, handing on x and dy themselves."""
+
+    def forward(self, x, training=False):
+        return x, None
+
+    def backward(self, dy, cache):
+        return dy, {}
+
+
+class Stop(xn.Layer):
+    """The identity, whose dx is one and the same constant: `make` gives it from an array of zeros like dy."""
+
+    def __init__(self, make):
+        self.make, self.kept = make, {}
+
+    def forward(self, x, training=False):
+        return x, None
+
+    def backward(self, dy, cache):
+        shape = tuple(dy.shape)
+        if shape not in self.kept:
+            self.kept[shape] = self.make(0.0 * dy)
+        kept = self.kept[shape]
+        assert bool((kept == kept.ravel()[0]).all())  # nobody has written into it
+        return kept, {}
+
+
+class Images(xn.Layer):
+    """Rows as small images and back, y = x + 0.1 (x's left neighbour): arrays of three axes inside."""
+
+    def forward(self, x, training=False):
+        images = x.reshape((x.shape[0], 2, -1))
+        y = images * 1.0
+        y[:, :, 1:] += 0.1 * images[:, :, :-1]
+        return y.reshape(tuple(x.shape)), None
+
+    def backward(self, dy, cache):
+        images = dy.reshape((dy.shape[0], 2, -1))
+        dx = images * 1.0
+        dx[:, :, :-1] += 0.1 * images[:, :, 1:]
+        return dx.reshape(tuple(dy.shape)), {}
+
+
+class Folded(xn.Layer):
+    """(N, D) as (N, 2, D / 2), or back: what comes between works on three axes."""
+
+    def __init__(self, back=False):
+        self.back = back
+
+    def forward(self, x, training=False):
+        return x.reshape((x.shape[0], -1) if self.back else (x.shape[0], 2, -1)), tuple(x.shape)
+
+    def backward(self, dy, cache):
+        return dy.reshape(cache), {}
+
+    def output_shape(self, shape):
+        return shape
+
+
+class Twice(xn.Sequential):
+    """A Sequential of one's own: y = 2 inner(x)."""
+
+    def forward(self, x, training=False):
+        y, cache = super().forward(x, training)
+        return 2.0 * y, cache
+
+    def backward(self, dy, cache):
+        return super().backward(2.0 * dy, cache)
+
+
+def read_only(a):
+    a = a + 0.25
+    if isinstance(a, np.ndarray):
+        a.flags.writeable = False
+    return a
+
+
+def broadcast(a):
+    a = a + 0.25
+    return np.broadcast_to(a[:1, :1], a.shape) if isinstance(a, np.ndarray) else a[:1, :1].expand(a.shape)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_in_the_middle_of_a_network(name, kernels, backend, dtype):
+    layer = LAYERS[name]()
+    (features,) = layer.output_shape((FEATURES,))
+    net = xn.Sequential(xn.Dense(5, FEATURES), layer, xn.Dense(features, 3))
+    assert_same_steps(kernels, backend, dtype, net)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_at_the_ends_of_a_network(name, kernels, backend):
+    first, last = LAYERS[name](), LAYERS[name]()
+    (features,) = first.output_shape((FEATURES,))
+    net = xn.Sequential(first, xn.Dense(features, FEATURES), last)
+    assert_same_steps(kernels, backend, "float64", net, xn.MeanSquaredError(), xn.SGD(0.01), target=normal)
+
+
+def normal(rng, n, k):
+    return rng.normal(size=(n, k))
+
+
+D = xn.Dense
+NETWORKS = {
+    "tutorial": tutorial_network,
+    "dense alone": lambda: xn.Sequential(D(6, 3)),
+    "dense, norm, function": lambda: xn.Sequential(D(6, 8), xn.BatchNorm(8), xn.Tanh(), D(8, 3)),
+    "dense, function": lambda: xn.Sequential(D(6, 8), xn.Sigmoid(), D(8, 7), xn.ReLU(), D(7, 3), xn.Tanh()),
+    "dense, dense": lambda: xn.Sequential(D(6, 8), D(8, 9), D(9, 4), D(4, 3)),
+    "norm first": lambda: xn.Sequential(xn.BatchNorm(6), D(6, 5), xn.BatchNorm(5), xn.ReLU(), D(5, 3)),
+    "norm and function first": lambda: xn.Sequential(xn.BatchNorm(6), xn.Sigmoid(), D(6, 3)),
+    "norm, norm": lambda: xn.Sequential(D(6, 5), xn.BatchNorm(5), xn.BatchNorm(5), xn.ReLU(), xn.BatchNorm(5)),
+    "function first": lambda: xn.Sequential(xn.Tanh(), D(6, 5), xn.Sigmoid(), xn.ReLU(), D(5, 3)),
+    "frozen dense first": lambda: xn.Sequential(D(6, 5, trainable=False), xn.BatchNorm(5), xn.ReLU(), D(5, 3)),
+    "frozen dense within": lambda: xn.Sequential(D(6, 5), xn.ReLU(), D(5, 5, trainable=False), xn.Tanh(), D(5, 3)),
+    "frozen norm": lambda: xn.Sequential(D(6, 5), xn.BatchNorm(5, trainable=False), xn.Sigmoid(), D(5, 3)),
+    "dropout": lambda: xn.Sequential(
+        xn.Dropout(0.1), D(6, 9), xn.Dropout(0.3), xn.BatchNorm(9), xn.Dropout(0.2), xn.ReLU(), D(9, 3)
+    ),
+    "nested": lambda: xn.Sequential(
+        xn.Sequential(D(6, 8), xn.Sequential(xn.BatchNorm(8))), xn.Sequential(xn.ReLU(), D(8, 3)), xn.Sequential()
+    ),
+    "a Sequential of one's own": lambda: xn.Sequential(
+        D(6, 8), xn.ReLU(), Twice(D(8, 8), xn.BatchNorm(8), xn.Dropout(0.2)), xn.BatchNorm(8), D(8, 3)
+    ),
+    "a Sequential of one's own first": lambda: xn.Sequential(Twice(xn.BatchNorm(6), D(6, 8)), xn.ReLU(), D(8, 3)),
+    "a user's layer between blocks": lambda: xn.Sequential(D(6, 8), xn.ReLU(), Scale(8), xn.BatchNorm(8), D(8, 3)),
+    "dy handed on": lambda: xn.Sequential(
+        D(6, 7), xn.BatchNorm(7), xn.Tanh(), Same(), D(7, 9), Same(), Same(), D(9, 3)
+    ),
+    "dy handed on past dense layers": lambda: xn.Sequential(D(6, 30), D(30, 20), Same(), D(20, 10), Same(), D(10, 3)),
+    "images": lambda: xn.Sequential(D(6, 8), xn.ReLU(), Images(), D(8, 3)),
+    "three axes": lambda: xn.Sequential(D(6, 8), xn.ReLU(), Folded(), xn.Tanh(), Same(), Folded(back=True), D(8, 3)),
+}
+for _name, _make in {"array": lambda a: a + 0.25, "read-only array": read_only, "broadcast array": broadcast}.items():
+    NETWORKS[f"a constant {_name} as dx"] = lambda make=_make: xn.Sequential(
+        D(6, 5), xn.BatchNorm(5), xn.ReLU(), Stop(make), D(5, 4), xn.Sigmoid(), Stop(make), D(4, 4), Stop(make), D(4, 3)
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_runs_of_layers(name, kernels, backend, dtype):
+    assert_same_steps(kernels, backend, dtype, NETWORKS[name]())
+
+
+def test_a_product_is_never_put_over_its_own_factor(kernels, backend):
+    """Where a layer hands on dy itself, from one dense layer to another: with sizes that are multiplied in parts."""
+    net = xn.Sequential(D(5, 400), D(400, 300), Same(), D(300, 3))
+    assert_same_steps(kernels, backend, "float64", net, sizes=(20, 20, 20), optimizer=xn.SGD(0.01))
+
+
+def test_a_batch_of_one(kernels, backend, dtype):
+    net = xn.Sequential(D(6, 5), xn.ReLU(), xn.BatchNorm(5, trainable=False), D(5, 1), xn.Sigmoid())
+    assert_same_steps(kernels, backend, dtype, net, xn.MeanSquaredError(), sizes=(1, 4, 1), target=normal)
+
+
+# --- losses and optimizers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name, reduction, kernels, backend, dtype):
+    make, prediction, target = LOSSES[name]
+    last = [xn.Sigmoid()] if prediction.__name__ == "probabilities" else []
+    net = xn.Sequential(D(6, 8), xn.Tanh(), D(8, 4), *last)
+    assert_same_steps(kernels, backend, dtype, net, make(reduction=reduction), xn.SGD(0.01), target=target)
+
+
+class Signs(xn.Optimizer):
+    """One's own: a rule that is not elementwise, for it goes by the vector's largest gradient."""
+
+    memory = ("last",)
+
+    def rule(self, w, g, slots, rate):
+        g = g / (abs(g).max() + 1.0) + 0.1 * slots["last"]
+        return w - rate * g, {"last": g}
+
+
+class Halved(xn.SGD):
+    """One's own `update`."""
+
+    def update(self, w, gradient, slots):
+        return super().update(w, 0.5 * gradient, slots)
+
+
+class Bare:
+    """An optimizer that derives from nothing."""
+
+    def init(self, w):
+        return {"step": 0}
+
+    def lookahead(self, w, slots):
+        return w
+
+    def update(self, w, gradient, slots):
+        return w - 0.1 * gradient, {"step": slots["step"] + 1}
+
+
+LIMITS = {"weight_decay": 0.1, "clip_value": 0.05, "clip_norm": 0.5}
+OPTIMIZERS = {
+    **{f"sgd, {name}": lambda name=name, v=v: xn.SGD(0.1, **{name: v}) for name, v in LIMITS.items()},
+    "sgd, all": lambda: xn.SGD(0.1, momentum=0.5, **LIMITS),
+    "sgd, schedule": lambda: xn.SGD(xn.WarmUp(xn.ExponentialDecay(0.1, 0.5, 2), 3)),
+    "nesterov": lambda: xn.Nesterov(0.1, clip_value=None),
+    "nesterov, all": lambda: xn.Nesterov(0.1, **LIMITS),
+    "adagrad": lambda: xn.Adagrad(0.01, eps=1e-2, **LIMITS),
+    "rmsprop": lambda: xn.RMSprop(xn.CosineDecay(0.01, 10), eps=1e-2, **LIMITS),
+    "adam": lambda: xn.Adam(0.01, eps=0.1),
+    "adam, uncorrected": lambda: xn.Adam(0.01, eps=0.1, bias_correction=False, **LIMITS),
+    "adamw": lambda: xn.AdamW(xn.StepDecay(0.01, 0.5, 2), eps=0.1, clip_value=0.05, clip_norm=0.5),
+    "one's own rule": lambda: Signs(0.1, **LIMITS),
+    "one's own update": lambda: Halved(0.1, **LIMITS),
+    "derived from nothing": Bare,
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers(name, kernels, backend, dtype):
+    """With an eps that keeps Adam's step of a gradient that is but rounding as small as the gradient."""
+    net = xn.Sequential(D(6, 8), xn.BatchNorm(8), xn.Tanh(), xn.Dropout(0.1), D(8, 3))
+    rtol = 10 * ROUNDINGS * EPS[dtype]  # Adagrad and RMSprop magnify by 1 / √eps, which is 10
+    assert_same_steps(kernels, backend, dtype, net, optimizer=OPTIMIZERS[name](), rtol=rtol)
+
+
+@pytest.mark.parametrize("optimizer", [Signs(0.1, **LIMITS), xn.Adam(0.01, eps=0.1), xn.Nesterov(0.1)], ids=repr)
+def test_optimizers_on_a_vector_of_many_blocks(optimizer, kernels, backend):
+    net = xn.Sequential(D(500, 400), xn.Tanh(), D(400, 3))
+    assert_same_steps(kernels, backend, "float64", net, optimizer=optimizer, sizes=(5, 5, 5))
+
+
+def test_a_bias_before_a_batch_norm_stays_and_predictions_agree(kernels, backend, dtype):
+    """Its gradient is 0; the layers one by one give it rounding, of which Adam makes whole steps."""
+    rng = np.random.default_rng(0)
+    net = xn.Sequential(D(6, 8), xn.BatchNorm(8, momentum=0.5), xn.Tanh(), D(8, 3)).initialize(backend, dtype)
+    net.set_params({name: rng.normal(size=tuple(a.shape)) for name, a in net.params.items()})
+    bias = np.array(backend.to_numpy(net.params["0.bias"]))
+    x = backend.asarray(rng.normal(size=(40, 6)), dtype)
+    y = CROSS.encode(rng.integers(3, size=40), backend.asarray(np.zeros((40, 3)), dtype))
+    outputs = []
+    with backend.scope():
+        for step in (Step(net, CROSS, xn.Adam(0.01)), BufferedStep(net, CROSS, xn.Adam(0.01), kernels())):
+            carry, twin = step.start, net.clone()
+            for _ in range(5):
+                _, carry = step(carry, x, y)
+            step.publish(carry, twin)
+            outputs.append(np.array(backend.to_numpy(twin.forward(x, training=True)[0])))
+    np.testing.assert_array_equal(backend.to_numpy(twin.params["0.bias"]), bias)
+    # a weight whose gradient is a thousandth of the largest has a thousand times the relative rounding
+    atol = 1000 * ROUNDINGS * EPS[dtype] * 0.01 * np.abs(outputs[0]).max()
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=atol)
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------------
+
+
+class Misfit(xn.Layer):
+    """The identity, but for what `y` and `dx` make of x and dy."""
+
+    def __init__(self, y=lambda a: a, dx=lambda a: a):
+        self.y, self.dx = y, dx
+
+    def forward(self, x, training=False):
+        return self.y(x) if training else x, None
+
+    def backward(self, dy, cache):
+        return self.dx(dy), {}
+
+
+def doubled(a):
+    return xn.backend.namespace(a).astype(a, xn.backend.namespace(a).float64)
+
+
+@pytest.mark.parametrize("after", [lambda: D(6, 3), lambda: xn.BatchNorm(6)], ids=["dense", "batch norm"])
+@pytest.mark.parametrize("before", [xn.Tanh, lambda: xn.BatchNorm(6), xn.Sequential], ids=["tanh", "norm", "dense"])
+@pytest.mark.parametrize(
+    ("misfit", "message"),
+    [
+        ({"y": lambda a: a[:, :3]}, r"shape \(8, 3\), expected \(8, 6\)"),
+        ({"y": lambda a: a[:, :, None]}, r"shape \(8, 6, 1\), expected \(.*6\)"),
+        ({"y": doubled}, "float64, expected .*float32"),
+        ({"dx": lambda a: a[:, :1]}, r"shape \(8, 1\), expected \(8, 6\)"),
+        ({"dx": lambda a: a[:2, :]}, r"shape \(2, 6\), expected \(8, 6\)"),
+        ({"dx": doubled}, "float64, expected .*float32"),
+    ],
+    ids=["few columns", "three axes", "y's dtype", "one column", "few rows", "dx's dtype"],
+)
+def test_arrays_that_do_not_fit_are_refused_and_no_kernel_sees_them(misfit, message, before, after, kernels, backend):
+    net = xn.Sequential(D(5, 6), before(), Misfit(**misfit), after(), D(after().output_shape((6,))[0], 6))
+    net.initialize(backend, "float32")
+    step = BufferedStep(net, CROSS, xn.SGD(), kernels())
+    x, y = backend.asarray(np.ones((8, 5)), "float32"), backend.asarray(np.eye(8, 6), "float32")
+    with backend.scope(), pytest.raises(ValueError, match=f"a layer or loss gave an array of .*{message}"):
+        step(step.start, x, y)
