@@ -88,8 +88,8 @@ class Library:
 
 def pytest_generate_tests(metafunc):
     name = metafunc.config.getoption("--backend")
-    if "kind" in metafunc.fixturenames:
-        metafunc.parametrize("kind", ["calls", *["numba"] * (name == "numpy" and NUMBA)])
+    if "kernels_of" in metafunc.fixturenames:
+        metafunc.parametrize("kernels_of", ["calls", *["numba"] * (name == "numpy" and NUMBA)])
     if "lib" in metafunc.fixturenames:
         kinds = [{}]
         if name == "numpy":
@@ -101,11 +101,11 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture
-def kernels(kind, request):
+def kernels(kernels_of, request):
     """Makes the kernels under test, the calls or Numba's loops, on the backend under test."""
     backend = xn.get_backend(request.config.getoption("--backend"))
-    module = importlib.import_module(f"xpnet.kernels.{kind}")
-    return lambda: (module.NumbaKernels if kind == "numba" else module.Calls)(backend)
+    module = importlib.import_module(f"xpnet.kernels.{kernels_of}")
+    return lambda: (module.NumbaKernels if kernels_of == "numba" else module.Calls)(backend)
 
 
 @pytest.fixture
