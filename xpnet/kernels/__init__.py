@@ -2,10 +2,13 @@
 
     buffered.py   the step in stages that write into arrays made once: NumPy, PyTorch, CuPy
     calls.py      a stage's work in the calls of NumPy or PyTorch
+    numba.py      the same in loops that Numba compiles: NumPy, where Numba is installed
     cupy.py       a stage's work in CUDA kernels of our own, whose source is cupy.cu
+    jax.py        the step compiled as a whole by jax.jit, from the layers' own code: JAX
 
 The environment variable XPNET_KERNELS chooses: "auto", the default, takes the fastest that is installed; "generic" does
-without what Numba or CUDA code compiles; "reference" is `step.Step` itself, the layers' own forward and backward.
+without what Numba or CUDA code compiles, which jax.jit needs none of; "reference" is `step.Step` itself, the layers'
+own forward and backward.
 """
 
 import importlib
@@ -34,4 +37,5 @@ def training_step(net: "Sequential", loss: Loss, optimizer: Optimizer) -> Step:
     return step
 
 
-STEPS = {"numpy": "buffered", "torch": "buffered", "cupy": "buffered"}  # the module for each backend
+# the module for each backend
+STEPS = {"numpy": "buffered", "torch": "buffered", "cupy": "buffered", "jax": "jax"}
