@@ -40,6 +40,11 @@ def is_array(x: object) -> bool:
     return bool(importlib.import_module("array_api_compat").is_array_api_obj(x))
 
 
+def is_compiled(x: Array) -> bool:
+    """Whether a compiler makes one loop of many of its library's functions: there the plainest formula is fastest."""
+    return bool(namespace(x).__name__ == _JAX.module)
+
+
 def device_of(x: Array) -> Any:
     """The device that array `x` lives on, as creation functions take it."""
     return importlib.import_module("array_api_compat").device(x)
