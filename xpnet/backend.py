@@ -262,6 +262,12 @@ class _JAX(Backend):
             self._jax.config.update("jax_enable_x64", True)
         return super().dtype(dtype)
 
+    def stack(self, values: Sequence[Any]) -> np.ndarray:
+        """As everywhere, but one by one: jnp.stack takes 5 µs for each, and half a second when their number is new."""
+        if getattr(self.device, "platform", "cpu") != "cpu":
+            values = self._jax.device_get(values)  # pragma: no cover  # needs a GPU: all transfers at a time
+        return np.array([np.asarray(value) for value in values], dtype=np.float64)
+
     def synchronize(self) -> None:
         self._jax.block_until_ready(self._jax.device_put(0.0, self.device) + 0.0)  # a device works in order
 
