@@ -36,6 +36,8 @@ class Step:
     faster. They may write over the arrays of old carries; `on_rows` is told which to leave alone.
     """
 
+    gathers = False  # whether `on_rows` may be given the numbers of rows for a slice, and is faster so
+
     def __init__(self, net: "Sequential", loss: Loss, optimizer: Optimizer):
         self.backend = net.backend
         self.worker = net.clone()
@@ -52,19 +54,25 @@ class Step:
         self.stateful = [
             (layer, [(k, f"{p}.{k}") for k in layer.state]) for p, layer in self.worker.leaves() if layer.state
         ]
+        self.start = self._begin()
+
+    def _begin(self) -> Carry:
         weights = ops.join([layer.params[key] for _, layer, key in self.trained])
-        self.start = Carry(weights, optimizer.init(weights), self.worker.state)
+        return Carry(weights, self.optimizer.init(weights), self.worker.state)
 
     def __call__(self, carry: Carry, x: Array, y: Array) -> tuple[Array, Carry]:
         self._bind(carry)
+        value, gradients, state = self.passes(x, y)
+        weights, slots = self.optimizer.update(carry.weights, ops.join(gradients), carry.slots)
+        return value, Carry(weights, slots, state)
+
+    def passes(self, x: Array, y: Array) -> tuple[Array, list[Array], dict[str, Array]]:
+        """Forward, loss and backward: the loss, the gradients in the order of `names`, the next statistics."""
         prediction, cache = self.worker.forward(x, training=True)
         value, dy = self.loss(prediction, y)
         grads = self.worker.backward_params(dy, cache, self.lowest)
-        gradient = ops.join(
-            [self.checked(grads, name, shape) for name, shape in zip(self.names, self.shapes, strict=True)]
-        )
-        weights, slots = self.optimizer.update(carry.weights, gradient, carry.slots)
-        return value, Carry(weights, slots, self.worker.next_state(cache))
+        gradients = [self.checked(grads, name, shape) for name, shape in zip(self.names, self.shapes, strict=True)]
+        return value, gradients, self.worker.next_state(cache)
 
     def on_rows(self, carry: Carry, x: Array, y: Array, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
         """The step on these rows of x and y. It may write over all arrays that earlier steps gave, but those of the

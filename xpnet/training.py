@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .network import Sequential
 
 Metric = Callable[[Array, Array], Any]
-Batch = tuple[Array, Array, slice]  # x, y, and which rows of them
+Batch = tuple[Array, Array, Any]  # x, y, and which rows of them: a slice, or their numbers for a step that gathers
 GATHER = 2**17  # entries of x: an epoch of up to so many is put into its order at once, a longer one batch by batch
 
 
@@ -87,11 +87,12 @@ class Run:
             step_end()
             if self.history.interrupted:
                 break
+        sound = immediate or step.finite(self._carry)  # asked before the losses: the host is then woken once
         losses = self._net.backend.stack(values)
         self.history.seconds += time.perf_counter() - began
         self.history.steps = self.step
         if not immediate:
-            if not (np.isfinite(losses).all() and step.finite(self._carry)):
+            if not (sound and np.isfinite(losses).all()):
                 raise self._divergence_in(batches(), losses)
             self._safe = before if number == self.steps_per_epoch else self._start
         return losses
@@ -163,7 +164,8 @@ def fit(
     sizes = np.array([s.stop - s.start for s in slices])
     weights = np.ones(len(sizes)) if getattr(loss, "reduction", "mean") == "sum" else sizes / rows
     rng = copy.deepcopy(net.rng)
-    run = Run(net, training_step(net, loss, optimizer), epochs, len(slices))
+    step = training_step(net, loss, optimizer)
+    run = Run(net, step, epochs, len(slices))
 
     def call(hook: str) -> None:
         for callback in hooks:
@@ -179,7 +181,7 @@ def fit(
             while run.epoch < epochs and not run.stop:
                 call("epoch_begin")
                 order = rng.permutation(rows) if shuffle and len(slices) > 1 else None
-                losses = run.train_epoch(lambda: batches_of(net.backend, x, y, slices, order), step_end)  # noqa: B023
+                losses = run.train_epoch(lambda: batches_of(step, x, y, slices, order), step_end)  # noqa: B023
                 if len(losses) < len(slices):  # Ctrl-C: an unfinished epoch has no history
                     break
                 run.epoch += 1
@@ -233,12 +235,13 @@ def forward_in_batches(net: "Sequential", x: Array, batch_size: int | None) -> A
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-def batches_of(
-    backend: Backend, x: Array, y: Array, slices: Sequence[slice], order: np.ndarray | None
-) -> Iterator[Batch]:
+def batches_of(step: Step, x: Array, y: Array, slices: Sequence[slice], order: np.ndarray | None) -> Iterator[Batch]:
     """The batches of x and y, slice by slice, in this order of the rows; None: as they lie."""
+    backend = step.backend
     if order is None:
         yield from ((x, y, rows) for rows in slices)
+    elif step.gathers:
+        yield from ((x, y, order[rows]) for rows in slices)
     elif math.prod(x.shape) <= GATHER:
         x, y = take_rows(backend, order, x, y)
         yield from ((x, y, rows) for rows in slices)

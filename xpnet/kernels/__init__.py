@@ -2,9 +2,11 @@
 
     buffered.py   the step in stages that write into arrays made once: NumPy, PyTorch
     calls.py      a stage's work in the calls of NumPy or PyTorch
+    jax.py        the step compiled as a whole by jax.jit, from the layers' own code: JAX
 
 The environment variable XPNET_KERNELS chooses: "auto", the default, takes the fastest that is installed; "generic" does
-without what Numba or CUDA code compiles; "reference" is `step.Step` itself, the layers' own forward and backward.
+without what Numba or CUDA code compiles, which jax.jit needs none of; "reference" is `step.Step` itself, the layers'
+own forward and backward.
 """
 
 import importlib
@@ -33,4 +35,4 @@ def training_step(net: "Sequential", loss: Loss, optimizer: Optimizer) -> Step:
     return step
 
 
-STEPS = {"numpy": "buffered", "torch": "buffered"}  # the module for each backend
+STEPS = {"numpy": "buffered", "torch": "buffered", "jax": "jax"}  # the module for each backend
