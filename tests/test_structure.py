@@ -21,7 +21,7 @@ ORDER = [  # each module imports only from those before it
     "losses metrics",
     "optimizers",
     "step",
-    "kernels.threads",
+    "kernels.threads kernels.products kernels.rules",
     "kernels.calls",
     "kernels.numba kernels.cupy kernels.jax kernels.buffered",
     "kernels.__init__",

@@ -83,7 +83,7 @@ class Block:
         self.dense: Any = None  # name and layer
         self.norm: Any = None
         self.function: Any = None
-        self.owns_x = self.owns_dy = True  # whether our stages made them: they fit, and dy may be written over
+        self.owns_x = self.owns_dy = True  # whether they come from a stage of ours: they fit, dy is ours to change
         self.mean = self.var = None  # where BatchNorm's statistics of the batch go
 
     def take(self, prefix: str, layer: Layer) -> bool:
@@ -341,18 +341,22 @@ class BufferedStep(Step):
         if self.point is not None:
             self.look_ahead(self.optimizer, carry.weights, carry.slots, self.point.flat)
             return self.point
-        return next(side for side in self.sides if side.flat is carry.weights)
+        for side in self.sides:
+            if side.flat is carry.weights:
+                break
+        return side
 
     def _free_side(self, carry: Carry, keep: tuple[Carry, ...]) -> Side:
-        taken = [carry.weights, *[kept.weights for kept in keep]]
         for side in self.sides:
-            if all(side.flat is not w for w in taken):
+            if side.flat is not carry.weights and not any(side.flat is kept.weights for kept in keep):
                 return side
         self.sides.append(Side(self, self.backend.xp.zeros_like(carry.weights)))
         return self.sides[-1]
 
     def _free_slots(self, carry: Carry, keep: tuple[Carry, ...]) -> Slots:
         """Slots to write the next ones into: the carry's own, unless they are wanted still."""
+        if not (keep or self.looks_ahead):
+            return carry.slots
         names = getattr(self.optimizer, "memory", ())  # an optimizer of one's own need not derive from ours
         taken = [kept.slots for kept in keep] + [carry.slots] * self.looks_ahead
         for slots in (carry.slots, *self.slots):

@@ -4,68 +4,63 @@ Axes: N batch, H features, K classes. Matrices are (H, N), a feature's batch in 
 Every function here has twins of the same name and arguments in `numba.py` and `cupy.py`.
 """
 
+import copy
 import importlib
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from .. import optimizers
 from ..backend import Array, Backend
 from ..layers.activations import ReLU, Sigmoid, Tanh
 from ..layers.base import Layer
 from ..optimizers import Optimizer, Slots
+from .products import product
+from .rules import RULES
 from .threads import in_blocks
 
 Work = Any  # buffered.Workspace: an array by name and shape, made once
-BLOCK = 2**15  # entries of a vector that an optimizer's step takes at a time: they and its temporaries stay in cache
-ELEMENTWISE = {getattr(optimizers, name) for name in ("SGD", "Nesterov", "Adagrad", "RMSprop", "Adam", "AdamW")}
-
-
-SMALL, MOST = 10**6, 2**22  # multiplications
-
-
-def product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """A @ b in NumPy, one of middling size as several small ones along its longest axis, in this thread.
-
-    OpenBLAS multiplies up to SMALL without copying the matrices into blocks first, at nearly twice the speed; and other
-    threads would take the results into their own caches.
-    """
-    if b.ndim == 1 or not SMALL < a.size * b.shape[1] <= MOST:
-        return np.dot(a, b, out=out)
-    (m, k), n = a.shape, b.shape[1]
-    parts = -(-m * k * n // SMALL)
-    stretch = -(-max(m, k, n) // parts)
-    if k > max(m, n):
-        np.dot(a[:, :stretch], b[:stretch], out=out)
-        for i in range(stretch, k, stretch):
-            out += np.dot(a[:, i : i + stretch], b[i : i + stretch])
-    elif m > n:
-        for i in range(0, m, stretch):
-            np.dot(a[i : i + stretch], b, out=out[i : i + stretch])
-    else:
-        for i in range(0, n, stretch):
-            np.matmul(a, b[:, i : i + stretch], out=out[:, i : i + stretch])
-    return out
+BLOCK = 2**15  # numbers of each array that are gone through at a time: they stay in cache
+SHARED = 2**17  # numbers from which blocks and threads pay
 
 
 class Bound:
     """What the calls of one block write into for one size of batch, found once: (H, N) arrays and (H,) vectors."""
 
+    eps: float  # BatchNorm's
+
     def __init__(self, calls: "Calls", f: Layer | None, z: Array, work: Work, own: bool, norm: bool):
         h, n = shape = tuple(z.shape)
+        self.rows = max(1, BLOCK // n) if calls.shares and h * n > SHARED else h  # gone through at a time
         self.ones = calls.filled(work, "ones", (n,), 1.0)
-        self.y = work("y", shape) if norm or not own else z
+        self.y = work("y", shape) if norm else z
         if type(f) is ReLU:
             self.mask = work("mask", shape, calls.xp.bool)
-            self.zeros = calls.filled(work, "zeros", shape, 0.0)
+            self.zeros = calls.filled(work, "zeros", (self.rows, n), 0.0)
         elif f is not None:
             self.slope = work("slope", shape)
         if norm:
             self.average = calls.filled(work, f"1/{n}", (n,), 1.0 / n)
             self.centred = z if own else work("centred", shape)
             self.scale, self.gain, self.small = (work(name, (h,)) for name in ("scale", "gain", "small"))
-            self.gain_column, self.small_column = self.gain[:, None], self.small[:, None]
+            self._columns()
+        self.parts: dict[int, Bound] = {}
+
+    def _columns(self) -> None:
+        self.gain_column, self.small_column = self.gain[:, None], self.small[:, None]
+
+    def part(self, rows: slice) -> "Bound":
+        """Those rows of all that has rows."""
+        try:
+            return self.parts[rows.start]
+        except KeyError:
+            part = self.parts[rows.start] = copy.copy(self)
+            for name in ("y", "mask", "slope", "centred", "scale", "gain", "small"):
+                if hasattr(self, name):
+                    setattr(part, name, getattr(self, name)[rows])
+            if hasattr(self, "zeros"):
+                part.zeros = self.zeros[: rows.stop - rows.start]
+            if hasattr(self, "gain"):
+                part._columns()
+            return part
 
 
 class Calls:
@@ -81,12 +76,13 @@ class Calls:
         self.xp, self.device = backend.xp, backend.device
         self.checked: tuple[Any, float] = (None, 0.0)  # a vector of parameters, and a sum that is finite if it is
         self.row_dot = getattr(lib, "vecdot", None) or lib.linalg.vecdot
+        self.shares = backend.name == "numpy"  # PyTorch's calls have threads of their own
         if backend.name == "numpy":  # the same as below, in calls that cost less
-            self.product = product
+            self.product, self.sums = product, lib.dot
             self.top = lambda z, out: lib.maximum.reduce(z, 0, None, out)
             self.reciprocal = lambda x, out: lib.divide(1.0, x, out=out)
         else:
-            self.product = lambda a, b, out: lib.matmul(a, b, out=out)
+            self.product = self.sums = lambda a, b, out: lib.matmul(a, b, out=out)
             self.top = lambda z, out: lib.amax(z, 0, out=out)
             self.reciprocal = lib.reciprocal
 
@@ -105,28 +101,39 @@ class Calls:
             found = work.bound[n] = Bound(self, f, z, work, own, norm)
         return found
 
+    def by_rows(self, work: Callable[..., None], b: Bound, f: Layer | None, *arrays: Array) -> None:
+        """Do the work, of much data block by block, which stay in cache, on several cores."""
+        h = arrays[0].shape[0]
+        if b.rows == h:
+            work(b, f, *arrays)
+        else:
+            in_blocks(lambda rows: work(b.part(rows), f, *[a[rows] for a in arrays]), h, b.rows)
+
     # --- activation ---
 
-    def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work, own: bool) -> Array:
-        """y = f(z + bias). Where z is its `own`, it may be written over."""
+    def activation(self, f: Layer | None, z: Array, bias: Array, work: Work, own: bool) -> Array:
+        """y = f(z + bias), in z's place."""
         b = self.bound(f, z, work, own, norm=False)
-        if bias is not None:
-            z = self.lib.add(z, bias[:, None], out=b.y)
-        return self._function(f, z, b)
+        self.by_rows(self._activation, b, f, z, bias)
+        return z
 
-    def _function(self, f: Layer | None, u: Array, b: Bound) -> Array:
+    def _activation(self, b: Bound, f: Layer | None, z: Array, bias: Array) -> None:
+        z += bias[:, None]
+        self._function(b, f)
+
+    def _function(self, b: Bound, f: Layer | None) -> None:
+        """y ← f(y)"""
         lib, y = self.lib, b.y
-        if f is None:
-            return u
         if type(f) is ReLU:
-            lib.greater_equal(u, 0.0, out=b.mask)
-            return lib.maximum(u, b.zeros, out=y)  # several times as fast as with a number
-        if type(f) is Tanh:
-            return lib.tanh(u, out=y)
-        lib.negative(u, out=y)
-        lib.exp(y, out=y)  # may be infinite, and y then 0
-        y += 1.0
-        return self.reciprocal(y, out=y)
+            lib.greater_equal(y, 0.0, out=b.mask)
+            lib.maximum(y, b.zeros, out=y)  # several times as fast as with a number
+        elif type(f) is Tanh:
+            lib.tanh(y, out=y)
+        elif type(f) is Sigmoid:
+            lib.negative(y, out=y)
+            lib.exp(y, out=y)  # may be infinite, and y then 0
+            y += 1.0
+            self.reciprocal(y, out=y)
 
     def activation_backward(
         self,
@@ -134,20 +141,25 @@ class Calls:
         dy: Array,
         z: Array,
         y: Array,
-        bias: Array | None,
+        bias: Array,
         dz: Array,
-        dbias: Array | None,
+        dbias: Array,
         work: Work,
     ) -> Array:
         """dz = dy f', dbias = Σ_n dz. dz may be dy."""
         b = work.bound[dy.shape[1]]
-        dz = self._slope(f, dy, y, dz, b)
-        if dbias is not None:
-            self.product(dz, b.ones, out=dbias)
+        if f is None:
+            self.sums(dy, b.ones, out=dbias)
+            return dy
+        self.by_rows(self._activation_backward, b, f, dy, dz, dbias)
         return dz
 
-    def _slope(self, f: Layer | None, dy: Array, y: Array, dz: Array, b: Bound) -> Array:
-        lib = self.lib
+    def _activation_backward(self, b: Bound, f: Layer | None, dy: Array, dz: Array, dbias: Array) -> None:
+        self.sums(self._slope(b, f, dy, dz), b.ones, out=dbias)
+
+    def _slope(self, b: Bound, f: Layer | None, dy: Array, dz: Array) -> Array:
+        """Dy f'"""
+        lib, y = self.lib, b.y
         if f is None:
             return dy
         if type(f) is ReLU:
@@ -171,18 +183,26 @@ class Calls:
         own: bool,
     ) -> Array:
         """y = f(γ (z - μ) / √(v + eps) + β), μ and v the batch's, written to `mean` and `var`."""
-        lib, b = self.lib, self.bound(f, z, work, own, norm=True)
-        self.product(z, b.average, out=mean)
+        b = self.bound(f, z, work, own, norm=True)
+        b.eps = eps
+        self.by_rows(self._batch_norm, b, f, z, gamma, beta, mean, var)
+        return b.y
+
+    def _batch_norm(
+        self, b: Bound, f: Layer | None, z: Array, gamma: Array, beta: Array, mean: Array, var: Array
+    ) -> None:
+        lib = self.lib
+        self.sums(z, b.average, out=mean)
         centred = lib.subtract(z, mean[:, None], out=b.centred)
         self.row_dot(centred, centred, out=var)
         var *= 1.0 / z.shape[1]
-        scale = lib.add(var, eps, out=b.scale)
+        scale = lib.add(var, b.eps, out=b.scale)
         lib.sqrt(scale, out=scale)
         self.reciprocal(scale, out=scale)
         lib.multiply(scale, gamma, out=b.gain)
         y = lib.multiply(centred, b.gain_column, out=b.y)
         y += beta[:, None]
-        return self._function(f, y, b)
+        self._function(b, f)
 
     def batch_norm_backward(
         self,
@@ -198,10 +218,15 @@ class Calls:
         work: Work,
     ) -> Array:
         """With du = dy f': dβ = Σ_n du, dγ = Σ_n du x̂, dz = γ / √(v + eps) (du - dβ / N - x̂ dγ / N). dz may be dy."""
+        self.by_rows(self._batch_norm_backward, work.bound[dy.shape[1]], f, dy, dz, dgamma, dbeta)
+        return dz
+
+    def _batch_norm_backward(
+        self, b: Bound, f: Layer | None, dy: Array, dz: Array, dgamma: Array, dbeta: Array
+    ) -> None:
         lib, n = self.lib, dy.shape[1]
-        b = work.bound[n]
-        du, centred, small = self._slope(f, dy, y, dz, b), b.centred, b.small
-        self.product(du, b.ones, out=dbeta)
+        du, centred, small = self._slope(b, f, dy, dz), b.centred, b.small
+        self.sums(du, b.ones, out=dbeta)
         self.row_dot(du, centred, out=dgamma)
         dgamma *= b.scale
         lib.multiply(dgamma, b.scale, out=small)
@@ -211,7 +236,6 @@ class Calls:
         lib.multiply(dbeta, 1.0 / n, out=small)
         dz -= b.small_column
         dz *= b.gain_column
-        return dz
 
     # --- loss ---
 
@@ -227,9 +251,9 @@ class Calls:
         self.top(z, out=top)
         lib.subtract(z, top, out=s)
         lib.exp(s, out=e)
-        self.product(e.T, ones_k, out=sums)
+        self.sums(e.T, ones_k, out=sums)
         s *= target
-        each = self.product(s.T, ones_k, out=top)
+        each = self.sums(s.T, ones_k, out=top)
         e /= sums
         e -= target
         if scale != 1.0:
@@ -241,22 +265,104 @@ class Calls:
     # --- optimizer ---
 
     def update(self, optimizer: Optimizer, w: Array, g: Array, slots: Slots, new_w: Array, new_slots: Slots) -> Slots:
-        """The optimizer's step from w to `new_w`, block by block; the slots after it may stand in `new_slots`."""
-        if type(optimizer) not in ELEMENTWISE:
+        """The optimizer's step from w to `new_w`, its slots to `new_slots`, which may be `slots`."""
+        if type(optimizer) not in RULES:
             new_w[...], slots = optimizer.update(w, g, slots)
             return slots
-        step = slots["step"]
-        coefficients, g = optimizer.coefficients(step), optimizer.limited(g)
-        if w.shape[0] <= BLOCK:
-            new_w[...], memory = optimizer.advance(w, g, slots, coefficients)
-            return {"step": step + 1} | memory
+        step, names = slots["step"], optimizer.memory
+        name, decay, *numbers = RULES[type(optimizer)](optimizer, *optimizer.coefficients(step))
+        rule, g = getattr(self, f"_{name}"), optimizer.limited(g)
+        arrays = [new_w, w, g, *[slots[key] for key in names], *[new_slots[key] for key in names]]
 
-        def advance(block: slice) -> float:
-            old, new = {name: slots[name][block] for name in optimizer.memory}, new_w[block]
-            new[...], memory = optimizer.advance(w[block], g[block], old, coefficients)
-            for name, a in memory.items():
-                new_slots[name][block] = a
+        def advance(block: slice | None = None) -> float:
+            new, *parts = arrays if block is None else [a[block] for a in arrays]
+            rule(new, *parts, self.lib.empty_like(new), decay, *numbers)
             return float(self.lib.dot(new, new))
 
-        self.checked = new_w, sum(in_blocks(advance, w.shape[0], BLOCK))
-        return {"step": step + 1} | {name: new_slots[name] for name in optimizer.memory}
+        self.checked = new_w, advance() if w.shape[0] <= BLOCK else sum(in_blocks(advance, w.shape[0], BLOCK))
+        return {"step": step + 1} | {key: new_slots[key] for key in names}
+
+    def _sgd(
+        self,
+        new_w: Array,
+        w: Array,
+        g: Array,
+        v: Array,
+        new_v: Array,
+        t: Array,
+        decay: float,
+        ahead: float,
+        momentum: float,
+        rate: float,
+    ) -> None:
+        lib = self.lib
+        if decay:
+            g = g + decay * (w - ahead * v)
+        lib.multiply(g, rate, out=t)
+        lib.multiply(v, momentum, out=new_v)
+        new_v += t
+        lib.subtract(w, new_v, out=new_w)
+
+    def _root_mean_square(
+        self,
+        new_w: Array,
+        w: Array,
+        g: Array,
+        s: Array,
+        new_s: Array,
+        t: Array,
+        decay: float,
+        kept: float,
+        added: float,
+        rate: float,
+        eps: float,
+    ) -> None:
+        lib = self.lib
+        if decay:
+            g = g + decay * w
+        lib.multiply(g, g, out=t)
+        t *= added
+        lib.multiply(s, kept, out=new_s)
+        new_s += t
+        lib.add(new_s, eps, out=t)
+        lib.sqrt(t, out=t)
+        lib.divide(g, t, out=t)
+        t *= rate
+        lib.subtract(w, t, out=new_w)
+
+    def _adam(
+        self,
+        new_w: Array,
+        w: Array,
+        g: Array,
+        m: Array,
+        v: Array,
+        new_m: Array,
+        new_v: Array,
+        t: Array,
+        decay: float,
+        left: float,
+        kept_m: float,
+        added_m: float,
+        kept_v: float,
+        added_v: float,
+        size: float,
+        shift: float,
+    ) -> None:
+        lib = self.lib
+        if decay:
+            g = g + decay * w
+        lib.multiply(g, added_m, out=t)
+        lib.multiply(m, kept_m, out=new_m)
+        new_m += t
+        lib.multiply(g, g, out=t)
+        t *= added_v
+        lib.multiply(v, kept_v, out=new_v)
+        new_v += t
+        lib.sqrt(new_v, out=t)
+        t += shift
+        lib.divide(new_m, t, out=t)
+        t *= size
+        if left != 1.0:
+            w = left * w
+        lib.subtract(w, t, out=new_w)

@@ -7,7 +7,6 @@ The kernels stand in `cupy.cu`. Nothing here waits for the device, and a loss st
 import functools
 import importlib
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,12 @@ import numpy as np
 from ..backend import Array, Backend
 from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Tanh
 from ..layers.base import Layer
-from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop, Slots
+from ..optimizers import Nesterov, Optimizer, Slots
 from .calls import Work
+from .rules import RULES
 
 C_TYPES = {"float32": "float", "float64": "double"}
 THREADS = 512  # of a block, at most; cupy.cu counts on it
-
-RULES: dict[type[Optimizer], Callable[..., tuple[Any, ...]]] = {  # a kernel, the weight decay, the kernel's own numbers
-    SGD: lambda o, rate: ("sgd", o.weight_decay, 0.0, o.momentum, rate),
-    Nesterov: lambda o, rate: ("sgd", o.weight_decay, o.momentum, o.momentum, rate),
-    Adagrad: lambda o, rate: ("root_mean_square", o.weight_decay, 1.0, 1.0, rate, o.eps),
-    RMSprop: lambda o, rate: ("root_mean_square", o.weight_decay, o.rho, 1 - o.rho, rate, o.eps),
-    Adam: lambda o, rate, *step: ("adam", o.weight_decay, 1.0, *betas(o), *step),
-    AdamW: lambda o, rate, *step: ("adam", 0.0, 1 - rate * o.weight_decay, *betas(o), *step),
-}
-
-
-def betas(o: Adam) -> tuple[float, ...]:
-    """What Adam keeps and adds, of m and of v."""
-    return o.beta1, 1 - o.beta1, o.beta2, 1 - o.beta2
 
 
 @functools.cache
@@ -82,9 +68,6 @@ class CuPyKernels:
 
     def _rows(self, a: Array, like: Array) -> Array:
         """What another layer or loss made, (H, N) as the kernels take it: a copy where it lies otherwise."""
-        if tuple(a.shape) != tuple(like.shape):
-            got, expected = (tuple(b.shape)[::-1] for b in (a, like))
-            raise ValueError(f"fit: a layer or loss gave an array of shape {got}, expected {expected}")
         return a if a.flags.c_contiguous and a.dtype == like.dtype else self.cupy.ascontiguousarray(a, like.dtype)
 
     def _over_rows(self, name: str, f: Layer | None, like: Array, columns: int, *arguments: Any) -> None:

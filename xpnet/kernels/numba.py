@@ -15,13 +15,13 @@ from numba.extending import intrinsic, overload
 from ..backend import Array
 from ..layers.activations import ReLU, Sigmoid, Tanh
 from ..layers.base import Layer
-from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop, Slots
-from .calls import Calls, Work
+from ..optimizers import Optimizer, Slots
+from .calls import SHARED, Calls, Work
+from .rules import RULES
 from .threads import in_blocks
 
 IDENTITY, SIGMOID, RELU, TANH = range(4)  # Tanh is NumPy's to compute, in place
 KINDS = {type(None): IDENTITY, Sigmoid: SIGMOID, ReLU: RELU, Tanh: TANH}
-SHARED = 2**17  # entries from which threads pay
 TILE = 256  # columns of the loss at a time
 
 exact = njit(cache=True, nogil=True, error_model="numpy")  # in the order written
@@ -264,9 +264,7 @@ def softmax_slope(e, over, factor, target):
         e[j] = e[j] * over[j] - factor * target[j]
 
 
-# --- optimizers: any stretch of the vectors ---------------------------------------------------------------------------
-# Each returns the sum of what it made, to see that it is finite.
-# c holds, in the vectors' dtype: the clip value, the weight decay λ (0 for AdamW), then the rule's own numbers
+# --- optimizers: any stretch of the vectors, the slots in place -------------------------------------------------------
 
 
 @exact
@@ -277,28 +275,28 @@ def clipped(g, limit):
 
 
 @compiled
-def momentum(w, g, point, v, new_w, c):
-    """v ← momentum v + η g;  w ← w - v; the decay is taken at `point`, w itself or Nesterov's."""
+def sgd(w, g, v, new_w, c):
+    """See `rules`; c holds the clip value, λ and the rule's numbers. The sum of the new w is finite if they are."""
     total = w.dtype.type(0.0)
     for i in range(w.size):
-        d = clipped(g[i], c[0]) + c[1] * point[i]
-        u = c[2] * v[i] + c[3] * d
-        v[i] = u
-        new = w[i] - u
+        d = clipped(g[i], c[0]) + c[1] * (w[i] - c[2] * v[i])
+        velocity = c[3] * v[i] + c[4] * d
+        v[i] = velocity
+        new = w[i] - velocity
         new_w[i] = new
         total += new
     return total
 
 
 @compiled
-def squares(w, g, s, new_w, c):
-    """s ← keep s + share g²;  w ← w - η g / √(s + eps): Adagrad with 1 and 1, RMSprop with rho and 1 - rho."""
+def root_mean_square(w, g, s, new_w, c):
+    """As `sgd`."""
     total = w.dtype.type(0.0)
     for i in range(w.size):
         d = clipped(g[i], c[0]) + c[1] * w[i]
-        u = c[2] * s[i] + c[3] * d * d
-        s[i] = u
-        new = w[i] - c[4] * d / np.sqrt(u + c[5])
+        squares = c[2] * s[i] + c[3] * d * d
+        s[i] = squares
+        new = w[i] - c[4] * d / np.sqrt(squares + c[5])
         new_w[i] = new
         total += new
     return total
@@ -306,15 +304,15 @@ def squares(w, g, s, new_w, c):
 
 @compiled
 def adam(w, g, m, v, new_w, c):
-    """m ← β₁ m + (1 - β₁) g;  v ← β₂ v + (1 - β₂) g²;  w ← kept w - size m / (√v + shift), kept below 1 for AdamW."""
+    """As `sgd`."""
     total = w.dtype.type(0.0)
     for i in range(w.size):
         d = clipped(g[i], c[0]) + c[1] * w[i]
-        first = c[2] * m[i] + c[3] * d
-        second = c[4] * v[i] + c[5] * d * d
-        m[i] = first
-        v[i] = second
-        new = c[8] * w[i] - c[6] * first / (np.sqrt(second) + c[7])
+        mean = c[3] * m[i] + c[4] * d
+        squares = c[5] * v[i] + c[6] * d * d
+        m[i] = mean
+        v[i] = squares
+        new = c[2] * w[i] - c[7] * mean / (np.sqrt(squares) + c[8])
         new_w[i] = new
         total += new
     return total
@@ -348,9 +346,7 @@ def by_rows(kernel: Callable[..., None], b: Bound, *arrays: Any) -> None:
 class NumbaKernels(Calls):
     """`Calls`, each method's work in one compiled loop."""
 
-    def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work, own: bool) -> Array:
-        if bias is None:
-            return super().activation(f, z, bias, work, own)
+    def activation(self, f: Layer | None, z: Array, bias: Array, work: Work, own: bool) -> Array:
         try:
             b = work.bound[z.shape[1]]
         except KeyError:
@@ -365,13 +361,11 @@ class NumbaKernels(Calls):
         dy: Array,
         z: Array,
         y: Array,
-        bias: Array | None,
+        bias: Array,
         dz: Array,
-        dbias: Array | None,
+        dbias: Array,
         work: Work,
     ) -> Array:
-        if dbias is None:
-            return super().activation_backward(f, dy, z, y, bias, dz, dbias, work)
         if dz is not dy:
             np.copyto(dz, dy)
         by_rows(activation_backward, work.bound[dy.shape[1]], KINDS[type(f)], y, dz, dbias)
@@ -429,48 +423,24 @@ class NumbaKernels(Calls):
         return (float(np.log(sums, out=sums).sum()) - total) * scale, dz
 
     def update(self, optimizer: Optimizer, w: Array, g: Array, slots: Slots, new_w: Array, new_slots: Slots) -> Slots:
-        kernel = RULES.get(type(optimizer))
-        if kernel is None:
+        if type(optimizer) not in RULES:
             return super().update(optimizer, w, g, slots, new_w, new_slots)
-        step, memory = slots["step"], optimizer.memory
+        step, names = slots["step"], optimizer.memory
+        name, *numbers = RULES[type(optimizer)](optimizer, *optimizer.coefficients(step))
         limit = np.inf if optimizer.clip_value is None else optimizer.clip_value
         if optimizer.clip_norm is not None:
             g, limit = optimizer.limited(g), np.inf
-        c = np.array((limit, *numbers(optimizer, step)), dtype=w.dtype)
-        new = [new_slots[name] for name in memory]
-        point = (optimizer.lookahead(w, slots),) if kernel is momentum else ()
-        for name, a in zip(memory, new, strict=True):
-            if a is not slots[name]:
-                np.copyto(a, slots[name])
-        arrays = [w, g, *point, *new, new_w]
+        for key in names:
+            if new_slots[key] is not slots[key]:
+                np.copyto(new_slots[key], slots[key])
+        arrays = [w, g, *[new_slots[key] for key in names], new_w]
+        kernel, c = KERNELS[name], np.array((limit, *numbers), dtype=w.dtype)
         if w.size <= SHARED:
             total = kernel(*arrays, c)
         else:
             total = sum(in_blocks(lambda part: kernel(*[a[part] for a in arrays], c), w.size, SHARED))
         self.checked = new_w, float(total)
-        return {"step": step + 1} | dict(zip(memory, new, strict=True))
+        return {"step": step + 1} | {key: new_slots[key] for key in names}
 
 
-RULES: dict[type[Optimizer], Callable[..., float]] = {
-    SGD: momentum,
-    Nesterov: momentum,
-    Adagrad: squares,
-    RMSprop: squares,
-    Adam: adam,
-    AdamW: adam,
-}
-
-
-def numbers(optimizer: Any, step: int) -> tuple[float, ...]:
-    """The weight decay and the rule's own numbers, as the kernels above have them in c."""
-    rate, *corrections = optimizer.coefficients(step)
-    decay, kind = optimizer.weight_decay, type(optimizer)
-    if kind in (SGD, Nesterov):
-        return decay, optimizer.momentum, rate
-    if kind is Adagrad:
-        return decay, 1.0, 1.0, rate, optimizer.eps
-    if kind is RMSprop:
-        return decay, optimizer.rho, 1 - optimizer.rho, rate, optimizer.eps
-    kept, decay = (1 - rate * decay, 0.0) if kind is AdamW else (1.0, decay)
-    b1, b2 = optimizer.beta1, optimizer.beta2
-    return decay, b1, 1 - b1, b2, 1 - b2, *corrections, kept
+KERNELS = {"sgd": sgd, "root_mean_square": root_mean_square, "adam": adam}

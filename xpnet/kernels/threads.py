@@ -16,6 +16,8 @@ def in_blocks(work: Callable[[slice], Any], size: int, block: int) -> list[Any]:
     The threads work in the caller's context, where NumPy keeps its `errstate`. None is at work any more when this
     returns or raises.
     """
+    if size <= block:
+        return [work(slice(0, size))]
     blocks = enumerate([slice(start, min(start + block, size)) for start in range(0, size, block)])
     results = [None] * -(-size // block)
 
@@ -50,5 +52,5 @@ def workers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, cores() - 1), thread_name_prefix="xpnet")
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none
     os.register_at_fork(after_in_child=workers.cache_clear)  # threads do not survive a fork
