@@ -83,7 +83,7 @@ class Block:
         self.dense: Any = None  # name and layer
         self.norm: Any = None
         self.function: Any = None
-        self.owns_x = self.owns_dy = True  # whether they come from a stage of ours: they fit, dy is ours to change
+        self.owns_x = self.owns_dy = True  # whether our stages made them: they fit, and dy may be written over
         self.mean = self.var = None  # where BatchNorm's statistics of the batch go
 
     def take(self, prefix: str, layer: Layer) -> bool:
@@ -341,7 +341,7 @@ class BufferedStep(Step):
         if self.point is not None:
             self.look_ahead(self.optimizer, carry.weights, carry.slots, self.point.flat)
             return self.point
-        for side in self.sides:
+        for side in self.sides:  # pragma: no branch  # it is one of them
             if side.flat is carry.weights:
                 break
         return side

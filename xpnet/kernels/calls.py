@@ -5,6 +5,7 @@ Every function here has twins of the same name and arguments in `numba.py` and `
 """
 
 import copy
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -184,19 +185,18 @@ class Calls:
     ) -> Array:
         """y = f(γ (z - μ) / √(v + eps) + β), μ and v the batch's, written to `mean` and `var`."""
         b = self.bound(f, z, work, own, norm=True)
-        b.eps = eps
-        self.by_rows(self._batch_norm, b, f, z, gamma, beta, mean, var)
+        self.by_rows(functools.partial(self._batch_norm, eps), b, f, z, gamma, beta, mean, var)
         return b.y
 
     def _batch_norm(
-        self, b: Bound, f: Layer | None, z: Array, gamma: Array, beta: Array, mean: Array, var: Array
+        self, eps: float, b: Bound, f: Layer | None, z: Array, gamma: Array, beta: Array, mean: Array, var: Array
     ) -> None:
         lib = self.lib
         self.sums(z, b.average, out=mean)
         centred = lib.subtract(z, mean[:, None], out=b.centred)
         self.row_dot(centred, centred, out=var)
         var *= 1.0 / z.shape[1]
-        scale = lib.add(var, b.eps, out=b.scale)
+        scale = lib.add(var, eps, out=b.scale)
         lib.sqrt(scale, out=scale)
         self.reciprocal(scale, out=scale)
         lib.multiply(scale, gamma, out=b.gain)

@@ -16,7 +16,7 @@ def in_blocks(work: Callable[[slice], Any], size: int, block: int) -> list[Any]:
     The threads work in the caller's context, where NumPy keeps its `errstate`. None is at work any more when this
     returns or raises.
     """
-    if size <= block:
+    if 0 < size <= block:
         return [work(slice(0, size))]
     blocks = enumerate([slice(start, min(start + block, size)) for start in range(0, size, block)])
     results = [None] * -(-size // block)
