@@ -456,7 +456,7 @@ def test_a_workspace_gives_one_array_by_name_and_shape_and_a_smaller_one_is_part
     assert work("mask", (2, 2), bench.backend.xp.bool).dtype == bench.backend.xp.bool
 
 
-@pytest.mark.parametrize(("size", "block"), [(1, 3), (3, 3), (4, 3), (100, 7), (1000, 1)])
+@pytest.mark.parametrize(("size", "block"), [(0, 3), (1, 3), (3, 3), (4, 3), (100, 7), (1000, 1)])
 def test_every_block_is_worked_on_once_and_results_come_in_order(size, block):
     seen = []
     results = threads.in_blocks(lambda part: seen.append(part.start) or part, size, block)
