@@ -327,6 +327,27 @@ def test_a_bias_before_a_batch_norm_stays_and_predictions_agree(kernels, backend
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=atol)
 
 
+def test_carries_that_are_to_be_kept_are(kernels, backend):
+    net = NETWORKS["tutorial"]().initialize(backend, "float64")
+    rng = np.random.default_rng(0)
+    x, y = backend.asarray(rng.normal(size=(20, 64))), backend.asarray(np.eye(20, 10) + np.eye(20, 10, -10))
+    with backend.scope():
+        step = BufferedStep(net, CROSS, xn.Nesterov(0.1), kernels())
+        kept = [step.start]
+        for _ in range(4):
+            kept.append(step(kept[-1], x, y, tuple(kept))[1])
+        expected = [step.start]
+        twin = Step(net, CROSS, xn.Nesterov(0.1))
+        carry = twin.start
+        for _ in range(4):
+            carry = twin(carry, x, y)[1]
+            expected.append(carry)
+    for a, b in zip(kept, expected, strict=True):
+        for one, other in [(a.weights, b.weights), (a.slots["velocity"], b.slots["velocity"])]:
+            atol = ROUNDINGS * EPS["float64"]
+            np.testing.assert_allclose(backend.to_numpy(one), backend.to_numpy(other), rtol=0, atol=atol)
+
+
 # --- what does not fit ------------------------------------------------------------------------------------------------
 
 

@@ -341,7 +341,7 @@ class BufferedStep(Step):
         if self.point is not None:
             self.look_ahead(self.optimizer, carry.weights, carry.slots, self.point.flat)
             return self.point
-        for side in self.sides:
+        for side in self.sides:  # pragma: no branch  # it is one of them
             if side.flat is carry.weights:
                 break
         return side
