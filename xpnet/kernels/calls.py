@@ -26,8 +26,6 @@ SHARED = 2**17  # numbers from which blocks and threads pay
 class Bound:
     """What the calls of one block write into for one size of batch, found once: (H, N) arrays and (H,) vectors."""
 
-    eps: float  # BatchNorm's
-
     def __init__(self, calls: "Calls", f: Layer | None, z: Array, work: Work, own: bool, norm: bool):
         h, n = shape = tuple(z.shape)
         self.rows = max(1, BLOCK // n) if calls.shares and h * n > SHARED else h  # gone through at a time
