@@ -83,8 +83,8 @@ def tests_jax(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """After the tests on NumPy with and without Numba, strict, PyTorch and JAX: every line of the package was run.
 
-    But for the bodies of compiled functions, which Python never enters, and a branch now and then that only one order of
-    the threads takes.
+    But for the bodies of compiled functions, which Python never enters, and a branch now and then that only one order
+    of the threads takes.
     """
     session.install("coverage")
     session.run("coverage", "combine")
