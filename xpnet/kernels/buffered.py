@@ -128,13 +128,8 @@ class Block:
         if gamma is None:
             self.y = kernels.activation(self.function, x, bias, work, own)
         else:
-            adds = bias is not None and getattr(kernels, "adds_bias", False)
-            last = (bias,) if adds else ()
-            self.y = kernels.batch_norm(
-                self.function, x, gamma, beta, self.norm[1].eps, self.mean, self.var, work, own, *last
-            )
-            if bias is not None and not adds:
-                self.mean += bias
+            eps = self.norm[1].eps
+            self.y = kernels.batch_norm(self.function, x, gamma, beta, eps, self.mean, self.var, work, own, bias)
         return self.y
 
     def backward(self, dy: Array, params: tuple[Array, ...], grads: tuple[Array, ...], side: int | None) -> Array:
@@ -218,8 +213,6 @@ class BufferedStep(Step):
     def __init__(self, net: "Sequential", loss: Loss, optimizer: Optimizer, kernels: Any):
         super().__init__(net, loss, optimizer)
         self.kernels = kernels
-        self.statistics = getattr(kernels, "statistics", statistics)
-        self.look_ahead = getattr(kernels, "look_ahead", look_ahead)
         weights, xp, device = self.start.weights, self.backend.xp, self.backend.device
         self.softmax: Any = loss if type(loss) is SoftmaxCrossEntropy else None
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
@@ -329,7 +322,7 @@ class BufferedStep(Step):
         if self.batch is not None:
             old = carry.state[NORMS]
             rates = self.first_rates if old is self.start.state[NORMS] else self.rates
-            state[NORMS] = self.statistics(old, self.batch, rates)
+            state[NORMS] = self.kernels.statistics(old, self.batch, rates)
         for stage in self.singles:
             state |= stage.next_state()
         return state
@@ -339,7 +332,7 @@ class BufferedStep(Step):
     def _side_of(self, carry: Carry) -> Side:
         """The side that a carry's parameters stand on, or the point ahead of them."""
         if self.point is not None:
-            self.look_ahead(self.optimizer, carry.weights, carry.slots, self.point.flat)
+            self.kernels.look_ahead(self.optimizer, carry.weights, carry.slots, self.point.flat)
             return self.point
         for side in self.sides:  # pragma: no branch  # it is one of them
             if side.flat is carry.weights:
@@ -371,19 +364,6 @@ class BufferedStep(Step):
 
 
 NORMS = ""  # the name of the vector of all BatchNorms' statistics
-
-
-def statistics(old: Array, batch: Array, rates: Array) -> Array:
-    """Old + rates (batch - old), where the kernels have no one call for it."""
-    new = batch - old
-    new *= rates
-    new += old
-    return new
-
-
-def look_ahead(optimizer: Optimizer, w: Array, slots: Slots, point: Array) -> None:
-    """The optimizer's point for the gradient, into `point`, where the kernels have no one call for it."""
-    point[...] = optimizer.lookahead(w, slots)
 
 
 def check_fit(a: Array, shape: tuple[int, ...], params: tuple[Array | None, ...]) -> None:

@@ -72,7 +72,7 @@ class Calls:
 
     def __init__(self, backend: Backend):
         lib = self.lib = importlib.import_module(backend.name)
-        self.xp, self.device = backend.xp, backend.device
+        self.xp = backend.xp
         self.checked: tuple[Any, float] = (None, 0.0)  # a vector of parameters, and a sum that is finite if it is
         self.row_dot = getattr(lib, "vecdot", None) or lib.linalg.vecdot
         self.shares = backend.name == "numpy"  # PyTorch's calls have threads of their own
@@ -180,10 +180,13 @@ class Calls:
         var: Array,
         work: Work,
         own: bool,
+        bias: Array | None = None,
     ) -> Array:
-        """y = f(γ (z - μ) / √(v + eps) + β), μ and v the batch's, written to `mean` and `var`."""
+        """y = f(γ (z - μ) / √(v + eps) + β), μ and v the batch's; μ + bias goes to `mean`, v to `var`."""
         b = self.bound(f, z, work, own, norm=True)
         self.by_rows(functools.partial(self._batch_norm, eps), b, f, z, gamma, beta, mean, var)
+        if bias is not None:
+            mean += bias
         return b.y
 
     def _batch_norm(
@@ -235,6 +238,13 @@ class Calls:
         dz -= b.small_column
         dz *= b.gain_column
 
+    def statistics(self, old: Array, batch: Array, rates: Array) -> Array:
+        """Old + rates (batch - old)"""
+        new = batch - old
+        new *= rates
+        new += old
+        return new
+
     # --- loss ---
 
     def softmax_cross_entropy(self, z: Array, target: Array, scale: float, work: Work) -> tuple[float, Array]:
@@ -261,6 +271,10 @@ class Calls:
         return float(lib.dot(sums, ones_n)) * scale, e
 
     # --- optimizer ---
+
+    def look_ahead(self, optimizer: Optimizer, w: Array, slots: Slots, point: Array) -> None:
+        """The optimizer's point for the gradient, into `point`."""
+        point[...] = optimizer.lookahead(w, slots)
 
     def update(self, optimizer: Optimizer, w: Array, g: Array, slots: Slots, new_w: Array, new_slots: Slots) -> Slots:
         """The optimizer's step from w to `new_w`, its slots to `new_slots`, which may be `slots`."""

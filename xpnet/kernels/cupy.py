@@ -55,7 +55,6 @@ class CuPyKernels:
     """The work of `buffered.Block`, one kernel after another."""
 
     functions: tuple[type[Layer], ...] = (Sigmoid, Tanh, ReLU, LeakyReLU, ELU)
-    adds_bias = True  # batch_norm adds a bias to the mean, where it is given one
 
     def __init__(self, backend: Backend):
         self.cupy = importlib.import_module("cupy")

@@ -382,6 +382,7 @@ class NumbaKernels(Calls):
         var: Array,
         work: Work,
         own: bool,
+        bias: Array | None = None,
     ) -> Array:
         try:
             b = work.bound[z.shape[1]]
@@ -389,7 +390,7 @@ class NumbaKernels(Calls):
             b = work.bound[z.shape[1]] = Bound(z, work, own=False)
         kind = KINDS[type(f)]
         by_rows(batch_norm, b, kind, z, gamma, beta, eps, b.mean, var, b.scale, b.y)
-        mean[...] = b.mean
+        np.add(b.mean, 0.0 if bias is None else bias, out=mean)
         return np.tanh(b.y, out=b.y) if kind == TANH else b.y
 
     def batch_norm_backward(
