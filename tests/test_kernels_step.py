@@ -327,6 +327,22 @@ def test_a_bias_before_a_batch_norm_stays_and_predictions_agree(kernels, backend
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=atol)
 
 
+def test_the_running_mean_holds_the_bias_that_the_batch_does_without(kernels, backend):
+    net = xn.Sequential(xn.Dense(4, 5), xn.BatchNorm(5), xn.ReLU(), xn.Dense(5, 10)).initialize(backend, "float64")
+    rng = np.random.default_rng(0)
+    net.set_params({name: rng.normal(size=tuple(a.shape)) for name, a in net.params.items()})
+    x, y = backend.asarray(rng.normal(size=(20, 4))), backend.asarray(np.eye(20, 10) + np.eye(20, 10, -10))
+    means = []
+    with backend.scope():
+        for step in BufferedStep(net, CROSS, xn.SGD(0.1), kernels()), Step(net, CROSS, xn.SGD(0.1)):
+            carry = step.start
+            for _ in range(3):
+                carry = step(carry, x, y)[1]
+            means.append(backend.to_numpy(step.state(carry)["1.mean"]))
+    atol = ROUNDINGS * EPS["float64"] * np.abs(means[1]).max()
+    np.testing.assert_allclose(means[0], means[1], rtol=0, atol=atol)
+
+
 def test_carries_that_are_to_be_kept_are(kernels, backend):
     net = NETWORKS["tutorial"]().initialize(backend, "float64")
     rng = np.random.default_rng(0)
