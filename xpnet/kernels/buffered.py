@@ -6,6 +6,7 @@ Axes: N batch, D in, H out. Inside, arrays are (H, N): a feature's batch lies in
 import importlib.util
 import itertools
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from .. import ops
@@ -41,8 +42,13 @@ def kernels_for(backend: Backend, compiled: bool) -> Any:
             from .numba import NumbaKernels
 
             return NumbaKernels(backend)
-        except (ImportError, RuntimeError):  # a Numba for another NumPy, or no folder to keep compiled code in
-            pass
+        except (ImportError, RuntimeError) as error:  # a Numba for another NumPy, or no folder for compiled code
+            warnings.warn(
+                f"Numba is installed and cannot be used ({error}): training goes on without it. Mend it, or set "
+                "XPNET_KERNELS=generic",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     from .calls import Calls
 
     return Calls(backend)
