@@ -245,7 +245,7 @@ def test_an_unsound_file_is_refused_by_its_path_and_the_reason(tmp_path, kind):
     path = tmp_path / "net.safetensors"
     initialized("dense").save(path)
     spoil(path)
-    with pytest.raises(xn.FormatError, match=rf"(?s)^{path} is not a sound model file: .*{message}"):
+    with pytest.raises(xn.FormatError, match=rf"(?s)^{path} is not a sound file: .*{message}"):
         xn.load(path)
 
 

@@ -125,9 +125,9 @@ def test_a_users_wrong_layer_is_named_with_the_entry(lib, rng):
 
 def test_a_users_wrong_loss_is_named(lib, rng):
     class Sloppy(xn.MeanSquaredError):
-        def total(self, prediction, target):
-            value, gradient = super().total(prediction, target)
-            return value, gradient / 2
+        def terms(self, prediction, target):
+            terms, gradient = super().terms(prediction, target)
+            return terms, gradient / 2
 
     with pytest.raises(xn.GradientError, match=r"Sloppy\(.*the gradient of prediction"):
         xn.check_gradients(Sloppy(), lib.asarray(rng.normal(size=(5, 3))), rng.normal(size=(5, 3)))

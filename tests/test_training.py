@@ -134,9 +134,9 @@ def test_an_epochs_loss_over_unequal_batches_is_that_of_all_rows(lib, loss, y, r
 class Quartic(xn.Loss):
     """A user's loss: the fourth power."""
 
-    def total(self, prediction, target):
+    def terms(self, prediction, target):
         error = prediction - target
-        return xn.backend.namespace(error).sum(error**4), 4 * error**3
+        return error**4, 4 * error**3
 
 
 class BareSquares:

@@ -3,7 +3,9 @@
 from . import data, initializers, metrics, ops, schedules
 from .backend import Backend, BackendUnavailableError, get_backend, use_backend
 from .callbacks import Callback, History
-from .files import FormatError, load
+from .checkpoints import Checkpoint
+from .container import FormatError
+from .files import load
 from .gradcheck import GradientError, check_gradients, compare_backends
 from .layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
 from .layers.base import Layer
@@ -23,8 +25,8 @@ from .losses import (
 from .metrics import accuracy, confusion_matrix, mean_squared_error, top_k_accuracy
 from .network import Sequential
 from .optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop
+from .run import DivergenceError
 from .schedules import Constant, CosineDecay, ExponentialDecay, StepDecay, WarmUp
-from .training import DivergenceError
 
 __version__ = "0.1.0"
 
@@ -41,6 +43,7 @@ __all__ = [
     "BinaryCrossEntropyWithLogits",
     "Callback",
     "CategoricalCrossEntropy",
+    "Checkpoint",
     "Constant",
     "CosineDecay",
     "Dense",

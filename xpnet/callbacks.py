@@ -3,14 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .training import Run
+    from .run import Run
 
 
 class Callback:
     """Five hooks that do nothing. Each is given the run: `net` as trained so far, `epoch`, `step`, `history`, `stop`.
 
-    Setting `run.stop = True` ends the training after the current epoch.
+    Setting `run.stop = True` ends the training after the current epoch. One that remembers something from epoch to
+    epoch names it in `memory`, for checkpoints: attributes that hold numbers, strings, None, lists of these, arrays, or
+    dicts of arrays by name.
     """
+
+    memory: tuple[str, ...] = ()
 
     def train_begin(self, run: "Run") -> None:
         """Before the first step."""
@@ -31,7 +35,8 @@ class Callback:
 class History(dict[str, list[float]]):
     """One list per measure, one number per finished epoch: `history["loss"]`, `history["val_accuracy"]`, ...
 
-    Also `steps` (of training), `seconds` (in them, validation and callbacks left out), and `interrupted` (by Ctrl-C).
+    Also `steps` (of training), `seconds` (in them, validation and callbacks left out), `interrupted` (by Ctrl-C), and
+    `slots`, what the optimizer remembers at the end: `fit(..., slots=history.slots)` trains on with it.
     """
 
     def __init__(self) -> None:
@@ -39,6 +44,7 @@ class History(dict[str, list[float]]):
         self.steps = 0
         self.seconds = 0.0
         self.interrupted = False
+        self.slots: dict[str, Any] | None = None
 
     def record(self, measures: dict[str, float]) -> None:
         for name, value in measures.items():
@@ -51,7 +57,7 @@ class Progress(Callback):
     def train_begin(self, run: "Run") -> None:
         from tqdm.auto import tqdm
 
-        self.bar: Any = tqdm(total=run.epochs * run.steps_per_epoch, unit="step", dynamic_ncols=True)
+        self.bar: Any = tqdm(total=run.epochs * run.steps_per_epoch, initial=run.step, unit="step", dynamic_ncols=True)
 
     def epoch_begin(self, run: "Run") -> None:
         self.bar.set_description_str(f"epoch {run.epoch + 1}/{run.epochs}", refresh=False)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend
+from .container import FormatError
 from .layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
 from .layers.base import Layer
 from .layers.batchnorm import BatchNorm
@@ -23,10 +24,6 @@ LAYERS: tuple[type[Layer], ...] = (Dense, BatchNorm, Dropout, Sigmoid, Tanh, ReL
 
 # what building from an unsound description raises
 UNSOUND = ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError, OverflowError
-
-
-class FormatError(ValueError):
-    """A file that is not a sound model file: which one, and why."""
 
 
 def save(net: Sequential, path: Path) -> None:
@@ -98,7 +95,7 @@ def load(
         net.set_params({k.removeprefix("params."): a for k, a in arrays.items() if k.startswith("params.")})
         net.set_state({k.removeprefix("state."): a for k, a in arrays.items() if k.startswith("state.")})
     except (SafetensorError, *UNSOUND) as error:
-        raise FormatError(f"{path} is not a sound model file: {error}") from error
+        raise FormatError(path, error) from error
     return net
 
 

@@ -1,19 +1,19 @@
 """Losses: each gives a value and the exact derivative of that value. Axes: N batch, K outputs or classes.
 
 `loss(prediction, target)` is the value, 0-d, on the prediction's device; `loss.value_and_grad(prediction, target)` adds
-its derivative with respect to the prediction it was given. One's own loss: derive from `Loss` and write `total`.
+its derivative with respect to the prediction it was given. One's own loss: derive from `Loss` and write `terms`.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import ops
 from .backend import Array, backend_of, namespace
-from .checks import positive
+from .checks import non_negative, positive
 from .settings import Configured
 from .targets import as_classes, as_rows, check_prediction
 
@@ -21,7 +21,7 @@ from .targets import as_classes, as_rows, check_prediction
 class Loss(Configured, ABC):
     """The base: `reduction="sum"` adds up every element, "mean" divides that by what `mean_over` says.
 
-    A subclass writes `total`, which may trust its arguments: they are floating arrays of one shape, (N, K) in training;
+    A subclass writes `terms`, which may trust its arguments: they are floating arrays of one shape, (N, K) in training;
     called by itself, a loss of single elements takes any shape.
     Targets of another form or with impossible values raise ValueError or TypeError before it is called.
     """
@@ -36,12 +36,13 @@ class Loss(Configured, ABC):
         self.reduction = reduction
 
     @abstractmethod
-    def total(self, prediction: Array, target: Array) -> tuple[Array, Array]:
-        """The sum over every element, 0-d, and its derivative with respect to `prediction`, (N, K)."""
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+        """The loss of each element, (N, K), or of each row, (N,), and the derivative of their sum, (N, K)."""
 
     def reduced(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         """`value_and_grad` for a target that `encode` has made: nothing is checked, nothing waits for the device."""
-        value, gradient = self.total(prediction, target)
+        terms, gradient = self.terms(prediction, target)
+        value = namespace(terms).sum(terms)
         if self.reduction == "sum":
             return value, gradient
         count = prediction.shape[0] if self.mean_over == "rows" else math.prod(prediction.shape)
@@ -66,24 +67,72 @@ def reduced(loss: Loss) -> Callable[[Array, Array], tuple[Array, Array]]:
     return getattr(loss, "reduced", None) or loss.value_and_grad
 
 
+class Objective(Loss):
+    """What a training run minimizes: a loss, its rows weighted where they are to be, and an L2 penalty on the weights.
+
+    "sum":   J = Σ_n w_n L_n + l2/2 Σ W²,  ∂J/∂W = Σ_n w_n ∂L_n/∂W + l2 W      "mean":  J / Σ_n w_n, w_n = 1 by default
+
+    The targets of a `weighted` one carry their row's weight w as one more column. For a loss whose mean is over
+    elements, the data's part is divided by Σ_n w_n K. A batch whose weights are all 0 has value and gradient 0.
+    """
+
+    def __init__(self, loss: Any, l2: float = 0.0, weighted: bool = False):
+        super().__init__(getattr(loss, "reduction", "mean"))
+        if weighted and not isinstance(loss, Loss):
+            raise TypeError(f"sample_weight needs a loss that derives from xn.Loss, got {loss!r}")
+        self.loss, self.weighted = loss, weighted
+        self.l2 = non_negative("l2", l2)
+
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+        if not self.weighted:
+            found: tuple[Array, Array] = self.loss.terms(prediction, target)
+            return found
+        weights = target[:, -1]
+        terms, gradient = self.loss.terms(prediction, target[:, :-1])
+        return terms * (weights if terms.ndim == 1 else weights[:, None]), gradient * weights[:, None]
+
+    def reduced(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+        if not self.weighted:
+            return reduced(self.loss)(prediction, target)
+        terms, gradient = self.terms(prediction, target)
+        value = namespace(terms).sum(terms)
+        if self.reduction == "sum":
+            return value, gradient
+        count = self.share(target) * (1 if self.loss.mean_over == "rows" else prediction.shape[1])
+        return value / count, gradient / count
+
+    def share(self, target: Array) -> Any:
+        """What "mean" divides a sum over the rows by: their number, or the sum of their weights."""
+        if not self.weighted:
+            return target.shape[0]
+        xp = namespace(target)
+        total = xp.sum(target[:, -1])
+        return xp.where(total > 0.0, total, 1.0)
+
+    def penalty(self, weights: Sequence[Array], target: Array) -> tuple[Array, list[Array]]:
+        """The L2 penalty on these arrays, and its derivative with respect to each."""
+        scale = self.l2 / (1.0 if self.reduction == "sum" else self.share(target))
+        return 0.5 * scale * sum(ops.sum_of_squares(w) for w in weights), [scale * w for w in weights]
+
+
 # --- squared, absolute, Huber -----------------------------------------------------------------------------------------
 
 
 class MeanSquaredError(Loss):
     """(p - t)² per element; derivative 2 (p - t)."""
 
-    def total(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         error = prediction - target
-        return namespace(error).sum(error * error), 2.0 * error
+        return error * error, 2.0 * error
 
 
 class MeanAbsoluteError(Loss):
     """|p - t| per element; derivative sign(p - t), 0 where they are equal."""
 
-    def total(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         error = prediction - target
         xp = namespace(error)
-        return xp.sum(xp.abs(error)), xp.sign(error)
+        return xp.abs(error), xp.sign(error)
 
 
 class Huber(Loss):
@@ -93,10 +142,10 @@ class Huber(Loss):
         super().__init__(reduction)
         self.delta = positive("Huber: delta", delta)
 
-    def total(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         error = prediction - target
         slope = ops.clip(error, -self.delta, self.delta)
-        return namespace(error).sum(slope * (error - 0.5 * slope)), slope  # both cases in one: s (e - s/2)
+        return slope * (error - 0.5 * slope), slope  # both cases in one: s (e - s/2)
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------
@@ -138,25 +187,25 @@ class SoftmaxCrossEntropy(ClassLoss):
 
     threshold = 0.0
 
-    def total(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         xp = namespace(prediction)
         s = prediction - xp.max(prediction, axis=-1, keepdims=True)
         e = xp.exp(s)
         sums = xp.sum(e, axis=-1, keepdims=True)
         s *= target
-        value = xp.sum(xp.log(sums)) - xp.sum(s)
+        rows = xp.log(sums[:, 0]) - xp.sum(s, axis=-1)
         e /= sums
         e -= target
-        return value, e
+        return rows, e
 
 
 class CategoricalCrossEntropy(ClassLoss):
     """From probabilities p: L = -Σ_k t_k log p_k; derivative -t / p. Both at p clipped to [eps, 1 - eps]."""
 
-    def total(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         p = _clipped(prediction)
         xp = namespace(p)
-        return -xp.sum(target * xp.log(p)), -target / p
+        return -target * xp.log(p), -target / p
 
 
 class BinaryCrossEntropy(ClassLoss):
@@ -168,11 +217,11 @@ class BinaryCrossEntropy(ClassLoss):
 
     matrix = False
 
-    def total(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         p = _clipped(prediction)
         xp = namespace(p)
-        value = -xp.sum(target * xp.log(p) + (1.0 - target) * xp.log(1.0 - p))
-        return value, (1.0 - target) / (1.0 - p) - target / p
+        terms = -(target * xp.log(p) + (1.0 - target) * xp.log(1.0 - p))
+        return terms, (1.0 - target) / (1.0 - p) - target / p
 
 
 class BinaryCrossEntropyWithLogits(ClassLoss):
@@ -181,11 +230,10 @@ class BinaryCrossEntropyWithLogits(ClassLoss):
     threshold = 0.0
     matrix = False
 
-    def total(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         xp = namespace(prediction)
         rest = xp.log1p(xp.exp(-xp.abs(prediction)))  # log(1 + e^z) = max(z, 0) + rest: no overflow, no cancellation
-        value = xp.sum((xp.maximum(prediction, 0.0) - target * prediction) + rest)
-        return value, ops.sigmoid(prediction) - target
+        return (xp.maximum(prediction, 0.0) - target * prediction) + rest, ops.sigmoid(prediction) - target
 
 
 def _clipped(p: Array) -> Array:

@@ -9,9 +9,10 @@ import numpy as np
 from . import ops, training
 from .backend import DTYPES, Array, Backend, default_backend, dtype_name, get_backend
 from .callbacks import Callback, History
+from .checkpoints import Checkpoint
 from .layers.base import Layer, Shape
-from .losses import Loss, reduced
-from .optimizers import Optimizer
+from .losses import Loss
+from .optimizers import Optimizer, Slots
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -319,13 +320,26 @@ class Sequential(Layer):
             y = training.forward_in_batches(self, x, batch_size)
             return self.backend.xp.asarray(y, copy=True) if y is x else y  # x may be the caller's own
 
-    def value_and_grad(self, x: Any, y: Any, loss: Loss) -> tuple[Array, dict[str, Array]]:
-        """The loss in training mode, and its derivative with respect to every parameter; nothing is assigned."""
+    def value_and_grad(
+        self, x: Any, y: Any, loss: Loss, sample_weight: Any = None, l2: float = 0.0
+    ) -> tuple[Array, dict[str, Array]]:
+        """The loss in training mode, and its derivative with respect to every parameter; nothing is assigned.
+
+        `sample_weight` and `l2` as in `fit`.
+        """
         x, y = training.pair(self, "value_and_grad", x, y, loss)
+        objective, y, _ = training.weighted(self, "value_and_grad", loss, y, sample_weight, l2)
         with self.backend.scope():
             prediction, cache = self.forward(x, training=True)
-            value, dy = reduced(loss)(prediction, y)
-            return value, self.backward_params(dy, cache)
+            value, dy = objective.reduced(prediction, y)
+            grads = self.backward_params(dy, cache)
+            if l2:
+                trained = [p for p, layer in self.leaves() if layer.trainable]
+                weights = {k: w for k, w in self.params.items() if w.ndim > 1 and k.rpartition(".")[0] in trained}
+                more, slopes = objective.penalty(list(weights.values()), y)
+                value = value + more
+                grads |= {k: grads[k] + slope for k, slope in zip(weights, slopes, strict=True)}
+            return value, grads
 
     def fit(
         self,
@@ -341,21 +355,50 @@ class Sequential(Layer):
         metrics: Mapping[str, training.Metric] | None = None,
         callbacks: Sequence[Callback] | None = (),
         progress: bool = False,
+        sample_weight: Any = None,
+        l2: float = 0.0,
+        slots: Slots | None = None,
+        checkpoint: Checkpoint | None = None,
+        resume: bool = False,
     ) -> History:
         """Train on x (n, features) and targets y (n, ...), NumPy's or the backend's own; returns the history.
 
         Each epoch goes through all rows, shuffled unless `shuffle=False`, in batches of `batch_size` (None: all at
         once), the last one smaller where they do not divide. `validation_data` (x, y) is evaluated after each epoch
         with the loss and `metrics`, a dict of functions of (prediction, target), the target as the loss encodes it
-        (classes as one-hot rows); None means accuracy, where outputs are classes. The optimizer starts afresh. The
-        random order continues from call to call, from `initialize`'s seed.
+        (classes as one-hot rows); None means accuracy, where outputs are classes. The random order continues from call
+        to call, from `initialize`'s seed; the optimizer starts afresh, or from `slots`, an earlier history's.
+
+        `sample_weight` (n,), numbers of at least 0, weights the rows: a mean over them is Σ w L / Σ w in each batch, a
+        sum Σ w L. `l2` adds l2/2 Σ W² over the trained parameters with two axes or more (weights, not biases or gammas)
+        to the loss of a batch, divided like it by the rows or their weights: scikit-learn's alpha. Validation has
+        neither.
+
+        `checkpoint` saves the run's whole state as it goes, and `resume=True` goes on from there as if nothing had
+        happened: see `Checkpoint`.
 
         Ctrl-C ends the training after the current step, and `fit` returns; a second one raises KeyboardInterrupt at
         once. Raises ValueError or TypeError for what it cannot train on, before the first step, and DivergenceError
         when the loss or a gradient stops being finite. The network keeps the last sound parameters.
         """
         return training.fit(
-            self, x, y, loss, optimizer, epochs, batch_size, shuffle, validation_data, metrics, callbacks, progress
+            self,
+            x,
+            y,
+            loss,
+            optimizer,
+            epochs,
+            batch_size,
+            shuffle,
+            validation_data,
+            metrics,
+            callbacks,
+            progress,
+            sample_weight,
+            l2,
+            slots,
+            checkpoint,
+            resume,
         )
 
     def evaluate(

@@ -111,6 +111,12 @@ def split(flat: Array, shapes: Iterable[tuple[int, ...]]) -> list[Array]:
     return arrays
 
 
+def sum_of_squares(x: Array) -> Array:
+    """Σ x², 0-d, without forming the squares."""
+    flat = namespace(x).reshape(x, (-1,))
+    return namespace(x).vecdot(flat, flat)
+
+
 def any_true(x: Array) -> bool:
     """Whether any entry is true. Waits for the device."""
     return bool(namespace(x).any(x))

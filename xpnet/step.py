@@ -3,9 +3,11 @@
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from . import ops
 from .backend import Array
-from .losses import Loss, reduced
+from .losses import Loss, Objective, reduced
 from .optimizers import Optimizer, Slots
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ class Step:
         self.backend = net.backend
         self.worker = net.clone()
         self.optimizer = optimizer
-        self.loss = reduced(loss)
+        self.objective = loss if isinstance(loss, Objective) else Objective(loss)
+        self.loss = reduced(self.objective)
         self.trained = [(p, layer, k) for p, layer in self.worker.leaves() if layer.trainable for k in layer.params]
         if not self.trained:
             raise ValueError(
@@ -60,6 +63,31 @@ class Step:
         weights = ops.join([layer.params[key] for _, layer, key in self.trained])
         return Carry(weights, self.optimizer.init(weights), self.worker.state)
 
+    def go_on(self, slots: Slots) -> None:
+        """Start from an optimizer's memory instead of from none: that of an earlier run, which is copied."""
+        own = self.slots(self.start)
+        if slots.keys() != own.keys():
+            raise ValueError(f"fit: slots has {', '.join(slots)}; {self.optimizer!r} keeps {', '.join(own)}")
+        copies = dict(slots)
+        for name, fresh in own.items():
+            if not hasattr(fresh, "shape"):  # the count of steps
+                continue
+            if tuple(np.shape(slots[name])) != tuple(fresh.shape):
+                raise ValueError(
+                    f"fit: slots has {name} of shape {tuple(np.shape(slots[name]))}, expected {tuple(fresh.shape)}: it "
+                    "is of a network with other trained parameters"
+                )
+            copies[name] = self.backend.xp.astype(self.backend.adopt(f"fit: {name}", slots[name]), fresh.dtype)
+        self._remember(copies)
+
+    def _remember(self, slots: Slots) -> None:
+        """Start with these slots, as `Optimizer.init` has them, which are this step's own."""
+        self.start = self.start._replace(slots=slots)
+
+    def slots(self, carry: Carry) -> Slots:
+        """The optimizer's memory as `Optimizer.init` has it, in arrays that later steps may write to."""
+        return carry.slots
+
     def __call__(self, carry: Carry, x: Array, y: Array) -> tuple[Array, Carry]:
         self._bind(carry)
         value, gradients, state = self.passes(x, y)
@@ -72,6 +100,13 @@ class Step:
         value, dy = self.loss(prediction, y)
         grads = self.worker.backward_params(dy, cache, self.lowest)
         gradients = [self.checked(grads, name, shape) for name, shape in zip(self.names, self.shapes, strict=True)]
+        if self.objective.l2:
+            penalised = [i for i, shape in enumerate(self.shapes) if len(shape) > 1]
+            weights = [self.trained[i][1].params[self.trained[i][2]] for i in penalised]
+            more, slopes = self.objective.penalty(weights, y)
+            value = value + more
+            for i, slope in zip(penalised, slopes, strict=True):
+                gradients[i] = gradients[i] + slope
         return value, gradients, self.worker.next_state(cache)
 
     def on_rows(self, carry: Carry, x: Array, y: Array, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:

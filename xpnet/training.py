@@ -2,136 +2,29 @@
 
 import contextlib
 import copy
-import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backend import Array, Backend
+from .backend import Array
 from .callbacks import Callback, History, Progress
+from .checkpoints import Checkpoint
 from .checks import whole
 from .data import minibatches
 from .kernels import training_step
-from .losses import Loss, reduced
+from .losses import Loss, Objective, reduced
 from .metrics import accuracy
-from .optimizers import Optimizer
-from .step import Carry, Step, check_part
+from .optimizers import Optimizer, Slots
+from .run import Run, batches_of
+from .step import check_part
 
 if TYPE_CHECKING:
     from .network import Sequential
 
 Metric = Callable[[Array, Array], Any]
-Batch = tuple[Array, Array, Any]  # x, y, and which rows of them: a slice, or their numbers for a step that gathers
-GATHER = 2**17  # entries of x: an epoch of up to so many is put into its order at once, a longer one batch by batch
-
-
-class DivergenceError(ArithmeticError):
-    """The loss or a gradient stopped being finite. The network keeps the parameters whose loss was last finite.
-
-    `epoch` and `batch` say where, counted from 1; `history` holds the epochs before.
-    """
-
-    def __init__(self, message: str, epoch: int, batch: int, history: History):
-        super().__init__(message)
-        self.epoch, self.batch, self.history = epoch, batch, history
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return DivergenceError, (*self.args, self.epoch, self.batch, self.history)
-
-
-class Run:
-    """A training run, as callbacks see it.
-
-    `epoch` and `step` count what is finished, `step` over the whole run. `net` is the network as trained so far.
-    """
-
-    def __init__(self, net: "Sequential", step_function: Step, epochs: int, steps_per_epoch: int):
-        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
-        self.epoch = self.step = 0
-        self.history = History()
-        self.stop = False
-        self._net, self._step_function = net, step_function
-        self._carry = self._published = self._safe = self._start = step_function.start
-
-    @property
-    def net(self) -> "Sequential":
-        if self._published is not self._carry:
-            self._step_function.publish(self._carry, self._net)
-            self._published = self._carry
-        return self._net
-
-    def train_epoch(self, batches: Callable[[], Iterator[Batch]], step_end: Callable[[], None]) -> np.ndarray:
-        """Take a step on each batch, until Ctrl-C; returns the losses.
-
-        Where the device works on its own, the host waits for it once, at the end. If something is not finite then, the
-        epoch is run again step by step to find the first fault. Elsewhere each step is looked at when it is done.
-        Either way `_carry` goes back to the parameters whose loss was last finite.
-        """
-        step, immediate = self._step_function, self._net.backend.immediate
-        self._start, values, number = self._carry, [], 0
-        began = time.perf_counter()
-        for number, batch in enumerate(batches(), 1):
-            before = self._carry
-            keep = () if immediate else (self._start, self._safe, *[before] * (number == self.steps_per_epoch))
-            value, self._carry = step.on_rows(before, *batch, keep)
-            if immediate:
-                if not (math.isfinite(value) and step.finite(self._carry)):
-                    raise self._divergence(number, before, batch, math.isfinite(value))
-                self._safe = before
-            values.append(value)
-            self.step += 1
-            step_end()
-            if self.history.interrupted:
-                break
-        sound = immediate or step.finite(self._carry)  # asked before the losses: the host is then woken once
-        losses = self._net.backend.stack(values)
-        self.history.seconds += time.perf_counter() - began
-        self.history.steps = self.step
-        if not immediate:
-            if not (sound and np.isfinite(losses).all()):
-                raise self._divergence_in(batches(), losses)
-            self._safe = before if number == self.steps_per_epoch else self._start
-        return losses
-
-    def _divergence_in(self, batches: Iterator[Batch], losses: np.ndarray) -> DivergenceError:
-        """Take the epoch's steps again, up to the first that does not stay finite."""
-        carry, step = self._start, self._step_function
-        for number, batch in enumerate(batches, 1):
-            value, after = step.on_rows(carry, *batch, (self._start, self._safe, carry))
-            finite = math.isfinite(float(value))
-            if not (finite and step.finite(after)):
-                return self._divergence(number, carry, batch, finite)
-            self._safe, carry = carry, after
-        self._carry = self._safe
-        return self._diverged(int(np.isfinite(losses).argmin()) + 1, "the loss, once and not again")
-
-    def _divergence(self, number: int, carry: Carry, batch: Batch, finite: bool) -> DivergenceError:
-        """The step from `carry` on batch `number` does not stay finite, though its loss may be."""
-        x, y, rows = batch
-        self._carry = carry if finite else self._safe
-        fault = self._step_function.fault(carry, x[rows, ...], y[rows, ...])
-        return self._diverged(number, fault or ("the optimizer's update" if finite else "the loss, once and not again"))
-
-    def _diverged(self, number: int, fault: str) -> DivergenceError:
-        return DivergenceError(
-            f"fit: not finite in epoch {self.epoch + 1}, batch {number}: {fault}. The network keeps the parameters "
-            "whose loss was last finite. Lower the learning rate, set clip_norm, or scale the inputs.",
-            self.epoch + 1,
-            number,
-            self.history,
-        )
-
-    def settle(self) -> None:
-        """At the end, whatever ended it: give the network the last parameters that are finite."""
-        step = self._step_function
-        self._carry = next(c for c in (self._carry, self._start, self._safe) if step.finite(c))
-        if self._published is not self._carry:
-            step.publish(self._carry, self._net, last=True)
-            self._published = self._carry
 
 
 def fit(
@@ -147,57 +40,97 @@ def fit(
     metrics: Mapping[str, Metric] | None,
     callbacks: Sequence[Callback] | None,
     progress: bool,
+    sample_weight: Any,
+    l2: float,
+    slots: Slots | None,
+    checkpoint: Checkpoint | None,
+    resume: bool,
 ) -> History:
     """`Sequential.fit`, whose docstring it has."""
     epochs = whole("fit: epochs", epochs)
     check_part("optimizer", optimizer, "update", "xn.Adam(learning_rate=0.001)")
     check_metrics(metrics)
-    hooks = [*([Progress()] if progress else []), *check_callbacks(callbacks)]
+    check_checkpoint(checkpoint, resume)
+    own = check_callbacks(callbacks)
     x, y = pair(net, "fit", x, y, loss)
     rows = x.shape[0]
     batch_size = rows if batch_size is None else whole("fit: batch_size", batch_size)
     slices = minibatches(rows, batch_size)
     check_smallest_batch(net, rows, slices[-1].stop - slices[-1].start)
+    objective, y, mass = weighted(net, "fit", loss, y, sample_weight, l2)
     held_out = None
     if validation_data is not None:
         if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
             raise ValueError("fit: validation_data must be a pair (x, y)")
         held_out = pair(net, "fit: validation data", *validation_data, loss)
-    sizes = np.array([s.stop - s.start for s in slices])
-    weights = np.ones(len(sizes)) if getattr(loss, "reduction", "mean") == "sum" else sizes / rows
-    rng = copy.deepcopy(net.rng)
-    with net.backend.scope():
-        step = training_step(net, loss, optimizer)
+    hooks = [*([Progress()] if progress else []), *own, *([checkpoint] if checkpoint else [])]
+
+    with net.backend.scope(), checkpoint.locked() if checkpoint else contextlib.nullcontext():
+        saved = None
+        if checkpoint:
+            arrays = {"x": x, "y": y} | dict(zip(("validation x", "validation y"), held_out or (), strict=False))
+            settings = {"loss": loss, "l2": l2, "optimizer": optimizer, "batch_size": batch_size, "shuffle": shuffle}
+            saved = checkpoint.open(net, arrays, settings | {"metrics": list(metrics or ())}, own, resume)
+        if saved:
+            net.set_params(saved.params)
+            net.set_state(saved.state)
+        step = training_step(net, objective, copy.copy(optimizer))
+        if saved:
+            slots = saved.slots
+        if slots is not None:
+            step.go_on(slots)
         run = Run(net, step, epochs, len(slices))
+        if saved:
+            saved.restore(run)
 
-    def call(hook: str) -> None:
-        for callback in hooks:
-            getattr(callback, hook)(run)
+        def call(hook: str) -> None:
+            for callback in hooks:
+                getattr(callback, hook)(run)
 
-    def step_end() -> None:
-        for callback in hooks:
-            callback.step_end(run)
+        def step_end() -> None:
+            for callback in hooks:
+                callback.step_end(run)
 
-    with net.backend.scope(), ctrl_c_stops(run):
-        try:
-            call("train_begin")
-            while run.epoch < epochs and not run.stop:
-                call("epoch_begin")
-                order = rng.permutation(rows) if shuffle and len(slices) > 1 else None
-                losses = run.train_epoch(lambda: batches_of(step, x, y, slices, order), step_end)  # noqa: B023
-                if len(losses) < len(slices):  # Ctrl-C: an unfinished epoch has no history
-                    break
-                run.epoch += 1
-                run.history.record({"loss": float(losses @ weights)})
-                if held_out is not None:
-                    scores = scored(run.net, *held_out, loss, metrics, max(batch_size, 1024))
-                    run.history.record({f"val_{name}": score for name, score in scores.items()})
-                call("epoch_end")
-        finally:
-            run.settle()
-            call("train_end")
-    net.rng = rng
+        with signals_stop(run, terminate=checkpoint is not None):
+            try:
+                call("train_begin")
+                if saved:
+                    saved.restore_callbacks(own)
+                while run.epoch < epochs and not run.stop:
+                    call("epoch_begin")
+                    order = run.order(rows) if shuffle and len(slices) > 1 else None
+                    losses = run.train_epoch(lambda skip: batches_of(step, x, y, slices[skip:], order), step_end)  # noqa: B023
+                    if len(losses) < len(slices):  # Ctrl-C: an unfinished epoch has no history
+                        break
+                    run.end_epoch()
+                    run.history.record({"loss": mean_of(losses, mass, slices, order, objective)})
+                    if held_out is not None:
+                        scores = scored(run.net, *held_out, loss, metrics, max(batch_size, 1024))
+                        run.history.record({f"val_{name}": score for name, score in scores.items()})
+                    call("epoch_end")
+                if checkpoint:
+                    checkpoint.save(run)
+                run.history.slots = run.slots
+            finally:
+                run.settle()
+                call("train_end")
+    net.rng = run.rng
+    if checkpoint and run.signal:
+        checkpoint.leave(run)
     return run.history
+
+
+def mean_of(
+    losses: np.ndarray, mass: np.ndarray | None, slices: Sequence[slice], order: np.ndarray | None, objective: Objective
+) -> float:
+    """The loss of an epoch from those of its batches: their sum, or the mean over all rows with their `mass`."""
+    if objective.reduction == "sum":
+        return float(losses.sum())
+    if mass is None:
+        shares = np.array([s.stop - s.start for s in slices], dtype=np.float64)
+    else:
+        shares = np.add.reduceat(mass if order is None else mass[order], [s.start for s in slices])
+    return float(losses @ (shares / shares.sum()))
 
 
 def evaluate(
@@ -235,33 +168,6 @@ def forward_in_batches(net: "Sequential", x: Array, batch_size: int | None) -> A
     return net.backend.xp.concat(parts, axis=0)
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------
-
-
-def batches_of(step: Step, x: Array, y: Array, slices: Sequence[slice], order: np.ndarray | None) -> Iterator[Batch]:
-    """The batches of x and y, slice by slice, in this order of the rows; None: as they lie."""
-    backend = step.backend
-    if order is None:
-        yield from ((x, y, rows) for rows in slices)
-        return
-    if step.gathers:
-        yield from ((x, y, order[rows]) for rows in slices)
-        return
-    index = backend.asarray(order)  # to the device in one piece: the host may have to wait for it
-    if math.prod(x.shape) <= GATHER:
-        x, y = take_rows(backend, index, x, y)
-        yield from ((x, y, rows) for rows in slices)
-    else:
-        for rows in slices:
-            yield *take_rows(backend, index[rows], x, y), slice(0, rows.stop - rows.start)
-
-
-def take_rows(backend: Backend, index: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    """The rows of x and y in this order, y's with the batch contiguous as the losses have it."""
-    xp = backend.xp
-    return xp.take(x, index, axis=0), xp.take(y.T, index, axis=1).T if y.ndim == 2 else xp.take(y, index, axis=0)
-
-
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +186,26 @@ def pair(net: "Sequential", who: str, x: Any, y: Any, loss: Loss) -> tuple[Array
         return x, loss.encode(y, like)
 
 
+def weighted(
+    net: "Sequential", who: str, loss: Loss, y: Array, sample_weight: Any, l2: float
+) -> tuple[Objective, Array, np.ndarray | None]:
+    """What to minimize, the targets it takes, and the weights on the host, None without."""
+    if sample_weight is None:
+        return Objective(loss, l2), y, None
+    objective, backend = Objective(loss, l2, weighted=True), net.backend
+    weights = backend.adopt(f"{who}: sample_weight", sample_weight)
+    shape, expected = tuple(weights.shape), (y.shape[0],)
+    if shape != expected or y.ndim != 2:
+        wanted = f"one number for each row, {expected}" if y.ndim == 2 else "outputs of shape (n, k)"
+        raise ValueError(f"{who}: sample_weight has shape {shape}, expected {wanted}")
+    with backend.scope():
+        weights = backend.xp.astype(weights, y.dtype)
+        mass = backend.to_numpy(weights).astype(np.float64)
+        if not (np.isfinite(mass).all() and (mass >= 0.0).all() and mass.any()):
+            raise ValueError(f"{who}: sample_weight must be finite, at least 0, and not all 0")
+        return objective, backend.xp.concat([y, weights[:, None]], axis=1), mass
+
+
 def check_metrics(metrics: object) -> None:
     """Refuse metrics that are not functions by name."""
     if metrics is not None and not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
@@ -290,7 +216,17 @@ def check_callbacks(callbacks: Sequence[Callback] | None) -> Sequence[Callback]:
     """The callbacks, if they are a sequence of them; None is none."""
     if isinstance(callbacks, Callback) or not all(isinstance(c, Callback) for c in callbacks or ()):
         raise TypeError(f"fit: callbacks must be a list of xn.Callback objects, got {callbacks!r}")
+    if any(isinstance(c, Checkpoint) for c in callbacks or ()):
+        raise TypeError("fit: give the Checkpoint as checkpoint=..., by itself, not among the callbacks")
     return callbacks or ()
+
+
+def check_checkpoint(checkpoint: object, resume: bool) -> None:
+    """Refuse what is no Checkpoint, and going on without one."""
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+        raise TypeError(f"fit: checkpoint must be an xn.Checkpoint(folder), got {checkpoint!r}")
+    if resume and checkpoint is None:
+        raise ValueError("fit: resume=True needs checkpoint=xn.Checkpoint(folder), the folder to go on from")
 
 
 def check_smallest_batch(net: "Sequential", rows: int, smallest: int) -> None:
@@ -304,22 +240,26 @@ def check_smallest_batch(net: "Sequential", rows: int, smallest: int) -> None:
 
 
 @contextlib.contextmanager
-def ctrl_c_stops(run: Run) -> Iterator[None]:
-    """Ctrl-C asks the run to stop after its step; a second one raises KeyboardInterrupt at once.
+def signals_stop(run: Run, terminate: bool) -> Iterator[None]:
+    """Ctrl-C, and where asked SIGTERM, has the run stop after its step; a second one does what it does without us.
 
-    Only where Ctrl-C would have raised it: not in another thread, nor where a program handles the signal itself.
+    Only where it would have ended the program: not in another thread, nor where a program handles the signal itself.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or handler is not signal.default_int_handler:
-        yield
-        return
+    numbers = [signal.SIGINT, *([signal.SIGTERM] if terminate else [])]
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    handlers = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) is usual[n]}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
 
     def stop(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(number, handlers[signal.Signals(number)])
         run.stop = run.history.interrupted = True
+        run.signal = number
 
-    signal.signal(signal.SIGINT, stop)
+    for number in handlers:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -211,6 +211,7 @@ class Side:
         self.flat = flat
         arrays = dict(zip(step.names, ops.split(flat, step.shapes), strict=True))
         self.views = [stage.place(arrays) for stage in step.stages]
+        self.matrices = [a for a in arrays.values() if a.ndim > 1]
 
 
 class BufferedStep(Step):
@@ -220,7 +221,8 @@ class BufferedStep(Step):
         super().__init__(net, loss, optimizer)
         self.kernels = kernels
         weights, xp, device = self.start.weights, self.backend.xp, self.backend.device
-        self.softmax: Any = loss if type(loss) is SoftmaxCrossEntropy else None
+        plain = None if self.objective.weighted else self.objective.loss
+        self.softmax: Any = plain if type(plain) is SoftmaxCrossEntropy else None
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
         self.stages = self._stages(lambda: Workspace(xp, weights.dtype, device))
         self.first = next(i for i, stage in enumerate(self.stages) if stage.trains)
@@ -230,7 +232,7 @@ class BufferedStep(Step):
         self.gradient = Side(self, xp.zeros_like(weights))  # a bias before a BatchNorm keeps its 0
         self.sides = [Side(self, weights)]
         self.point = Side(self, xp.zeros_like(weights)) if self.looks_ahead else None
-        self.slots = [self.start.slots]
+        self.slots_made = [self.start.slots]
         self._norms()
 
     def _stages(self, workspace: Any) -> list[Any]:
@@ -314,6 +316,11 @@ class BufferedStep(Step):
             return value, carry
         for i in range(len(self.stages) - 1, self.first - 1, -1):
             da = self.stages[i].backward(da, views[i], self.gradient.views[i], self.turns[i])
+        if self.objective.l2:
+            more, slopes = self.objective.penalty(at.matrices, y)
+            value = value + (float(more) if self.backend.immediate else more)
+            for g, slope in zip(self.gradient.matrices, slopes, strict=True):
+                g += slope
         side = self._free_side(carry, keep)
         slots = self.kernels.update(
             self.optimizer, carry.weights, self.gradient.flat, carry.slots, side.flat, self._free_slots(carry, keep)
@@ -334,6 +341,10 @@ class BufferedStep(Step):
         return state
 
     # --- whose arrays are whose ---
+
+    def _remember(self, slots: Slots) -> None:
+        super()._remember(slots)
+        self.slots_made = [slots]
 
     def _side_of(self, carry: Carry) -> Side:
         """The side that a carry's parameters stand on, or the point ahead of them."""
@@ -358,11 +369,11 @@ class BufferedStep(Step):
             return carry.slots
         names = getattr(self.optimizer, "memory", ())  # an optimizer of one's own need not derive from ours
         taken = [kept.slots for kept in keep] + [carry.slots] * self.looks_ahead
-        for slots in (carry.slots, *self.slots):
+        for slots in (carry.slots, *self.slots_made):
             if all(slots[name] is not other[name] for name in names for other in taken):
                 return slots
-        self.slots.append({name: self.backend.xp.zeros_like(carry.weights) for name in names})
-        return self.slots[-1]
+        self.slots_made.append({name: self.backend.xp.zeros_like(carry.weights) for name in names})
+        return self.slots_made[-1]
 
     def publish(self, carry: Carry, net: "Sequential", last: bool = False) -> None:
         weights = carry.weights if last else self.backend.xp.asarray(carry.weights, copy=True)

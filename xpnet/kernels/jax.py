@@ -27,7 +27,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array
 from ..layers.base import Layer
-from ..losses import Loss
+from ..losses import Loss, Objective
 from ..optimizers import Optimizer, Slots
 from ..step import Carry, Step
 
@@ -65,7 +65,7 @@ class CompiledStep(Step):
     def __init__(self, net: "Sequential", loss: Loss, optimizer: Optimizer):
         super().__init__(net, loss, optimizer)
         self.parts = self.worker, loss, optimizer
-        self.handed, self.of_loss = handed(optimizer), getattr(loss, "__dict__", {})
+        self.handed, self.of_loss = handed(optimizer), [getattr(part, "__dict__", {}) for part in losses_in(loss)]
         self.plain: Step | None = None  # takes the steps, once they have turned out not to compile
         self.fixed = {name: a for name, a in self.worker.params.items() if name not in self.names}
         self.donates = sum(map(math.prod, self.shapes)) >= DONATE
@@ -90,7 +90,8 @@ class CompiledStep(Step):
 
     def _attributes(self) -> list[Any]:
         """Of loss and optimizer, which a callback may change."""
-        return [a for name, a in vars(self.optimizer).items() if name not in self.handed] + list(self.of_loss.values())
+        own = [a for name, a in vars(self.optimizer).items() if name not in self.handed]
+        return own + [a for attributes in self.of_loss for a in attributes.values()]
 
     def __call__(self, carry: Carry, x: Array, y: Array) -> tuple[Array, Carry]:
         return self.on_rows(carry, x, y, slice(0, x.shape[0]), (self.start, carry))
@@ -143,6 +144,18 @@ class CompiledStep(Step):
         """Whether the parameters and statistics are; those written over are not. Waits for the device."""
         arrays = jax.tree.leaves((carry.weights, carry.state))
         return not any(a.is_deleted() for a in arrays) and bool(np.asarray(all_finite(arrays)))
+
+    def _remember(self, slots: Slots) -> None:
+        arrays = [dict(zip(self.names, ops.split(slots[k], self.shapes), strict=True)) for k in slots if k != "step"]
+        names = [k for k in slots if k != "step"]
+        memory = tuple(
+            {k: ops.join([own[name] for name, _ in group]) for k, own in zip(names, arrays, strict=True)}
+            for group in self.groups
+        )
+        super()._remember({"step": slots["step"], "memory": memory})
+
+    def slots(self, carry: Carry) -> Slots:
+        return self._flat(carry).slots
 
     def publish(self, carry: Carry, net: "Sequential", last: bool = False) -> None:
         if not isinstance(carry.weights, tuple):
@@ -263,6 +276,11 @@ def layers_of(net: Any) -> Iterator[Layer]:
         yield from layers_of(layer) if hasattr(layer, "leaves") else [layer]
 
 
+def losses_in(loss: Loss) -> list[Loss]:
+    """The loss, and the one within it."""
+    return [loss, loss.loss] if isinstance(loss, Objective) else [loss]
+
+
 def handed(part: object) -> set[str]:
     """The attributes of a part that a step is handed at each call, or does not depend on."""
     if isinstance(part, Layer):
@@ -273,18 +291,20 @@ def handed(part: object) -> set[str]:
 def settings(net: "Sequential", loss: Loss, optimizer: Optimizer) -> list[dict[str, Any]]:
     """The other attributes of every part."""
     found = []
-    for part in (*layers_of(net), loss, optimizer):
+    for part in (*layers_of(net), *losses_in(loss), optimizer):
         own, rest = getattr(part, "__dict__", {}), handed(part)
         own = {name: a for name, a in own.items() if name not in rest}
         if hasattr(part, "leaves"):
             own["layers"] = len(own["layers"])
+        if isinstance(part, Objective):
+            del own["loss"]  # which follows
         found.append({name: np.asarray(a).tobytes() if hasattr(a, "__array__") else a for name, a in own.items()})
     return found
 
 
 def key_of(net: "Sequential", loss: Loss, optimizer: Optimizer, groups: tuple[Group, ...]) -> Any:
     """What the compiled step depends on; None where types and settings do not tell, for parts of one's own."""
-    parts, own = [*layers_of(net), loss, optimizer], settings(net, loss, optimizer)
+    parts, own = [*layers_of(net), *losses_in(loss), optimizer], settings(net, loss, optimizer)
     if not all(map(is_ours, parts)) or not all(is_plain(value) for each in own for value in each.values()):
         return None
     return tuple(map(type, parts)), repr(own), groups

@@ -1,0 +1,179 @@
+"""What a fit minimizes beside its loss, weighted rows and an L2 penalty; and going on with an optimizer's memory."""
+
+import cases
+import numpy as np
+import pytest
+
+import xpnet as xn
+
+N, D, K = 12, 4, 3
+LOSSES = {name: case for name, case in cases.LOSSES.items() if "probabilities" not in case[1].__name__}
+
+
+def network(lib, *last):
+    return xn.Sequential(xn.Dense(D, 6), xn.BatchNorm(6), xn.Tanh(), xn.Dense(6, K), *last).initialize(
+        lib.backend, "float64", seed=1
+    )
+
+
+def plain(*layers):
+    return xn.Sequential(xn.Dense(D, 5), xn.ReLU(), xn.Dense(5, K), *layers)
+
+
+def data(make_target, rng, n=N):
+    return rng.normal(size=(n, D)), make_target(rng, n, K)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_weights_of_whole_numbers_repeat_the_rows(lib, rng, name, reduction):
+    make, _, target = LOSSES[name]
+    x, y = data(target, rng)
+    repeats = rng.integers(0, 4, size=N)
+    repeats[:2] = 0, 3
+    loss = make(reduction=reduction)
+    net = plain().initialize(lib.backend, "float64", seed=2)
+    weighted, grads = net.value_and_grad(x, y, loss, sample_weight=repeats)
+    repeated, expected = net.value_and_grad(np.repeat(x, repeats, 0), np.repeat(y, repeats, 0), loss)
+    assert float(weighted) == pytest.approx(float(repeated), rel=1e-12)
+    for key, g in expected.items():
+        lib.agrees(grads[key], lib.to_numpy(g), rtol=1e-11)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("make", [xn.SoftmaxCrossEntropy, xn.MeanSquaredError])
+def test_the_gradient_with_weights_and_penalty_is_that_of_the_value(lib, rng, make, reduction):
+    x, y = data(cases.one_hot, rng)
+    weights = rng.uniform(0.0, 2.0, size=N)
+    net, loss = network(lib), make(reduction=reduction)
+    _, grads = net.value_and_grad(x, y, loss, sample_weight=weights, l2=0.7)
+    params = {k: lib.to_numpy(a).copy() for k, a in net.params.items()}
+    for name, a in params.items():
+        direction = rng.normal(size=a.shape)
+        ends = []
+        for step in (1e-6, -1e-6):
+            net.set_params(params | {name: a + step * direction})
+            ends.append(float(net.value_and_grad(x, y, loss, sample_weight=weights, l2=0.7)[0]))
+        slope = float(np.sum(lib.to_numpy(grads[name]) * direction))
+        assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(slope, rel=1e-6, abs=1e-7), name
+        net.set_params(params)
+
+
+def test_the_penalty_is_on_trained_weights_alone_and_divided_as_the_loss(lib, rng):
+    x, y = data(cases.classes, rng)
+    net = plain(xn.Dense(K, K, trainable=False)).initialize(lib.backend, "float64", seed=0)
+    squares = sum(float(np.sum(lib.to_numpy(net.params[k]) ** 2)) for k in ("0.weight", "2.weight"))
+    weights = rng.uniform(0.5, 2.0, size=N)
+    for reduction, sample_weight, share in (("mean", None, N), ("mean", weights, weights.sum()), ("sum", weights, 1)):
+        loss = xn.SoftmaxCrossEntropy(reduction)
+        without, bare = net.value_and_grad(x, y, loss, sample_weight=sample_weight)
+        with_it, grads = net.value_and_grad(x, y, loss, sample_weight=sample_weight, l2=0.3)
+        assert float(with_it) - float(without) == pytest.approx(0.15 * squares / share, rel=1e-10)
+        for key, g in grads.items():
+            more = 0.3 * lib.to_numpy(net.params[key]) / share if key in ("0.weight", "2.weight") else 0.0
+            lib.agrees(g, lib.to_numpy(bare[key]) + more)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("make", [xn.SoftmaxCrossEntropy, xn.MeanSquaredError])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_fit_takes_the_step_that_value_and_grad_says(lib, rng, monkeypatch, kernels, make, weighted):
+    """By SGD without momentum w ← w - η g, on whatever step this backend has; Nesterov's gradient is taken ahead."""
+    monkeypatch.setenv("XPNET_KERNELS", kernels)
+    x, y = data(cases.one_hot, rng)
+    sample_weight = rng.uniform(0.0, 2.0, size=N) if weighted else None
+    net, loss = network(lib), make()
+    value, grads = net.value_and_grad(x, y, loss, sample_weight=sample_weight, l2=0.5)
+    before = {k: lib.to_numpy(a).copy() for k, a in net.params.items()}
+    history = net.fit(
+        x, y, loss=loss, optimizer=xn.SGD(0.1, momentum=0.0), batch_size=None, sample_weight=sample_weight, l2=0.5
+    )
+    assert history["loss"] == pytest.approx([float(value)], rel=1e-12)
+    for key, g in grads.items():
+        if key != "0.bias":  # 0 but for rounding, before a BatchNorm
+            lib.agrees(net.params[key], before[key] - 0.1 * lib.to_numpy(g), rtol=1e-11)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_the_loss_of_an_epoch_is_the_mean_over_all_weights(lib, rng, monkeypatch, kernels):
+    monkeypatch.setenv("XPNET_KERNELS", kernels)
+    x, y = data(cases.classes, rng, n=10)
+    weights = np.array([0, 0, 0, 1, 2, 3, 0.5, 0, 1, 1])  # the first batch has none: it moves nothing
+    net = plain().initialize(lib.backend, "float64", seed=0)
+    still = xn.SGD(1e-300, momentum=0.0)
+    whole = float(net.value_and_grad(x, y, xn.SoftmaxCrossEntropy(), sample_weight=weights)[0])
+    for shuffle in (False, True):
+        history = net.fit(
+            x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=still, batch_size=3, shuffle=shuffle, sample_weight=weights
+        )
+        assert history["loss"] == pytest.approx([whole], rel=1e-12)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("optimizer", cases.OPTIMIZERS)
+def test_two_fits_joined_by_slots_are_one(lib, rng, monkeypatch, kernels, optimizer):
+    monkeypatch.setenv("XPNET_KERNELS", kernels)
+    x, y = data(cases.classes, rng)
+    loss = xn.SoftmaxCrossEntropy()
+    settings = {"loss": loss, "batch_size": 5, "l2": 0.1}
+    one, two = network(lib), network(lib)
+    one.fit(x, y, optimizer=cases.OPTIMIZERS[optimizer](), epochs=5, **settings)
+    first = two.fit(x, y, optimizer=cases.OPTIMIZERS[optimizer](), epochs=2, **settings)
+    kept = {k: np.array(lib.to_numpy(a)) for k, a in first.slots.items() if k != "step"}
+    last = two.fit(x, y, optimizer=cases.OPTIMIZERS[optimizer](), epochs=3, slots=first.slots, **settings)
+    assert last.slots["step"] == 15
+    for key, a in one.params.items():
+        np.testing.assert_array_equal(lib.to_numpy(two.params[key]), lib.to_numpy(a))
+    for key, a in kept.items():  # the earlier ones are as they were
+        np.testing.assert_array_equal(lib.to_numpy(first.slots[key]), a)
+
+
+def test_a_callback_sets_the_runs_rate_and_the_users_optimizer_is_as_it_was(lib, rng):
+    class Halve(xn.Callback):
+        def epoch_end(self, run):
+            run.optimizer.learning_rate /= 2
+
+    x, y = data(cases.classes, rng)
+    loss, optimizer = xn.SoftmaxCrossEntropy(), xn.Adam(0.1)
+    one, two = network(lib), network(lib)
+    one.fit(x, y, loss=loss, optimizer=optimizer, epochs=3, callbacks=[Halve()], batch_size=None)
+    assert optimizer.learning_rate == 0.1
+    rates = [0.1, 0.05, 0.025]
+    two.fit(x, y, loss=loss, optimizer=xn.Adam(lambda step: rates[step]), epochs=3, batch_size=None)
+    for key, a in one.params.items():
+        np.testing.assert_array_equal(lib.to_numpy(two.params[key]), lib.to_numpy(a))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sample_weight": np.ones(N - 1)}, r"fit: sample_weight has shape \(11,\), expected one number for each row"),
+        ({"sample_weight": np.ones((N, 1))}, r"sample_weight has shape \(12, 1\), expected one number"),
+        ({"sample_weight": np.zeros(N)}, "must be finite, at least 0, and not all 0"),
+        ({"sample_weight": -np.ones(N)}, "must be finite, at least 0"),
+        ({"sample_weight": np.full(N, np.nan)}, "must be finite, at least 0"),
+        ({"l2": -1.0}, "l2 must be at least 0 and finite, got -1.0"),
+        ({"l2": "a"}, "l2 must be at least 0 and finite, got 'a'"),
+        ({"slots": {"step": 3}}, r"fit: slots has step; Adam\(\) keeps step, m, v"),
+        ({"slots": {"step": 3, "m": np.zeros(3), "v": np.zeros(3)}}, r"slots has m of shape \(3,\), expected \("),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_is_lost(lib, rng, given, message):
+    x, y = data(cases.classes, rng)
+    net = network(lib)
+    before = {k: lib.to_numpy(a).copy() for k, a in net.params.items()}
+    with pytest.raises(ValueError, match=message):
+        net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=xn.Adam(), **given)
+    for key, a in before.items():
+        np.testing.assert_array_equal(lib.to_numpy(net.params[key]), a)
+
+
+def test_weights_need_a_loss_of_terms(lib, rng):
+    class Bare:
+        def value_and_grad(self, prediction, target):
+            return xn.MeanSquaredError().value_and_grad(prediction, target)
+
+    x, y = data(cases.values, rng)
+    with pytest.raises(TypeError, match=r"sample_weight needs a loss that derives from xn\.Loss, got .*Bare"):
+        network(lib).fit(x, y, loss=Bare(), optimizer=xn.Adam(), sample_weight=np.ones(N))
+    network(lib).fit(x, y, loss=Bare(), optimizer=xn.Adam(), l2=0.1)

@@ -1,0 +1,272 @@
+"""Checkpoints: a training run's whole state in a file, from which it goes on as if it had never stopped."""
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from .backend import Array
+from .callbacks import Callback, History
+from .checks import whole
+from .container import FormatError, read, write
+from .optimizers import Slots
+
+if TYPE_CHECKING:
+    from .network import Sequential
+    from .run import Run
+
+FORMAT, VERSION = "xpnet checkpoint", "1"
+KEPT = 2
+NAME = re.compile(r"step-(\d{12})\.safetensors")
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in a repr: of this process only
+
+
+class Checkpoint(Callback):
+    """Saves a run to files in `folder` as it goes: `fit(..., checkpoint=xn.Checkpoint("runs/a"), resume=True)`.
+
+    `every` is "epoch", or a number of steps, which may end in the middle of an epoch. A file holds all that the rest of
+    the run depends on: parameters, statistics (Dropout's counter among them), the optimizer's slots and learning rate,
+    the epoch, the losses so far in it, the generator of the order of rows, the history, and what the callbacks name in
+    their `memory`, such as the best weights so far. On the same backend a run that was killed at any moment and resumed
+    ends with the same bits as one that was not. Another backend may go on too, to within its rounding.
+
+    With `resume=True`, `fit` goes on from the newest file, or begins where there is none, so the same command starts a
+    run and restarts it. A file that turns out damaged is passed over for the one before, with a warning; the last two
+    are kept. `epochs` may differ from before; other data or settings are refused with the list of what differs, as is
+    a folder with files in it without `resume=True`, and one that another run is using.
+
+    SIGTERM and Ctrl-C write a file after the step under way and leave by SystemExit, with 143 and 130.
+
+    Every file is written beside and renamed, so it is whole; the parameters in it can be read by whatever reads
+    safetensors: "params.0.weight", "state.1.mean". Raises ValueError for a wrong `every`; `fit` raises OSError where
+    the folder cannot be written to, FormatError where no file in it is sound, ValueError for what differs.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], every: int | str = "epoch"):
+        self.folder = Path(folder)
+        self.every = every if every == "epoch" else whole('Checkpoint: every, if not "epoch",', every)
+        self._facts: dict[str, str] = {}
+        self._callbacks: Sequence[Callback] = ()
+        self._saved = -1, -1  # epoch and step
+
+    # --- before the run ---
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder, made if need be, is this run's alone until the block ends, or the process, however it does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / ".lock", "a+b") as file:
+            try:
+                lock(file)
+            except OSError as error:
+                raise BlockingIOError(
+                    error.errno,
+                    "another run writes its checkpoints here; wait for it or choose another folder",
+                    str(self.folder),
+                ) from error
+            for stale in self.folder.glob(".step-*.tmp"):  # of a run that was killed as it wrote
+                stale.unlink()
+            yield
+
+    def open(
+        self,
+        net: "Sequential",
+        arrays: Mapping[str, Array],
+        settings: Mapping[str, Any],
+        callbacks: Sequence[Callback],
+        resume: bool,
+    ) -> "Saved | None":
+        """What to go on from, None to begin with; remembers what the run depends on."""
+        self._callbacks = [c for c in callbacks if c.memory]
+        told = {"network": net, "dtype": net.dtype, **settings}
+        told["callbacks with a memory"] = [type(c).__name__ for c in self._callbacks]
+        self._facts = {name: ADDRESS.sub("", repr(value)) for name, value in told.items()}
+        self._facts |= {name: fingerprint(net.backend.to_numpy(a)) for name, a in arrays.items()}
+        self._saved = -1, -1
+        files = self._files()
+        if not resume and files:
+            raise ValueError(
+                f"fit: {self.folder} has the checkpoints of a run, the newest {files[-1].name}: go on from it with "
+                "resume=True, or choose another folder"
+            )
+        for i, path in enumerate(reversed(files)):
+            try:
+                saved = Saved(path)
+            except FormatError as error:
+                if i == len(files) - 1:
+                    raise
+                warnings.warn(f"fit: {error}: going on from the checkpoint before it", RuntimeWarning, stacklevel=5)
+                continue
+            saved.check_facts(self._facts)
+            return saved
+        return None
+
+    def _files(self) -> list[Path]:
+        """The checkpoints in the folder, the newest last."""
+        return sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
+
+    # --- during the run ---
+
+    def step_end(self, run: "Run") -> None:
+        if self.every != "epoch" and run.step % self.every == 0:  # type: ignore[operator]
+            self.save(run)
+
+    def epoch_end(self, run: "Run") -> None:
+        if self.every == "epoch":
+            self.save(run)
+
+    def save(self, run: "Run") -> None:
+        """Write the state that the run is in, unless it is written already or not finite: then `fit` will say so."""
+        if self._saved == (run.epoch, run.step) or not run.finite:
+            return
+        import json
+
+        from . import __version__
+
+        host, net, history = run.net.backend.to_numpy, run.net, run.history
+        arrays = {f"params.{k}": host(a) for k, a in net.params.items()}
+        arrays |= {f"state.{k}": host(a) for k, a in net.state.items()}
+        arrays |= {f"history.{k}": np.array(values, dtype=np.float64) for k, values in history.items()}
+        arrays["losses"] = run.losses
+        rate = run.optimizer.learning_rate
+        training = {
+            "xpnet": __version__,
+            "facts": self._facts,
+            "epoch": run.epoch,
+            "step": run.step,
+            "steps": history.steps,
+            "seconds": history.seconds,
+            "learning_rate": None if callable(rate) else rate,
+            "rng": run.rng_before or run.rng.bit_generator.state,
+            "slots": packed("slots", run.slots, arrays, host),
+            "callbacks": [
+                packed(f"callbacks.{i}", {name: getattr(c, name) for name in c.memory}, arrays, host)
+                for i, c in enumerate(self._callbacks)
+            ],
+        }
+        header = {"format": FORMAT, "version": VERSION, "training": json.dumps(training)}
+        path = self.folder / f"step-{run.step:012d}.safetensors"
+        write(path, arrays, header)
+        self._saved = run.epoch, run.step
+        for old in self._files()[:-KEPT]:
+            old.unlink()
+
+    def leave(self, run: "Run") -> NoReturn:
+        """After a signal has stopped the run: say where it stands, and exit as the shell expects."""
+        print(
+            f"fit: stopped at step {run.step}; {self.folder} has its state, resume=True goes on from it",
+            file=sys.stderr,
+        )
+        raise SystemExit(128 + run.signal)
+
+
+class Saved:
+    """A checkpoint that was read. FormatError for a file that is not a sound one."""
+
+    def __init__(self, path: Path):
+        import json
+
+        self.path = path
+        arrays, header = read(path)
+        if header.get("format") != FORMAT:
+            raise FormatError(path, "it does not say that it is a checkpoint")
+        if header.get("version") != VERSION:
+            raise FormatError(path, f"checkpoint format {header.get('version')!r:.80}, this xpnet reads {VERSION!r}")
+        try:
+            told = json.loads(header["training"])
+            self.facts = dict(told["facts"])
+            self.epoch, self.step = int(told["epoch"]), int(told["step"])
+            self.learning_rate, self.rng_state = told["learning_rate"], told["rng"]
+            self.losses = arrays["losses"]
+            self.slots: Slots = unpacked("slots", told["slots"], arrays)
+            self.callbacks = [unpacked(f"callbacks.{i}", c, arrays) for i, c in enumerate(told["callbacks"])]
+            self.history = History()
+            self.history.update({k: a.tolist() for k, a in named("history", arrays).items()})
+            self.history.steps, self.history.seconds = int(told["steps"]), float(told["seconds"])
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise FormatError(path, f"its account of the training is unsound: {error!r:.200}") from error
+        self.params, self.state = named("params", arrays), named("state", arrays)
+
+    def check_facts(self, now: dict[str, str]) -> None:
+        """Refuse a run that depends on other things, with the list of them."""
+        names = [name for name in self.facts | now if self.facts.get(name) != now.get(name)]
+        if names:
+            lines = [f"\n  {k}: {self.facts.get(k, 'nothing')} then, {now.get(k, 'nothing')} now" for k in names]
+            raise ValueError(
+                f"fit: {self.path} is of another run, from which this one differs in {''.join(lines)}\n"
+                "Give what it was given, or begin anew in another folder."
+            )
+
+    def restore(self, run: "Run") -> None:
+        """Put the run where this one was; the network and the slots are there already."""
+        run.go_on(self.epoch, self.step, self.history, self.rng_state, self.losses)
+        if self.learning_rate is not None:
+            run.optimizer.learning_rate = self.learning_rate
+
+    def restore_callbacks(self, callbacks: Sequence[Callback]) -> None:
+        """Give the callbacks their memory back."""
+        for callback, memory in zip([c for c in callbacks if c.memory], self.callbacks, strict=True):
+            for name, value in memory.items():
+                setattr(callback, name, value)
+
+
+# --- what JSON holds, and what it does not ----------------------------------------------------------------------------
+
+
+def packed(prefix: str, values: Mapping[str, Any], arrays: dict[str, np.ndarray], host: Any) -> dict[str, Any]:
+    """The values for JSON; arrays, and dicts of arrays, go to `arrays` under the prefix."""
+    plain: dict[str, Any] = {}
+    for name, value in values.items():
+        if hasattr(value, "shape") and hasattr(value, "dtype"):
+            arrays[f"{prefix}.{name}"] = np.asarray(
+                host(value) if not isinstance(value, np.ndarray | np.generic) else value
+            )
+            plain[name] = {"array": True}
+        elif isinstance(value, dict):
+            plain[name] = {"dict": packed(f"{prefix}.{name}", value, arrays, host)}
+        else:
+            plain[name] = {"value": value}
+    return plain
+
+
+def unpacked(prefix: str, plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """`packed` undone, with NumPy arrays."""
+    values: dict[str, Any] = {}
+    for name, each in plain.items():
+        if "array" in each:
+            values[name] = arrays[f"{prefix}.{name}"]
+        elif "dict" in each:
+            values[name] = unpacked(f"{prefix}.{name}", each["dict"], arrays)
+        else:
+            values[name] = each["value"]
+    return values
+
+
+def named(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays under a prefix, without it."""
+    return {k.removeprefix(f"{prefix}."): a for k, a in arrays.items() if k.startswith(f"{prefix}.")}
+
+
+def fingerprint(a: np.ndarray) -> str:
+    """What tells an array from others: shape, dtype and SHA-256."""
+    return f"{a.dtype} {a.shape} {hashlib.sha256(np.ascontiguousarray(a).data).hexdigest()[:16]}"
+
+
+def lock(file: Any) -> None:
+    """Lock an open file for as long as it is open. OSError where another process has."""
+    if sys.platform == "win32":  # pragma: no cover
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

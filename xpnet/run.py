@@ -1,0 +1,192 @@
+"""A training run: its steps, epoch by epoch, and what is kept when one of them is not finite."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .backend import Array, Backend
+from .callbacks import History
+from .optimizers import Slots
+from .step import Carry, Step
+
+if TYPE_CHECKING:
+    from .network import Sequential
+
+Batch = tuple[Array, Array, Any]  # x, y, and which rows of them: a slice, or their numbers for a step that gathers
+GATHER = 2**17  # entries of x: an epoch of up to so many is put into its order at once, a longer one batch by batch
+
+
+class DivergenceError(ArithmeticError):
+    """The loss or a gradient stopped being finite. The network keeps the parameters whose loss was last finite.
+
+    `epoch` and `batch` say where, counted from 1; `history` holds the epochs before.
+    """
+
+    def __init__(self, message: str, epoch: int, batch: int, history: History):
+        super().__init__(message)
+        self.epoch, self.batch, self.history = epoch, batch, history
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DivergenceError, (*self.args, self.epoch, self.batch, self.history)
+
+
+class Run:
+    """A training run, as callbacks see it.
+
+    `epoch` and `step` count what is finished, `step` over the whole run. `net` is the network as trained so far.
+    `optimizer` is the run's own copy: a `learning_rate` that is set there holds from the next step on.
+    """
+
+    def __init__(self, net: "Sequential", step_function: Step, epochs: int, steps_per_epoch: int):
+        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+        self.epoch = self.step = 0
+        self.history = History()
+        self.stop = False
+        self.signal = 0  # the number of the one that stopped it
+        self.optimizer = step_function.optimizer
+        self.rng = copy.deepcopy(net.rng)  # of the order of the rows
+        self.rng_before: Any = None  # its state before the epoch under way
+        self._done: Array = np.empty(0)  # the losses that a resumed run has brought of its first epoch
+        self._values: list[Any] = []  # those of the epoch's steps since
+        self._net, self._step_function = net, step_function
+        self._carry = self._published = self._safe = self._start = step_function.start
+
+    @property
+    def net(self) -> "Sequential":
+        if self._published is not self._carry:
+            self._step_function.publish(self._carry, self._net)
+            self._published = self._carry
+        return self._net
+
+    @property
+    def slots(self) -> Slots:
+        """The optimizer's memory, as `Optimizer.init` has it, in arrays that later steps may write to."""
+        return self._step_function.slots(self._carry)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """The losses of the epoch's steps so far. Waits for the device."""
+        return np.concatenate([self._done, self._net.backend.stack(self._values)]) if self._values else self._done
+
+    @property
+    def finite(self) -> bool:
+        """Whether all is, so far. Waits for the device."""
+        return self._step_function.finite(self._carry) and bool(np.isfinite(self.losses).all())
+
+    def go_on(self, epoch: int, step: int, history: History, rng_state: Any, losses: np.ndarray) -> None:
+        """Start where another run was, in the middle of an epoch where it has had losses."""
+        self.epoch, self.step, self.history, self._done = epoch, step, history, losses
+        self.rng.bit_generator.state = rng_state
+
+    def order(self, rows: int) -> np.ndarray:
+        """The random order of the rows in the next epoch."""
+        self.rng_before = self.rng.bit_generator.state
+        return self.rng.permutation(rows)
+
+    def end_epoch(self) -> None:
+        """Count the epoch as finished."""
+        self.epoch += 1
+        self.rng_before, self._done, self._values = None, np.empty(0), []
+
+    def train_epoch(self, batches: Callable[[int], Iterator[Batch]], step_end: Callable[[], None]) -> np.ndarray:
+        """Take a step on each batch that is not done yet, until Ctrl-C; returns the losses of all of them.
+
+        `batches(n)` are those but for the first n.
+
+        Where the device works on its own, the host waits for it once, at the end. If something is not finite then, the
+        epoch is run again step by step to find the first fault. Elsewhere each step is looked at when it is done.
+        Either way `_carry` goes back to the parameters whose loss was last finite.
+        """
+        step, immediate = self._step_function, self._net.backend.immediate
+        done = number = len(self._done)
+        self._start = before = self._carry
+        began = time.perf_counter()
+        for number, batch in enumerate(batches(done), done + 1):
+            before = self._carry
+            keep = () if immediate else (self._start, self._safe, *[before] * (number == self.steps_per_epoch))
+            value, self._carry = step.on_rows(before, *batch, keep)
+            if immediate:
+                if not (math.isfinite(value) and step.finite(self._carry)):
+                    raise self._divergence(number, before, batch, math.isfinite(value))
+                self._safe = before
+            self._values.append(value)
+            self.step += 1
+            step_end()
+            if self.history.interrupted:
+                break
+        sound = immediate or step.finite(self._carry)  # asked before the losses: the host is then woken once
+        losses = self.losses
+        self.history.seconds += time.perf_counter() - began
+        self.history.steps = self.step
+        if not immediate:
+            if not (sound and np.isfinite(losses).all()):
+                raise self._divergence_in(batches(done), losses, done)
+            self._safe = before if number == self.steps_per_epoch else self._start
+        return losses
+
+    def _divergence_in(self, batches: Iterator[Batch], losses: np.ndarray, done: int) -> DivergenceError:
+        """Take the epoch's steps again, up to the first that does not stay finite."""
+        carry, step = self._start, self._step_function
+        for number, batch in enumerate(batches, done + 1):
+            value, after = step.on_rows(carry, *batch, (self._start, self._safe, carry))
+            finite = math.isfinite(float(value))
+            if not (finite and step.finite(after)):
+                return self._divergence(number, carry, batch, finite)
+            self._safe, carry = carry, after
+        self._carry = self._safe
+        return self._diverged(int(np.isfinite(losses).argmin()) + 1, "the loss, once and not again")
+
+    def _divergence(self, number: int, carry: Carry, batch: Batch, finite: bool) -> DivergenceError:
+        """The step from `carry` on batch `number` does not stay finite, though its loss may be."""
+        x, y, rows = batch
+        self._carry = carry if finite else self._safe
+        fault = self._step_function.fault(carry, x[rows, ...], y[rows, ...])
+        return self._diverged(number, fault or ("the optimizer's update" if finite else "the loss, once and not again"))
+
+    def _diverged(self, number: int, fault: str) -> DivergenceError:
+        return DivergenceError(
+            f"fit: not finite in epoch {self.epoch + 1}, batch {number}: {fault}. The network keeps the parameters "
+            "whose loss was last finite. Lower the learning rate, set clip_norm, or scale the inputs.",
+            self.epoch + 1,
+            number,
+            self.history,
+        )
+
+    def settle(self) -> None:
+        """At the end, whatever ended it: give the network the last parameters that are finite."""
+        step = self._step_function
+        self._carry = next(c for c in (self._carry, self._start, self._safe) if step.finite(c))
+        if self._published is not self._carry:
+            step.publish(self._carry, self._net, last=True)
+            self._published = self._carry
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def batches_of(step: Step, x: Array, y: Array, slices: Sequence[slice], order: np.ndarray | None) -> Iterator[Batch]:
+    """The batches of x and y, slice by slice, in this order of the rows; None: as they lie."""
+    backend = step.backend
+    if order is None:
+        yield from ((x, y, rows) for rows in slices)
+        return
+    if step.gathers:
+        yield from ((x, y, order[rows]) for rows in slices)
+        return
+    index = backend.asarray(order)  # to the device in one piece: the host may have to wait for it
+    if math.prod(x.shape) <= GATHER:
+        x, y = take_rows(backend, index, x, y)
+        yield from ((x, y, rows) for rows in slices)
+    else:
+        for rows in slices:
+            yield *take_rows(backend, index[rows], x, y), slice(0, rows.stop - rows.start)
+
+
+def take_rows(backend: Backend, index: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    """The rows of x and y in this order, y's with the batch contiguous as the losses have it."""
+    xp = backend.xp
+    return xp.take(x, index, axis=0), xp.take(y.T, index, axis=1).T if y.ndim == 2 else xp.take(y, index, axis=0)
