@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from .backend import Array
+from .backend import Array, Backend
 from .callbacks import Callback, History
 from .checks import whole
 from .container import FormatError, read, write
@@ -98,7 +98,7 @@ class Checkpoint(Callback):
             )
         for i, path in enumerate(reversed(files)):
             try:
-                saved = Saved(path)
+                saved = Saved(path, net.backend)
             except FormatError as error:
                 if i == len(files) - 1:
                     raise
@@ -145,9 +145,9 @@ class Checkpoint(Callback):
             "seconds": history.seconds,
             "learning_rate": None if callable(rate) else rate,
             "rng": run.rng_before or run.rng.bit_generator.state,
-            "slots": packed("slots", run.slots, arrays, host),
+            "slots": packed("slots", run.slots, arrays, net.backend),
             "callbacks": [
-                packed(f"callbacks.{i}", {name: getattr(c, name) for name in c.memory}, arrays, host)
+                packed(f"callbacks.{i}", {name: getattr(c, name) for name in c.memory}, arrays, net.backend)
                 for i, c in enumerate(self._callbacks)
             ],
         }
@@ -170,7 +170,7 @@ class Checkpoint(Callback):
 class Saved:
     """A checkpoint that was read. FormatError for a file that is not a sound one."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, backend: Backend):
         import json
 
         self.path = path
@@ -184,9 +184,10 @@ class Saved:
             self.facts = dict(told["facts"])
             self.epoch, self.step = int(told["epoch"]), int(told["step"])
             self.learning_rate, self.rng_state = told["learning_rate"], told["rng"]
+            np.random.default_rng().bit_generator.state = self.rng_state  # which says whether it is one
             self.losses = arrays["losses"]
-            self.slots: Slots = unpacked("slots", told["slots"], arrays)
-            self.callbacks = [unpacked(f"callbacks.{i}", c, arrays) for i, c in enumerate(told["callbacks"])]
+            self.slots: Slots = unpacked("slots", told["slots"], arrays, backend)
+            self.callbacks = [unpacked(f"callbacks.{i}", c, arrays, backend) for i, c in enumerate(told["callbacks"])]
             self.history = History()
             self.history.update({k: a.tolist() for k, a in named("history", arrays).items()})
             self.history.steps, self.history.seconds = int(told["steps"]), float(told["seconds"])
@@ -220,30 +221,32 @@ class Saved:
 # --- what JSON holds, and what it does not ----------------------------------------------------------------------------
 
 
-def packed(prefix: str, values: Mapping[str, Any], arrays: dict[str, np.ndarray], host: Any) -> dict[str, Any]:
+def packed(prefix: str, values: Mapping[str, Any], arrays: dict[str, np.ndarray], backend: Backend) -> dict[str, Any]:
     """The values for JSON; arrays, and dicts of arrays, go to `arrays` under the prefix."""
     plain: dict[str, Any] = {}
     for name, value in values.items():
         if hasattr(value, "shape") and hasattr(value, "dtype"):
-            arrays[f"{prefix}.{name}"] = np.asarray(
-                host(value) if not isinstance(value, np.ndarray | np.generic) else value
-            )
-            plain[name] = {"array": True}
+            on_host = isinstance(value, np.ndarray | np.generic)
+            arrays[f"{prefix}.{name}"] = np.asarray(value if on_host else backend.to_numpy(value))
+            plain[name] = {"array": "host" if on_host else "device"}
         elif isinstance(value, dict):
-            plain[name] = {"dict": packed(f"{prefix}.{name}", value, arrays, host)}
+            plain[name] = {"dict": packed(f"{prefix}.{name}", value, arrays, backend)}
         else:
             plain[name] = {"value": value}
     return plain
 
 
-def unpacked(prefix: str, plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """`packed` undone, with NumPy arrays."""
+def unpacked(
+    prefix: str, plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray], backend: Backend
+) -> dict[str, Any]:
+    """`packed` undone."""
     values: dict[str, Any] = {}
     for name, each in plain.items():
         if "array" in each:
-            values[name] = arrays[f"{prefix}.{name}"]
+            array = arrays[f"{prefix}.{name}"]
+            values[name] = array if each["array"] == "host" else backend.asarray(array)
         elif "dict" in each:
-            values[name] = unpacked(f"{prefix}.{name}", each["dict"], arrays)
+            values[name] = unpacked(f"{prefix}.{name}", each["dict"], arrays, backend)
         else:
             values[name] = each["value"]
     return values

@@ -1,0 +1,357 @@
+"""Checkpoints: a run that was stopped anywhere goes on to the same bits; what cannot go on is refused and told why."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+
+import cases
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet.container import read, write
+
+N, D, K = 23, 4, 3
+LOSS = xn.SoftmaxCrossEntropy()
+BATCHES = 5  # of 5 rows, the last of 3
+
+
+class Best(xn.Callback):
+    """Remembers things of every kind that a checkpoint holds."""
+
+    memory = ("lowest", "name", "values", "weights", "vector")
+
+    def train_begin(self, run):
+        self.lowest, self.name, self.values, self.weights, self.vector = None, "none", [], {}, np.zeros(2)
+
+    def epoch_end(self, run):
+        loss = run.history["loss"][-1]
+        self.values = [*self.values, loss]
+        if self.lowest is None or loss < self.lowest:
+            self.lowest, self.name = loss, f"epoch {run.epoch}"
+            self.weights, self.vector = run.net.params, np.array([run.epoch, run.step])
+
+
+class Slower(xn.Callback):
+    def epoch_end(self, run):
+        if not callable(run.optimizer.learning_rate):
+            run.optimizer.learning_rate *= 0.7
+
+
+class StopError(Exception):
+    pass
+
+
+class StopAt(xn.Callback):
+    """What a power cut is to a run, but for the process."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def step_end(self, run):
+        if run.step == self.step:
+            raise StopError
+
+
+@pytest.fixture
+def data(rng):
+    return rng.normal(size=(N, D)), rng.integers(K, size=N)
+
+
+def network(lib, seed=1, dtype="float32"):
+    return xn.Sequential(
+        xn.Dense(D, 6), xn.BatchNorm(6), xn.ReLU(), xn.Dropout(0.3), xn.Dense(6, 6), xn.Tanh(), xn.Dense(6, K)
+    ).initialize(lib.backend, dtype, seed=seed)
+
+
+def fit(net, data, **options):
+    x, y = data
+    given = {"optimizer": xn.Adam(0.01), "loss": LOSS, "epochs": 4, "batch_size": 5, "validation_data": (x, y)}
+    return net.fit(x, y, **(given | options))
+
+
+def arrays_of(lib, net):
+    return {k: np.array(lib.to_numpy(a)) for k, a in (net.params | net.state).items()}
+
+
+def assert_same(lib, one, two):
+    for name, a in arrays_of(lib, one).items():
+        np.testing.assert_array_equal(arrays_of(lib, two)[name], a, err_msg=name)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("optimizer", cases.OPTIMIZERS)
+def test_a_run_cut_off_anywhere_ends_with_the_same_bits(lib, data, tmp_path, monkeypatch, kernels, optimizer):
+    monkeypatch.setenv("XPNET_KERNELS", kernels)
+    make = cases.OPTIMIZERS[optimizer]
+    weights = np.linspace(0.5, 2.0, N)
+
+    def run(net, best, *callbacks, **options):
+        callbacks = [best, Slower(), *callbacks]
+        return fit(net, data, optimizer=make(), callbacks=callbacks, sample_weight=weights, l2=0.01, **options)
+
+    whole, best = network(lib), Best()
+    expected = run(whole, best)
+    for cut in (3, 4, 8, 16, 20):  # the last checkpoint none, in an epoch, after it, at its end
+        folder = tmp_path / str(cut)
+        with pytest.raises(StopError):
+            run(network(lib), Best(), StopAt(cut), checkpoint=xn.Checkpoint(folder, every=3))
+        again, second = network(lib, seed=9), Best()  # nothing of the first network is left
+        history = run(again, second, checkpoint=xn.Checkpoint(folder, every=3), resume=True)
+        if cut == 3:  # no checkpoint yet: it began anew, from other weights
+            assert history["loss"] != expected["loss"]
+            continue
+        assert history == expected
+        assert (history.steps, history.slots["step"]) == (20, 20)
+        assert_same(lib, whole, again)
+        assert (second.lowest, second.name, second.values) == (best.lowest, best.name, best.values)
+        np.testing.assert_array_equal(second.vector, best.vector)
+        for name, a in best.weights.items():
+            np.testing.assert_array_equal(lib.to_numpy(a), np.asarray(lib.to_numpy(second.weights[name])))
+        assert again.rng.bit_generator.state == whole.rng.bit_generator.state
+
+
+@pytest.mark.parametrize("every", ["epoch", 2, 1000])
+def test_a_finished_run_has_its_end_on_file_and_nothing_to_do(lib, data, tmp_path, every):
+    net = network(lib)
+    history = fit(net, data, checkpoint=xn.Checkpoint(tmp_path, every))
+    files = sorted(path.name for path in tmp_path.iterdir())
+    kept = (
+        []
+        if every == 1000
+        else ["step-000000000015.safetensors" if every == "epoch" else "step-000000000018.safetensors"]
+    )
+    assert files == [".lock", *kept, "step-000000000020.safetensors"]
+    again = network(lib, seed=5)
+    assert fit(again, data, checkpoint=xn.Checkpoint(tmp_path, every), resume=True) == history
+    assert_same(lib, net, again)
+
+
+def test_more_epochs_go_on_where_fewer_ended(lib, data, tmp_path):
+    whole = network(lib)
+    expected = fit(whole, data, epochs=5)
+    fit(network(lib), data, epochs=2, checkpoint=xn.Checkpoint(tmp_path))
+    net = network(lib, seed=7)
+    assert fit(net, data, epochs=5, checkpoint=xn.Checkpoint(tmp_path), resume=True) == expected
+    assert_same(lib, whole, net)
+
+
+def test_another_backend_goes_on_to_the_same_numbers(lib, data, tmp_path):
+    numpy = xn.Sequential(*network(lib).layers).initialize("numpy", "float64", seed=1)
+    whole = network(lib, dtype="float64")
+    expected = fit(whole, data)
+    fit(numpy, data, epochs=2, checkpoint=xn.Checkpoint(tmp_path))
+    net = network(lib, seed=3, dtype="float64")
+    history = fit(net, data, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-9)
+    for name, a in whole.params.items():
+        if name != "0.bias":  # before a BatchNorm: rounding, which Adam makes steps of
+            lib.agrees(net.params[name], lib.to_numpy(a), rtol=1e-8)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_a_damaged_newest_file_is_passed_over_with_a_warning(lib, data, tmp_path):
+    whole = network(lib)
+    expected = fit(whole, data)
+    with pytest.raises(StopError):
+        fit(network(lib), data, callbacks=[StopAt(13)], checkpoint=xn.Checkpoint(tmp_path, every=4))
+    flip(tmp_path / "step-000000000012.safetensors")
+    net = network(lib, seed=2)
+    with pytest.warns(
+        RuntimeWarning, match=r"step-000000000012\.safetensors .*SHA-256.*going on from the checkpoint before"
+    ):
+        history = fit(net, data, checkpoint=xn.Checkpoint(tmp_path, every=4), resume=True)
+    assert history == expected
+    assert_same(lib, whole, net)
+
+
+@pytest.mark.numpy_only
+def test_with_no_sound_file_nothing_begins(lib, data, tmp_path):
+    fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path))
+    for path in tmp_path.glob("step-*"):
+        flip(path)
+    net = network(lib, seed=2)
+    before = arrays_of(lib, net)
+    with pytest.warns(RuntimeWarning), pytest.raises(xn.FormatError, match="step-000000000015"):
+        fit(net, data, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+    assert all(np.array_equal(a, before[k]) for k, a in arrays_of(lib, net).items())
+
+
+def change(path, **changes):
+    """A sound file that says other things of the training."""
+    arrays, header = read(path)
+    told = json.loads(header["training"])
+    header["training"] = json.dumps({k: v for k, v in (told | changes).items() if v is not None})
+    write(path, arrays, {k: v for k, v in (header | changes).items() if k in header})
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": "2"}, "checkpoint format '2', this xpnet reads '1'"),
+        ({"format": "xpnet"}, "it does not say that it is a checkpoint"),
+        ({"training": "[" * 100_000}, "account of the training is unsound"),
+        ({"epoch": [1]}, "account of the training is unsound"),
+        ({"slots": {"m": {"array": True}, "step": {}}}, "account of the training is unsound"),
+        ({"rng": {}}, "account of the training is unsound"),
+        ({"callbacks": None}, "account of the training is unsound"),
+    ],
+)
+def test_an_unsound_account_is_refused(lib, data, tmp_path, changes, message):
+    fit(network(lib), data, epochs=1, checkpoint=xn.Checkpoint(tmp_path))
+    (path,) = tmp_path.glob("step-*")
+    change(path, **changes)
+    with pytest.raises(xn.FormatError, match=message):
+        fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+
+
+@pytest.mark.numpy_only
+def test_what_differs_is_listed_and_refused(lib, data, tmp_path):
+    x, y = data
+    fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path), epochs=1, optimizer=xn.Adam(lambda step: 0.01))
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    net = network(lib, dtype="float64")
+    before = arrays_of(lib, net)
+    with pytest.raises(ValueError, match="is of another run, from which this one differs in") as error:
+        fit(
+            net,
+            (x + 1e-9, y),
+            checkpoint=xn.Checkpoint(tmp_path),
+            resume=True,
+            optimizer=xn.SGD(),
+            batch_size=6,
+            callbacks=[Best()],
+            l2=0.5,
+        )
+    text = str(error.value)
+    for name in (
+        "dtype: 'float32' then, 'float64' now",
+        "batch_size: 5 then, 6 now",
+        "l2: 0.0 then, 0.5 now",
+        "x: float32",
+    ):
+        assert name in text
+    assert "optimizer: Adam(learning_rate=<function" in text
+    assert "callbacks with a memory: [] then, ['Best'] now" in text
+    for same in ("shuffle", "network", "loss:"):
+        assert f"\n  {same}" not in text
+    assert " at 0x" not in text
+    assert all(np.array_equal(a, before[k]) for k, a in arrays_of(lib, net).items())
+    assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path), resume=True, optimizer=xn.Adam(lambda step: 0.01))
+
+
+@pytest.mark.numpy_only
+def test_a_folder_with_another_runs_files_is_not_written_over(lib, data, tmp_path):
+    fit(network(lib), data, epochs=1, checkpoint=xn.Checkpoint(tmp_path))
+    with pytest.raises(ValueError, match=r"has the checkpoints of a run, the newest step-000000000005.*resume=True"):
+        fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path))
+
+
+@pytest.mark.numpy_only
+def test_two_runs_do_not_share_a_folder(lib, data, tmp_path):
+    class Second(xn.Callback):
+        def train_begin(self, run):
+            with pytest.raises(BlockingIOError, match="another run writes its checkpoints here") as error:
+                fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+            assert error.value.filename == str(tmp_path)
+
+    fit(network(lib), data, callbacks=[Second()], checkpoint=xn.Checkpoint(tmp_path))
+
+
+@pytest.mark.numpy_only
+def test_what_a_killed_run_left_is_cleared_away(lib, data, tmp_path):
+    stale, other = tmp_path / ".step-000000000003.safetensors.0123456789abcdef.tmp", tmp_path / "notes.tmp"
+    stale.touch()
+    other.touch()
+    fit(network(lib), data, epochs=1, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+    assert not stale.exists()
+    assert other.exists()
+
+
+def test_a_run_that_diverges_leaves_the_last_sound_checkpoint(lib, data, tmp_path):
+    class Explode(xn.Callback):
+        def epoch_end(self, run):
+            if run.epoch == 2:
+                run.optimizer.learning_rate = 1e300
+
+    for every in ("epoch", 1):
+        folder = tmp_path / str(every)
+        with pytest.raises(xn.DivergenceError):
+            fit(
+                network(lib),
+                data,
+                callbacks=[Explode()],
+                optimizer=xn.SGD(0.01),
+                checkpoint=xn.Checkpoint(folder, every),
+            )
+        arrays, _ = read(max(folder.glob("step-*")))
+        assert all(np.isfinite(a).all() for a in arrays.values())
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"resume": True}, ValueError, r"resume=True needs checkpoint=xn\.Checkpoint\(folder\)"),
+        ({"checkpoint": "runs"}, TypeError, r"checkpoint must be an xn\.Checkpoint\(folder\), got 'runs'"),
+        ({"callbacks": [xn.Checkpoint("runs")]}, TypeError, "give the Checkpoint as checkpoint=..., by itself"),
+    ],
+)
+def test_wrong_arguments_are_refused(lib, data, options, error, message):
+    with pytest.raises(error, match=message):
+        fit(network(lib), data, **options)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("every", [0, 2.5, "step", None])
+def test_every_is_an_epoch_or_a_number_of_steps(every):
+    with pytest.raises(ValueError, match='every, if not "epoch", must be a whole number of at least 1'):
+        xn.Checkpoint("runs", every)
+
+
+@pytest.mark.numpy_only
+def test_a_folder_that_cannot_be_is_an_oserror_naming_it(lib, data, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path / "file" / "runs"))
+
+
+PROGRAM = """
+    import sys, time, numpy as np, xpnet as xn
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 4)), rng.integers(3, size=40)
+    class Tell(xn.Callback):
+        def step_end(self, run):
+            if run.step == 7 and "--slow" in sys.argv:
+                print("ready", flush=True)
+                while not run.stop:
+                    time.sleep(0.01)
+    net = xn.Sequential(xn.Dense(4, 8), xn.ReLU(), xn.Dropout(0.2), xn.Dense(8, 3)).initialize(seed=0)
+    history = net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=xn.Adam(0.01), epochs=3, batch_size=8,
+                      callbacks=[Tell()], checkpoint=xn.Checkpoint(sys.argv[1]), resume=True)
+    print(history.interrupted, history["loss"], float(abs(net.params["3.weight"]).sum()))
+"""
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_writes_the_state_and_leaves(tmp_path, number, code):
+    run = [sys.executable, "-c", textwrap.dedent(PROGRAM)]
+    expected = subprocess.run([*run, tmp_path / "whole"], capture_output=True, text=True, check=True).stdout
+    process = subprocess.Popen([*run, tmp_path / "cut", "--slow"], stdout=-1, stderr=-1, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (code, "")
+    assert err == f"fit: stopped at step 7; {tmp_path / 'cut'} has its state, resume=True goes on from it\n"
+    again = subprocess.run([*run, tmp_path / "cut"], capture_output=True, text=True, check=True)
+    assert again.stdout == expected
