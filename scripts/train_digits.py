@@ -46,8 +46,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images")
     parser.add_argument("--plot", metavar="FILE.png", help="draw curves, confusion matrix and the digits it got wrong")
     parser.add_argument("--save", metavar="FILE", help="write the trained network, for xpnet.load")
+    parser.add_argument("--checkpoint-dir", metavar="DIR", help="save the run's state there after each epoch")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest state in DIR, if there is one")
     parser.add_argument("--tutorial", action="store_true", help="the tutorial's network, loss, Adam and 5,000 steps")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.resume and not options.checkpoint_dir:
+        parser.error("--resume needs --checkpoint-dir DIR, the folder to go on from")
+    return options
 
 
 def network() -> xn.Sequential:
@@ -189,6 +194,8 @@ def main() -> None:
         validation_data=None if tutorial and not options.plot else (x_val, y_val),
         callbacks=callbacks,
         progress=not tutorial,
+        checkpoint=xn.Checkpoint(options.checkpoint_dir) if options.checkpoint_dir else None,
+        resume=options.resume,
     )
     seconds = time.perf_counter() - began
 
