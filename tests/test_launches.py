@@ -11,7 +11,7 @@ from cases import LOSSES, Scale, tutorial_network
 from fake_cupy import log
 
 import xpnet as xn
-from xpnet import training
+from xpnet import run
 from xpnet.kernels import training_step
 
 
@@ -101,7 +101,7 @@ def every_layer():
 @pytest.mark.parametrize("optimizer", [lambda: xn.Nesterov(clip_norm=1.0), lambda: xn.AdamW(xn.CosineDecay(0.01, 9))])
 def test_no_wait_in_an_epoch_and_one_transfer_of_the_data(optimizer, choice, shuffle, gather, cupy, monkeypatch):
     monkeypatch.setenv("XPNET_KERNELS", choice)
-    monkeypatch.setattr(training, "GATHER", gather)
+    monkeypatch.setattr(run, "GATHER", gather)
     rng = np.random.default_rng(0)
     x, y, watch = rng.normal(size=(30, 6)), rng.integers(5, size=30), Watch()
     net = every_layer().initialize(cupy, seed=0)
@@ -140,7 +140,7 @@ def test_an_epoch_ends_with_two_waits(cupy):
 @pytest.mark.numpy_only
 @pytest.mark.parametrize(("gather", "takes"), [(2**17, 2), (0, 8)])
 def test_shuffling_takes_two_launches_an_epoch_or_where_x_is_large_a_batch(gather, takes, cupy, monkeypatch):
-    monkeypatch.setattr(training, "GATHER", gather)
+    monkeypatch.setattr(run, "GATHER", gather)
     rng, counts = np.random.default_rng(0), []
     x, y = rng.normal(size=(32, 6)), rng.integers(5, size=32)
     for shuffle in (False, True):

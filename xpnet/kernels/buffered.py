@@ -90,6 +90,7 @@ class Block:
         self.norm: Any = None
         self.function: Any = None
         self.owns_x = self.owns_dy = True  # whether our stages made them: they fit, and dy may be written over
+        self.frees_y = True  # whether nobody but the stage after it, if any, knows y, and that one is done with it
         self.mean = self.var = None  # where BatchNorm's statistics of the batch go
 
     def take(self, prefix: str, layer: Layer) -> bool:
@@ -139,7 +140,7 @@ class Block:
         return self.y
 
     def backward(self, dy: Array, params: tuple[Array, ...], grads: tuple[Array, ...], side: int | None) -> Array:
-        """(H, N) -> (D, N), or None where `side` is: nobody needs dx. Otherwise one of two places for dx, by turns."""
+        """(H, N) -> (D, N), or None where `side` is: nobody needs dx. It goes where y was, or to two places in turn."""
         weight, _, bias, gamma, beta = params
         dweight, _, dbias, dgamma, dbeta = grads
         if not self.owns_dy:
@@ -149,13 +150,20 @@ class Block:
         if gamma is None:
             dz = kernels.activation_backward(self.function, dy, self.z, self.y, bias, dz, dbias, work)
         else:
-            dz = kernels.batch_norm_backward(self.function, dy, self.z, self.y, gamma, beta, dz, dgamma, dbeta, work)
+            sums = dgamma, dbeta, dbias
+            dz = kernels.batch_norm_backward(self.function, dy, self.z, self.y, gamma, beta, dz, *sums, work)
         if weight is None:
             return dz
         kernels.product(self.x, dz.T, dweight)
         if side is None:
             return None
-        return kernels.product(weight, dz, self.shared(f"dx{side}", (weight.shape[0], dz.shape[1])))
+        return kernels.product(weight, dz, self._place(side, (weight.shape[0], dz.shape[1])))
+
+    def _place(self, side: int, shape: tuple[int, ...]) -> Array:
+        """For dx, once dz is made."""
+        if not self.frees_y or shape[0] > self.y.shape[0]:
+            return self.shared(f"dx{side}", shape)
+        return self.y[: shape[0]]
 
 
 class Single:
@@ -229,7 +237,6 @@ class BufferedStep(Step):
         blocks = itertools.accumulate(isinstance(stage, Block) for stage in self.stages)
         # whose place dx takes, block by block: a layer between two may hand on dy itself; nobody needs the first's
         self.turns = [None if i == self.first else count % 2 for i, count in enumerate(blocks)]
-        self.gradient = Side(self, xp.zeros_like(weights))  # a bias before a BatchNorm keeps its 0
         self.sides = [Side(self, weights)]
         self.point = Side(self, xp.zeros_like(weights)) if self.looks_ahead else None
         self.slots_made = [self.start.slots]
@@ -246,7 +253,7 @@ class BufferedStep(Step):
             stages.append(block if block.take(prefix, layer) else Single(self, prefix, layer))
         for stage, after in itertools.pairwise(stages):
             if isinstance(stage, Block):
-                stage.owns_dy = isinstance(after, Block)
+                stage.owns_dy = stage.frees_y = isinstance(after, Block)
             elif isinstance(after, Block):
                 after.owns_x = False
         if isinstance(stages[-1], Block):
@@ -314,16 +321,16 @@ class BufferedStep(Step):
             da = turned(dy)
         if self.backend.immediate and not math.isfinite(value):
             return value, carry
+        side = self._free_side(carry, keep)  # the gradient first, then what it makes of the parameters
         for i in range(len(self.stages) - 1, self.first - 1, -1):
-            da = self.stages[i].backward(da, views[i], self.gradient.views[i], self.turns[i])
+            da = self.stages[i].backward(da, views[i], side.views[i], self.turns[i])
         if self.objective.l2:
             more, slopes = self.objective.penalty(at.matrices, y)
             value = value + (float(more) if self.backend.immediate else more)
-            for g, slope in zip(self.gradient.matrices, slopes, strict=True):
+            for g, slope in zip(side.matrices, slopes, strict=True):
                 g += slope
-        side = self._free_side(carry, keep)
         slots = self.kernels.update(
-            self.optimizer, carry.weights, self.gradient.flat, carry.slots, side.flat, self._free_slots(carry, keep)
+            self.optimizer, carry.weights, carry.slots, side.flat, self._free_slots(carry, keep)
         )
         return value, Carry(side.flat, slots, self._next_state(carry))
 

@@ -19,8 +19,8 @@ from .rules import RULES
 from .threads import in_blocks
 
 Work = Any  # buffered.Workspace: an array by name and shape, made once
-BLOCK = 2**15  # numbers of each array that are gone through at a time: they stay in cache
-SHARED = 2**17  # numbers from which blocks and threads pay
+BLOCK = 2**17  # numbers of each array that a thread goes through at a time: fewer, and they wait for Python's lock
+LARGE = 2**20  # numbers of a matrix from which blocks and threads pay: the products' own threads linger on the cores
 
 
 class Bound:
@@ -28,7 +28,7 @@ class Bound:
 
     def __init__(self, calls: "Calls", f: Layer | None, z: Array, work: Work, own: bool, norm: bool):
         h, n = shape = tuple(z.shape)
-        self.rows = max(1, BLOCK // n) if calls.shares and h * n > SHARED else h  # gone through at a time
+        self.rows = max(1, BLOCK // n) if calls.shares and h * n > LARGE else h  # gone through at a time
         self.ones = calls.filled(work, "ones", (n,), 1.0)
         self.y = work("y", shape) if norm else z
         if type(f) is ReLU:
@@ -216,9 +216,15 @@ class Calls:
         dz: Array,
         dgamma: Array,
         dbeta: Array,
+        dbias: Array | None,
         work: Work,
     ) -> Array:
-        """With du = dy f': dβ = Σ_n du, dγ = Σ_n du x̂, dz = γ / √(v + eps) (du - dβ / N - x̂ dγ / N). dz may be dy."""
+        """With du = dy f': dβ = Σ_n du, dγ = Σ_n du x̂, dz = γ / √(v + eps) (du - dβ / N - x̂ dγ / N). dz may be dy.
+
+        `dbias`, of a Dense's bias before it, is 0: the mean takes the bias out again.
+        """
+        if dbias is not None:
+            dbias[...] = 0.0
         self.by_rows(self._batch_norm_backward, work.bound[dy.shape[1]], f, dy, dz, dgamma, dbeta)
         return dz
 
@@ -276,22 +282,26 @@ class Calls:
         """The optimizer's point for the gradient, into `point`."""
         point[...] = optimizer.lookahead(w, slots)
 
-    def update(self, optimizer: Optimizer, w: Array, g: Array, slots: Slots, new_w: Array, new_slots: Slots) -> Slots:
-        """The optimizer's step from w to `new_w`, its slots to `new_slots`, which may be `slots`."""
+    def update(self, optimizer: Optimizer, w: Array, slots: Slots, new: Array, new_slots: Slots) -> Slots:
+        """The optimizer's step from w to `new`, which holds the gradient, its slots to `new_slots`, perhaps `slots`.
+
+        The gradient is read for the last time where the new parameter is written: one vector less to hold and to go
+        through.
+        """
         if type(optimizer) not in RULES:
-            new_w[...], slots = optimizer.update(w, g, slots)
+            new[...], slots = optimizer.update(w, self.xp.asarray(new, copy=True), slots)  # which may keep it
             return slots
         step, names = slots["step"], optimizer.memory
         name, decay, *numbers = RULES[type(optimizer)](optimizer, *optimizer.coefficients(step))
-        rule, g = getattr(self, f"_{name}"), optimizer.limited(g)
-        arrays = [new_w, w, g, *[slots[key] for key in names], *[new_slots[key] for key in names]]
+        rule, g = getattr(self, f"_{name}"), optimizer.limited(new)
+        arrays = [new, w, g, *[slots[key] for key in names], *[new_slots[key] for key in names]]
 
         def advance(block: slice | None = None) -> float:
-            new, *parts = arrays if block is None else [a[block] for a in arrays]
-            rule(new, *parts, self.lib.empty_like(new), decay, *numbers)
-            return float(self.lib.dot(new, new))
+            new_w, *parts = arrays if block is None else [a[block] for a in arrays]
+            rule(new_w, *parts, self.lib.empty_like(new_w), decay, *numbers)
+            return float(self.lib.dot(new_w, new_w))
 
-        self.checked = new_w, advance() if w.shape[0] <= BLOCK else sum(in_blocks(advance, w.shape[0], BLOCK))
+        self.checked = new, advance() if w.shape[0] <= BLOCK else sum(in_blocks(advance, w.shape[0], BLOCK))
         return {"step": step + 1} | {key: new_slots[key] for key in names}
 
     def _sgd(

@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(512) batch_norm(
 template <typename T, typename F>
 __global__ void __launch_bounds__(512) batch_norm_backward(
     const T* dy, const T* z, const T* y, const T* gamma, const T* beta, const T* centre, const T* scale, T alpha, Int n,
-    T* dz, T* dgamma, T* dbeta) {
+    T* dz, T* dgamma, T* dbeta, T* dbias) {
     const Int row = blockIdx.x, start = row * n;
     const T m = centre[row], s = scale[row], slope = s * gamma[row];
     T sum = 0, product = 0;
@@ -168,6 +168,7 @@ __global__ void __launch_bounds__(512) batch_norm_backward(
     if (threadIdx.x == 0) {
         dgamma[row] = product;
         dbeta[row] = sum;
+        if (dbias) dbias[row] = 0;  // of a Dense before it: the mean takes the bias out again
     }
 }
 
@@ -211,6 +212,8 @@ __global__ void __launch_bounds__(512) softmax_cross_entropy(
 }
 
 // --- optimizers -------------------------------------------------------------------------------------------------------
+
+// next_w may be the gradient's own vector: each entry is read before it is written, by the same thread.
 
 template <typename T>
 __device__ T clipped(T g, T clip) {

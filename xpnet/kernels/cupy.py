@@ -140,12 +140,16 @@ class CuPyKernels:
         dz: Array,
         dgamma: Array,
         dbeta: Array,
+        dbias: Array | None,
         work: Work,
     ) -> Array:
-        """With du = dy f': dβ = Σ_n du, dγ = Σ_n du x̂, dz = γ / √(v + eps) (du - dβ / N - x̂ dγ / N). dz may be dy."""
+        """With du = dy f': dβ = Σ_n du, dγ = Σ_n du x̂, dz = γ / √(v + eps) (du - dβ / N - x̂ dγ / N). dz may be dy.
+
+        `dbias`, of a Dense's bias before it, is 0.
+        """
         h, n = y.shape
         dy, z, centre, scale = self._rows(dy, y), self._rows(z, y), work("centre", (h,)), work("scale", (h,))
-        arguments = dy, z, y, gamma, beta, centre, scale, alpha(f), n, dz, dgamma, dbeta
+        arguments = dy, z, y, gamma, beta, centre, scale, alpha(f), n, dz, dgamma, dbeta, dbias
         self._over_rows("batch_norm_backward", f, dz, 1, *arguments)
         return dz
 
@@ -177,10 +181,10 @@ class CuPyKernels:
             return
         self._over_vector("look_ahead", w, 2048, w, slots["velocity"], float(optimizer.momentum), w.shape[0], point)
 
-    def update(self, optimizer: Optimizer, w: Array, g: Array, slots: Slots, new_w: Array, new_slots: Slots) -> Slots:
-        """The optimizer's step from w to `new_w`, its slots to `new_slots`, which may be `slots`."""
+    def update(self, optimizer: Optimizer, w: Array, slots: Slots, new: Array, new_slots: Slots) -> Slots:
+        """The optimizer's step from w to `new`, which holds the gradient, its slots to `new_slots`, perhaps `slots`."""
         if type(optimizer) not in RULES:
-            new_w[...], slots = optimizer.update(w, g, slots)
+            new[...], slots = optimizer.update(w, self.cupy.asarray(new, copy=True), slots)  # which may keep it
             return slots
         size, step, names = w.shape[0], slots["step"], optimizer.memory
         name, decay, *numbers = RULES[type(optimizer)](optimizer, *optimizer.coefficients(step))
@@ -188,10 +192,10 @@ class CuPyKernels:
         norm = None
         if optimizer.clip_norm is not None:
             norm, partial = self.cupy.empty(2, dtype=w.dtype), self.cupy.empty(2 * blocks(size, 256), dtype=w.dtype)
-            self._over_vector("gradient_norm", w, 256, g, float(clip), size, partial, self.count, norm)
+            self._over_vector("gradient_norm", w, 256, new, float(clip), size, partial, self.count, norm)
         limits = [float(number) for number in (clip, optimizer.clip_norm or 0.0, decay, *numbers)]
         before, after = [slots[key] for key in names], [new_slots[key] for key in names]
-        self._over_vector(name, w, 2048, w, g, *before, size, limits[0], norm, *limits[1:], new_w, *after)
+        self._over_vector(name, w, 2048, w, new, *before, size, limits[0], norm, *limits[1:], new, *after)
         return {"step": step + 1} | {key: new_slots[key] for key in names}
 
 

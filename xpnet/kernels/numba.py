@@ -16,13 +16,14 @@ from ..backend import Array
 from ..layers.activations import ReLU, Sigmoid, Tanh
 from ..layers.base import Layer
 from ..optimizers import Optimizer, Slots
-from .calls import SHARED, Calls, Work
+from .calls import Calls, Work
 from .rules import RULES
 from .threads import in_blocks
 
 IDENTITY, SIGMOID, RELU, TANH = range(4)  # Tanh is NumPy's to compute, in place
 KINDS = {type(None): IDENTITY, Sigmoid: SIGMOID, ReLU: RELU, Tanh: TANH}
 TILE = 256  # columns of the loss at a time
+SHARED = 2**17  # numbers from which blocks and threads pay
 
 exact = njit(cache=True, nogil=True, error_model="numpy")  # in the order written
 compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})  # sums in any order
@@ -275,46 +276,48 @@ def clipped(g, limit):
 
 
 @compiled
-def sgd(w, g, v, new_w, c):
-    """See `rules`; c holds the clip value, λ and the rule's numbers. The sum of the new w is finite if they are."""
+def sgd(w, v, new, c):
+    """See `rules`; `new` holds the gradient, and then the new w, whose sum is finite if they are. In c stand the clip
+    value, λ and the rule's numbers.
+    """
     total = w.dtype.type(0.0)
     for i in range(w.size):
-        d = clipped(g[i], c[0]) + c[1] * (w[i] - c[2] * v[i])
+        d = clipped(new[i], c[0]) + c[1] * (w[i] - c[2] * v[i])
         velocity = c[3] * v[i] + c[4] * d
         v[i] = velocity
-        new = w[i] - velocity
-        new_w[i] = new
-        total += new
+        moved = w[i] - velocity
+        new[i] = moved
+        total += moved
     return total
 
 
 @compiled
-def root_mean_square(w, g, s, new_w, c):
+def root_mean_square(w, s, new, c):
     """As `sgd`."""
     total = w.dtype.type(0.0)
     for i in range(w.size):
-        d = clipped(g[i], c[0]) + c[1] * w[i]
+        d = clipped(new[i], c[0]) + c[1] * w[i]
         squares = c[2] * s[i] + c[3] * d * d
         s[i] = squares
-        new = w[i] - c[4] * d / np.sqrt(squares + c[5])
-        new_w[i] = new
-        total += new
+        moved = w[i] - c[4] * d / np.sqrt(squares + c[5])
+        new[i] = moved
+        total += moved
     return total
 
 
 @compiled
-def adam(w, g, m, v, new_w, c):
+def adam(w, m, v, new, c):
     """As `sgd`."""
     total = w.dtype.type(0.0)
     for i in range(w.size):
-        d = clipped(g[i], c[0]) + c[1] * w[i]
+        d = clipped(new[i], c[0]) + c[1] * w[i]
         mean = c[3] * m[i] + c[4] * d
         squares = c[5] * v[i] + c[6] * d * d
         m[i] = mean
         v[i] = squares
-        new = c[2] * w[i] - c[7] * mean / (np.sqrt(squares) + c[8])
-        new_w[i] = new
-        total += new
+        moved = c[2] * w[i] - c[7] * mean / (np.sqrt(squares) + c[8])
+        new[i] = moved
+        total += moved
     return total
 
 
@@ -404,9 +407,12 @@ class NumbaKernels(Calls):
         dz: Array,
         dgamma: Array,
         dbeta: Array,
+        dbias: Array | None,
         work: Work,
     ) -> Array:
         b = work.bound[dy.shape[1]]
+        if dbias is not None:
+            dbias[...] = 0.0
         if dz is not dy:
             np.copyto(dz, dy)
         by_rows(batch_norm_backward, b, KINDS[type(f)], z, gamma, b.mean, b.scale, y, dz, dgamma, dbeta)
@@ -423,24 +429,25 @@ class NumbaKernels(Calls):
         total = softmax_cross_entropy(z, t, scale, top, sums, dz)
         return (float(np.log(sums, out=sums).sum()) - total) * scale, dz
 
-    def update(self, optimizer: Optimizer, w: Array, g: Array, slots: Slots, new_w: Array, new_slots: Slots) -> Slots:
+    def update(self, optimizer: Optimizer, w: Array, slots: Slots, new: Array, new_slots: Slots) -> Slots:
         if type(optimizer) not in RULES:
-            return super().update(optimizer, w, g, slots, new_w, new_slots)
+            return super().update(optimizer, w, slots, new, new_slots)
         step, names = slots["step"], optimizer.memory
         name, *numbers = RULES[type(optimizer)](optimizer, *optimizer.coefficients(step))
         limit = np.inf if optimizer.clip_value is None else optimizer.clip_value
         if optimizer.clip_norm is not None:
-            g, limit = optimizer.limited(g), np.inf
+            np.copyto(new, optimizer.limited(new))
+            limit = np.inf
         for key in names:
             if new_slots[key] is not slots[key]:
                 np.copyto(new_slots[key], slots[key])
-        arrays = [w, g, *[new_slots[key] for key in names], new_w]
+        arrays = [w, *[new_slots[key] for key in names], new]
         kernel, c = KERNELS[name], np.array((limit, *numbers), dtype=w.dtype)
         if w.size <= SHARED:
             total = kernel(*arrays, c)
         else:
             total = sum(in_blocks(lambda part: kernel(*[a[part] for a in arrays], c), w.size, SHARED))
-        self.checked = new_w, float(total)
+        self.checked = new, float(total)
         return {"step": step + 1} | {key: new_slots[key] for key in names}
 
 
