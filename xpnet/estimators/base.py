@@ -1,0 +1,289 @@
+"""What the two estimators share: parameters, checks, fitting, and what the network says of X."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn import get_config
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, Options, StrOptions
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from ..backend import Array, Backend, backend_of, get_backend, is_array, namespace
+from ..layers.activations import Sigmoid, Softmax
+from ..layers.base import Layer
+from ..layers.dense import Dense
+from ..network import Sequential
+from ..training import DivergenceError
+from . import lbfgs, stochastic
+from .networks import ACTIVATIONS, custom_network, for_sparse, hidden_sizes, plain_network, start
+
+NOT_FINITE = (
+    "Solver produced non-finite parameter weights. The input data may contain large values and need to be preprocessed."
+)
+
+
+def keep_parameters(model: Any, given: dict[str, Any]) -> None:
+    """Keep a constructor's arguments, its `locals()`, under their own names."""
+    vars(model).update({name: value for name, value in given.items() if name not in ("self", "__class__")})
+
+
+class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):  # type: ignore[misc]
+    """The base of the two. Their parameters' words, in errors, are those of scikit-learn's own validation."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS)), callable],
+        "solver": [StrOptions({"lbfgs", *stochastic.OPTIMIZERS})],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [StrOptions({"constant", "invscaling", "adaptive"}), callable],
+        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
+        "power_t": [Interval(Real, 0, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "shuffle": ["boolean"],
+        "random_state": ["random_state"],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "verbose": ["verbose"],
+        "warm_start": ["boolean"],
+        "momentum": [Interval(Real, 0, 1, closed="both")],
+        "nesterovs_momentum": ["boolean"],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="left")],
+        "beta_1": [Interval(Real, 0, 1, closed="left")],
+        "beta_2": [Interval(Real, 0, 1, closed="left")],
+        "epsilon": [Interval(Real, 0, None, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
+        "max_fun": [Interval(Integral, 1, None, closed="left")],
+        "batch_norm": ["boolean"],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "layers": [callable, None],
+        "optimizer": [HasMethods(["init", "update"]), None],
+        "callbacks": [list, tuple, None],
+        "progress": ["boolean"],
+    }
+
+    # --- what a subclass knows ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _targets(self, y: Any, backend: Backend, incremental: bool, first: bool) -> Any:
+        """The checked y in the form `_rows` takes, its classes kept on the estimator."""
+
+    @abstractmethod
+    def _rows(self, targets: Any, backend: Backend, dtype: str) -> Array:
+        """`_targets` as the loss takes them, (n, n_outputs_)."""
+
+    @abstractmethod
+    def _outputs(self, targets: Any) -> tuple[int, str]:
+        """How many outputs the network has, and their activation's name."""
+
+    @property
+    @abstractmethod
+    def _loss(self) -> Any:
+        """The loss, an object."""
+
+    @abstractmethod
+    def _validation_score(self, prediction: Array, target: Array, weight: Array | None) -> Any:
+        """The score of the network's outputs against rows of targets."""
+
+    def _weights(self, weight: Array | None, y: Any, incremental: bool, backend: Backend, dtype: str) -> Array | None:
+        """The rows' weights, those of their classes included."""
+        return weight
+
+    def _stratify(self, targets: Any) -> np.ndarray | None:
+        """What the validation rows are drawn in proportion to."""
+        return None
+
+    # --- fitting --------------------------------------------------------------------------------------------------
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Self:
+        hidden = hidden_sizes(self.hidden_layer_sizes)
+        first = not hasattr(self, "net_") or not (self.warm_start or incremental)
+        if not first:
+            self._check_namespace(X, "partial_fit" if incremental else "fit")
+        X, y = self._validated(X, y, reset=first)
+        backend = backend_of(X) if is_array(X) else get_backend("numpy", "cpu")
+        dtype = "float32" if "float32" in str(X.dtype) else "float64"
+        weight = sample_weight
+        if weight is not None:
+            weight = _check_sample_weight(weight, X, dtype=X.dtype, ensure_non_negative=True)
+        targets = self._targets(y, backend, incremental, first)
+        weight = self._weights(weight, y, incremental, backend, dtype)
+        self._random_state = check_random_state(self.random_state)
+        if first:
+            self._begin(X.shape[1], hidden, targets, backend, dtype)
+        rows = self._rows(targets, backend, self.net_.dtype)
+        net, x = for_sparse(self.net_, X) if not is_array(X) else (self.net_, X)
+        try:
+            if self.solver == "lbfgs" and self.optimizer is None:
+                lbfgs.train(self, net, x, rows, weight)
+            else:
+                stratify = self._stratify(targets) if self.early_stopping else None
+                stochastic.train(self, net, x, rows, weight, stratify, incremental)
+        except DivergenceError as error:
+            raise ValueError(NOT_FINITE) from error
+        finally:
+            if net is not self.net_:
+                self.net_.layers[0].assign_params(net.layers[0].params)
+        return self
+
+    def _begin(self, features: int, hidden: list[int], targets: Any, backend: Backend, dtype: str) -> None:
+        """A new network, and the books of a training that begins."""
+        self.n_iter_ = self.t_ = 0
+        self.n_outputs_, self.out_activation_ = self._outputs(targets)
+        last: Layer | None = None
+        if self.out_activation_ in ("softmax", "logistic") and not self._takes_logits:
+            last = Softmax() if self.out_activation_ == "softmax" else Sigmoid()
+        if self.layers is not None:
+            net = custom_network(self.layers, features, self.n_outputs_, last)
+        else:
+            units = [features, *hidden, self.n_outputs_]
+            net = plain_network(units, self.activation, self.batch_norm, self.dropout, last)
+        start(net, self._random_state, backend, dtype, self.activation == "logistic", own=self.layers is not None)
+        self.net_ = net
+        self.n_layers_ = len(self._dense) + 1
+        self._optimizer = self._slots = None
+        self._no_improvement_count = 0
+        self._best = net.params, net.state
+        self.stopped_early_ = False
+        if self.solver != "lbfgs" or self.optimizer is not None:
+            early = self.early_stopping
+            self.loss_curve_: list[float] = []
+            self.best_loss_ = None if early else np.inf
+            self.validation_scores_: list[float] | None = [] if early else None
+            self.validation_loss_curve_: list[float] | None = [] if early else None
+            self.best_validation_score_ = -np.inf if early else None
+
+    def _validated(self, X: Any, y: Any, reset: bool, **options: Any) -> tuple[Any, Any]:
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            accept_sparse=["csr", "csc"],
+            multi_output=True,
+            dtype=float_dtypes(X),
+            reset=reset,
+            **options,
+        )
+        return X, y
+
+    @property
+    def _takes_logits(self) -> bool:
+        """Whether the loss is of the last Dense's outputs; otherwise it is of probabilities."""
+        return getattr(self._loss, "threshold", None) == 0.0
+
+    def _check_solver(self) -> bool:
+        if self.solver == "lbfgs" and self.optimizer is None:
+            raise AttributeError("partial_fit is only available for stochastic optimizers. lbfgs is not stochastic.")
+        return True
+
+    # --- the network ----------------------------------------------------------------------------------------------
+
+    @property
+    def _dense(self) -> list[Dense]:
+        return [layer for _, layer in self.net_.leaves() if isinstance(layer, Dense)]
+
+    @property
+    def coefs_(self) -> list[Array]:
+        """The weights (in, out) of each Dense layer: the network's own arrays."""
+        return [layer.params["weight"] for layer in self._dense]
+
+    @property
+    def intercepts_(self) -> list[Array]:
+        """The biases of each Dense layer: the network's own arrays."""
+        return [layer.params["bias"] for layer in self._dense]
+
+    def _raw(self, X: Any, method: str, layers: slice = slice(None)) -> Array:
+        """The network's outputs for X, or those of some of its layers."""
+        check_is_fitted(self)
+        self._check_namespace(X, method)
+        X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=float_dtypes(X), reset=False)
+        net = self.net_
+        if not is_array(X):
+            net, X = for_sparse(net, X)
+        if layers != slice(None):
+            part = Sequential(*net.layers[layers])
+            part._belong(net.backend, net.dtype)
+            net = part
+        y: Array = net.predict(X)
+        return y
+
+    def _check_namespace(self, X: Any, method: str) -> None:
+        """Where arrays are dispatched on, refuse those of another library or device than the parameters'."""
+        if not get_config()["array_api_dispatch"]:
+            return
+        own = self.net_.backend
+        given = backend_of(X) if is_array(X) else get_backend("numpy", "cpu")
+        if given.name != own.name or (own.name != "numpy" and given.device != own.device):
+            raise ValueError(
+                f"Inputs passed to {type(self).__name__}.{method}() must use the same namespace and the same device as "
+                f"those passed to fit(). It was fitted on {own!r} and given arrays of {given!r}; convert X, or move the "
+                "estimator with sklearn.utils._array_api.move_estimator_to"
+            )
+
+    def __sklearn_array_api_convert__(self, convert: Callable[[Any], Any]) -> Self:
+        """A copy whose arrays are where `convert` puts them, the network with them."""
+        twin: Self = type(self)(**self.get_params(deep=False))
+        for name, value in vars(self).items():
+            if is_array(value) and not (isinstance(value, np.ndarray) and value.dtype.kind not in "biuf"):
+                value = convert(value)
+            setattr(twin, name, value)
+        if hasattr(self, "net_"):
+            weight = convert(self.coefs_[0])
+            twin.net_ = self.net_.clone().to(backend_of(weight))
+            twin._optimizer = twin._slots = None
+            twin._best = twin.net_.params, twin.net_.state
+        return twin
+
+    # --- beyond predictions ---------------------------------------------------------------------------------------
+
+    def transform(self, X: Any) -> Array:
+        """What the last Dense layer is given: the last hidden layer's activations, (n, n_hidden)."""
+        check_is_fitted(self)
+        last = max(i for i, layer in enumerate(self.net_.layers) if has_dense(layer))
+        if not isinstance(self.net_.layers[last], Dense):
+            raise TypeError(f"transform needs the last Dense layer by itself, it is within {self.net_.layers[last]!r}")
+        if last == 0:
+            self._raw(X, "transform", slice(0, 1))  # the checks
+            return namespace(X).asarray(X, copy=True) if is_array(X) else X
+        return self._raw(X, "transform", slice(0, last))
+
+    @property
+    def _n_features_out(self) -> int:
+        return self._dense[-1].in_features
+
+    def _slope(self, X: Any, dy: Callable[[Array], Array]) -> Array:
+        """The derivative with respect to X, from that with respect to the network's outputs."""
+        check_is_fitted(self)
+        self._check_namespace(X, "input_gradient")
+        X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=float_dtypes(X), reset=False)
+        net = self.net_
+        x = net.check_input("input_gradient: X", X if is_array(X) else X.toarray())
+        with net.backend.scope():
+            y, cache = net.forward(x)
+            gradient: Array = net.backward(dy(y), cache)[0]
+        return gradient
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.array_api_support = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def has_dense(layer: Layer) -> bool:
+    """Whether it is a Dense or has one within."""
+    leaves = layer.leaves() if isinstance(layer, Sequential) else [("", layer)]
+    return any(isinstance(leaf, Dense) for _, leaf in leaves)
+
+
+def float_dtypes(X: Any) -> Any:
+    """The dtypes that stay as they are; others become the first."""
+    if get_config()["array_api_dispatch"] and is_array(X):
+        xp = namespace(X)
+        return xp.float64, xp.float32
+    return np.float64, np.float32

@@ -1,0 +1,286 @@
+"""MLPClassifier."""
+
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.utils import column_or_1d
+from sklearn.utils._param_validation import HasMethods, StrOptions
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+
+from .. import ops
+from ..backend import Array, Backend, namespace
+from ..losses import BinaryCrossEntropyWithLogits, SoftmaxCrossEntropy
+from . import convert
+from .base import BaseMLP, keep_parameters
+from .labels import Labels, on_host
+
+
+class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
+    """scikit-learn's `MLPClassifier`, with what it lacks, on any array: change the import, and code that uses it works.
+
+    Parameters, attributes and methods are scikit-learn's (1.7 or later), and mean what its documentation says; with the
+    same `random_state` weights start, batches are drawn and training goes as there, to rounding.
+
+    Parameters that scikit-learn's lacks, or that take more here:
+
+    activation : also "leaky_relu", "elu", or what makes a layer: `lambda: xn.LeakyReLU(0.01)`.
+    solver : also "nesterov", "adagrad", "rmsprop" (with `learning_rate_init`, `momentum`, `epsilon`) and "adamw", whose
+        weight decay is `alpha`, which is then not added to the loss.
+    learning_rate : also a function of the step, such as `xn.CosineDecay(0.01, 1000)`, which replaces
+        `learning_rate_init`. "invscaling" and "adaptive" are for "sgd", "nesterov", "adagrad" and "rmsprop".
+    loss : "log_loss", or any xpnet loss or your own. One whose `threshold` is 0 is of logits; before any other the network
+        ends in a softmax or, for two classes or several labels at once, a sigmoid.
+    class_weight : dict {class: weight}, "balanced" or None: factors of the rows' `sample_weight`.
+    batch_norm : a BatchNorm behind each hidden Dense, its running statistics with momentum 0.9. Where the last batch
+        would be of one row, which has no variance, batches get smaller.
+    dropout : the share of each hidden layer's outputs dropped in training. "lbfgs" cannot have it.
+    layers : a function (n_features, n_outputs) -> the layers of the network, a list or a Sequential, in place of
+        `hidden_layer_sizes`, `activation`, `batch_norm` and `dropout`. They end in logits. Each layer starts as its own law has it.
+    optimizer : an xpnet optimizer, in place of `solver`, its settings and the learning rate's.
+    callbacks, progress : as in `Sequential.fit`. For sparse X `run.net` reads the numbers of rows, not X.
+
+    Attributes that scikit-learn's lacks: `net_`, the network; `history_`, of the last fit; `validation_loss_curve_`, beside
+    `validation_scores_` (rows unweighted, without the penalty); `stopped_early_`, of `partial_fit` with early stopping.
+
+    Everything follows X: float32 stays float32; with `sklearn.set_config(array_api_dispatch=True)` parameters and
+    predictions are arrays of X's library on X's device, so are y and the weights moved there, and so is `classes_` where
+    classes are numbers. Sparse X is NumPy's, and never made dense: the first layer multiplies each batch as it is.
+
+    Where this parts from scikit-learn's:
+
+    - Rows held out for early stopping are drawn in proportion to their classes, as documented there; it does so for two
+      classes only.
+    - `partial_fit` takes `early_stopping=True`: each call holds out its own `validation_fraction` (give an int
+      `random_state` if calls bring the same rows again) and counts as an epoch. When they have stopped, the best weights
+      are back, `stopped_early_` is True, and further calls change nothing.
+    - The derivative of ReLU at 0 is 1, there 0. With `sample_weight`, an epoch's loss is the mean over all weight, there
+      over the batches' means.
+    - `loss_` and `loss_curve_` are exact where a probability rounds to 0 or 1; there it is clipped to the dtype's epsilon.
+    - `coefs_` and `intercepts_` are the network's own arrays: write into them, or call `net_.set_params`.
+    - Parameters that stop being finite raise ValueError at once, in its words, not after the last epoch.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseMLP._parameter_constraints,
+        "loss": [StrOptions({"log_loss"}), HasMethods(["value_and_grad"])],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: Any = "auto",
+        learning_rate: Any = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: Any = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        max_fun: int = 15000,
+        loss: Any = "log_loss",
+        class_weight: Any = None,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+        layers: Any = None,
+        optimizer: Any = None,
+        callbacks: Any = None,
+        progress: bool = False,
+    ):
+        keep_parameters(self, locals())
+
+    # --- targets --------------------------------------------------------------------------------------------------
+
+    def _targets(self, y: Any, backend: Backend, incremental: bool, first: bool) -> np.ndarray:
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        if first and not (incremental and hasattr(self, "classes_")):
+            self._labels = Labels(y)
+        else:
+            self._check_classes(self._labels.seen_in(y))
+        classes = self._labels.classes
+        self.classes_ = backend.asarray(classes) if classes.dtype.kind in "iuf" else classes
+        return self._labels.numbers(y)
+
+    def _check_classes(self, classes: np.ndarray) -> None:
+        """Refuse classes that the network has no outputs for."""
+        known = self._labels.classes
+        if self.warm_start and set(classes) != set(known):
+            raise ValueError(
+                "warm_start can only be used where `y` has the same classes as in the previous call to fit. Previously "
+                f"got {known}, `y` has {classes}"
+            )
+        if len(np.setdiff1d(classes, known)):
+            raise ValueError(
+                f"`y` has classes not in `self.classes_`. `self.classes_` has {known}. 'y' has {classes}."
+            )
+
+    @property
+    def _matrix_loss(self) -> bool:
+        """Whether the loss is the user's, and takes a row as one distribution."""
+        return bool(getattr(self.loss, "matrix", False))
+
+    def _outputs(self, targets: Any) -> tuple[int, str]:
+        kind, outputs = self._labels.kind, self._labels.outputs
+        if self._matrix_loss:
+            if kind == "multilabel":
+                raise ValueError(f"{self.loss!r} is of one class in a row; several labels at once need another loss")
+            return max(2, outputs), "softmax"
+        if kind == "multiclass" and self.loss != "log_loss" and self._takes_logits:
+            raise ValueError(f"{self.loss!r} is of several labels at once; for one of {outputs} classes, use another loss")
+        return outputs, "softmax" if kind == "multiclass" else "logistic"
+
+    def _rows(self, targets: Any, backend: Backend, dtype: str) -> Array:
+        return self._labels.rows(targets, self.n_outputs_, backend, dtype)
+
+    def _stratify(self, targets: Any) -> np.ndarray | None:
+        labels: np.ndarray | None = None if self._labels.kind == "multilabel" else targets
+        return labels
+
+    def _weights(self, weight: Array | None, y: Any, incremental: bool, backend: Backend, dtype: str) -> Array | None:
+        if self.class_weight is None:
+            return weight
+        if incremental and self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight 'balanced' is not supported for partial_fit, which sees a part of the data at a time: give "
+                "the dict {class: weight} that compute_class_weight makes of all of it"
+            )
+        own = backend.asarray(compute_sample_weight(self.class_weight, on_host(y)), dtype)
+        return own if weight is None else own * weight
+
+    # --- fitting --------------------------------------------------------------------------------------------------
+
+    @property
+    def _loss(self) -> Any:
+        if not isinstance(self.loss, str):
+            return self.loss
+        return SoftmaxCrossEntropy() if self._labels.kind == "multiclass" else BinaryCrossEntropyWithLogits()
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit to X (n, n_features), sparse welcome, and labels y: (n,), or (n, n_labels) of 0 and 1."""
+        return self._fit(X, y, sample_weight, incremental=False)
+
+    @available_if(lambda model: model._check_solver())
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
+        """One epoch more. `classes`, all that there will be, is needed in the first call."""
+        known = getattr(self, "classes_", None)
+        if known is None and classes is None:
+            raise ValueError("classes must be passed on the first call to partial_fit.")
+        if classes is not None:
+            if known is None:
+                several = len(np.shape(y)) == 2 and np.shape(y)[1] > 1
+                self._labels = Labels(np.asarray(y) if several else np.unique(on_host(classes)))
+                self.classes_ = self._labels.classes
+            elif not np.array_equal(self._labels.classes, np.unique(on_host(classes))):
+                raise ValueError(
+                    f"`classes={classes!r}` is not the same as on last call to partial_fit, was: {known!r}"
+                )
+        return self._fit(X, y, sample_weight, incremental=True)
+
+    def _validation_score(self, prediction: Array, target: Array, weight: Array | None) -> Any:
+        choices = self._labels.choices(prediction, self._threshold)
+        right = choices == self._labels.choices(target, 0.5)
+        xp = namespace(prediction)
+        if right.ndim == 2:
+            right = xp.all(right, axis=1)
+        right = xp.astype(right, prediction.dtype)
+        return xp.mean(right) if weight is None else xp.sum(right * weight) / xp.sum(weight)
+
+    # --- predictions ----------------------------------------------------------------------------------------------
+
+    @property
+    def _threshold(self) -> float:
+        return 0.0 if self._takes_logits else 0.5
+
+    def predict(self, X: Any) -> Any:
+        """The classes of X's rows, (n,); of several labels at once rows of 0 and 1, (n, n_labels)."""
+        raw = self._raw(X, "predict")
+        with self.net_.backend.scope():
+            return self._labels.predicted(self._labels.choices(raw, self._threshold), self.classes_)
+
+    def predict_proba(self, X: Any) -> Array:
+        """Each class's probability, in the order of `classes_`: (n, n_classes)."""
+        raw = self._raw(X, "predict_proba")
+        with self.net_.backend.scope():
+            if self._takes_logits:
+                raw = ops.softmax(raw) if self.out_activation_ == "softmax" else ops.sigmoid(raw)
+            return namespace(raw).concat([1.0 - raw, raw], axis=1) if self._is_single else raw
+
+    def predict_log_proba(self, X: Any) -> Array:
+        """The logarithms of `predict_proba`, from the logits: finite where the probability itself rounds to 0."""
+        raw = self._raw(X, "predict_log_proba")
+        xp = namespace(raw)
+        with self.net_.backend.scope():
+            if not self._takes_logits:
+                return xp.log(xp.concat([1.0 - raw, raw], axis=1) if self._is_single else raw)
+            if self.out_activation_ == "softmax":
+                shifted = raw - xp.max(raw, axis=1, keepdims=True)
+                return shifted - xp.log(xp.sum(xp.exp(shifted), axis=1, keepdims=True))
+            both = xp.concat([-raw, raw], axis=1) if self._is_single else raw
+            return xp.minimum(both, 0.0) - xp.log1p(xp.exp(-xp.abs(both)))
+
+    @property
+    def _is_single(self) -> bool:
+        """Whether the one output is the second class's."""
+        return bool(self.n_outputs_ == 1 and self._labels.kind != "multilabel")
+
+    def input_gradient(self, X: Any) -> Array:
+        """The derivative of the predicted class's log-probability with respect to X, (n, n_features).
+
+        Of several labels at once, of the sum of the predicted labels' log-probabilities, present or absent.
+        """
+
+        def dy(y: Array) -> Array:
+            xp = namespace(y)
+            softmax = self.out_activation_ == "softmax"
+            choice = self._labels.choices(y, self._threshold)
+            if softmax:
+                taken = ops.one_hot(choice, y.shape[1], y.dtype)
+                return taken - ops.softmax(y) if self._takes_logits else taken / y
+            taken = xp.astype(xp.reshape(choice, y.shape), y.dtype)
+            return taken - ops.sigmoid(y) if self._takes_logits else (taken - y) / (y * (1.0 - y))
+
+        return self._slope(X, dy)
+
+    # --- scikit-learn's own ---------------------------------------------------------------------------------------
+
+    def to_sklearn(self) -> Any:
+        """scikit-learn's MLPClassifier with these weights; predictions agree to 1e-12.
+
+        Batch norm behind a Dense goes into its weights, dropout falls away. Raises TypeError for what it cannot be.
+        """
+        return convert.to_sklearn(self)
+
+    @classmethod
+    def from_sklearn(cls, model: Any) -> Self:
+        """An estimator with the parameters and weights of scikit-learn's fitted MLPClassifier."""
+        check_is_fitted(model)
+        twin = cls(**model.get_params(deep=False))
+        twin.classes_ = np.asarray(model.classes_)
+        twin._labels = Labels.known(twin.classes_, model._label_binarizer.y_type_)
+        convert.take_over(twin, model)
+        return twin
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags

@@ -1,0 +1,95 @@
+"""Class labels as the rows of 0 and 1 that losses take, and back. Axes: N rows, K outputs."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+
+from .. import ops
+from ..backend import Array, Backend, backend_of, is_array, namespace
+
+
+class Labels:
+    """One target's classes: "binary" (N, 1), "multiclass" (N, K) with a single 1 in a row, or "multilabel" (N, K).
+
+    `classes` are NumPy's, sorted. As scikit-learn has it, a single class counts as binary.
+    """
+
+    def __init__(self, y: Any):
+        check_classification_targets(y)
+        kind = type_of_target(y)
+        if kind == "multiclass-multioutput":
+            raise ValueError("Multioutput target data is not supported with label binarization")
+        self.sparse = hasattr(y, "tocsr")
+        if kind == "multilabel-indicator":
+            self.kind, self.classes = "multilabel", np.arange(y.shape[1])
+        else:
+            self.classes = np.unique(on_host(y))
+            self.kind = "binary" if len(self.classes) <= 2 else "multiclass"
+
+    @classmethod
+    def known(cls, classes: np.ndarray, kind: str) -> "Labels":
+        """Of these classes; `kind` is scikit-learn's word for it."""
+        labels = cls.__new__(cls)
+        labels.kind, labels.classes, labels.sparse = kind.removesuffix("-indicator"), classes, False
+        return labels
+
+    @property
+    def outputs(self) -> int:
+        """K"""
+        return 1 if self.kind == "binary" else len(self.classes)
+
+    def seen_in(self, y: Any) -> np.ndarray:
+        """The classes of another target of this kind."""
+        if self.kind != "multilabel":
+            check_classification_targets(y)
+            return np.unique(on_host(y))
+        if y.ndim != 2 or y.shape[1] != len(self.classes):
+            raise ValueError(f"y has shape {y.shape}, expected (n, {len(self.classes)}) as in the first fit")
+        return self.classes
+
+    def numbers(self, y: Any) -> np.ndarray:
+        """Each row's class as its place in `classes`; for multilabel the rows themselves."""
+        y = on_host(y)
+        return y if self.kind == "multilabel" else np.searchsorted(self.classes, y)
+
+    def rows(self, numbers: np.ndarray, outputs: int, backend: Backend, dtype: str) -> Array:
+        """`numbers` as rows of 0 and 1 on the backend, the batch contiguous in memory."""
+        if self.kind == "multilabel":
+            return backend.asarray(np.asfortranarray(numbers != 0, dtype=dtype))
+        if outputs == 1:
+            return backend.asarray((numbers == 1)[:, None], dtype)
+        with backend.scope():
+            return ops.one_hot(backend.asarray(numbers.astype(np.int32)), outputs, backend.dtype(dtype))
+
+    def choices(self, score: Array, threshold: float) -> Array:
+        """From the network's outputs, the number of each row's class, or each label's 0 or 1; int64."""
+        xp = namespace(score)
+        if self.kind == "multilabel":
+            return xp.astype(score > threshold, xp.int64)
+        if score.shape[1] == 1:
+            return xp.astype(score[:, 0] > threshold, xp.int64)
+        return xp.argmax(score, axis=1)
+
+    def predicted(self, choices: Array, classes: Array) -> Any:
+        """The labels of `choices`: where they are numbers, on the backend; for sparse labels, a sparse array."""
+        if self.kind == "multilabel":
+            if not self.sparse:
+                return choices
+            from scipy import sparse
+
+            return sparse.csr_array(choices)
+        if isinstance(classes, np.ndarray):
+            choices = on_host(choices)
+            return classes[np.minimum(choices, len(classes) - 1)]  # of a single class, that one
+        xp = namespace(classes)
+        return xp.take(classes, xp.clip(choices, max=classes.shape[0] - 1), axis=0)
+
+
+def on_host(y: Any) -> np.ndarray:
+    """Labels as a NumPy array."""
+    if hasattr(y, "toarray"):
+        return np.asarray(y.toarray())
+    if isinstance(y, np.ndarray) or not is_array(y):
+        return np.asarray(y)
+    return backend_of(y).to_numpy(y)

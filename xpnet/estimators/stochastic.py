@@ -1,0 +1,259 @@
+"""Epochs of batches: the optimizers by their solvers' names, and scikit-learn's rules for when to stop."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+
+from ..backend import Array
+from ..callbacks import Callback
+from ..layers.batchnorm import BatchNorm
+from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop, Slots
+from ..schedules import Formula
+from .networks import Order
+
+if TYPE_CHECKING:
+    from ..training import Run
+    from .base import BaseMLP
+
+
+# --- optimizers -------------------------------------------------------------------------------------------------------
+
+
+class CorrectedRate(Formula):
+    """Adam's rate with its corrections in it, η √(1 - β₂ᵗ) / (1 - β₁ᵗ): scikit-learn adds epsilon to √v itself.
+
+    Kingma & Ba 2015, the end of section 2.
+    """
+
+    def __init__(self, rate: Any, beta1: float, beta2: float):
+        self.rate, self.beta1, self.beta2 = rate, beta1, beta2
+
+    def __call__(self, step: int) -> float:
+        rate: float = self.rate(step) if callable(self.rate) else self.rate
+        return rate * math.sqrt(1 - self.beta2 ** (step + 1)) / (1 - self.beta1 ** (step + 1))
+
+
+class NesterovMomentum(SGD):
+    """v ← momentum v + η g;  w ← w - (momentum v + η g), with g at w.
+
+    `Nesterov`'s own path, told by the points where it takes the gradient. Sutskever et al. 2013, appendix A.1.
+    """
+
+    def rule(self, w: Array, g: Array, slots: Slots, rate: float) -> tuple[Array, Slots]:
+        step = rate * g
+        v = self.momentum * slots["velocity"]
+        v += step
+        step += self.momentum * v
+        return w - step, {"velocity": v}
+
+
+def sgd(model: "BaseMLP", rate: Any) -> Optimizer:
+    """scikit-learn's, whose momentum may be 1."""
+    kind = NesterovMomentum if model.nesterovs_momentum and model.momentum > 0 else SGD
+    optimizer = kind(rate, momentum=0.0)
+    optimizer.momentum = float(model.momentum)
+    return optimizer
+
+
+def adam(model: "BaseMLP", rate: Any) -> Optimizer:
+    """scikit-learn's."""
+    corrected = CorrectedRate(rate, model.beta_1, model.beta_2)
+    return Adam(corrected, model.beta_1, model.beta_2, model.epsilon, bias_correction=False)
+
+
+OPTIMIZERS: dict[str, Callable[["BaseMLP", Any], Optimizer]] = {
+    "sgd": sgd,
+    "adam": adam,
+    "nesterov": lambda m, rate: Nesterov(rate, m.momentum, clip_value=None),
+    "adagrad": lambda m, rate: Adagrad(rate, m.epsilon),
+    "rmsprop": lambda m, rate: RMSprop(rate, eps=m.epsilon),
+    "adamw": lambda m, rate: AdamW(rate, m.beta_1, m.beta_2, m.epsilon, weight_decay=m.alpha),
+}
+SCHEDULED = ("sgd", "nesterov", "adagrad", "rmsprop")  # whose rate "invscaling" and "adaptive" change
+
+
+def optimizer_for(model: "BaseMLP") -> Optimizer:
+    """The user's own, or the solver's."""
+    if model.optimizer is not None:
+        own: Optimizer = model.optimizer
+        return own
+    rate = model.learning_rate if callable(model.learning_rate) else float(model.learning_rate_init)
+    return OPTIMIZERS[model.solver](model, rate)
+
+
+# --- when to stop -----------------------------------------------------------------------------------------------------
+
+
+class Rules(Callback):
+    """After each epoch: keep the books on the estimator, and stop or lower the rate when nothing gets better."""
+
+    def __init__(self, model: "BaseMLP", rows: int):
+        self.model, self.rows = model, rows
+        self.stopped = False
+        self.schedule = model.learning_rate if model.optimizer is None and model.solver in SCHEDULED else "constant"
+
+    def epoch_end(self, run: "Run") -> None:
+        model = self.model
+        model.n_iter_ += 1
+        model.t_ += self.rows
+        model.loss_ = run.history["loss"][-1]
+        model.loss_curve_.append(model.loss_)
+        if model.verbose:
+            print(f"Iteration {model.n_iter_}, loss = {model.loss_:.8f}")
+        if model.early_stopping:
+            self._follow_score(run)
+        else:
+            self._follow_loss()
+        if self.schedule == "invscaling":
+            run.optimizer.learning_rate = float(model.learning_rate_init) / (model.t_ + 1) ** model.power_t
+        if model._no_improvement_count > model.n_iter_no_change:
+            self._give_up(run)
+
+    def _follow_score(self, run: "Run") -> None:
+        model, score = self.model, run.history["val_score"][-1]
+        model.validation_scores_.append(score)
+        model.validation_loss_curve_.append(run.history["val_loss"][-1])
+        if model.verbose:
+            print(f"Validation score: {score:f}")
+        worse = score < model.best_validation_score_ + model.tol
+        model._no_improvement_count = model._no_improvement_count + 1 if worse else 0
+        if score > model.best_validation_score_:
+            model.best_validation_score_ = score
+            model._best = run.net.params, run.net.state  # nothing writes into what has been published
+
+    def _follow_loss(self) -> None:
+        model = self.model
+        worse = model.loss_ > model.best_loss_ - model.tol
+        model._no_improvement_count = model._no_improvement_count + 1 if worse else 0
+        model.best_loss_ = min(model.best_loss_, model.loss_)
+
+    def _give_up(self, run: "Run") -> None:
+        model = self.model
+        what = "Validation score" if model.early_stopping else "Training loss"
+        message = (
+            f"{what} did not improve more than tol={model.tol:f} for {model.n_iter_no_change} consecutive epochs."
+        )
+        if self.schedule != "adaptive":
+            message += " Stopping."
+            run.stop = self.stopped = True
+        elif run.optimizer.learning_rate <= 1e-6:
+            message += " Learning rate too small. Stopping."
+            run.stop = self.stopped = True
+        else:
+            run.optimizer.learning_rate /= 5.0
+            model._no_improvement_count = 0
+            message += f" Setting learning rate to {run.optimizer.learning_rate:f}"
+        if model.verbose:
+            print(message)
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def train(
+    model: "BaseMLP", net: Any, x: Any, y: Array, weight: Array | None, stratify: np.ndarray | None, incremental: bool
+) -> None:
+    """Train `net`, which reads x, for `max_iter` epochs or one more; the estimator's books are kept."""
+    if model.early_stopping and incremental and model.stopped_early_:
+        return
+    held_out = None
+    if model.early_stopping:
+        held_out, (x, y, weight) = split(model, net, (x, y, weight), stratify)
+    rows = x.shape[0]
+    going_on = incremental and model._optimizer is not None
+    if not going_on:
+        model._optimizer, model._slots = optimizer_for(model), None
+    net.rng = Order(model._random_state)
+    rules = Rules(model, rows)
+    model.n_iter_ = 0
+    history = net.fit(
+        x,
+        y,
+        loss=model._loss,
+        optimizer=model._optimizer,
+        epochs=1 if incremental else int(model.max_iter),
+        batch_size=batch_size(model, net, rows),
+        shuffle=model.shuffle,
+        sample_weight=weight,
+        l2=0.0 if model.solver == "adamw" and model.optimizer is None else float(model.alpha),
+        slots=model._slots,
+        validation_data=None if held_out is None else held_out[:2],
+        metrics=None if held_out is None else {"score": score_of(model, held_out[2])},
+        callbacks=[rules, Keep(model), *(model.callbacks or ())],
+        progress=model.progress,
+    )
+    model.history_, model._slots = history, history.slots
+    if model.early_stopping:
+        model.stopped_early_ = rules.stopped
+        if not incremental or rules.stopped:
+            params, state = model._best
+            net.assign_params(params)
+            net.assign_state(state)
+    if history.interrupted:
+        warnings.warn("Training interrupted by user.", stacklevel=5)
+    elif not incremental and not rules.stopped and model.n_iter_ == model.max_iter:
+        warnings.warn(
+            f"Stochastic Optimizer: Maximum iterations ({model.max_iter}) reached and the optimization hasn't "
+            "converged yet.",
+            ConvergenceWarning,
+            stacklevel=5,
+        )
+
+
+class Keep(Callback):
+    """Keeps the run's optimizer, its rate as the rules have left it, for `partial_fit` to go on with."""
+
+    def __init__(self, model: "BaseMLP"):
+        self.model = model
+
+    def train_end(self, run: "Run") -> None:
+        self.model._optimizer = run.optimizer
+
+
+def split(
+    model: "BaseMLP", net: Any, arrays: tuple[Any, ...], stratify: np.ndarray | None
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The rows held out, drawn as scikit-learn draws them, and the others."""
+    rows = np.arange(arrays[0].shape[0])
+    train_rows, held_out = train_test_split(
+        rows, test_size=model.validation_fraction, random_state=model._random_state, stratify=stratify
+    )
+    if len(held_out) < 2:
+        raise ValueError(
+            "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+        )
+    return tuple(taken(net, a, held_out) for a in arrays), tuple(taken(net, a, train_rows) for a in arrays)
+
+
+def taken(net: Any, a: Any, rows: np.ndarray) -> Any:
+    """Those rows of an array, on the network's backend or NumPy's."""
+    if a is None or isinstance(a, np.ndarray):
+        return None if a is None else a[rows]
+    with net.backend.scope():
+        return net.backend.xp.take(a, net.backend.asarray(rows), axis=0)
+
+
+def score_of(model: "BaseMLP", weight: Array | None) -> Callable[[Array, Array], float]:
+    """The estimator's score as a metric of the validation rows, which have these weights."""
+    return lambda prediction, target: float(model._validation_score(prediction, target, weight))
+
+
+def batch_size(model: "BaseMLP", net: Any, rows: int) -> int:
+    """Rows to a batch. With batch norm, fewer where a last batch of one row would be left over."""
+    if model.batch_size == "auto":
+        size = min(200, rows)
+    else:
+        if model.batch_size > rows:
+            warnings.warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5
+            )
+        size = min(int(model.batch_size), rows)
+    if any(isinstance(layer, BatchNorm) and layer.trainable for _, layer in net.leaves()):
+        while size > 2 and rows % size == 1:
+            size -= 1
+    return size
