@@ -17,7 +17,7 @@ from ..layers.activations import Sigmoid, Softmax
 from ..layers.base import Layer
 from ..layers.dense import Dense
 from ..network import Sequential
-from ..training import DivergenceError
+from ..run import DivergenceError
 from . import lbfgs, stochastic
 from .networks import ACTIVATIONS, custom_network, for_sparse, hidden_sizes, plain_network, start
 

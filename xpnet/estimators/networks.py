@@ -109,6 +109,13 @@ class Order:
         self.order = shuffled if self.order is None else self.order[shuffled]
         return self.order
 
+    @property
+    def bit_generator(self) -> "Order":
+        """Where a run finds the state, for checkpoints; an estimator's run has none."""
+        return self
+
+    state = None
+
     def __deepcopy__(self, memo: Any) -> "Order":
         return self
 

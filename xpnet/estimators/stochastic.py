@@ -17,7 +17,7 @@ from ..schedules import Formula
 from .networks import Order
 
 if TYPE_CHECKING:
-    from ..training import Run
+    from ..run import Run
     from .base import BaseMLP
 
 
