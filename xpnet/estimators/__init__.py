@@ -1,13 +1,13 @@
 """scikit-learn's MLPClassifier and MLPRegressor with what they lack, on the arrays you have.
 
-    networks.py     the network for an estimator's parameters, its start, its first layer for sparse X
-    losses.py       half squared error, half Poisson deviance
-    labels.py       class labels as rows of 0 and 1, and back
-    stochastic.py   epochs of batches: the optimizers, and scikit-learn's rules for when to stop
-    lbfgs.py        the whole batch at once, by SciPy's L-BFGS
-    convert.py      weights to and from scikit-learn's own
-    base.py         what the two estimators share
-    classifier.py   regressor.py
+networks.py     the network for an estimator's parameters, its start, its first layer for sparse X
+losses.py       half squared error, half Poisson deviance
+labels.py       class labels as rows of 0 and 1, and back
+stochastic.py   epochs of batches: the optimizers, and scikit-learn's rules for when to stop
+lbfgs.py        the whole batch at once, by SciPy's L-BFGS
+convert.py      weights to and from scikit-learn's own
+base.py         what the two estimators share
+classifier.py   regressor.py
 """
 
 try:

@@ -31,7 +31,7 @@ def keep_parameters(model: Any, given: dict[str, Any]) -> None:
     vars(model).update({name: value for name, value in given.items() if name not in ("self", "__class__")})
 
 
-class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):  # type: ignore[misc]
+class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):
     """The base of the two. Their parameters' words, in errors, are those of scikit-learn's own validation."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -65,6 +65,20 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         "callbacks": [list, tuple, None],
         "progress": ["boolean"],
     }
+
+    # what fitting keeps
+    net_: Sequential
+    n_iter_: int
+    t_: int
+    loss_: float
+    loss_curve_: list[float]
+    best_loss_: Any  # None with early stopping, and the three below without
+    best_validation_score_: Any
+    validation_scores_: Any
+    validation_loss_curve_: Any
+    _optimizer: Any  # as the last run left it, and its memory; None before
+    _slots: Any
+    _best: tuple[dict[str, Array], dict[str, Array]]  # parameters and statistics
 
     # --- what a subclass knows ------------------------------------------------------------------------------------
 
@@ -102,6 +116,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Self:
         hidden = hidden_sizes(self.hidden_layer_sizes)
         first = not hasattr(self, "net_") or not (self.warm_start or incremental)
+        X, y, sample_weight = as_array(X), as_array(y), as_array(sample_weight)
         if not first:
             self._check_namespace(X, "partial_fit" if incremental else "fit")
         X, y = self._validated(X, y, reset=first)
@@ -151,10 +166,10 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         self.stopped_early_ = False
         if self.solver != "lbfgs" or self.optimizer is not None:
             early = self.early_stopping
-            self.loss_curve_: list[float] = []
+            self.loss_curve_ = []
             self.best_loss_ = None if early else np.inf
-            self.validation_scores_: list[float] | None = [] if early else None
-            self.validation_loss_curve_: list[float] | None = [] if early else None
+            self.validation_scores_ = [] if early else None
+            self.validation_loss_curve_ = [] if early else None
             self.best_validation_score_ = -np.inf if early else None
 
     def _validated(self, X: Any, y: Any, reset: bool, **options: Any) -> tuple[Any, Any]:
@@ -199,6 +214,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     def _raw(self, X: Any, method: str, layers: slice = slice(None)) -> Array:
         """The network's outputs for X, or those of some of its layers."""
         check_is_fitted(self)
+        X = as_array(X)
         self._check_namespace(X, method)
         X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=float_dtypes(X), reset=False)
         net = self.net_
@@ -220,8 +236,8 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         if given.name != own.name or (own.name != "numpy" and given.device != own.device):
             raise ValueError(
                 f"Inputs passed to {type(self).__name__}.{method}() must use the same namespace and the same device as "
-                f"those passed to fit(). It was fitted on {own!r} and given arrays of {given!r}; convert X, or move the "
-                "estimator with sklearn.utils._array_api.move_estimator_to"
+                f"those passed to fit(). It was fitted on {own!r} and given arrays of {given!r}; convert X, or move "
+                "the estimator with sklearn.utils._array_api.move_estimator_to"
             )
 
     def __sklearn_array_api_convert__(self, convert: Callable[[Any], Any]) -> Self:
@@ -258,6 +274,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     def _slope(self, X: Any, dy: Callable[[Array], Array]) -> Array:
         """The derivative with respect to X, from that with respect to the network's outputs."""
         check_is_fitted(self)
+        X = as_array(X)
         self._check_namespace(X, "input_gradient")
         X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=float_dtypes(X), reset=False)
         net = self.net_
@@ -287,3 +304,8 @@ def float_dtypes(X: Any) -> Any:
         xp = namespace(X)
         return xp.float64, xp.float32
     return np.float64, np.float32
+
+
+def as_array(x: Any) -> Any:
+    """`x`, or NumPy's array of what is none but can be made one: with dispatch on, scikit-learn would refuse it."""
+    return np.asarray(x) if hasattr(x, "__array__") and not hasattr(x, "shape") else x

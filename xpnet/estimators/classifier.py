@@ -18,7 +18,7 @@ from .base import BaseMLP, keep_parameters
 from .labels import Labels, on_host
 
 
-class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
+class MLPClassifier(ClassifierMixin, BaseMLP):
     """scikit-learn's `MLPClassifier`, with what it lacks, on any array: change the import, and code that uses it works.
 
     Parameters, attributes and methods are scikit-learn's (1.7 or later), and mean what its documentation says; with the
@@ -31,34 +31,38 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         weight decay is `alpha`, which is then not added to the loss.
     learning_rate : also a function of the step, such as `xn.CosineDecay(0.01, 1000)`, which replaces
         `learning_rate_init`. "invscaling" and "adaptive" are for "sgd", "nesterov", "adagrad" and "rmsprop".
-    loss : "log_loss", or any xpnet loss or your own. One whose `threshold` is 0 is of logits; before any other the network
-        ends in a softmax or, for two classes or several labels at once, a sigmoid.
+    loss : "log_loss", or any xpnet loss or your own. One whose `threshold` is 0 is of logits; before any other the
+        network ends in a softmax or, for two classes or several labels at once, a sigmoid.
     class_weight : dict {class: weight}, "balanced" or None: factors of the rows' `sample_weight`.
     batch_norm : a BatchNorm behind each hidden Dense, its running statistics with momentum 0.9. Where the last batch
         would be of one row, which has no variance, batches get smaller.
     dropout : the share of each hidden layer's outputs dropped in training. "lbfgs" cannot have it.
     layers : a function (n_features, n_outputs) -> the layers of the network, a list or a Sequential, in place of
-        `hidden_layer_sizes`, `activation`, `batch_norm` and `dropout`. They end in logits. Each layer starts as its own law has it.
+        `hidden_layer_sizes`, `activation`, `batch_norm` and `dropout`. They end in logits. Each layer starts as its own
+        law has it.
     optimizer : an xpnet optimizer, in place of `solver`, its settings and the learning rate's.
     callbacks, progress : as in `Sequential.fit`. For sparse X `run.net` reads the numbers of rows, not X.
 
-    Attributes that scikit-learn's lacks: `net_`, the network; `history_`, of the last fit; `validation_loss_curve_`, beside
-    `validation_scores_` (rows unweighted, without the penalty); `stopped_early_`, of `partial_fit` with early stopping.
+    Attributes that scikit-learn's lacks: `net_`, the network; `history_`, of the last fit; `validation_loss_curve_`,
+    beside `validation_scores_` (rows unweighted, without the penalty); `stopped_early_`, of `partial_fit` with early
+    stopping.
 
     Everything follows X: float32 stays float32; with `sklearn.set_config(array_api_dispatch=True)` parameters and
-    predictions are arrays of X's library on X's device, so are y and the weights moved there, and so is `classes_` where
-    classes are numbers. Sparse X is NumPy's, and never made dense: the first layer multiplies each batch as it is.
+    predictions are arrays of X's library on X's device, so are y and the weights moved there, and so is `classes_`
+    where classes are numbers. Sparse X is NumPy's, and never made dense: the first layer multiplies each batch as it
+    is.
 
     Where this parts from scikit-learn's:
 
     - Rows held out for early stopping are drawn in proportion to their classes, as documented there; it does so for two
       classes only.
     - `partial_fit` takes `early_stopping=True`: each call holds out its own `validation_fraction` (give an int
-      `random_state` if calls bring the same rows again) and counts as an epoch. When they have stopped, the best weights
-      are back, `stopped_early_` is True, and further calls change nothing.
-    - The derivative of ReLU at 0 is 1, there 0. With `sample_weight`, an epoch's loss is the mean over all weight, there
-      over the batches' means.
-    - `loss_` and `loss_curve_` are exact where a probability rounds to 0 or 1; there it is clipped to the dtype's epsilon.
+      `random_state` if calls bring the same rows again) and counts as an epoch. When they have stopped, the best
+      weights are back, `stopped_early_` is True, and further calls change nothing.
+    - The derivative of ReLU at 0 is 1, there 0. With `sample_weight`, an epoch's loss is the mean over all weight,
+      there over the batches' means.
+    - `loss_` and `loss_curve_` are exact where a probability rounds to 0 or 1; there it is clipped to the dtype's
+      epsilon.
     - `coefs_` and `intercepts_` are the network's own arrays: write into them, or call `net_.set_params`.
     - Parameters that stop being finite raise ValueError at once, in its words, not after the last epoch.
     """
@@ -128,9 +132,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
                 f"got {known}, `y` has {classes}"
             )
         if len(np.setdiff1d(classes, known)):
-            raise ValueError(
-                f"`y` has classes not in `self.classes_`. `self.classes_` has {known}. 'y' has {classes}."
-            )
+            raise ValueError(f"`y` has classes not in `self.classes_`. `self.classes_` has {known}. 'y' has {classes}.")
 
     @property
     def _matrix_loss(self) -> bool:
@@ -144,7 +146,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
                 raise ValueError(f"{self.loss!r} is of one class in a row; several labels at once need another loss")
             return max(2, outputs), "softmax"
         if kind == "multiclass" and self.loss != "log_loss" and self._takes_logits:
-            raise ValueError(f"{self.loss!r} is of several labels at once; for one of {outputs} classes, use another loss")
+            raise ValueError(
+                f"{self.loss!r} is of several labels at once; for one of {outputs} classes, use another loss"
+            )
         return outputs, "softmax" if kind == "multiclass" else "logistic"
 
     def _rows(self, targets: Any, backend: Backend, dtype: str) -> Array:
@@ -159,8 +163,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
             return weight
         if incremental and self.class_weight == "balanced":
             raise ValueError(
-                "class_weight 'balanced' is not supported for partial_fit, which sees a part of the data at a time: give "
-                "the dict {class: weight} that compute_class_weight makes of all of it"
+                "class_weight 'balanced' is not supported for partial_fit, which sees a part of the data at a time: "
+                "give the dict {class: weight} that compute_class_weight makes of all of it"
             )
         own = backend.asarray(compute_sample_weight(self.class_weight, on_host(y)), dtype)
         return own if weight is None else own * weight

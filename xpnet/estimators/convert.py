@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 NAMES: dict[type[Layer], str] = {Sigmoid: "logistic", Tanh: "tanh", ReLU: "relu"}
 # the books of a training, where there are any
 BOOKS = (
-    "n_iter_ t_ loss_ best_loss_ loss_curve_ validation_scores_ best_validation_score_ _no_improvement_count "
-    "n_features_in_ feature_names_in_ n_outputs_ out_activation_"
-).split()
-OWN = "loss class_weight batch_norm dropout layers optimizer callbacks progress".split()
+    *("n_iter_", "t_", "loss_", "best_loss_", "loss_curve_", "validation_scores_", "best_validation_score_"),
+    *("n_features_in_", "feature_names_in_", "n_outputs_", "out_activation_", "_no_improvement_count"),
+)
+OWN = {"loss", "class_weight", "batch_norm", "dropout", "layers", "optimizer", "callbacks", "progress"}
 
 
 def to_sklearn(model: "BaseMLP") -> Any:
@@ -44,12 +44,17 @@ def to_sklearn(model: "BaseMLP") -> Any:
     twin = kind(**params)
     if classifier:
         labels = model._labels
+        if labels.kind == "binary" and coefs[-1].shape[1] == 2:  # softmax of two is the sigmoid of their difference
+            coefs[-1] = coefs[-1][:, 1:] - coefs[-1][:, :1]
+            intercepts[-1] = intercepts[-1][1:] - intercepts[-1][:1]
         shown = np.eye(len(labels.classes), dtype=int) if labels.kind == "multilabel" else labels.classes
         twin._label_binarizer = LabelBinarizer().fit(shown)
         twin.classes_ = labels.classes
     for name in BOOKS:
         if hasattr(model, name):
             setattr(twin, name, getattr(model, name))
+    if classifier and coefs[-1].shape[1] == 1:
+        twin.n_outputs_, twin.out_activation_ = 1, "logistic"
     twin.n_layers_ = len(coefs) + 1
     twin.coefs_, twin.intercepts_ = coefs, intercepts
     return twin
@@ -77,7 +82,8 @@ def folded(model: "BaseMLP") -> tuple[list[np.ndarray], list[np.ndarray], str]:
             coefs.append(host(layer.params["weight"]))
             intercepts.append(host(layer.params["bias"]))
         elif kind is BatchNorm and type(before) is Dense:
-            scale = host(layer.params["gamma"]) / np.sqrt(host(layer.state["var"]) + layer.eps)  # type: ignore[attr-defined]
+            eps = layer.eps  # type: ignore[attr-defined]
+            scale = host(layer.params["gamma"]) / np.sqrt(host(layer.state["var"]) + eps)
             coefs[-1] = coefs[-1] * scale
             intercepts[-1] = (intercepts[-1] - host(layer.state["mean"])) * scale + host(layer.params["beta"])
         elif kind is Dropout:
@@ -108,7 +114,7 @@ def take_over(model: "BaseMLP", theirs: Any) -> None:
     units = [theirs.coefs_[0].shape[0], *(w.shape[1] for w in theirs.coefs_)]
     net = plain_network(units, theirs.activation, False, 0.0, None)
     dense = [prefix for prefix, layer in net.leaves() if isinstance(layer, Dense)]
-    params = {}
+    params: dict[str, np.ndarray] = {}
     for prefix, weight, bias in zip(dense, theirs.coefs_, theirs.intercepts_, strict=True):
         params |= {f"{prefix}.weight": weight, f"{prefix}.bias": bias}
     dtype = theirs.coefs_[0].dtype.name

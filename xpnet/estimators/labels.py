@@ -50,8 +50,8 @@ class Labels:
 
     def numbers(self, y: Any) -> np.ndarray:
         """Each row's class as its place in `classes`; for multilabel the rows themselves."""
-        y = on_host(y)
-        return y if self.kind == "multilabel" else np.searchsorted(self.classes, y)
+        host = on_host(y)
+        return host if self.kind == "multilabel" else np.searchsorted(self.classes, host)
 
     def rows(self, numbers: np.ndarray, outputs: int, backend: Backend, dtype: str) -> Array:
         """`numbers` as rows of 0 and 1 on the backend, the batch contiguous in memory."""

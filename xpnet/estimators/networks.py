@@ -1,12 +1,13 @@
 """The network for an estimator's parameters: its layers, where it starts, its first layer for sparse X."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from ..backend import Array, Backend
-from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Tanh
 from ..layers.base import Layer, Shape
 from ..layers.batchnorm import BatchNorm
 from ..layers.dense import Dense
@@ -32,11 +33,13 @@ def hidden_sizes(given: Any) -> list[int]:
     return [int(size) for size in sizes]
 
 
-def plain_network(units: list[int], activation: Any, batch_norm: bool, dropout: float, last: Layer | None) -> Sequential:
+def plain_network(
+    units: list[int], activation: Any, batch_norm: bool, dropout: float, last: Layer | None
+) -> Sequential:
     """Dense layers from size to size; between them, batch norm, activation and dropout."""
     make = ACTIVATIONS[activation] if isinstance(activation, str) else activation
     layers: list[Layer] = []
-    for fan_in, fan_out in zip(units[:-2], units[1:-1], strict=True):
+    for fan_in, fan_out in itertools.pairwise(units[:-1]):
         layers.append(Dense(fan_in, fan_out))
         if batch_norm:
             layers.append(BatchNorm(fan_out, momentum=STATISTICS_MOMENTUM))

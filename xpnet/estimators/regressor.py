@@ -15,7 +15,7 @@ from .base import BaseMLP, keep_parameters
 from .losses import HalfPoissonDeviance, HalfSquaredError
 
 
-class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
+class MLPRegressor(RegressorMixin, BaseMLP):
     """scikit-learn's `MLPRegressor`, with what it lacks, on any array: change the import, and code that uses it works.
 
     Parameters, attributes and methods are scikit-learn's (1.7 or later), and mean what its documentation says; with the
@@ -33,27 +33,31 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         would be of one row, which has no variance, batches get smaller.
     dropout : the share of each hidden layer's outputs dropped in training. "lbfgs" cannot have it.
     layers : a function (n_features, n_outputs) -> the layers of the network, a list or a Sequential, in place of
-        `hidden_layer_sizes`, `activation`, `batch_norm` and `dropout`. They end in the outputs themselves (for "poisson" in the rate's logarithm). Each layer starts as its own law has it.
+        `hidden_layer_sizes`, `activation`, `batch_norm` and `dropout`. They end in the outputs themselves (for
+        "poisson" in the rate's logarithm). Each layer starts as its own law has it.
     optimizer : an xpnet optimizer, in place of `solver`, its settings and the learning rate's.
     callbacks, progress : as in `Sequential.fit`. For sparse X `run.net` reads the numbers of rows, not X.
 
-    Attributes that scikit-learn's lacks: `net_`, the network; `history_`, of the last fit; `validation_loss_curve_`, beside
-    `validation_scores_` (rows unweighted, without the penalty); `stopped_early_`, of `partial_fit` with early stopping.
+    Attributes that scikit-learn's lacks: `net_`, the network; `history_`, of the last fit; `validation_loss_curve_`,
+    beside `validation_scores_` (rows unweighted, without the penalty); `stopped_early_`, of `partial_fit` with early
+    stopping.
 
     Everything follows X: float32 stays float32; with `sklearn.set_config(array_api_dispatch=True)` parameters and
-    predictions are arrays of X's library on X's device, so are y and the weights moved there, and so is `classes_` where
-    classes are numbers. Sparse X is NumPy's, and never made dense: the first layer multiplies each batch as it is.
+    predictions are arrays of X's library on X's device, so are y and the weights moved there, and so is `classes_`
+    where classes are numbers. Sparse X is NumPy's, and never made dense: the first layer multiplies each batch as it
+    is.
 
     Where this parts from scikit-learn's:
 
     - With several outputs, `loss_` adds up their squared errors / 2, of which the gradient is the derivative;
       scikit-learn's takes their mean and derives the sum. The steps are the same, the loss is n_outputs times its.
     - `partial_fit` takes `early_stopping=True`: each call holds out its own `validation_fraction` (give an int
-      `random_state` if calls bring the same rows again) and counts as an epoch. When they have stopped, the best weights
-      are back, `stopped_early_` is True, and further calls change nothing.
-    - The derivative of ReLU at 0 is 1, there 0. With `sample_weight`, an epoch's loss is the mean over all weight, there
-      over the batches' means.
-    - `loss_` and `loss_curve_` are exact where a probability rounds to 0 or 1; there it is clipped to the dtype's epsilon.
+      `random_state` if calls bring the same rows again) and counts as an epoch. When they have stopped, the best
+      weights are back, `stopped_early_` is True, and further calls change nothing.
+    - The derivative of ReLU at 0 is 1, there 0. With `sample_weight`, an epoch's loss is the mean over all weight,
+      there over the batches' means.
+    - `loss_` and `loss_curve_` are exact where a probability rounds to 0 or 1; there it is clipped to the dtype's
+      epsilon.
     - `coefs_` and `intercepts_` are the network's own arrays: write into them, or call `net_.set_params`.
     - Parameters that stop being finite raise ValueError at once, in its words, not after the last epoch.
     """
@@ -169,7 +173,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         return y[:, 0] if self.n_outputs_ == 1 else y
 
     def input_gradient(self, X: Any) -> Array:
-        """The derivative of the prediction with respect to X, (n, n_features); (n, n_outputs, n_features) of several."""
+        """The prediction's derivative with respect to X, (n, n_features); of several, (n, n_outputs, n_features)."""
 
         def of(output: int) -> Array:
             def dy(y: Array) -> Array:

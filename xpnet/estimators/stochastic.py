@@ -135,19 +135,17 @@ class Rules(Callback):
     def _give_up(self, run: "Run") -> None:
         model = self.model
         what = "Validation score" if model.early_stopping else "Training loss"
-        message = (
-            f"{what} did not improve more than tol={model.tol:f} for {model.n_iter_no_change} consecutive epochs."
-        )
+        message = f"{what} did not improve more than tol={model.tol:f} for {model.n_iter_no_change} consecutive epochs."
         if self.schedule != "adaptive":
             message += " Stopping."
             run.stop = self.stopped = True
-        elif run.optimizer.learning_rate <= 1e-6:
+        elif (rate := run.optimizer.rate(0)) <= 1e-6:
             message += " Learning rate too small. Stopping."
             run.stop = self.stopped = True
         else:
-            run.optimizer.learning_rate /= 5.0
+            run.optimizer.learning_rate = rate / 5.0
             model._no_improvement_count = 0
-            message += f" Setting learning rate to {run.optimizer.learning_rate:f}"
+            message += f" Setting learning rate to {rate / 5.0:f}"
         if model.verbose:
             print(message)
 
@@ -224,9 +222,7 @@ def split(
         rows, test_size=model.validation_fraction, random_state=model._random_state, stratify=stratify
     )
     if len(held_out) < 2:
-        raise ValueError(
-            "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
-        )
+        raise ValueError("The validation set is too small. Increase 'validation_fraction' or the size of your dataset.")
     return tuple(taken(net, a, held_out) for a in arrays), tuple(taken(net, a, train_rows) for a in arrays)
 
 
@@ -245,6 +241,9 @@ def score_of(model: "BaseMLP", weight: Array | None) -> Callable[[Array, Array],
 
 def batch_size(model: "BaseMLP", net: Any, rows: int) -> int:
     """Rows to a batch. With batch norm, fewer where a last batch of one row would be left over."""
+    norms = any(isinstance(layer, BatchNorm) and layer.trainable for _, layer in net.leaves())
+    if norms and rows == 1:
+        raise ValueError("batch norm needs the variance of a batch, and there is none with n_samples = 1 to train on")
     if model.batch_size == "auto":
         size = min(200, rows)
     else:
@@ -253,7 +252,6 @@ def batch_size(model: "BaseMLP", net: Any, rows: int) -> int:
                 "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5
             )
         size = min(int(model.batch_size), rows)
-    if any(isinstance(layer, BatchNorm) and layer.trainable for _, layer in net.leaves()):
-        while size > 2 and rows % size == 1:
-            size -= 1
+    while norms and size > 2 and rows % size == 1:
+        size -= 1
     return size
