@@ -1,6 +1,9 @@
 """The backend under test, chosen by `--backend`: one suite for all of them."""
 
 import importlib.util
+import os
+
+os.environ["SCIPY_ARRAY_API"] = "1"  # before SciPy is imported: scikit-learn's array API dispatch asks for it
 
 import numpy as np
 import pytest

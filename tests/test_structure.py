@@ -31,6 +31,11 @@ ORDER = [  # each module imports only from those before it
     "network",
     "gradcheck files plots",
     "__init__",
+    "estimators.losses estimators.labels estimators.networks",
+    "estimators.convert estimators.lbfgs estimators.stochastic",
+    "estimators.base",
+    "estimators.classifier estimators.regressor",
+    "estimators.__init__",
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
 LIBRARIES = {"array_api_compat", "array_api_strict", "cupy", "torch", "jax"}
@@ -79,6 +84,23 @@ def test_only_backend_and_the_kernels_name_a_backend():
             if isinstance(node, ast.ImportFrom) and node.module:
                 words.add(node.module.partition(".")[0])
         assert not words & LIBRARIES, name
+
+
+@pytest.mark.numpy_only
+def test_only_the_estimators_and_the_digits_take_from_scikit_learn():
+    for name, tree in modules():
+        named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        named |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        if any(module.partition(".")[0] == "sklearn" for module in named):
+            assert name == "data" or name.startswith("estimators."), name
+
+
+@pytest.mark.numpy_only
+def test_the_estimators_say_what_they_need_where_scikit_learn_is_not():
+    program = "import sys; sys.modules['sklearn'] = None; import xpnet.estimators"
+    failed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "ImportError: xpnet.estimators needs scikit-learn: pip install 'xpnet[sklearn]'" in failed.stderr
 
 
 @pytest.mark.numpy_only
