@@ -8,7 +8,6 @@ from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted
 
 from .. import ops
 from ..backend import Array, Backend, namespace
@@ -277,8 +276,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     @classmethod
     def from_sklearn(cls, model: Any) -> Self:
         """An estimator with the parameters and weights of scikit-learn's fitted MLPClassifier."""
-        check_is_fitted(model)
-        twin = cls(**model.get_params(deep=False))
+        twin = convert.unfitted(cls, model)
         twin.classes_ = np.asarray(model.classes_)
         twin._labels = Labels.known(twin.classes_, model._label_binarizer.y_type_)
         convert.take_over(twin, model)

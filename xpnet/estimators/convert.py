@@ -3,6 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn import neural_network
+from sklearn.preprocessing import LabelBinarizer
+from sklearn.utils.validation import check_is_fitted
 
 from ..backend import get_backend
 from ..layers.activations import ReLU, Sigmoid, Softmax, Tanh
@@ -26,10 +29,6 @@ OWN = {"loss", "class_weight", "batch_norm", "dropout", "layers", "optimizer", "
 
 def to_sklearn(model: "BaseMLP") -> Any:
     """scikit-learn's estimator with the weights of ours. TypeError names what it cannot express."""
-    from sklearn import neural_network
-    from sklearn.preprocessing import LabelBinarizer
-    from sklearn.utils.validation import check_is_fitted
-
     check_is_fitted(model)
     coefs, intercepts, activation = folded(model)
     classifier = hasattr(model, "_labels")
@@ -103,6 +102,14 @@ def folded(model: "BaseMLP") -> tuple[list[np.ndarray], list[np.ndarray], str]:
 def between_name(before: Layer | None) -> str:
     """The name of what stands before a Dense."""
     return NAMES.get(type(before), "identity")  # type: ignore[arg-type]
+
+
+def unfitted(cls: Any, theirs: Any) -> Any:
+    """Our estimator with the parameters of scikit-learn's of that name."""
+    if not isinstance(theirs, getattr(neural_network, cls.__name__)):
+        raise TypeError(f"from_sklearn: expected scikit-learn's {cls.__name__}, got {theirs!r}")
+    check_is_fitted(theirs)
+    return cls(**theirs.get_params(deep=False))
 
 
 def take_over(model: "BaseMLP", theirs: Any) -> None:

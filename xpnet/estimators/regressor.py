@@ -7,7 +7,6 @@ from sklearn.base import RegressorMixin, _fit_context
 from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted
 
 from ..backend import Array, Backend, backend_of, is_array, namespace
 from . import convert
@@ -198,8 +197,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
     @classmethod
     def from_sklearn(cls, model: Any) -> Self:
         """An estimator with the parameters and weights of scikit-learn's fitted MLPRegressor."""
-        check_is_fitted(model)
-        twin = cls(**model.get_params(deep=False))
+        twin = convert.unfitted(cls, model)
         convert.take_over(twin, model)
         return twin
 

@@ -1,0 +1,402 @@
+"""What the estimators add to scikit-learn's, each promise by itself; and the way there and back."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn import neural_network as theirs
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.class_weight import compute_class_weight
+
+import xpnet as xn
+from xpnet.estimators import MLPClassifier, MLPRegressor
+
+pytestmark = [
+    pytest.mark.numpy_only,
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    x, y = load_digits(return_X_y=True)
+    return x[:400] / 16, y[:400]
+
+
+@pytest.fixture(scope="module")
+def cancer():
+    x, y = load_breast_cancer(return_X_y=True)
+    return ((x - x.mean(axis=0)) / x.std(axis=0))[:300], np.array(["ill", "well"])[y[:300]]
+
+
+@pytest.fixture(scope="module")
+def diabetes():
+    x, y = load_diabetes(return_X_y=True)
+    return (x / x.std(axis=0))[:200], ((y - y.mean()) / y.std())[:200]
+
+
+def weights(model):
+    return [w.copy() for w in (*model.coefs_, *model.intercepts_)]
+
+
+def same(one, other, tolerance=0.0):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+
+
+# --- class weights ----------------------------------------------------------------------------------------------------
+
+
+def test_class_weights_are_sample_weights(cancer):
+    x, y = cancer
+    rng = np.random.default_rng(0)
+    given = rng.uniform(0.5, 2, len(x))
+    share = dict(zip(["ill", "well"], compute_class_weight("balanced", classes=np.unique(y), y=y), strict=True))
+    for class_weight, factors in [("balanced", share), ({"ill": 3.0, "well": 0.5}, {"ill": 3.0, "well": 0.5})]:
+        row = np.array([factors[label] for label in y])
+        model = MLPClassifier(6, max_iter=5, random_state=0, class_weight=class_weight)
+        plain = MLPClassifier(6, max_iter=5, random_state=0)
+        same(weights(model.fit(x, y)), weights(plain.fit(x, y, sample_weight=row)), 1e-14)
+        same(weights(model.fit(x, y, given)), weights(plain.fit(x, y, sample_weight=row * given)), 1e-14)
+        for solver in ("lbfgs", "sgd"):
+            model.set_params(solver=solver)
+            plain.set_params(solver=solver)
+            same(weights(model.fit(x, y)), weights(plain.fit(x, y, sample_weight=row)), 1e-12)
+
+
+def test_class_weights_with_partial_fit(cancer):
+    x, y = cancer
+    model = MLPClassifier(6, random_state=0, class_weight={"ill": 5.0, "well": 1.0})
+    model.partial_fit(x, y, classes=["ill", "well"])
+    plain = MLPClassifier(6, random_state=0).partial_fit(x, y, np.where(y == "ill", 5.0, 1.0), classes=["ill", "well"])
+    same(weights(model), weights(plain))
+    with pytest.raises(ValueError, match="class_weight 'balanced' is not supported for partial_fit"):
+        MLPClassifier(class_weight="balanced").partial_fit(x, y, classes=["ill", "well"])
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+def test_batch_norm_and_dropout_stand_where_they_are_said_to(digits):
+    x, y = digits
+    model = MLPClassifier((20, 10), batch_norm=True, dropout=0.2, max_iter=40, learning_rate_init=0.01, random_state=0)
+    model.fit(x, y)
+    names = [type(layer).__name__ for layer in model.net_.layers]
+    assert names == ["Dense", "BatchNorm", "ReLU", "Dropout"] * 2 + ["Dense"]
+    assert model.score(x, y) > 0.95
+    assert model.n_layers_ == 4
+
+
+def test_no_last_batch_of_one_row_under_batch_norm(cancer):
+    x, y = cancer
+    model = MLPClassifier(4, batch_norm=True, batch_size=20, max_iter=1, random_state=0).fit(x[:201], y[:201])
+    assert model.history_.steps == 11  # of 19 rows, and the last of 11
+    with pytest.raises(ValueError, match="n_samples = 1"):
+        MLPClassifier(4, batch_norm=True).fit(x[:1], y[:1])
+
+
+def test_batch_norm_with_lbfgs_ends_with_the_statistics_of_all_rows(diabetes):
+    x, y = diabetes
+    model = MLPRegressor(hidden_layer_sizes=5, batch_norm=True, solver="lbfgs", max_iter=30, random_state=0).fit(x, y)
+    hidden = x @ model.coefs_[0] + model.intercepts_[0]
+    np.testing.assert_allclose(model.net_.state["1.mean"], hidden.mean(axis=0), rtol=1e-10)
+    np.testing.assert_allclose(model.net_.state["1.var"], hidden.var(axis=0), rtol=1e-10)
+    training, _ = model.net_.forward(x, training=True)
+    np.testing.assert_allclose(model.predict(x), training[:, 0], rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="dropout must be 0"):
+        model.set_params(dropout=0.5).fit(x, y)
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "elu", xn.Tanh, lambda: xn.LeakyReLU(0.05)])
+def test_other_activations(digits, activation):
+    x, y = digits
+    model = MLPClassifier(16, activation, max_iter=60, learning_rate_init=0.02, random_state=0).fit(x, y)
+    assert model.score(x, y) > 0.95
+    assert len(model.net_.layers) == 3
+
+
+def test_layers_of_ones_own(digits):
+    x, y = digits
+
+    def build(features, outputs):
+        return xn.Sequential(xn.BatchNorm(features), xn.Dense(features, 24), xn.ELU(), xn.Dense(24, outputs))
+
+    model = MLPClassifier(layers=build, max_iter=60, learning_rate_init=0.01, random_state=1).fit(x, y)
+    assert model.score(x, y) > 0.95
+    assert [w.shape for w in model.coefs_] == [(64, 24), (24, 10)]
+    assert model.transform(x).shape == (400, 24)
+    np.testing.assert_array_equal(model.fit(x, y).coefs_[0], MLPClassifier(**model.get_params()).fit(x, y).coefs_[0])
+    in_a_list = MLPRegressor(layers=lambda n, k: [xn.Dense(n, k)], max_iter=2).fit(x, y)
+    assert in_a_list.predict(x).shape == (400,)
+    with pytest.raises(ValueError, match=r"gives \(3,\) outputs, expected \(10,\)"):
+        MLPClassifier(layers=lambda n, k: [xn.Dense(n, 3)]).fit(x, y)
+    with pytest.raises(ValueError, match="has no Dense layer"):
+        MLPClassifier(layers=lambda n, k: [xn.Tanh()]).fit(x, y)
+    with pytest.raises(TypeError, match="must build a Sequential or a list of layers"):
+        MLPClassifier(layers=lambda n, k: 3).fit(x, y)
+    with pytest.raises(TypeError, match="sparse X needs a Dense as the first layer"):
+        MLPClassifier(layers=build).fit(sparse.csr_array(x), y)
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+class Focal(xn.Loss):
+    """A user's own, of probabilities: -(1 - p)² log p of the true class."""
+
+    mean_over = "rows"
+    matrix = True  # a row is one distribution: of two classes, too
+
+    def terms(self, prediction, target):
+        p = prediction * target + (1 - target)  # 1 where it is not the true class: no loss
+        slope = 2 * (1 - p) * np.log(p) - (1 - p) ** 2 / p
+        return -((1 - p) ** 2) * np.log(p), slope * target
+
+
+@pytest.mark.parametrize(
+    "loss", [xn.CategoricalCrossEntropy(), xn.MeanSquaredError("sum"), Focal(), xn.SoftmaxCrossEntropy()]
+)
+def test_other_losses_of_classes(digits, cancer, loss):
+    for x, y in (digits, cancer):
+        model = MLPClassifier(16, loss=loss, max_iter=80, learning_rate_init=0.02, random_state=0).fit(x, y)
+        assert model.score(x, y) > 0.95
+        probabilities = model.predict_proba(x)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
+        np.testing.assert_array_equal(model.classes_[probabilities.argmax(axis=1)], model.predict(x))
+        np.testing.assert_allclose(model.predict_log_proba(x), np.log(probabilities), rtol=0, atol=1e-9)
+
+
+def test_categorical_cross_entropy_is_log_loss(digits):
+    x, y = digits
+    plain = MLPClassifier(8, max_iter=10, random_state=0).fit(x, y)
+    other = MLPClassifier(8, max_iter=10, random_state=0, loss=xn.CategoricalCrossEntropy()).fit(x, y)
+    same(weights(plain), weights(other), 1e-10)
+    np.testing.assert_allclose(plain.predict_proba(x), other.predict_proba(x), rtol=0, atol=1e-10)
+
+
+def test_losses_that_do_not_fit_the_labels_are_refused(digits):
+    x, y = digits
+    with pytest.raises(ValueError, match="is of several labels at once"):
+        MLPClassifier(loss=xn.BinaryCrossEntropyWithLogits()).fit(x, y)
+    with pytest.raises(ValueError, match="is of one class in a row"):
+        MLPClassifier(loss=xn.SoftmaxCrossEntropy()).fit(x, np.eye(10)[y].astype(int) | 1)
+
+
+@pytest.mark.parametrize("loss", [xn.MeanSquaredError(), xn.Huber(0.5), xn.MeanAbsoluteError()])
+def test_other_losses_of_numbers(diabetes, loss):
+    x, y = diabetes
+    model = MLPRegressor(loss, 8, max_iter=100, learning_rate_init=0.02, random_state=0).fit(x, y)
+    assert model.score(x, y) > 0.4
+
+
+def test_a_rate_is_positive_and_a_negative_count_is_refused(diabetes):
+    x, y = diabetes
+    model = MLPRegressor("poisson", 8, max_iter=50, random_state=0).fit(x, np.abs(y))
+    assert model.predict(x).min() > 0
+    with pytest.raises(ValueError, match="loss='poisson' needs y >= 0"):
+        model.fit(x, y)
+
+
+# --- optimizers, schedules, callbacks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["nesterov", "adagrad", "rmsprop", "adamw"])
+def test_other_solvers(digits, solver):
+    x, y = digits
+    model = MLPClassifier(16, solver=solver, learning_rate_init=0.02, max_iter=60, random_state=0).fit(x, y)
+    assert model.score(x, y) > 0.9
+
+
+def test_an_optimizer_of_xpnets_is_the_solver_by_another_name(digits):
+    x, y = digits
+    solver = MLPClassifier(8, solver="rmsprop", learning_rate_init=0.003, max_iter=8, random_state=0).fit(x, y)
+    optimizer = xn.RMSprop(0.003)
+    model = MLPClassifier(8, optimizer=optimizer, solver="lbfgs", max_iter=8, random_state=0).fit(x, y)
+    same(weights(solver), weights(model))
+    decay = MLPClassifier(8, solver="adamw", alpha=0.3, max_iter=8, random_state=0).fit(x, y)
+    model = MLPClassifier(8, optimizer=xn.AdamW(0.001, weight_decay=0.3), alpha=0.0, max_iter=8, random_state=0).fit(
+        x, y
+    )
+    same(weights(decay), weights(model))
+
+
+def test_a_schedule_sets_the_rate_of_every_step(digits):
+    x, y = digits
+    rates = []
+
+    class Look(xn.Callback):
+        def step_end(self, run):
+            rates.append(run.optimizer.rate(run.step - 1))
+
+    schedule = xn.CosineDecay(0.1, 10)
+    MLPClassifier(4, solver="sgd", learning_rate=schedule, max_iter=5, callbacks=[Look()], random_state=0).fit(x, y)
+    np.testing.assert_allclose(rates, [schedule(i) for i in range(10)])
+    constant = MLPClassifier(4, learning_rate=lambda step: 0.01, max_iter=5, random_state=0).fit(x, y)
+    same(weights(constant), weights(MLPClassifier(4, learning_rate_init=0.01, max_iter=5, random_state=0).fit(x, y)))
+
+
+def test_callbacks_see_the_run_and_may_stop_it(digits, capsys):
+    x, y = digits
+    epochs = []
+
+    class Third(xn.Callback):
+        def epoch_end(self, run):
+            epochs.append((run.epoch, run.history["val_score"][-1]))
+            run.stop = run.epoch == 3
+
+    model = MLPClassifier(8, callbacks=[Third()], early_stopping=True, progress=True, random_state=0).fit(x, y)
+    assert model.n_iter_ == 3
+    assert [score for _, score in epochs] == model.validation_scores_
+    assert "epoch 3" in capsys.readouterr().err
+    assert model.history_["loss"] == model.loss_curve_
+
+
+def test_partial_fit_with_early_stopping_stops_with_the_best_weights(cancer):
+    x, y = cancer
+    model = MLPClassifier(16, early_stopping=True, n_iter_no_change=3, learning_rate_init=0.02, random_state=0)
+    best = {}
+    while not getattr(model, "stopped_early_", False):
+        model.partial_fit(x, y, classes=["ill", "well"])
+        if model.validation_scores_[-1] == max(model.validation_scores_) and max(model.validation_scores_) not in best:
+            best[max(model.validation_scores_)] = weights(model)
+    calls = len(model.validation_scores_)
+    assert calls > 4
+    same(weights(model), best[model.best_validation_score_])
+    before = weights(model)
+    model.partial_fit(x, y)
+    same(weights(model), before)
+    assert len(model.loss_curve_) == calls
+
+
+# --- looking inside ---------------------------------------------------------------------------------------------------
+
+
+def test_transform_gives_the_last_hidden_layer(digits):
+    x, y = digits
+    model = MLPClassifier((12, 5), "tanh", max_iter=3, random_state=0).fit(x, y)
+    hidden = np.tanh(np.tanh(x @ model.coefs_[0] + model.intercepts_[0]) @ model.coefs_[1] + model.intercepts_[1])
+    np.testing.assert_allclose(model.transform(x), hidden, rtol=0, atol=1e-12)
+    frame = model.set_output(transform="pandas").transform(x)
+    assert list(frame.columns) == [f"mlpclassifier{i}" for i in range(5)]
+    plain = MLPClassifier((), max_iter=3, random_state=0).fit(x, y)
+    np.testing.assert_array_equal(plain.transform(x), x)
+
+
+@pytest.mark.parametrize("more", [{}, {"batch_norm": True, "dropout": 0.3}, {"loss": xn.CategoricalCrossEntropy()}])
+@pytest.mark.parametrize("labels", ["ten", "two", "several"])
+def test_input_gradient_is_that_of_the_predicted_classes_log_probability(digits, labels, more):
+    x, y = digits
+    y = {"ten": y, "two": y > 4, "several": np.stack([y > 4, y % 2], axis=1).astype(int)}[labels]
+    if labels == "several" and "loss" in more:
+        more = {"loss": xn.BinaryCrossEntropy()}
+    model = MLPClassifier(10, "tanh", max_iter=20, random_state=0, **more).fit(x, y)
+    rows = x[:7]
+    slope = model.input_gradient(rows)
+    assert slope.shape == rows.shape
+
+    def log_probability(x):
+        p = model.predict_proba(x)
+        if labels == "several":
+            return np.log(np.where(model.predict(rows) == 1, p, 1 - p)).sum(axis=1)
+        return np.log(p[np.arange(len(x)), np.searchsorted(model.classes_, model.predict(rows))])
+
+    for j in (10, 20, 43):
+        step = 1e-5 * np.eye(64)[j]
+        expected = (log_probability(rows + step) - log_probability(rows - step)) / 2e-5
+        np.testing.assert_allclose(slope[:, j], expected, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(model.input_gradient(sparse.csr_array(rows)), slope, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "poisson"])
+def test_input_gradient_of_numbers(diabetes, loss):
+    x, y = diabetes
+    y = np.stack([np.abs(y), np.abs(x[:, 0])], axis=1)
+    model = MLPRegressor(loss, 10, "tanh", max_iter=20, random_state=0).fit(x, y)
+    one = MLPRegressor(loss, 10, "tanh", max_iter=20, random_state=0).fit(x, y[:, 0])
+    rows = x[:5]
+    assert model.input_gradient(rows).shape == (5, 2, 10)
+    assert one.input_gradient(rows).shape == (5, 10)
+    step = 1e-5 * np.eye(10)[3]
+    expected = (model.predict(rows + step) - model.predict(rows - step)) / 2e-5
+    np.testing.assert_allclose(model.input_gradient(rows)[:, :, 3], expected, rtol=1e-5, atol=1e-8)
+    expected = (one.predict(rows + step) - one.predict(rows - step)) / 2e-5
+    np.testing.assert_allclose(one.input_gradient(rows)[:, 3], expected, rtol=1e-5, atol=1e-8)
+
+
+def test_float32_stays_float32(digits, diabetes):
+    x, y = digits
+    for solver in ("adam", "sgd", "lbfgs"):
+        model = MLPClassifier(8, solver=solver, max_iter=5, early_stopping=solver == "adam", random_state=0)
+        model.fit(x.astype(np.float32), y)
+        arrays = [*model.coefs_, *model.intercepts_, model.predict_proba(x.astype(np.float32)), model.transform(x)]
+        assert {a.dtype.name for a in arrays} == {"float32"}
+    regressor = MLPRegressor(max_iter=2).fit(diabetes[0].astype(np.float32), diabetes[1])
+    assert regressor.predict(diabetes[0]).dtype == np.float32
+    assert MLPRegressor(max_iter=2).fit(x.astype(int), y).coefs_[0].dtype == np.float64
+
+
+# --- to and from scikit-learn -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_to_scikit_learn_with_the_same_predictions(digits, cancer, diabetes, activation, batch_norm):
+    several = digits[0], np.stack([digits[1] > 4, digits[1] % 2], axis=1).astype(int)
+    for x, y in (digits, cancer, several):
+        model = MLPClassifier((9, 6), activation, batch_norm=batch_norm, dropout=0.1, max_iter=5, random_state=0)
+        twin = model.fit(x, y).to_sklearn()
+        assert type(twin) is theirs.MLPClassifier
+        np.testing.assert_allclose(twin.predict_proba(x), model.predict_proba(x), rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(twin.predict(x), model.predict(x))
+        assert twin.get_params()["hidden_layer_sizes"] == (9, 6)
+        assert twin.partial_fit(x, y).n_iter_ == 1
+    x, y = diabetes
+    for loss in ("squared_error", "poisson"):
+        model = MLPRegressor(loss, 7, activation, batch_norm=batch_norm, max_iter=5, random_state=0).fit(x, np.abs(y))
+        np.testing.assert_allclose(model.to_sklearn().predict(x), model.predict(x), rtol=0, atol=1e-12)
+
+
+def test_from_scikit_learn_and_back(digits, cancer, diabetes):
+    several = digits[0], np.stack([digits[1] > 4, digits[1] % 2], axis=1).astype(int)
+    for x, y in (digits, cancer, several):
+        model = theirs.MLPClassifier((9, 6), max_iter=5, random_state=0).fit(x, y)
+        twin = MLPClassifier.from_sklearn(model)
+        np.testing.assert_allclose(twin.predict_proba(x), model.predict_proba(x), rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(twin.predict(x), model.predict(x))
+        same(weights(twin.to_sklearn()), weights(model))
+        assert twin.loss_curve_ == model.loss_curve_
+        assert twin.partial_fit(x, y).n_iter_ == 1
+    x, y = diabetes
+    model = theirs.MLPRegressor("poisson", 7, max_iter=5, random_state=0).fit(x, np.abs(y))
+    twin = MLPRegressor.from_sklearn(model)
+    np.testing.assert_allclose(twin.predict(x), model.predict(x), rtol=0, atol=1e-12)
+    assert twin.set_params(warm_start=True).fit(x, np.abs(y)).t_ == 2 * model.t_
+    for wrong in ("MLPClassifier", theirs.MLPClassifier(max_iter=2).fit(*digits)):
+        with pytest.raises(TypeError, match="from_sklearn: expected scikit-learn's MLPRegressor, got "):
+            MLPRegressor.from_sklearn(wrong)
+    with pytest.raises(NotFittedError):
+        MLPRegressor.from_sklearn(theirs.MLPRegressor())
+
+
+def test_other_losses_go_to_scikit_learn_too(digits, cancer):
+    for x, y in (digits, cancer):
+        for loss in (xn.SoftmaxCrossEntropy(), xn.CategoricalCrossEntropy()):
+            model = MLPClassifier(9, loss=loss, max_iter=5, random_state=0).fit(x, y)
+            np.testing.assert_allclose(model.to_sklearn().predict_proba(x), model.predict_proba(x), rtol=0, atol=1e-12)
+
+
+def test_what_scikit_learn_cannot_express_is_named(digits):
+    x, y = digits
+    cases = {
+        "layer 1, LeakyReLU()": lambda n, k: [xn.Dense(n, 5), xn.LeakyReLU(), xn.Dense(5, k)],
+        "BatchNorm(5)": lambda n, k: [xn.Dense(n, 5), xn.Tanh(), xn.BatchNorm(5), xn.Dense(5, k)],
+        "BatchNorm(64)": lambda n, k: [xn.BatchNorm(n), xn.Dense(n, k)],
+        "Tanh()": lambda n, k: [xn.Dense(n, 5), xn.Tanh(), xn.Tanh(), xn.Dense(5, k)],
+        "one activation for all": lambda n, k: [xn.Dense(n, 5), xn.Tanh(), xn.Dense(5, 4), xn.ReLU(), xn.Dense(4, k)],
+        "behind the last Dense": lambda n, k: [xn.Dense(n, k), xn.Tanh()],
+    }
+    for named, layers in cases.items():
+        model = MLPClassifier(layers=layers, max_iter=2, random_state=0).fit(x, y)
+        with pytest.raises(TypeError, match="to_sklearn: ") as error:
+            model.to_sklearn()
+        assert named in str(error.value)

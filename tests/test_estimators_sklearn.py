@@ -1,0 +1,293 @@
+"""The estimators among scikit-learn's tools, on every backend; and its own checks of them."""
+
+import collections
+import copy
+import pickle
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import sklearn
+from sklearn import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict, cross_val_score
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import get_tags
+from sklearn.utils.estimator_checks import check_estimator
+
+from xpnet.estimators import MLPClassifier, MLPRegressor
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@pytest.fixture(scope="module")
+def cancer():
+    x, y = load_breast_cancer(return_X_y=True)
+    return ((x - x.mean(axis=0)) / x.std(axis=0))[:200], y[:200]
+
+
+@pytest.fixture(scope="module")
+def diabetes():
+    x, y = load_diabetes(return_X_y=True)
+    return (x / x.std(axis=0))[:200], ((y - y.mean()) / y.std())[:200]
+
+
+def small(**more):
+    return {"hidden_layer_sizes": (8,), "max_iter": 6, "random_state": 0} | more
+
+
+ALL_ON = {"batch_norm": True, "dropout": 0.2, "early_stopping": True}
+
+
+# --- scikit-learn's checks --------------------------------------------------------------------------------------------
+
+# why a check does not run: what the reason that it gives begins or ends with -> the checks
+SKIPS = {
+    "dpnp is not installed": {"check_array_api_input"},
+    "array_api_strict is not installed": {
+        "check_array_api_input",
+        "check_array_api_mixed_inputs",
+        "check_array_api_same_namespace",
+    },
+    "torch is not installed": {"check_array_api_input", "check_array_api_mixed_inputs"},
+    "cupy is not installed": {"check_array_api_input", "check_array_api_mixed_inputs"},
+    "PyTorch test requires cuda": {"check_array_api_input", "check_array_api_mixed_inputs"},
+    "Skipping XPU device test": {"check_array_api_input"},
+    "Skipping MPS device test": {"check_array_api_input", "check_array_api_mixed_inputs"},
+    "does not have a decision_function": {"check_classifiers_multilabel_output_format_decision_function"},
+}
+# what cannot hold with batch norm and dropout: a batch's mean and variance are those of its rows, which weights do not
+# enter, and every row has a mask of its own, so that a row of weight 2 is not the same as two rows
+WITH_NORM_AND_DROPOUT = {
+    "check_sample_weight_equivalence_on_dense_data": "statistics and masks are of rows, not of weights",
+    "check_sample_weight_equivalence_on_sparse_data": "statistics and masks are of rows, not of weights",
+}
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("dispatch", [False, True], ids=["", "dispatch"])
+@pytest.mark.parametrize("all_on", [False, True], ids=["plain", "batch norm and dropout"])
+@pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
+def test_check_estimator(kind, all_on, dispatch):
+    """All of scikit-learn's checks pass. Those that do not run, and why, in its own words:
+
+    - check_array_api_input, check_array_api_mixed_inputs, check_array_api_same_namespace: for libraries that are not
+      installed (dpnp here; in a session without them, PyTorch, CuPy or array_api_strict), for devices that are not
+      there (CUDA, XPU, MPS), and for CuPy where it is installed and no driver answers;
+    - check_classifiers_multilabel_output_format_decision_function: there is no decision_function, as in scikit-learn's.
+    """
+    more = {"batch_norm": True, "dropout": 0.1, "hidden_layer_sizes": 50} if all_on else {}
+    expected = WITH_NORM_AND_DROPOUT if all_on else {}
+    with warnings.catch_warnings(), sklearn.config_context(array_api_dispatch=dispatch):
+        warnings.simplefilter("ignore")
+        results = check_estimator(kind(**more), on_fail=None, on_skip=None, expected_failed_checks=expected)
+    count = collections.Counter(result["status"] for result in results)
+    failed = [r for r in results if r["status"] == "failed" and "cudaError" not in str(r["exception"])]
+    assert not failed, [(r["check_name"], r["exception"]) for r in failed]
+    assert {r["check_name"] for r in results if r["status"] == "xfail"} == set(expected)
+    assert count["passed"] > 60
+    for result in results:
+        if result["status"] == "skipped":
+            reason = str(result["exception"])
+            assert any(part in reason and result["check_name"] in names for part, names in SKIPS.items()), reason
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("more", [{}, ALL_ON, {"solver": "lbfgs"}], ids=["plain", "all on", "lbfgs"])
+def test_copies_predict_the_same(cancer, diabetes, more):
+    for kind, (x, y) in [(MLPClassifier, cancer), (MLPRegressor, diabetes)]:
+        model = kind(**small(**more)).fit(x, y)
+        for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), clone(model).fit(x, y)):
+            np.testing.assert_array_equal(other.predict(x), model.predict(x))
+            np.testing.assert_array_equal(other.coefs_[0], model.coefs_[0])
+        if not more:
+            other = pickle.loads(pickle.dumps(model)).partial_fit(x, y)
+            np.testing.assert_array_equal(other.coefs_[0], model.partial_fit(x, y).coefs_[0])
+
+
+@pytest.mark.numpy_only
+def test_one_random_state_gives_the_same_weights_to_the_bit_and_the_global_one_is_left_alone(cancer):
+    x, y = cancer
+    np.random.seed(3)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    for more in ({}, ALL_ON, {"solver": "lbfgs"}, {"solver": "sgd", "batch_size": 30}):
+        one, other = (MLPClassifier(**small(**more)).fit(x, y) for _ in range(2))
+        for a, b in zip(one.coefs_ + one.intercepts_, other.coefs_ + other.intercepts_, strict=True):
+            np.testing.assert_array_equal(a, b)
+        third = MLPClassifier(**small(**more) | {"random_state": 1}).fit(x, y)
+        assert np.abs(third.coefs_[0] - one.coefs_[0]).max() > 0
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+@pytest.mark.numpy_only
+def test_two_processes_predict_what_one_does(cancer):
+    x, y = cancer
+    model = make_pipeline(StandardScaler(), MLPClassifier(**small(**ALL_ON)))
+    one, two = (cross_val_predict(model, x, y, cv=3, method="predict_proba", n_jobs=n) for n in (1, 2))
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.numpy_only
+def test_threads_may_predict_at_once(cancer):
+    x, y = cancer
+    model = MLPClassifier(**small()).fit(x, y)
+    expected, wrong = model.predict_proba(x), []
+
+    def predict():
+        wrong.extend(i for i in range(20) if not np.array_equal(model.predict_proba(x), expected))
+
+    threads = [threading.Thread(target=predict) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.numpy_only
+def test_among_scikit_learns_tools():
+    x, y = load_digits(return_X_y=True)
+    x, y = x[:300], y[:300]
+    model = make_pipeline(StandardScaler(), MLPClassifier(32, max_iter=40, learning_rate_init=0.01, random_state=0))
+    assert cross_val_score(model, x, y, cv=3).min() > 0.8
+    search = GridSearchCV(
+        model, {"mlpclassifier__batch_norm": [False, True], "mlpclassifier__alpha": [1e-4, 1.0]}, cv=2
+    )
+    assert search.fit(x, y).best_score_ > 0.8
+    calibrated = CalibratedClassifierCV(MLPClassifier(**small(class_weight="balanced")), cv=2).fit(x, y)
+    np.testing.assert_allclose(calibrated.predict_proba(x).sum(axis=1), 1)
+    assert OneVsRestClassifier(MLPClassifier(**small(max_iter=40))).fit(x, y).score(x, y) > 0.8
+    tags = get_tags(MLPClassifier())
+    assert tags.array_api_support
+    assert tags.input_tags.sparse
+    assert tags.classifier_tags.multi_label
+
+
+# --- every backend ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dispatch():
+    with sklearn.config_context(array_api_dispatch=True):
+        yield
+
+
+def is_there(a, lib):
+    """Whether an array is of the library and on its device."""
+    return lib.backend.owns(a) and (lib.name == "numpy" or lib.xp.asarray(a).device == lib.backend.device)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "more", [{}, ALL_ON, {"solver": "sgd", "batch_size": 50}, {"solver": "lbfgs", "max_iter": 4}], ids=str
+)
+def test_everything_follows_x(lib, dispatch, cancer, diabetes, more, dtype):
+    tolerance = 1e-9 if dtype == "float64" else 1e-2
+    for kind, (x, y) in [(MLPClassifier, cancer), (MLPRegressor, diabetes)]:
+        x = x.astype(dtype)
+        weight = np.random.default_rng(0).uniform(0.5, 2, len(x)) if "solver" in more else None
+        host = kind(**small(**more)).fit(x, y, weight)
+        a, b = lib.asarray(x), lib.asarray(y)
+        model = kind(**small(**more)).fit(a, b, None if weight is None else lib.asarray(weight))
+        for mine, theirs in zip(model.coefs_ + model.intercepts_, host.coefs_ + host.intercepts_, strict=True):
+            assert is_there(mine, lib)
+            assert str(mine.dtype).endswith(dtype)
+            lib.agrees(mine, theirs, tolerance)
+        methods = ["predict", "transform", "input_gradient"]
+        methods += ["predict_proba", "predict_log_proba"] if kind is MLPClassifier else []
+        for method in methods:
+            predicted = getattr(model, method)(a)
+            assert is_there(predicted, lib), method
+            if dtype == "float64":
+                lib.agrees(predicted, getattr(host, method)(x), 1e-6)
+        assert isinstance(model.score(a, b), float)
+        assert model.score(a, b) == pytest.approx(host.score(x, y), abs=tolerance)
+        assert kind is MLPRegressor or is_there(model.classes_, lib)
+
+
+def test_labels_may_be_strings_or_of_another_library(lib, dispatch, cancer):
+    x, y = cancer
+    names = np.array(["ill", "well"])[y]
+    host = MLPClassifier(**small()).fit(x, names)
+    model = MLPClassifier(**small(early_stopping=False)).fit(lib.asarray(x), names)
+    assert model.predict(lib.asarray(x)).tolist() == host.predict(x).tolist()
+    mixed = MLPClassifier(**small()).fit(lib.asarray(x), y, np.ones(len(x)))
+    assert is_there(mixed.predict(lib.asarray(x)), lib)
+    several = np.stack([y, 1 - y, y], axis=1)
+    model = MLPClassifier(**small()).fit(lib.asarray(x), lib.asarray(several))
+    lib.agrees(model.predict(lib.asarray(x)), MLPClassifier(**small()).fit(x, several).predict(x))
+    two = MLPRegressor(**small()).fit(lib.asarray(x), x[:, :2])
+    assert two.predict(lib.asarray(x)).shape == (200, 2)
+
+
+def test_training_goes_on_where_it_was(lib, dispatch, cancer):
+    x, y = cancer
+    a, b = lib.asarray(x), lib.asarray(y)
+    host, model = MLPClassifier(**small(warm_start=True)), MLPClassifier(**small(warm_start=True))
+    for _ in range(2):
+        host.partial_fit(x, y, classes=[0, 1])
+        model.partial_fit(a, b, classes=lib.asarray(np.array([0, 1])))
+    lib.agrees(model.coefs_[0], host.coefs_[0], 1e-9)
+    lib.agrees(model.fit(a, b).coefs_[0], host.fit(x, y).coefs_[0], 1e-9)
+    other = pickle.loads(pickle.dumps(model)) if lib.name != "array_api_strict" else copy.deepcopy(model)
+    lib.agrees(other.predict_proba(a), host.predict_proba(x), 1e-9)
+
+
+def test_arrays_of_another_library_are_refused(lib, dispatch, cancer):
+    x, y = cancer
+    model = MLPClassifier(**small()).fit(lib.asarray(x), lib.asarray(y))
+    if lib.name == "numpy":
+        assert model.predict(x.tolist()).shape == (200,)
+        return
+    for method in ("predict", "predict_proba", "transform", "input_gradient"):
+        with pytest.raises(ValueError, match=rf"MLPClassifier\.{method}\(\) must use the same namespace"):
+            getattr(model, method)(x)
+    with pytest.raises(ValueError, match="must use the same namespace"):
+        model.partial_fit(x, y)
+
+
+def test_scikit_learn_moves_the_estimator(lib, dispatch, cancer):
+    from sklearn.utils._array_api import get_namespace_and_device, move_estimator_to
+
+    x, y = cancer
+    model = MLPClassifier(**small(**ALL_ON)).fit(x, y)
+    a = lib.asarray(x)
+    xp, _, device = get_namespace_and_device(a)
+    there = move_estimator_to(model, xp, device)
+    assert is_there(there.coefs_[0], lib)
+    lib.agrees(there.predict_proba(a), model.predict_proba(x), 1e-10)
+    lib.agrees(there.predict(a), model.predict(x))
+
+
+@pytest.mark.torch_only
+def test_tools_keep_torch_tensors(lib, dispatch, cancer, diabetes):
+    x, y = (lib.asarray(a) for a in cancer)
+    model = make_pipeline(StandardScaler(), MLPClassifier(**small(max_iter=30)))
+    assert is_there(model.fit(x, y).predict_proba(x), lib)
+    assert cross_val_score(model, x, y, cv=KFold(3)).min() > 0.8
+    search = GridSearchCV(model, {"mlpclassifier__alpha": [1e-4, 1e-2]}, cv=KFold(2)).fit(x, y)
+    assert is_there(search.best_estimator_[-1].coefs_[0], lib)
+    assert is_there(search.predict(x), lib)
+    calibrated = CalibratedClassifierCV(MLPClassifier(**small()), cv=KFold(2), method="temperature").fit(x, y)
+    assert is_there(calibrated.predict_proba(x), lib)
+    u, v = (lib.asarray(a) for a in diabetes)
+    regressor = make_pipeline(StandardScaler(), MLPRegressor(**small(max_iter=30)))
+    assert cross_val_score(regressor, u, v, cv=KFold(3)).shape == (3,)
+
+
+@pytest.mark.torch_only
+def test_without_dispatch_tensors_become_numpys(lib, cancer):
+    x, y = cancer
+    model = MLPClassifier(**small()).fit(lib.asarray(x), lib.asarray(y))
+    assert type(model.predict(lib.asarray(x))) is np.ndarray
+    np.testing.assert_array_equal(model.coefs_[0], MLPClassifier(**small()).fit(x, y).coefs_[0])
