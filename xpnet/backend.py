@@ -156,7 +156,12 @@ class Backend:
         return f"Backend({self.name!r}, device={self.device_name!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:  # modules cannot be pickled: find the backend again
-        return get_backend, (self.name, self.requested_device)
+        return get_backend, (self.name, None if self.requested_device is None else self.portable_device)
+
+    @property
+    def portable_device(self) -> Any:
+        """The device as another process understands it."""
+        return self.requested_device
 
     def _no_device(self, reason: object, remedy: str) -> BackendUnavailableError:
         asked = self.requested_device
@@ -203,6 +208,10 @@ class _CuPy(Backend):
 
     def synchronize(self) -> None:
         self.device.synchronize()
+
+    @property
+    def portable_device(self) -> Any:
+        return self.device.id
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -261,6 +270,10 @@ class _JAX(Backend):
         if dtype is not None and dtype_name(dtype) == "float64" and not self._jax.config.jax_enable_x64:
             self._jax.config.update("jax_enable_x64", True)
         return super().dtype(dtype)
+
+    @property
+    def portable_device(self) -> Any:
+        return f"{self.device.platform}:{self.device.id}"
 
     def stack(self, values: Sequence[Any]) -> np.ndarray:
         """As everywhere, but one by one: jnp.stack takes 5 µs for each, and half a second when their number is new."""
