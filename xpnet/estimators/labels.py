@@ -63,13 +63,12 @@ class Labels:
             return ops.one_hot(backend.asarray(numbers.astype(np.int32)), outputs, backend.dtype(dtype))
 
     def choices(self, score: Array, threshold: float) -> Array:
-        """From the network's outputs, the number of each row's class, or each label's 0 or 1; int64."""
+        """From the network's outputs, the number of each row's class, or each label's 0 or 1; integers."""
         xp = namespace(score)
-        if self.kind == "multilabel":
-            return xp.astype(score > threshold, xp.int64)
-        if score.shape[1] == 1:
-            return xp.astype(score[:, 0] > threshold, xp.int64)
-        return xp.argmax(score, axis=1)
+        if self.kind != "multilabel" and score.shape[1] > 1:
+            return xp.argmax(score, axis=1)
+        above = score > threshold
+        return xp.astype(above if self.kind == "multilabel" else above[:, 0], xp.asarray(0).dtype)
 
     def predicted(self, choices: Array, classes: Array) -> Any:
         """The labels of `choices`: where they are numbers, on the backend; for sparse labels, a sparse array."""
