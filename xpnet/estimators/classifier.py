@@ -276,7 +276,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     @classmethod
     def from_sklearn(cls, model: Any) -> Self:
         """An estimator with the parameters and weights of scikit-learn's fitted MLPClassifier."""
-        twin = convert.unfitted(cls, model)
+        twin: Self = convert.unfitted(cls, model)
         twin.classes_ = np.asarray(model.classes_)
         twin._labels = Labels.known(twin.classes_, model._label_binarizer.y_type_)
         convert.take_over(twin, model)

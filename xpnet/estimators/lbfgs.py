@@ -10,9 +10,22 @@ from .. import ops
 from ..backend import Array
 from ..layers.batchnorm import BatchNorm
 from ..layers.dropout import Dropout
+from ..optimizers import SGD
+from ..step import Step
+from ..training import pair, weighted
 
 if TYPE_CHECKING:
     from .base import BaseMLP
+
+
+class Gradient(Step):
+    """A training step that stops before the optimizer."""
+
+    def at(self, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        """The loss at these parameters and its derivative, one vector."""
+        self._bind(self.start._replace(weights=weights))
+        value, gradients, _ = self.passes(x, y)
+        return value, ops.join(gradients)
 
 
 def train(model: "BaseMLP", net: Any, x: Any, y: Array, weight: Array | None) -> None:
@@ -21,22 +34,16 @@ def train(model: "BaseMLP", net: Any, x: Any, y: Array, weight: Array | None) ->
 
     if any(isinstance(layer, Dropout) and layer.rate for _, layer in net.leaves()):
         raise ValueError("solver='lbfgs' needs the same loss at every call: dropout must be 0")
-    backend, alpha = net.backend, float(model.alpha)
-    trained = [(f"{prefix}.{key}") for prefix, layer in net.leaves() if layer.trainable for key in layer.params]
-    shapes = [tuple(net.params[name].shape) for name in trained]
+    backend = net.backend
+    x, y = pair(net, "fit", x, y, model._loss)
+    objective, y, _ = weighted(net, "fit", model._loss, y, weight, float(model.alpha))
+    step = Gradient(net, objective, SGD(momentum=0.0))
     norms = [layer for _, layer in net.leaves() if isinstance(layer, BatchNorm) and layer.trainable]
 
-    def assign(w: np.ndarray) -> None:
-        with backend.scope():
-            arrays = ops.split(backend.asarray(w.astype(net.dtype)), shapes)
-        net.assign_params(net.params | dict(zip(trained, arrays, strict=True)))
-
     def loss_and_gradient(w: np.ndarray) -> tuple[float, np.ndarray]:
-        assign(w)
-        value, grads = net.value_and_grad(x, y, model._loss, sample_weight=weight, l2=alpha)
         with backend.scope():
-            gradient = backend.to_numpy(ops.join([grads[name] for name in trained]))
-        return float(value), gradient.astype(np.float64)
+            value, gradient = step.at(backend.asarray(w.astype(net.dtype)), x, y)
+            return float(value), backend.to_numpy(gradient).astype(np.float64)
 
     def report(intermediate_result: Any) -> None:
         model.n_iter_ += 1
@@ -45,13 +52,15 @@ def train(model: "BaseMLP", net: Any, x: Any, y: Array, weight: Array | None) ->
     model.n_iter_ = 0
     result = minimize(
         loss_and_gradient,
-        np.concatenate([backend.to_numpy(net.params[name]).ravel() for name in trained]).astype(np.float64),
+        backend.to_numpy(step.start.weights).astype(np.float64),
         method="L-BFGS-B",
         jac=True,
         callback=report if model.verbose else None,
         options={"maxfun": model.max_fun, "maxiter": model.max_iter, "gtol": model.tol},
     )
-    assign(result.x)
+    with backend.scope():
+        arrays = ops.split(backend.asarray(result.x.astype(net.dtype)), step.shapes)
+    net.assign_params(dict(zip(step.names, arrays, strict=True)))
     model.loss_ = float(result.fun)
     model.n_iter_ = min(int(result.nit), int(model.max_iter))
     if norms:
@@ -65,12 +74,12 @@ def train(model: "BaseMLP", net: Any, x: Any, y: Array, weight: Array | None) ->
         )
 
 
-def settle_statistics(net: Any, x: Any, norms: list[BatchNorm]) -> None:
+def settle_statistics(net: Any, x: Array, norms: list[BatchNorm]) -> None:
     """Give every batch norm the statistics of all rows, as the last parameters have them: those of a first batch."""
     rng = np.random.default_rng(0)
     for layer in norms:
         state = {key: net.backend.asarray(a, net.dtype) for key, a in layer.initial_state(rng).items()}
         layer.assign_state(state)
     with net.backend.scope():
-        _, cache = net.forward(net.check_input("fit: x", x), training=True)
+        _, cache = net.forward(x, training=True)
         net.assign_state(net.next_state(cache))

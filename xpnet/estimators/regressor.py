@@ -197,7 +197,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
     @classmethod
     def from_sklearn(cls, model: Any) -> Self:
         """An estimator with the parameters and weights of scikit-learn's fitted MLPRegressor."""
-        twin = convert.unfitted(cls, model)
+        twin: Self = convert.unfitted(cls, model)
         convert.take_over(twin, model)
         return twin
 
