@@ -80,7 +80,9 @@ def test_check_estimator(kind, all_on, dispatch):
       there (CUDA, XPU, MPS), and for CuPy where it is installed and no driver answers;
     - check_classifiers_multilabel_output_format_decision_function: there is no decision_function, as in scikit-learn's.
     """
-    more = {"batch_norm": True, "dropout": 0.1, "hidden_layer_sizes": 50} if all_on else {}
+    more = {"max_iter": 100}  # as scikit-learn has it in its own tests
+    if all_on:
+        more |= {"batch_norm": True, "dropout": 0.1, "hidden_layer_sizes": 50}
     expected = WITH_NORM_AND_DROPOUT if all_on else {}
     with warnings.catch_warnings(), sklearn.config_context(array_api_dispatch=dispatch):
         warnings.simplefilter("ignore")
