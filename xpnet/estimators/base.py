@@ -32,7 +32,11 @@ def keep_parameters(model: Any, given: dict[str, Any]) -> None:
 
 
 class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):
-    """The base of the two. Their parameters' words, in errors, are those of scikit-learn's own validation."""
+    """The base of the two.
+
+    Wrong parameters and weights are refused by scikit-learn's own validation, in its words: there is no public way to
+    them, so `_param_validation`, `_fit_context` and `_check_sample_weight` are what we take of its private names.
+    """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],

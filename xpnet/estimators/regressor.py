@@ -49,7 +49,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):
     Where this parts from scikit-learn's:
 
     - With several outputs, `loss_` adds up their squared errors / 2, of which the gradient is the derivative;
-      scikit-learn's takes their mean and derives the sum. The steps are the same, the loss is n_outputs times its.
+      scikit-learn's takes their mean and derives the sum. The steps are the same; the loss, which `tol` is held
+      against, is n_outputs times its.
     - `partial_fit` takes `early_stopping=True`: each call holds out its own `validation_fraction` (give an int
       `random_state` if calls bring the same rows again) and counts as an epoch. When they have stopped, the best
       weights are back, `stopped_early_` is True, and further calls change nothing.
