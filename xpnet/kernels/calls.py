@@ -19,7 +19,7 @@ from .rules import RULES
 from .threads import in_blocks
 
 Work = Any  # buffered.Workspace: an array by name and shape, made once
-BLOCK = 2**17  # numbers of each array that a thread goes through at a time: fewer, and they wait for Python's lock
+BLOCK = 2**18  # numbers of each array that a thread goes through at a time: fewer, and they wait for Python's lock
 LARGE = 2**20  # numbers of a matrix from which blocks and threads pay: the products' own threads linger on the cores
 
 
