@@ -466,6 +466,42 @@ def test_a_divergence_error_survives_the_way_back_from_a_worker_process():
     assert (str(twin), twin.epoch, twin.batch, twin.history) == ("why", 2, 3, {})
 
 
+# --- full batches, that nobody looks at one by one --------------------------------------------------------------------
+
+
+def test_full_batches_train_alike_whether_they_are_looked_at_or_not(lib):
+    one, other = small(lib), small(lib)
+    assert fit(one, batch_size=None, epochs=70, callbacks=[xn.Callback()]) == fit(other, batch_size=None, epochs=70)
+    assert bits(one) == bits(other)
+
+
+@pytest.mark.parametrize("epoch", [1, 32, 33, 40])
+def test_a_divergence_amid_full_batches_is_placed(lib, epoch):
+    net, twin = small(lib, xn.Dense(4, 3)), small(lib, xn.Dense(4, 3))
+    rate = lambda step: 1e300 if step == epoch - 1 else 1e-22  # noqa: E731  # the gradient is of 1e18
+    with pytest.raises(xn.DivergenceError, match=f"epoch {epoch}, batch 1: the optimizer's update") as caught:
+        fit(net, 1e9 * X, T, SQUARED, xn.SGD(rate), batch_size=None, epochs=70)
+    assert (caught.value.epoch, caught.value.batch) == (epoch, 1)
+    how = {"batch_size": None, "epochs": epoch - 1}
+    assert caught.value.history == (fit(twin, 1e9 * X, T, SQUARED, xn.SGD(rate), **how) if epoch > 1 else {})
+    assert bits(net) == bits(twin)
+
+
+@pytest.mark.parametrize("step", [1, 32, 40])
+def test_ctrl_c_ends_full_batches_after_the_step(lib, ctrl_c, step):
+    def rate(number):
+        if number == step - 1:
+            signal.raise_signal(signal.SIGINT)
+        return 0.1
+
+    net, twin = small(lib), small(lib)
+    history = fit(net, optimizer=xn.SGD(rate), batch_size=None, epochs=70)
+    assert history.interrupted
+    assert history.steps == step
+    assert history == fit(twin, batch_size=None, epochs=step)
+    assert bits(net) == bits(twin)
+
+
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 

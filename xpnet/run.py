@@ -92,22 +92,25 @@ class Run:
         self.epoch += 1
         self.rng_before, self._done, self._values = None, np.empty(0), []
 
-    def train_epoch(self, batches: Callable[[int], Iterator[Batch]], step_end: Callable[[], None]) -> np.ndarray:
+    def train(
+        self, batches: Callable[[int], Iterator[Batch]], step_end: Callable[[], None], epochs: int = 1
+    ) -> np.ndarray:
         """Take a step on each batch that is not done yet, until Ctrl-C; returns the losses of all of them.
 
-        `batches(n)` are those but for the first n.
+        `batches(n)` are those but for the first n, of one epoch, or of several `epochs` of a single step.
 
         Where the device works on its own, the host waits for it once, at the end. If something is not finite then, the
-        epoch is run again step by step to find the first fault. Elsewhere each step is looked at when it is done.
+        steps are taken again one by one to find the first fault. Elsewhere each is looked at when it is done.
         Either way `_carry` goes back to the parameters whose loss was last finite.
         """
         step, immediate = self._step_function, self._net.backend.immediate
         done = number = len(self._done)
+        last = epochs * self.steps_per_epoch
         self._start = before = self._carry
         began = time.perf_counter()
         for number, batch in enumerate(batches(done), done + 1):
             before = self._carry
-            keep = () if immediate else (self._start, self._safe, *[before] * (number == self.steps_per_epoch))
+            keep = () if immediate else (self._start, self._safe, *[before] * (number == last))
             value, self._carry = step.on_rows(before, *batch, keep)
             if immediate:
                 if not (math.isfinite(value) and step.finite(self._carry)):
@@ -125,7 +128,7 @@ class Run:
         if not immediate:
             if not (sound and np.isfinite(losses).all()):
                 raise self._divergence_in(batches(done), losses, done)
-            self._safe = before if number == self.steps_per_epoch else self._start
+            self._safe = before if number == last else self._start
         return losses
 
     def _divergence_in(self, batches: Iterator[Batch], losses: np.ndarray, done: int) -> DivergenceError:
@@ -148,11 +151,15 @@ class Run:
         return self._diverged(number, fault or ("the optimizer's update" if finite else "the loss, once and not again"))
 
     def _diverged(self, number: int, fault: str) -> DivergenceError:
+        before, batch = divmod(number - 1, self.steps_per_epoch)
+        for loss in self.losses[:before]:  # finished epochs, which had a single step each
+            self.end_epoch()
+            self.history.record({"loss": float(loss)})
         return DivergenceError(
-            f"fit: not finite in epoch {self.epoch + 1}, batch {number}: {fault}. The network keeps the parameters "
+            f"fit: not finite in epoch {self.epoch + 1}, batch {batch + 1}: {fault}. The network keeps the parameters "
             "whose loss was last finite. Lower the learning rate, set clip_norm, or scale the inputs.",
             self.epoch + 1,
-            number,
+            batch + 1,
             self.history,
         )
 

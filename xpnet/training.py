@@ -24,6 +24,8 @@ from .step import check_part
 if TYPE_CHECKING:
     from .network import Sequential
 
+AHEAD = 32  # full-batch epochs, which nobody looks at one by one, that a device of its own is given at a time
+
 Metric = Callable[[Array, Array], Any]
 
 
@@ -80,6 +82,8 @@ def fit(
         if slots is not None:
             step.go_on(slots)
         run = Run(net, step, epochs, len(slices))
+        watched = hooks or held_out or net.backend.immediate  # epoch by epoch, or each step as it is done
+        together = 1 if watched or len(slices) > 1 else AHEAD
         if saved:
             saved.restore(run)
 
@@ -99,11 +103,15 @@ def fit(
                 while run.epoch < epochs and not run.stop:
                     call("epoch_begin")
                     order = run.order(rows) if shuffle and len(slices) > 1 else None
-                    losses = run.train_epoch(lambda skip: batches_of(step, x, y, slices[skip:], order), step_end)  # noqa: B023
+                    ahead = min(together, epochs - run.epoch)
+                    given = slices * ahead
+                    losses = run.train(lambda skip: batches_of(step, x, y, given[skip:], order), step_end, ahead)  # noqa: B023
                     if len(losses) < len(slices):  # Ctrl-C: an unfinished epoch has no history
                         break
-                    run.end_epoch()
-                    run.history.record({"loss": mean_of(losses, mass, slices, order, objective)})
+                    for first in range(0, len(losses), len(slices)):
+                        run.end_epoch()
+                        own = losses[first : first + len(slices)]
+                        run.history.record({"loss": mean_of(own, mass, slices, order, objective)})
                     if held_out is not None:
                         scores = scored(run.net, *held_out, loss, metrics, max(batch_size, 1024))
                         run.history.record({f"val_{name}": score for name, score in scores.items()})
