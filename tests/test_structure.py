@@ -12,7 +12,8 @@ import xpnet as xn
 PACKAGE = Path(xn.__file__).parent
 ORDER = [  # each module imports only from those before it
     "backend",
-    "checks settings",
+    "checks settings header plain_json",
+    "container",
     "ops",
     "initializers",
     "layers.base",
