@@ -18,7 +18,7 @@ ORDER = [  # each module imports only from those before it
     "initializers",
     "layers.base",
     "layers.dense layers.batchnorm layers.activations layers.dropout",
-    "targets schedules data callbacks container",
+    "targets schedules data callbacks",
     "losses metrics",
     "optimizers",
     "step",
@@ -30,7 +30,7 @@ ORDER = [  # each module imports only from those before it
     "checkpoints",
     "training",
     "network",
-    "gradcheck files plots",
+    "gradcheck files onnx_export plots",
     "__init__",
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}

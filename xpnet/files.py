@@ -3,6 +3,8 @@
 The metadata: `format` "xpnet", `version` "1", and `network`, JSON: {"dtype": ..., "layers": [...]}, a layer being
 {"layer": "Dense", "settings": {...}, "trainable": true} or {"layer": "Sequential", "layers": [...]}. The arrays:
 "params.0.weight", "state.1.mean", ... Loading runs nothing that a file says: a layer's name is looked up in a table.
+
+And PyTorch's: the state dict of a `torch.nn.Sequential` of the same layers, in a safetensors file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -163,3 +165,88 @@ def check(net: Sequential, dtype: str, arrays: Mapping[str, np.ndarray]) -> None
             raise ValueError(f"{name} has dtype {a.dtype.name}, expected {expected}")
         if a.size and not (np.isfinite(a.min()) and np.isfinite(a.max())):  # both are NaN where any entry is
             raise ValueError(f"{name} has NaN or infinite entries")
+
+
+# --- PyTorch's state dicts --------------------------------------------------------------------------------------------
+
+TORCH: dict[type[Layer], dict[str, str]] = {
+    Dense: {"weight": "weight", "bias": "bias"},
+    BatchNorm: {"gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"},
+}
+COUNTER = "num_batches_tracked"
+
+
+def load_torch(net: Sequential, path: Path) -> Sequential:
+    """Set the arrays of `net` from the state dict of the matching `torch.nn.Sequential`; returns the network.
+
+    `safetensors.torch.save_file(model.state_dict(), path)` writes such a file. Matching is a model whose layer i is
+    torch's twin of layer i: Linear of Dense, its weight transposed, BatchNorm1d of BatchNorm, any without arrays of an
+    activation or Dropout, and Sequential of Sequential. Numbers are converted to the network's dtype; `net` must be
+    initialized, and is unchanged where anything fails.
+
+    A state dict has no settings: eps, momentum, slopes and rates are the network's own. For the predictions of torch's
+    defaults say `BatchNorm(features, momentum=0.9, eps=1e-5)`, `LeakyReLU(0.01)` and `ELU(1.0)`; torch's momentum=0.1
+    is 0.9 here. Trained on, they differ: torch's running variance has N - 1 where ours has N below the sum, and starts
+    from ones where ours starts from the first batch.
+
+    Raises FormatError for a file that is not exactly that, TypeError for a network with a layer that torch has not.
+    """
+    theirs = torch_names(net)
+    arrays, _ = container.read(path, signed=False)
+    own = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
+    counters = {name.rpartition(".")[0] + f".{COUNTER}" for name in theirs.values() if name.endswith("running_mean")}
+    found = {}
+    try:
+        expected = counters | set(theirs.values())
+        if missing := expected - arrays.keys():
+            raise ValueError(f"{', '.join(sorted(missing)):.200} missing, of a state dict that matches {net!r:.200}")
+        if strangers := arrays.keys() - expected:
+            raise ValueError(f"it holds {', '.join(sorted(strangers)):.200}, which {net!r:.200} has not")
+        for counter in counters:
+            if arrays[counter].shape != () or arrays[counter].dtype != np.int64:
+                raise ValueError(f"{counter} is {arrays[counter].dtype} of shape {arrays[counter].shape}, not an int64")
+        for name, other in theirs.items():
+            a = arrays[other]
+            if a.dtype.kind != "f":
+                raise ValueError(f"{other} has dtype {a.dtype.name}, expected floating point")
+            if a.shape != (shape := tuple(own[name].shape)[::-1]):
+                raise ValueError(f"{other} has shape {a.shape}, expected {shape}")
+            with np.errstate(over="ignore"):
+                found[name] = a.T.astype(net.dtype)
+            if not np.isfinite(found[name]).all():
+                raise ValueError(f"{other} has entries that are NaN or infinite in {net.dtype}")
+    except ValueError as error:
+        raise FormatError(path, error) from None
+    params = {k: found[f"params.{k}"] for k in net.params}
+    state = {k: found.get(f"state.{k}", net.backend.to_numpy(a)) for k, a in net.state.items()}
+    net.set_params(params)
+    net.set_state(state)
+    return net
+
+
+def save_torch(net: Sequential, path: Path) -> None:
+    """Write the state dict of the `torch.nn.Sequential` that matches `net`, as `load_torch` says.
+
+    `model.load_state_dict(safetensors.torch.load_file(path))` takes it. torch's count of batches, which it looks at
+    only where its momentum is None, is 0 for statistics as they start and else 1. Raises TypeError for a network with
+    a layer that torch has not, OSError where the file system refuses.
+    """
+    host = net.backend.to_numpy
+    own = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
+    arrays = {other: host(own[name]).T for name, other in torch_names(net).items()}
+    for name in [name for name in arrays if name.endswith("running_mean")]:
+        prefix = name.removesuffix("running_mean")
+        fresh = (arrays[name] == 0).all() and (arrays[f"{prefix}running_var"] == 1).all()
+        arrays[f"{prefix}{COUNTER}"] = np.array(0 if fresh else 1)
+    container.write(path, arrays, {"format": "pt"})
+
+
+def torch_names(net: Sequential) -> dict[str, str]:
+    """From the names in a model file, "params.0.weight", to torch's. Dropout's key has none, and needs none."""
+    names = {}
+    for prefix, layer in net.leaves():
+        if type(layer) not in TORCH and type(layer) is not Dropout and (layer.params or layer.state):
+            raise TypeError(f"layer {prefix}, {layer!r}, has arrays for which PyTorch has no names")
+        for key, other in TORCH.get(type(layer), {}).items():
+            names[f"{'params' if key in layer.params else 'state'}.{prefix}.{key}"] = f"{prefix}.{other}"
+    return names

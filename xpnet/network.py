@@ -425,6 +425,15 @@ class Sequential(Layer):
 
         save(self, path)
 
+    def export_onnx(self, path: "Path") -> None:
+        """Write inference to an ONNX file, from "x" (N, features) to "y", any N; needs the extra `onnx`.
+
+        Raises TypeError for a layer that ONNX has no operator for, such as one's own.
+        """
+        from .onnx_export import export_onnx
+
+        export_onnx(self, path)
+
 
 def streams(seed: int) -> "tuple[Generator, Generator, Generator]":
     """The random numbers of a seed: for parameters, for the order of rows, for statistics."""
