@@ -211,7 +211,7 @@ def wrong_entry(rng, header, data, file):
 def wrong_name(rng, header, data, file):
     name = rng.choice([name for name in header if name != "__metadata__"])
     moved = header.pop(name)
-    header[rng.choice([*NO_NAME, name + "..", "optimizer." + name, name.replace("params", "state")])] = moved
+    header[rng.choice([*NO_NAME, name + "..", "optimizer." + name, name.swapcase()])] = moved
     return together(header, data)
 
 
