@@ -16,6 +16,7 @@ import errno
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NoReturn
 
@@ -63,31 +64,30 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
     Raises OSError naming `path` where the file system refuses, and where `path` is a folder, a device or a pipe;
     ValueError and TypeError for names and dtypes that no such file can hold, before any file is touched.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     if "sha256" in metadata:
         raise ValueError("write: the metadata's 'sha256' is the file's signature; choose another name")
     header, order = compose(arrays, {"sha256": UNSIGNED.decode(), **metadata})
     start = len(header).to_bytes(8, "little") + header
-    with replacing(path) as file, ThreadPoolExecutor(1) as pool:
+    with replacing(path) as file:
         file.write(start)
         digest = hashlib.sha256(start)
         for name in order:
             array = arrays[name]
             flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
-            hashed = _beside(pool, digest.update, flat.data)
+            hashed = _beside(digest.update, flat.data)
             file.write(flat.data)
             hashed()
         file.seek(SIGNED_AT)
         file.write(digest.hexdigest().encode())
 
 
-def _beside(pool: Any, work: Callable[[memoryview], None], data: memoryview) -> Callable[[], None]:
+def _beside(work: Callable[[memoryview], None], data: memoryview) -> Callable[[], None]:
     """Begin the work on many data in another thread. What comes back is to be called: it waits, or does the work."""
     if data.nbytes > BLOCK:
+        thread = threading.Thread(target=work, args=(data,))
         with contextlib.suppress(RuntimeError):  # as the interpreter ends, and where no thread can be had
-            wait: Callable[[], None] = pool.submit(work, data).result
-            return wait
+            thread.start()
+            return thread.join
     return lambda: work(data)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-HEADER_LIMIT = 2 * 2**20  # bytes of a header
+HEADER_LIMIT = 2**20  # bytes of a header
 ARRAY_LIMIT = 2**14  # arrays in a file
 AXES_LIMIT = 32
 NUMBER_LIMIT = 2**63  # no number in a file is as large, nor is what a shape multiplies to
@@ -23,6 +23,7 @@ TOKEN = re.compile(
     rb'[ \t\r\n]*+(?:(?P<string>"(?:[^"\\\x00-\x1f]++|\\.)*+")'
     rb"|(?P<number>(?:0|[1-9][0-9]{0,18}+)(?![0-9.eE]))|(?P<mark>[{}\[\]:,]))"
 )
+HALF = re.compile("[\ud800-\udfff]")  # of a pair of surrogates
 
 Entry = tuple[str, tuple[int, ...], int, int]  # dtype, shape, where the data begin and end
 
@@ -181,12 +182,12 @@ class _Parser:
     def _string(self) -> str:
         import json
 
-        token = self._take("string", "a string")
         try:
-            value: str = json.loads(token)
-            value.encode()  # half of a surrogate pair is no text
+            value: str = json.loads(self._take("string", "a string").decode())
         except ValueError as error:
             raise UnsoundError(f"its header has a string before byte {self.at} that is none: {error}") from None
+        if HALF.search(value):
+            raise UnsoundError(f"its header has a string before byte {self.at} that is none: half a character is in it")
         return value
 
     def _mark(self, mark: bytes) -> None:
