@@ -5,13 +5,16 @@ import json
 import os
 import stat
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
+from golden_networks import FOLDER, GOLDEN, numbers
 from safetensors.numpy import load_file, save_file
 
 import xpnet as xn
 from xpnet import container
+from xpnet.files import VERSION
 
 X = np.random.default_rng(5).standard_normal((9, 6))
 
@@ -283,6 +286,147 @@ def test_loading_what_is_not_there_is_an_os_error(tmp_path):
         xn.load(tmp_path / "none.safetensors")
     with pytest.raises(IsADirectoryError):
         xn.load(tmp_path)
+
+
+GREEDY = {"in_features": 2**40, "out_features": 2**40}
+KERAS = {
+    "class_name": "Lambda",
+    "module": "os",
+    "registered_name": "system",
+    "config": {"function": {"class_name": "__lambda__", "config": {"code": "4wEAAA=="}}, "name": "id"},
+}
+ATTACKS = {  # layers in files that a stranger made, and what the refusal says
+    "Keras's Lambda": (KERAS, r"\{'class_name': 'Lambda', .*is no layer"),
+    "Keras's Lambda under a name of ours": (DENSE | KERAS, "Dense has 'class_name', 'config', 'module', 'registered_n"),
+    "a module and a function": (DENSE | {"layer": "os.system"}, "layer 'os.system' is unknown"),
+    "a dict for a name": (DENSE | {"layer": {"module": "os", "name": "system"}}, "has no name under 'layer'"),
+    "a function of the package's": (DENSE | {"layer": "use_backend"}, "layer 'use_backend' is unknown"),
+    "the base class": (DENSE | {"layer": "Layer"}, "layer 'Layer' is unknown"),
+    "a switch for safety": (DENSE | {"safe_mode": False}, "Dense has 'safe_mode'; expected layer, settings, trainable"),
+    "a callable for a setting": (
+        DENSE | {"settings": DENSE["settings"] | {"initializer": "builtins.eval"}},
+        "no initializer 'builtins.eval'",
+    ),
+    "a setting too many": (DENSE | {"settings": DENSE["settings"] | {"__class__": "os"}}, "__class__"),
+    "settings that are none": (DENSE | {"settings": ["os"]}, "settings are"),
+    "more than any memory": (DENSE | {"settings": GREEDY}, r"expected .1099511627776, 1099511627776."),
+    "more statistics than any memory": (
+        {"layer": "BatchNorm", "settings": {"features": 2**40}, "trainable": True},
+        "params.0.beta, params.0.gamma, state.0.mean, state.0.var missing",
+    ),
+    "frozen and not": (DENSE | {"settings": DENSE["settings"] | {"trainable": False}}, "trainable is True"),
+    "trainable by a word": (DENSE | {"trainable": "yes"}, "trainable is 'yes', expected true or false"),
+    "a nest with settings": ({"layer": "Sequential", "layers": [DENSE], "settings": {}}, "Sequential has 'settings'"),
+    "a nest without layers": ({"layer": "Sequential", "layers": None}, "layers are None, expected a list"),
+}
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_an_attack_is_refused_by_name_and_takes_no_memory(tmp_path, kind):
+    layer, message = ATTACKS[kind]
+    path = tmp_path / "net.safetensors"
+    initialized("dense").save(path)
+    resaved(path, network=layers(layer))
+    tracemalloc.start()
+    try:
+        with pytest.raises(xn.FormatError, match=rf"(?s)^{path} is not a sound file: .*{message}"):
+            xn.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.numpy_only
+def test_loading_draws_no_numbers(tmp_path, monkeypatch):
+    net = initialized("dropout")
+    net.save(tmp_path / "net.safetensors")
+    monkeypatch.setattr(xn.Dense, "initial_params", None)
+    monkeypatch.setattr("xpnet.files.streams", lambda seed: (None, "the order", None))
+    again = xn.load(tmp_path / "net.safetensors")
+    assert bits(again.params, again.backend) == bits(net.params, net.backend)
+    assert again.rng == "the order"
+
+
+@pytest.mark.numpy_only
+def test_the_order_of_rows_after_loading_is_a_new_networks(tmp_path):
+    initialized("dense").save(tmp_path / "net.safetensors")
+    assert xn.load(tmp_path / "net.safetensors").rng.random() == NETWORKS["dense"]().initialize(seed=0).rng.random()
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (["Scale"], TypeError, "custom_layers are classes of layers, Sequential aside, got 'Scale'"),
+        ([dict], TypeError, "custom_layers are classes of layers"),
+        ([xn.Sequential], TypeError, "Sequential aside"),
+        ([Scale(3)], TypeError, "custom_layers are classes of layers"),
+        ([type("Dense", (Scale,), {})], ValueError, "custom_layers has another Dense than xpnet's"),
+        ([type("Sequential", (Scale,), {})], ValueError, "another Sequential"),
+        ([Scale, type("Scale", (Scale,), {})], ValueError, "another Scale"),
+    ],
+)
+def test_custom_layers_that_are_none_or_ambiguous_are_not_blamed_on_the_file(tmp_path, given, error, message):
+    initialized("dense").save(tmp_path / "net.safetensors")
+    with pytest.raises(error, match=message) as caught:
+        xn.load(tmp_path / "net.safetensors", custom_layers=given)
+    assert not isinstance(caught.value, xn.FormatError)
+
+
+class Own(xn.Dense):
+    """Other arrays than its base's."""
+
+    def initial_params(self, rng):
+        return super().initial_params(rng) | {"more": np.ones(2)}
+
+
+class Half(xn.Dense):
+    """Its base's arrays."""
+
+    def forward(self, x, training=False):
+        return super().forward(0.5 * x, training)
+
+
+@pytest.mark.numpy_only
+def test_a_subclass_has_its_own_shapes(tmp_path):
+    net = xn.Sequential(Own(6, 4), Half(4, 3)).initialize()
+    net.save(tmp_path / "net.safetensors")
+    again = xn.load(tmp_path / "net.safetensors", custom_layers=[Own, Half])
+    assert bits(again.params, again.backend) == bits(net.params, net.backend)
+    assert Half.param_shapes is xn.Dense.param_shapes
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_shapes_that_a_layer_tells_are_those_of_its_arrays(network):
+    net = NETWORKS[network]()
+    net.initialize()
+    assert net.param_shapes() == {k: a.shape for k, a in net.params.items()}
+    assert net.state_shapes() == {k: a.shape for k, a in net.state.items()}
+
+
+# --- files of before --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_golden_file_loads_to_exact_values(lib, name):
+    expected = GOLDEN[name]()
+    net = xn.load(FOLDER / f"{name}.safetensors", lib.name, lib.device)
+    assert (repr(net), leaves(net), net.dtype) == (repr(expected), leaves(expected), expected.dtype)
+    assert bits(net.params, lib.backend) == bits(expected.params, expected.backend)
+    assert bits(net.state, lib.backend) == bits(expected.state, expected.backend)
+    x = numbers(0, (3, *net.input_shape))
+    lib.agrees(net.predict(x), expected.predict(x), rtol=1e-6 if net.dtype == "float32" else 1e-12)
+
+
+@pytest.mark.numpy_only
+def test_every_golden_file_is_read_and_a_file_of_today_is_as_its_version_says(tmp_path):
+    assert {path.stem for path in FOLDER.glob("[0-9]*.safetensors")} == GOLDEN.keys()
+    for name in GOLDEN:
+        if name.startswith(f"{VERSION}-"):
+            GOLDEN[name]().save(tmp_path / name)
+            assert (tmp_path / name).read_bytes() == (FOLDER / f"{name}.safetensors").read_bytes(), name
 
 
 # --- saving, whole or not at all --------------------------------------------------------------------------------------

@@ -130,6 +130,8 @@ def build(described: object, table: Mapping[str, type[Layer]]) -> list[Layer]:
             raise ValueError(f"layer {name!r:.80} is unknown; if it is yours, pass its class in custom_layers=[...]")
         only(name, item, {"layer", "settings", "trainable"})
         settings, trainable = item["settings"], item["trainable"]
+        if not isinstance(settings, dict):
+            raise ValueError(f"{name}: settings are {settings!r:.80}, expected an object")
         if not isinstance(trainable, bool) or settings.get("trainable", trainable) != trainable:
             raise ValueError(f"{name}: trainable is {trainable!r:.80}, expected true or false, as in its settings")
         layers.append(table[name](**settings))
@@ -191,6 +193,7 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
 
     Raises FormatError for a file that is not exactly that, TypeError for a network with a layer that torch has not.
     """
+    host = net.backend.to_numpy
     theirs = torch_names(net)
     arrays, _ = container.read(path, signed=False)
     own = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
@@ -204,7 +207,9 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
             raise ValueError(f"it holds {', '.join(sorted(strangers)):.200}, which {net!r:.200} has not")
         for counter in counters:
             if arrays[counter].shape != () or arrays[counter].dtype != np.int64:
-                raise ValueError(f"{counter} is {arrays[counter].dtype} of shape {arrays[counter].shape}, not an int64")
+                raise ValueError(
+                    f"{counter} is {arrays[counter].dtype} of shape {arrays[counter].shape}, not an int64 of no axes"
+                )
         for name, other in theirs.items():
             a = arrays[other]
             if a.dtype.kind != "f":
@@ -218,7 +223,7 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
     except ValueError as error:
         raise FormatError(path, error) from None
     params = {k: found[f"params.{k}"] for k in net.params}
-    state = {k: found.get(f"state.{k}", net.backend.to_numpy(a)) for k, a in net.state.items()}
+    state = {k: found.get(f"state.{k}", host(a)) for k, a in net.state.items()}
     net.set_params(params)
     net.set_state(state)
     return net

@@ -42,6 +42,7 @@ def export_onnx(net: Sequential, path: Path) -> None:
     except ImportError as error:
         raise ImportError("export_onnx needs the onnx package: pip install 'xpnet[onnx]'") from error
 
+    host = net.backend.to_numpy
     size = net.parameter_count * np.dtype(net.dtype).itemsize
     if size > SIZE_LIMIT:
         raise ValueError(f"export_onnx: the parameters take {size} bytes; an ONNX file holds at most {SIZE_LIMIT}")
@@ -51,7 +52,7 @@ def export_onnx(net: Sequential, path: Path) -> None:
         if not operator:
             continue
         arrays = layer.params | layer.state
-        weights += [numpy_helper.from_array(c_order(net, arrays[k]), f"{prefix}.{k}") for k in names]
+        weights += [numpy_helper.from_array(np.ascontiguousarray(host(arrays[k])), f"{prefix}.{k}") for k in names]
         inputs = [at, *(f"{prefix}.{k}" for k in names)]
         at = f"{prefix}.y"
         nodes.append(helper.make_node(operator, inputs, [at], name=f"{prefix}.{operator}", **attributes(layer)))
@@ -89,8 +90,3 @@ def plain_leaves(net: Sequential) -> list[tuple[str, Layer]]:
                 "together from xpnet's layers, or apply it outside the file"
             )
     return found
-
-
-def c_order(net: Sequential, a: Any) -> np.ndarray:
-    """An array of the network's as ONNX takes it."""
-    return np.ascontiguousarray(net.backend.to_numpy(a))
