@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import stat
 import subprocess
 import sys
@@ -167,6 +168,7 @@ REFUSED = {
     "an overlap": (file_of(TWO.format("[0,4]", "[0,4]"), EIGHT), "an overlap with the data of 'b'"),
     "ends before it begins": (file_of(entry(offsets="[8,0]"), EIGHT), "takes 8 bytes, not the -8"),
     "offsets beyond": (file_of(entry(offsets="[0,4611686018427387904]"), EIGHT), "takes 8 bytes, not the 46116"),
+    "no entry": (file_of('{..."a":{}}'), "'a' lacks a dtype"),
     "one offset": (file_of(entry(offsets="[0]"), EIGHT), "lacks a dtype, a shape or two data_offsets"),
     "three offsets": (file_of(entry(offsets="[0,8,8]"), EIGHT), "a list of more than 2 numbers"),
     "a vast shape": (file_of(entry(shape=f"[{2**62},4]"), EIGHT), "too large for any memory"),
@@ -342,6 +344,35 @@ def test_what_no_file_can_hold_touches_none(tmp_path, arrays, metadata, error, m
 
 
 # --- where it is written ----------------------------------------------------------------------------------------------
+
+
+@unix
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("folder", IsADirectoryError),
+        ("pipe", OSError),
+        ("device", OSError),
+        ("loop", OSError),
+        ("kept", PermissionError),
+    ],
+)
+def test_what_must_not_be_replaced_is_not(path, monkeypatch, kind, error):
+    if kind == "folder":
+        path.mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    if kind in ("device", "loop"):
+        path.symlink_to({"device": os.devnull, "loop": path}[kind])
+    if kind == "kept":
+        container.write(path, {}, {})
+        monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # tests may run as root, who always may
+    before = path.lstat()
+    with pytest.raises(error, match=re.escape(str(path))) as caught:
+        container.write(path, {"a": np.ones(3)}, {})
+    assert caught.value.filename == str(path)
+    assert path.lstat() == before
+    assert os.listdir(path.parent) == [path.name]
 
 
 @unix

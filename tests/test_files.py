@@ -476,6 +476,15 @@ def test_a_network_that_cannot_be_saved_touches_no_file(tmp_path):
 
 
 @pytest.mark.numpy_only
+def test_a_sequential_of_ones_own_cannot_be_saved(tmp_path):
+    twice = type("Twice", (xn.Sequential,), {})
+    for net in (twice(xn.Dense(6, 4)), xn.Sequential(twice(xn.Dense(6, 4)))):
+        with pytest.raises(TypeError, match="Twice is a Sequential of its own, and its layers alone would be saved"):
+            net.initialize().save(tmp_path / "net.safetensors")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.numpy_only
 def test_saving_again_replaces_the_file(tmp_path):
     path = tmp_path / "net.safetensors"
     initialized("activations").save(path)
