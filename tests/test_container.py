@@ -458,7 +458,7 @@ def test_brackets_in_strings_are_no_depth():
 
 
 def test_what_is_no_json_is_not_written():
-    for value in (float("nan"), {1, 2}, np.float32(1)):
+    for value in (float("nan"), {1, 2}, np.float32(1), [0] * 60_000, json.loads("[" * 65 + "]" * 65)):
         with pytest.raises((TypeError, ValueError)):
             plain_json.dumps(value)
 

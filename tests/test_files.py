@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import stat
+import subprocess
 import sys
 import tracemalloc
 
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import xpnet as xn
 from xpnet import container
-from xpnet.files import VERSION
+from xpnet.files import VERSION, save_torch
 
 X = np.random.default_rng(5).standard_normal((9, 6))
 
@@ -404,6 +405,66 @@ def test_the_shapes_that_a_layer_tells_are_those_of_its_arrays(network):
     net.initialize()
     assert net.param_shapes() == {k: a.shape for k, a in net.params.items()}
     assert net.state_shapes() == {k: a.shape for k, a in net.state.items()}
+
+
+WATCHED = """
+import pathlib, sys
+import xpnet as xn
+from xpnet.files import load_torch
+xn.load(sys.argv[1])
+good = load_torch(xn.Sequential(xn.Dense(6, 4)).initialize(), sys.argv[2])
+seen, refused = [], 0
+events = (
+    "import", "exec", "compile", "marshal.loads", "pickle.find_class", "code.__new__", "ctypes.dlopen", "os.exec",
+    "os.fork", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen", "socket.__new__", "os.rename", "os.remove"
+)
+sys.addaudithook(lambda event, arguments: seen.append((event, arguments)) if event in events else None)
+for path in sorted(pathlib.Path(sys.argv[3]).iterdir()):
+    for load in (xn.load, lambda path: load_torch(good, path)):
+        try:
+            load(path)
+        except xn.FormatError:
+            refused += 1
+xn.load(sys.argv[1])
+load_torch(good, sys.argv[2])
+found = list(seen)
+exec("1")  # and the hook does see
+print(refused, found, len(seen) > len(found))
+"""
+
+
+@pytest.mark.numpy_only
+def test_loading_imports_nothing_and_starts_no_process(tmp_path):
+    net = initialized("dense")
+    net.save(tmp_path / "net.safetensors")
+    save_torch(net, tmp_path / "torch.safetensors")
+    folder = tmp_path / "unsound"
+    folder.mkdir()
+    for i, kind in enumerate(UNSOUND | ATTACKS):
+        path = folder / f"{i}.safetensors"
+        net.save(path)
+        if kind in UNSOUND:
+            UNSOUND[kind][0](path)
+        else:
+            resaved(path, network=layers(ATTACKS[kind][0]))
+    command = [sys.executable, "-c", WATCHED, tmp_path / "net.safetensors", tmp_path / "torch.safetensors", folder]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert (done.stderr, done.stdout) == ("", f"{2 * len(UNSOUND | ATTACKS)} [] True\n")
+
+
+@pytest.mark.numpy_only
+def test_loading_takes_the_file_and_little_more_memory(tmp_path):
+    net = xn.Sequential(*(xn.Dense(1000, 1000) for _ in range(8))).initialize()
+    path = tmp_path / "net.safetensors"
+    tracemalloc.start()
+    try:
+        net.save(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+        again = xn.load(path)
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size + 2**20
+    finally:
+        tracemalloc.stop()
+    assert again.parameter_count == net.parameter_count
 
 
 # --- files of before --------------------------------------------------------------------------------------------------

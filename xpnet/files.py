@@ -26,8 +26,10 @@ FORMAT = "xpnet"
 VERSION = "1"
 LAYERS: tuple[type[Layer], ...] = (Dense, BatchNorm, Dropout, Sigmoid, Tanh, ReLU, LeakyReLU, ELU, Softmax)
 
-# what building from an unsound description raises
-UNSOUND = ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError, OverflowError
+# what building from an unsound description raises, constructors of one's own layers included
+UNSOUND = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError, MemoryError,
+)  # fmt: skip
 
 
 def save(net: Sequential, path: Path) -> None:

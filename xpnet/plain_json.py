@@ -14,6 +14,21 @@ def loads(text: str) -> Any:
     """The value in `text`. ValueError for what is not strict JSON, or deeper or larger than the limits."""
     import json
 
+    _measure(text)
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+
+
+def dumps(value: Any) -> str:
+    """`value` as JSON that `loads` reads. TypeError and ValueError for what JSON has no words for, and for NaN."""
+    import json
+
+    text = json.dumps(value, allow_nan=False)
+    _measure(text)
+    return text
+
+
+def _measure(text: str) -> None:
+    """Refuse what is too deep or too large before anything is made of it."""
     depth = parts = 0
     for found in MARKS.finditer(text):
         mark = found[0][0]
@@ -23,14 +38,6 @@ def loads(text: str) -> Any:
             raise ValueError(f"its JSON is nested more than {DEPTH_LIMIT} deep")
         if parts > PARTS_LIMIT:
             raise ValueError(f"its JSON has more than {PARTS_LIMIT} parts")
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
-
-
-def dumps(value: Any) -> str:
-    """`value` as JSON that `loads` reads. TypeError and ValueError for what JSON has no words for, NaN included."""
-    import json
-
-    return json.dumps(value, allow_nan=False)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
