@@ -396,6 +396,21 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path):
     assert (os.listdir(tmp_path / "far"), sorted(os.listdir(tmp_path))) == (["file"], ["far", "link"])
 
 
+@unix
+def test_the_file_is_on_the_disk_before_its_name_and_the_name_before_it_is_said(path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def flush(handle):
+        calls.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("rename"), replace(*names)))
+    container.write(path, {"a": np.ones(3)}, {})
+    assert calls == ["file", "rename", "folder"]
+
+
 def test_without_another_thread_the_file_is_the_same(path, monkeypatch):
     arrays = {"a": np.random.default_rng(0).normal(size=500_000), "b": np.ones(3)}
     container.write(path, arrays, {})

@@ -177,6 +177,10 @@ def without(name):
     return lambda arrays: {k: a for k, a in arrays.items() if k != name}
 
 
+def one_of(number):
+    return np.array([1, number, -1, 0], "float32")
+
+
 def layers(*described):
     return json.dumps({"dtype": "float32", "layers": described})
 
@@ -196,6 +200,10 @@ UNSOUND = {  # what happens to a file of Dense(6, 4), and what the message says 
     "another program's metadata": (lambda p: container.write(p, {"w": np.ones(3)}, {"format": "pt"}), "does not say"),
     "a newer version": (lambda p: resaved(p, version="2"), "version '2', this xpnet reads '1'"),
     "no version": (lambda p: resaved(p, version=None), "version None, this xpnet reads '1'"),
+    "metadata too many": (
+        lambda p: resaved(p, module="os"),
+        "its metadata has 'module'; expected format, network, ver",
+    ),
     "no network": (lambda p: resaved(p, network=None), "network"),
     "network not JSON": (lambda p: resaved(p, network="{"), ""),
     "network a list": (lambda p: resaved(p, network="[1, 2]"), ""),
@@ -234,7 +242,9 @@ UNSOUND = {  # what happens to a file of Dense(6, 4), and what the message says 
         lambda p: resaved(p, lambda a: a | {"params.0.bias": np.zeros(4, "float16")}),
         "0.bias has dtype float16",
     ),
-    "NaN": (lambda p: resaved(p, lambda a: a | {"params.0.bias": np.full(4, np.nan, "float32")}), "0.bias has NaN"),
+    "infinity": (lambda p: resaved(p, lambda a: a | {"params.0.bias": one_of(np.inf)}), "0.bias has NaN or inf"),
+    "minus infinity": (lambda p: resaved(p, lambda a: a | {"params.0.bias": one_of(-np.inf)}), "0.bias has NaN or inf"),
+    "NaN": (lambda p: resaved(p, lambda a: a | {"params.0.bias": one_of(np.nan)}), "0.bias has NaN"),
     "a network too large for any memory": (
         lambda p: resaved(p, network=layers(DENSE | {"settings": {"in_features": 2**40, "out_features": 2**40}})),
         "expected .1099511627776, 1099511627776",
@@ -465,6 +475,17 @@ def test_loading_takes_the_file_and_little_more_memory(tmp_path):
     finally:
         tracemalloc.stop()
     assert again.parameter_count == net.parameter_count
+
+
+@pytest.mark.numpy_only
+def test_statistics_do_not_keep_the_files_memory_once_the_parameters_are_trained(tmp_path):
+    initialized("dropout").save(tmp_path / "net.safetensors")
+    state = xn.load(tmp_path / "net.safetensors").state
+    assert len(state) == 2
+    for a in state.values():
+        while a.base is not None:
+            a = a.base
+        assert a.nbytes == 8
 
 
 # --- files of before --------------------------------------------------------------------------------------------------
