@@ -79,9 +79,16 @@ def tests_jax(session: nox.Session) -> None:
     suite(session, "jax")
 
 
+@nox.session(name="tests-onnx", default=False)
+def tests_onnx(session: nox.Session) -> None:
+    """ONNX files under onnxruntime; the two packages are 110 MB, so the other sessions do without."""
+    session.install("-e", ".[onnx]", *group("test"), *group("onnxruntime"))
+    suite(session, "numpy", "tests/test_onnx.py", name="onnx")
+
+
 @nox.session(default=False)
 def coverage(session: nox.Session) -> None:
-    """After the tests on NumPy with and without Numba, strict, PyTorch and JAX: every line of the package was run.
+    """After the tests on NumPy with and without Numba, strict, PyTorch, JAX, ONNX: every line of the package was run.
 
     But for the bodies of compiled functions, which Python never enters, and a branch now and then that only one order
     of the threads takes.

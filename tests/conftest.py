@@ -13,6 +13,7 @@ import xpnet as xn
 
 BACKENDS = ("numpy", "cupy", "torch", "jax", "array_api_strict")
 NUMBA = importlib.util.find_spec("numba") is not None
+ONNX = importlib.util.find_spec("onnxruntime") is not None
 
 
 def pytest_addoption(parser):
@@ -32,6 +33,7 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "numba_only: about the loops that Numba compiles; runs on NumPy where it is there"
     )
+    config.addinivalue_line("markers", "onnx_only: runs ONNX files; in onnx's session, where onnxruntime is there")
     config.addinivalue_line("markers", "cupy_only: about CuPy's own package; runs in cupy's session")
     config.addinivalue_line("markers", "numpy_only: about the package rather than a backend; runs in numpy's session")
 
@@ -46,6 +48,8 @@ def pytest_collection_modifyitems(config, items):
         if without_device != no_device and not (no_device and "cupy" in only):
             return False
         if item.get_closest_marker("numba_only") and not (backend == "numpy" and NUMBA):
+            return False
+        if item.get_closest_marker("onnx_only") and not ONNX:
             return False
         return not only or backend in only
 

@@ -1,15 +1,21 @@
 """Model files: what is loaded is what was saved, to the bit; and anything else is refused, by name."""
 
+import errno
 import json
 import os
 import stat
+import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
+from golden_networks import FOLDER, GOLDEN, numbers
 from safetensors.numpy import load_file, save_file
 
 import xpnet as xn
+from xpnet import container
+from xpnet.files import VERSION, save_torch
 
 X = np.random.default_rng(5).standard_normal((9, 6))
 
@@ -161,14 +167,18 @@ def test_saving_changes_nothing_in_the_network(tmp_path):
 
 
 def resaved(path, change_arrays=dict, **change):
-    """Write the file at `path` again, with other arrays or metadata."""
-    data = path.read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"] | change
-    save_file(change_arrays(load_file(path)), path, metadata={k: v for k, v in header.items() if v is not None})
+    """Write the file at `path` again, soundly signed, with other arrays or metadata."""
+    arrays, metadata = container.read(path)
+    metadata |= change
+    container.write(path, change_arrays(arrays), {k: v for k, v in metadata.items() if v is not None})
 
 
 def without(name):
     return lambda arrays: {k: a for k, a in arrays.items() if k != name}
+
+
+def one_of(number):
+    return np.array([1, number, -1, 0], "float32")
 
 
 def layers(*described):
@@ -179,17 +189,21 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:-4])
 
 
-DENSE = {"layer": "Dense", "settings": {"in_features": 6, "out_features": 4}}
+DENSE = {"layer": "Dense", "settings": {"in_features": 6, "out_features": 4}, "trainable": True}
 UNSOUND = {  # what happens to a file of Dense(6, 4), and what the message says of it
     "empty": (lambda p: p.write_bytes(b""), ""),
     "truncated": (truncated, ""),
     "cut in its header": (lambda p: p.write_bytes(p.read_bytes()[:20]), ""),
     "random bytes": (lambda p: p.write_bytes(np.random.default_rng(0).bytes(500)), ""),
     "text": (lambda p: p.write_text("weights: none\n" * 50), ""),
-    "a file of another program": (lambda p: save_file({"w": np.ones(3)}, p), "does not say that it holds an xpnet"),
-    "another program's metadata": (lambda p: save_file({"w": np.ones(3)}, p, {"format": "pt"}), "does not say"),
+    "a file of another program": (lambda p: save_file({"w": np.ones(3)}, p), "it is not signed"),
+    "another program's metadata": (lambda p: container.write(p, {"w": np.ones(3)}, {"format": "pt"}), "does not say"),
     "a newer version": (lambda p: resaved(p, version="2"), "version '2', this xpnet reads '1'"),
     "no version": (lambda p: resaved(p, version=None), "version None, this xpnet reads '1'"),
+    "metadata too many": (
+        lambda p: resaved(p, module="os"),
+        "its metadata has 'module'; expected format, network, ver",
+    ),
     "no network": (lambda p: resaved(p, network=None), "network"),
     "network not JSON": (lambda p: resaved(p, network="{"), ""),
     "network a list": (lambda p: resaved(p, network="[1, 2]"), ""),
@@ -208,14 +222,14 @@ UNSOUND = {  # what happens to a file of Dense(6, 4), and what the message says 
         "'load' is unknown",
     ),
     "an unknown setting": (
-        lambda p: resaved(p, network=layers({"layer": "Dense", "settings": DENSE["settings"] | {"colour": 3}})),
+        lambda p: resaved(p, network=layers(DENSE | {"settings": DENSE["settings"] | {"colour": 3}})),
         "colour",
     ),
     "an impossible setting": (
-        lambda p: resaved(p, network=layers({"layer": "Dropout", "settings": {"rate": 2.0}})),
+        lambda p: resaved(p, network=layers({"layer": "Dropout", "settings": {"rate": 2.0}, "trainable": True})),
         "Dropout: rate",
     ),
-    "no settings": (lambda p: resaved(p, network=layers({"layer": "Dense"})), "settings"),
+    "no settings": (lambda p: resaved(p, network=layers({"layer": "Dense", "trainable": True})), "settings"),
     "layers that do not chain": (lambda p: resaved(p, network=layers(DENSE, DENSE)), "layer 1 does not fit"),
     "a missing tensor": (lambda p: resaved(p, without("params.0.bias")), "0.bias missing"),
     "a tensor too many": (lambda p: resaved(p, lambda a: a | {"params.1.weight": a["params.0.bias"]}), "1.weight"),
@@ -228,12 +242,12 @@ UNSOUND = {  # what happens to a file of Dense(6, 4), and what the message says 
         lambda p: resaved(p, lambda a: a | {"params.0.bias": np.zeros(4, "float16")}),
         "0.bias has dtype float16",
     ),
-    "NaN": (lambda p: resaved(p, lambda a: a | {"params.0.bias": np.full(4, np.nan)}), "0.bias has NaN"),
+    "infinity": (lambda p: resaved(p, lambda a: a | {"params.0.bias": one_of(np.inf)}), "0.bias has NaN or inf"),
+    "minus infinity": (lambda p: resaved(p, lambda a: a | {"params.0.bias": one_of(-np.inf)}), "0.bias has NaN or inf"),
+    "NaN": (lambda p: resaved(p, lambda a: a | {"params.0.bias": one_of(np.nan)}), "0.bias has NaN"),
     "a network too large for any memory": (
-        lambda p: resaved(
-            p, network=layers({"layer": "Dense", "settings": {"in_features": 10**8, "out_features": 10**8}})
-        ),
-        "",
+        lambda p: resaved(p, network=layers(DENSE | {"settings": {"in_features": 2**40, "out_features": 2**40}})),
+        "expected .1099511627776, 1099511627776",
     ),
 }
 
@@ -285,6 +299,218 @@ def test_loading_what_is_not_there_is_an_os_error(tmp_path):
         xn.load(tmp_path)
 
 
+GREEDY = {"in_features": 2**40, "out_features": 2**40}
+KERAS = {
+    "class_name": "Lambda",
+    "module": "os",
+    "registered_name": "system",
+    "config": {"function": {"class_name": "__lambda__", "config": {"code": "4wEAAA=="}}, "name": "id"},
+}
+ATTACKS = {  # layers in files that a stranger made, and what the refusal says
+    "Keras's Lambda": (KERAS, r"\{'class_name': 'Lambda', .*is no layer"),
+    "Keras's Lambda under a name of ours": (DENSE | KERAS, "Dense has 'class_name', 'config', 'module', 'registered_n"),
+    "a module and a function": (DENSE | {"layer": "os.system"}, "layer 'os.system' is unknown"),
+    "a dict for a name": (DENSE | {"layer": {"module": "os", "name": "system"}}, "has no name under 'layer'"),
+    "a function of the package's": (DENSE | {"layer": "use_backend"}, "layer 'use_backend' is unknown"),
+    "the base class": (DENSE | {"layer": "Layer"}, "layer 'Layer' is unknown"),
+    "a switch for safety": (DENSE | {"safe_mode": False}, "Dense has 'safe_mode'; expected layer, settings, trainable"),
+    "a callable for a setting": (
+        DENSE | {"settings": DENSE["settings"] | {"initializer": "builtins.eval"}},
+        "no initializer 'builtins.eval'",
+    ),
+    "a setting too many": (DENSE | {"settings": DENSE["settings"] | {"__class__": "os"}}, "__class__"),
+    "settings that are none": (DENSE | {"settings": ["os"]}, "settings are"),
+    "more than any memory": (DENSE | {"settings": GREEDY}, r"expected .1099511627776, 1099511627776."),
+    "more statistics than any memory": (
+        {"layer": "BatchNorm", "settings": {"features": 2**40}, "trainable": True},
+        "params.0.beta, params.0.gamma, state.0.mean, state.0.var missing",
+    ),
+    "frozen and not": (DENSE | {"settings": DENSE["settings"] | {"trainable": False}}, "trainable is True"),
+    "trainable by a word": (DENSE | {"trainable": "yes"}, "trainable is 'yes', expected true or false"),
+    "a nest with settings": ({"layer": "Sequential", "layers": [DENSE], "settings": {}}, "Sequential has 'settings'"),
+    "a nest without layers": ({"layer": "Sequential", "layers": None}, "layers are None, expected a list"),
+}
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_an_attack_is_refused_by_name_and_takes_no_memory(tmp_path, kind):
+    layer, message = ATTACKS[kind]
+    path = tmp_path / "net.safetensors"
+    initialized("dense").save(path)
+    resaved(path, network=layers(layer))
+    tracemalloc.start()
+    try:
+        with pytest.raises(xn.FormatError, match=rf"(?s)^{path} is not a sound file: .*{message}"):
+            xn.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.numpy_only
+def test_loading_draws_no_numbers(tmp_path, monkeypatch):
+    net = initialized("dropout")
+    net.save(tmp_path / "net.safetensors")
+    monkeypatch.setattr(xn.Dense, "initial_params", None)
+    monkeypatch.setattr("xpnet.files.streams", lambda seed: (None, "the order", None))
+    again = xn.load(tmp_path / "net.safetensors")
+    assert bits(again.params, again.backend) == bits(net.params, net.backend)
+    assert again.rng == "the order"
+
+
+@pytest.mark.numpy_only
+def test_the_order_of_rows_after_loading_is_a_new_networks(tmp_path):
+    initialized("dense").save(tmp_path / "net.safetensors")
+    assert xn.load(tmp_path / "net.safetensors").rng.random() == NETWORKS["dense"]().initialize(seed=0).rng.random()
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (["Scale"], TypeError, "custom_layers are classes of layers, Sequential aside, got 'Scale'"),
+        ([dict], TypeError, "custom_layers are classes of layers"),
+        ([xn.Sequential], TypeError, "Sequential aside"),
+        ([Scale(3)], TypeError, "custom_layers are classes of layers"),
+        ([type("Dense", (Scale,), {})], ValueError, "custom_layers has another Dense than xpnet's"),
+        ([type("Sequential", (Scale,), {})], ValueError, "another Sequential"),
+        ([Scale, type("Scale", (Scale,), {})], ValueError, "another Scale"),
+    ],
+)
+def test_custom_layers_that_are_none_or_ambiguous_are_not_blamed_on_the_file(tmp_path, given, error, message):
+    initialized("dense").save(tmp_path / "net.safetensors")
+    with pytest.raises(error, match=message) as caught:
+        xn.load(tmp_path / "net.safetensors", custom_layers=given)
+    assert not isinstance(caught.value, xn.FormatError)
+
+
+class Own(xn.Dense):
+    """Other arrays than its base's."""
+
+    def initial_params(self, rng):
+        return super().initial_params(rng) | {"more": np.ones(2)}
+
+
+class Half(xn.Dense):
+    """Its base's arrays."""
+
+    def forward(self, x, training=False):
+        return super().forward(0.5 * x, training)
+
+
+@pytest.mark.numpy_only
+def test_a_subclass_has_its_own_shapes(tmp_path):
+    net = xn.Sequential(Own(6, 4), Half(4, 3)).initialize()
+    net.save(tmp_path / "net.safetensors")
+    again = xn.load(tmp_path / "net.safetensors", custom_layers=[Own, Half])
+    assert bits(again.params, again.backend) == bits(net.params, net.backend)
+    assert Half.param_shapes is xn.Dense.param_shapes
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_shapes_that_a_layer_tells_are_those_of_its_arrays(network):
+    net = NETWORKS[network]()
+    net.initialize()
+    assert net.param_shapes() == {k: a.shape for k, a in net.params.items()}
+    assert net.state_shapes() == {k: a.shape for k, a in net.state.items()}
+
+
+WATCHED = """
+import pathlib, sys
+import xpnet as xn
+from xpnet.files import load_torch
+xn.load(sys.argv[1])
+good = load_torch(xn.Sequential(xn.Dense(6, 4)).initialize(), sys.argv[2])
+seen, refused = [], 0
+events = (
+    "import", "exec", "compile", "marshal.loads", "pickle.find_class", "code.__new__", "ctypes.dlopen", "os.exec",
+    "os.fork", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen", "socket.__new__", "os.rename", "os.remove"
+)
+sys.addaudithook(lambda event, arguments: seen.append((event, arguments)) if event in events else None)
+for path in sorted(pathlib.Path(sys.argv[3]).iterdir()):
+    for load in (xn.load, lambda path: load_torch(good, path)):
+        try:
+            load(path)
+        except xn.FormatError:
+            refused += 1
+xn.load(sys.argv[1])
+load_torch(good, sys.argv[2])
+found = list(seen)
+exec("1")  # and the hook does see
+print(refused, found, len(seen) > len(found))
+"""
+
+
+@pytest.mark.numpy_only
+def test_loading_imports_nothing_and_starts_no_process(tmp_path):
+    net = initialized("dense")
+    net.save(tmp_path / "net.safetensors")
+    save_torch(net, tmp_path / "torch.safetensors")
+    folder = tmp_path / "unsound"
+    folder.mkdir()
+    for i, kind in enumerate(UNSOUND | ATTACKS):
+        path = folder / f"{i}.safetensors"
+        net.save(path)
+        if kind in UNSOUND:
+            UNSOUND[kind][0](path)
+        else:
+            resaved(path, network=layers(ATTACKS[kind][0]))
+    command = [sys.executable, "-c", WATCHED, tmp_path / "net.safetensors", tmp_path / "torch.safetensors", folder]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert (done.stderr, done.stdout) == ("", f"{2 * len(UNSOUND | ATTACKS)} [] True\n")
+
+
+@pytest.mark.numpy_only
+def test_loading_takes_the_file_and_little_more_memory(tmp_path):
+    net = xn.Sequential(*(xn.Dense(1000, 1000) for _ in range(8))).initialize()
+    path = tmp_path / "net.safetensors"
+    tracemalloc.start()
+    try:
+        net.save(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+        again = xn.load(path)
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size + 2**20
+    finally:
+        tracemalloc.stop()
+    assert again.parameter_count == net.parameter_count
+
+
+@pytest.mark.numpy_only
+def test_statistics_do_not_keep_the_files_memory_once_the_parameters_are_trained(tmp_path):
+    initialized("dropout").save(tmp_path / "net.safetensors")
+    state = xn.load(tmp_path / "net.safetensors").state
+    assert len(state) == 2
+    for a in state.values():
+        while a.base is not None:
+            a = a.base
+        assert a.nbytes == 8
+
+
+# --- files of before --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_golden_file_loads_to_exact_values(lib, name):
+    expected = GOLDEN[name]()
+    net = xn.load(FOLDER / f"{name}.safetensors", lib.name, lib.device)
+    assert (repr(net), leaves(net), net.dtype) == (repr(expected), leaves(expected), expected.dtype)
+    assert bits(net.params, lib.backend) == bits(expected.params, expected.backend)
+    assert bits(net.state, lib.backend) == bits(expected.state, expected.backend)
+    x = numbers(0, (3, *net.input_shape))
+    lib.agrees(net.predict(x), expected.predict(x), rtol=1e-6 if net.dtype == "float32" else 1e-12)
+
+
+@pytest.mark.numpy_only
+def test_every_golden_file_is_read_and_a_file_of_today_is_as_its_version_says(tmp_path):
+    assert {path.stem for path in FOLDER.glob("[0-9]*.safetensors")} == GOLDEN.keys()
+    for name in GOLDEN:
+        if name.startswith(f"{VERSION}-"):
+            GOLDEN[name]().save(tmp_path / name)
+            assert (tmp_path / name).read_bytes() == (FOLDER / f"{name}.safetensors").read_bytes(), name
+
+
 # --- saving, whole or not at all --------------------------------------------------------------------------------------
 
 
@@ -299,7 +525,7 @@ def test_saving_where_it_cannot_is_an_os_error(tmp_path):
 
 
 def refuse(*arguments):
-    raise OSError("no space left on device")
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def interrupt(*arguments):
@@ -328,6 +554,15 @@ def test_a_network_that_cannot_be_saved_touches_no_file(tmp_path):
         xn.Sequential(xn.Dense(6, 4)).save(path)
     with pytest.raises(TypeError, match="Scale"):  # whose setting is nothing that JSON knows
         xn.Sequential(Scale(6, start=np.float32(0.5))).initialize().save(path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.numpy_only
+def test_a_sequential_of_ones_own_cannot_be_saved(tmp_path):
+    twice = type("Twice", (xn.Sequential,), {})
+    for net in (twice(xn.Dense(6, 4)), xn.Sequential(twice(xn.Dense(6, 4)))):
+        with pytest.raises(TypeError, match="Twice is a Sequential of its own, and its layers alone would be saved"):
+            net.initialize().save(tmp_path / "net.safetensors")
     assert os.listdir(tmp_path) == []
 
 

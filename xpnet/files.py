@@ -1,64 +1,50 @@
-"""Model files: architecture, parameters and running statistics in one safetensors file. Loading runs nothing in it."""
+"""Model files: architecture, parameters and running statistics in one signed safetensors file (`container`).
 
-import contextlib
-import os
-from collections.abc import Sequence
+The metadata: `format` "xpnet", `version` "1", and `network`, JSON: {"dtype": ..., "layers": [...]}, a layer being
+{"layer": "Dense", "settings": {...}, "trainable": true} or {"layer": "Sequential", "layers": [...]}. The arrays:
+"params.0.weight", "state.1.mean", ... Loading runs nothing that a file says: a layer's name is looked up in a table.
+
+And PyTorch's: the state dict of a `torch.nn.Sequential` of the same layers, in a safetensors file.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .backend import Backend
-from .container import FormatError
+from . import container, plain_json
+from .backend import DTYPES, Backend
+from .container import FormatError, Path
 from .layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
 from .layers.base import Layer
 from .layers.batchnorm import BatchNorm
 from .layers.dense import Dense
 from .layers.dropout import Dropout
-from .network import Sequential, resolve
+from .network import Sequential, resolve, streams
 
 FORMAT = "xpnet"
 VERSION = "1"
-Path = str | os.PathLike[str]
 LAYERS: tuple[type[Layer], ...] = (Dense, BatchNorm, Dropout, Sigmoid, Tanh, ReLU, LeakyReLU, ELU, Softmax)
 
-
-# what building from an unsound description raises
-UNSOUND = ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError, OverflowError
+# what building from an unsound description raises, constructors of one's own layers included
+UNSOUND = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError, MemoryError,
+)  # fmt: skip
 
 
 def save(net: Sequential, path: Path) -> None:
     """Write `net` to `path`, whole or not at all. OSError where the file system refuses."""
-    import json
-    import tempfile
-
-    from safetensors.numpy import save as to_bytes
-
     host = net.backend.to_numpy
     arrays = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
     try:
-        network = json.dumps({"dtype": net.dtype, "layers": describe(net)})
-    except (TypeError, AttributeError) as error:
+        network = plain_json.dumps({"dtype": net.dtype, "layers": describe(net)})
+    except (TypeError, ValueError, AttributeError) as error:
         raise TypeError(
             f"save: {net!r} cannot be described in JSON: {error}; keep each of the constructor's arguments, plain "
             "numbers and names, as an attribute of its name"
         ) from error
-    header = {"format": FORMAT, "version": VERSION, "network": network}
-    data = to_bytes({k: np.array(host(a), order="C") for k, a in arrays.items()}, metadata=header)
-    folder, name = os.path.split(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are for the owner alone
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    metadata = {"format": FORMAT, "version": VERSION, "network": network}
+    container.write(path, {name: host(a) for name, a in arrays.items()}, metadata)
 
 
 def load(
@@ -70,33 +56,52 @@ def load(
     """The network in a file that `save` wrote, on `backend`.
 
     Layers come from this package and from `custom_layers`, classes of your own; nothing that a file names is imported.
+    Arrays are held against the shapes that the layers' settings say before anything is made of them. A class of your
+    own gets its settings from the file, and unless it has a `param_shapes`, makes its initial parameters once: have it
+    check its settings, if your files come from strangers.
+
     Raises FormatError for anything that is not such a file, OSError where it cannot be read.
     """
-    import json
-
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as from_bytes
-
-    with open(path, "rb") as file:
-        data = file.read()
     place = resolve(backend, device)
+    table = known(custom_layers)
+    arrays, metadata = container.read(path)
     try:
-        arrays = from_bytes(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-        if header.get("format") != FORMAT:
-            raise ValueError("it does not say that it holds an xpnet network")
-        if header.get("version") != VERSION:
-            raise ValueError(f"format version {header.get('version')!r}, this xpnet reads {VERSION!r}")
-        network = json.loads(header["network"])
-        net = Sequential(*build(network["layers"], {c.__name__: c for c in (*LAYERS, *custom_layers)}))
-        net.initialize(place, network["dtype"])
-        if strangers := [name for name in arrays if not name.startswith(("params.", "state."))]:
-            raise ValueError(f"it holds {', '.join(sorted(strangers))}, which is neither params nor state")
-        net.set_params({k.removeprefix("params."): a for k, a in arrays.items() if k.startswith("params.")})
-        net.set_state({k.removeprefix("state."): a for k, a in arrays.items() if k.startswith("state.")})
-    except (SafetensorError, *UNSOUND) as error:
+        net, dtype = restored(metadata, table)
+        check(net, dtype, arrays)
+    except UNSOUND as error:
         raise FormatError(path, error) from error
+
+    params = {k.removeprefix("params."): place.asarray(a, dtype) for k, a in arrays.items() if k.startswith("params.")}
+    state = {  # copied: alone, they would keep the whole file's buffer once the parameters are trained
+        k.removeprefix("state."): place.asarray(a.copy(), a.dtype) for k, a in arrays.items() if k.startswith("state.")
+    }
+    net.hold(place, dtype, {k: params[k] for k in net.param_shapes()}, {k: state[k] for k in net.state_shapes()})
+    net.rng = streams(0)[1]
     return net
+
+
+def known(custom_layers: Sequence[type[Layer]]) -> dict[str, type[Layer]]:
+    """The classes that a file may name. ValueError where two have one name."""
+    table = {cls.__name__: cls for cls in LAYERS}
+    for cls in custom_layers:
+        if not isinstance(cls, type) or not issubclass(cls, Layer) or issubclass(cls, Sequential):
+            raise TypeError(f"load: custom_layers are classes of layers, Sequential aside, got {cls!r}")
+        if table.setdefault(cls.__name__, cls) is not cls or cls.__name__ == "Sequential":
+            raise ValueError(f"load: custom_layers has another {cls.__name__} than xpnet's or the one before")
+    return table
+
+
+def restored(metadata: Mapping[str, str], table: Mapping[str, type[Layer]]) -> tuple[Sequential, str]:
+    """The network that the metadata describe, as yet without arrays, and its dtype."""
+    if metadata.get("format") != FORMAT:
+        raise ValueError("it does not say that it holds an xpnet network")
+    if metadata.get("version") != VERSION:
+        raise ValueError(f"format version {metadata.get('version')!r:.80}, this xpnet reads {VERSION!r}")
+    only("its metadata", metadata, {"format", "version", "network"})
+    network = only("its network", plain_json.loads(metadata["network"]), {"dtype", "layers"})
+    if network["dtype"] not in DTYPES:
+        raise ValueError(f"its network has dtype {network['dtype']!r:.80}; there are {', '.join(DTYPES)}")
+    return Sequential(*build(network["layers"], table)), network["dtype"]
 
 
 def describe(net: Sequential) -> list[dict[str, Any]]:
@@ -106,21 +111,149 @@ def describe(net: Sequential) -> list[dict[str, Any]]:
     return [
         {"layer": "Sequential", "layers": describe(layer)}
         if isinstance(layer, Sequential)
-        else {"layer": type(layer).__name__, "settings": layer.settings(), "trainable": layer.trainable}
+        else {"layer": type(layer).__name__, "settings": layer.settings(), "trainable": bool(layer.trainable)}
         for layer in net.layers
     ]
 
 
-def build(described: Sequence[dict[str, Any]], table: dict[str, type[Layer]]) -> list[Layer]:
+def build(described: object, table: Mapping[str, type[Layer]]) -> list[Layer]:
     """`describe` undone, with the classes in `table`."""
+    if not isinstance(described, list):
+        raise ValueError(f"layers are {described!r:.80}, expected a list")
     layers: list[Layer] = []
     for item in described:
-        name = item["layer"]
+        name = item.get("layer") if isinstance(item, dict) else None
+        if not isinstance(name, str):
+            raise ValueError(f"{item!r:.200} is no layer: it has no name under 'layer'")
         if name == "Sequential":
-            layers.append(Sequential(*build(item["layers"], table)))
-        elif name in table:
-            layers.append(table[name](**item["settings"]))
-            layers[-1].trainable = bool(item.get("trainable", True))
-        else:
-            raise ValueError(f"layer {name!r} is unknown; if it is yours, pass its class in custom_layers=[...]")
+            layers.append(Sequential(*build(only(name, item, {"layer", "layers"})["layers"], table)))
+            continue
+        if name not in table:
+            raise ValueError(f"layer {name!r:.80} is unknown; if it is yours, pass its class in custom_layers=[...]")
+        only(name, item, {"layer", "settings", "trainable"})
+        settings, trainable = item["settings"], item["trainable"]
+        if not isinstance(settings, dict):
+            raise ValueError(f"{name}: settings are {settings!r:.80}, expected an object")
+        if not isinstance(trainable, bool) or settings.get("trainable", trainable) != trainable:
+            raise ValueError(f"{name}: trainable is {trainable!r:.80}, expected true or false, as in its settings")
+        layers.append(table[name](**settings))
+        layers[-1].trainable = trainable
     return layers
+
+
+def only(who: str, given: object, names: set[str]) -> Any:
+    """`given`, a dict with these names and no others."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{who} is {given!r:.80}, expected {', '.join(sorted(names))}")
+    if given.keys() != names:
+        strange = ", ".join(f"{name!r:.80}" for name in sorted(given.keys() - names)) or "less"
+        raise ValueError(f"{who} has {strange}; expected {', '.join(sorted(names))}")
+    return given
+
+
+def check(net: Sequential, dtype: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse arrays that are not exactly those that the network has by its settings, finite. Makes none of its own."""
+    shapes = {f"params.{k}": shape for k, shape in net.param_shapes().items()}
+    shapes |= {f"state.{k}": shape for k, shape in net.state_shapes().items()}
+    if missing := shapes.keys() - arrays.keys():
+        raise ValueError(f"{', '.join(sorted(missing)):.200} missing")
+    if strangers := arrays.keys() - shapes.keys():
+        raise ValueError(f"it holds {', '.join(sorted(strangers)):.200}, which its network has not")
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}, expected {shape}")
+    start = net.initial_state(np.random.default_rng(0))  # no larger than what the file has, as is known by now
+    whole = {f"state.{k}": a.dtype.name for k, a in start.items() if a.dtype.kind != "f"}
+    for name, a in arrays.items():
+        if a.dtype.name != (expected := whole.get(name, dtype)):
+            raise ValueError(f"{name} has dtype {a.dtype.name}, expected {expected}")
+        if a.size and not (np.isfinite(a.min()) and np.isfinite(a.max())):  # both are NaN where any entry is
+            raise ValueError(f"{name} has NaN or infinite entries")
+
+
+# --- PyTorch's state dicts --------------------------------------------------------------------------------------------
+
+TORCH: dict[type[Layer], dict[str, str]] = {
+    Dense: {"weight": "weight", "bias": "bias"},
+    BatchNorm: {"gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"},
+}
+COUNTER = "num_batches_tracked"
+
+
+def load_torch(net: Sequential, path: Path) -> Sequential:
+    """Set the arrays of `net` from the state dict of the matching `torch.nn.Sequential`; returns the network.
+
+    `safetensors.torch.save_file(model.state_dict(), path)` writes such a file. Matching is a model whose layer i is
+    torch's twin of layer i: Linear of Dense, its weight transposed, BatchNorm1d of BatchNorm, any without arrays of an
+    activation or Dropout, and Sequential of Sequential. Numbers are converted to the network's dtype; `net` must be
+    initialized, and is unchanged where anything fails.
+
+    A state dict has no settings: eps, momentum, slopes and rates are the network's own. For the predictions of torch's
+    defaults say `BatchNorm(features, momentum=0.9, eps=1e-5)`, `LeakyReLU(0.01)` and `ELU(1.0)`; torch's momentum=0.1
+    is 0.9 here. Trained on, they differ: torch's running variance has N - 1 where ours has N below the sum, and starts
+    from ones where ours starts from the first batch.
+
+    Raises FormatError for a file that is not exactly that, TypeError for a network with a layer that torch has not.
+    """
+    host = net.backend.to_numpy
+    theirs = torch_names(net)
+    arrays, _ = container.read(path, signed=False)
+    own = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
+    counters = {name.rpartition(".")[0] + f".{COUNTER}" for name in theirs.values() if name.endswith("running_mean")}
+    found = {}
+    try:
+        expected = counters | set(theirs.values())
+        if missing := expected - arrays.keys():
+            raise ValueError(f"{', '.join(sorted(missing)):.200} missing, of a state dict that matches {net!r:.200}")
+        if strangers := arrays.keys() - expected:
+            raise ValueError(f"it holds {', '.join(sorted(strangers)):.200}, which {net!r:.200} has not")
+        for counter in counters:
+            if arrays[counter].shape != () or arrays[counter].dtype != np.int64:
+                raise ValueError(
+                    f"{counter} is {arrays[counter].dtype} of shape {arrays[counter].shape}, not an int64 of no axes"
+                )
+        for name, other in theirs.items():
+            a = arrays[other]
+            if a.dtype.kind != "f":
+                raise ValueError(f"{other} has dtype {a.dtype.name}, expected floating point")
+            if a.shape != (shape := tuple(own[name].shape)[::-1]):
+                raise ValueError(f"{other} has shape {a.shape}, expected {shape}")
+            with np.errstate(over="ignore"):
+                found[name] = a.T.astype(net.dtype)
+            if not np.isfinite(found[name]).all():
+                raise ValueError(f"{other} has entries that are NaN or infinite in {net.dtype}")
+    except ValueError as error:
+        raise FormatError(path, error) from None
+    params = {k: found[f"params.{k}"] for k in net.params}
+    state = {k: found.get(f"state.{k}", host(a)) for k, a in net.state.items()}
+    net.set_params(params)
+    net.set_state(state)
+    return net
+
+
+def save_torch(net: Sequential, path: Path) -> None:
+    """Write the state dict of the `torch.nn.Sequential` that matches `net`, as `load_torch` says.
+
+    `model.load_state_dict(safetensors.torch.load_file(path))` takes it. torch's count of batches, which it looks at
+    only where its momentum is None, is 0 for statistics as they start and else 1. Raises TypeError for a network with
+    a layer that torch has not, OSError where the file system refuses.
+    """
+    host = net.backend.to_numpy
+    own = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
+    arrays = {other: host(own[name]).T for name, other in torch_names(net).items()}
+    for name in [name for name in arrays if name.endswith("running_mean")]:
+        prefix = name.removesuffix("running_mean")
+        fresh = (arrays[name] == 0).all() and (arrays[f"{prefix}running_var"] == 1).all()
+        arrays[f"{prefix}{COUNTER}"] = np.array(0 if fresh else 1)
+    container.write(path, arrays, {"format": "pt"})
+
+
+def torch_names(net: Sequential) -> dict[str, str]:
+    """From the names in a model file, "params.0.weight", to torch's. Dropout's key has none, and needs none."""
+    names = {}
+    for prefix, layer in net.leaves():
+        if type(layer) not in TORCH and type(layer) is not Dropout and (layer.params or layer.state):
+            raise TypeError(f"layer {prefix}, {layer!r}, has arrays for which PyTorch has no names")
+        for key, other in TORCH.get(type(layer), {}).items():
+            names[f"{'params' if key in layer.params else 'state'}.{prefix}.{key}"] = f"{prefix}.{other}"
+    return names

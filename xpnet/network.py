@@ -17,7 +17,7 @@ from .optimizers import Optimizer, Slots
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-    from .files import Path
+    from .container import Path
 
 
 class Sequential(Layer):
@@ -36,8 +36,7 @@ class Sequential(Layer):
         self.layers = layers
         leaves = self.leaves()
         for i, (name, layer) in enumerate(leaves):
-            rng = np.random.default_rng(0)
-            if any(layer is o for _, o in leaves[:i]) and (layer.initial_params(rng) or layer.initial_state(rng)):
+            if any(layer is o for _, o in leaves[:i]) and (layer.param_shapes() or layer.state_shapes()):
                 raise ValueError(
                     f"Sequential: layer {name}, {layer!r}, stands in it twice; its arrays cannot be shared"
                 )
@@ -123,6 +122,12 @@ class Sequential(Layer):
     def trainable(self, value: bool) -> None:
         for layer in self.layers:
             layer.trainable = value
+
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {f"{i}.{k}": shape for i, layer in enumerate(self.layers) for k, shape in layer.param_shapes().items()}
+
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {f"{i}.{k}": shape for i, layer in enumerate(self.layers) for k, shape in layer.state_shapes().items()}
 
     def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
         return {f"{i}.{k}": v for i, layer in enumerate(self.layers) for k, v in layer.initial_params(rng).items()}
@@ -244,8 +249,7 @@ class Sequential(Layer):
         numbers are drawn on the host in float64: one `seed` gives the same network on every backend.
         """
         place = resolve(backend, device)
-        rng = np.random.default_rng(seed)
-        shuffling, statistics = rng.spawn(2)
+        rng, shuffling, statistics = streams(seed)
         self.place(place, dtype, self.initial_params(rng), self.initial_state(statistics))
         self.rng = shuffling
         return self
@@ -272,10 +276,13 @@ class Sequential(Layer):
         if params:
             flat = backend.asarray(np.concatenate([arrays[key].ravel() for key in params]), name)
             placed = dict(zip(params, ops.split(flat, [arrays[key].shape for key in params]), strict=True))
-        statistics = {key: backend.asarray(arrays[key]) for key in state}
-        self._belong(backend, name)  # nothing fails from here on
-        self.assign_params(placed)
-        self.assign_state(statistics)
+        self.hold(backend, name, placed, {key: backend.asarray(arrays[key]) for key in state})
+
+    def hold(self, backend: Backend, dtype: str, params: dict[str, Array], state: dict[str, Array]) -> None:
+        """Take these sound arrays of the backend and dtype as they are. Nothing fails here."""
+        self._belong(backend, dtype)
+        self.assign_params(params)
+        self.assign_state(state)
 
     def _belong(self, backend: Backend, dtype: str) -> None:
         self._backend, self.dtype = backend, dtype
@@ -418,11 +425,27 @@ class Sequential(Layer):
 
         save(self, path)
 
+    def export_onnx(self, path: "Path") -> None:
+        """Write inference to an ONNX file, from "x" (N, features) to "y", any N; needs the extra `onnx`.
+
+        Raises TypeError for a layer that ONNX has no operator for, such as one's own.
+        """
+        from .onnx_export import export_onnx
+
+        export_onnx(self, path)
+
+
+def streams(seed: int) -> "tuple[Generator, Generator, Generator]":
+    """The random numbers of a seed: for parameters, for the order of rows, for statistics."""
+    rng = np.random.default_rng(seed)
+    shuffling, statistics = rng.spawn(2)
+    return rng, shuffling, statistics
+
 
 def count(layer: Layer) -> int:
     """How many numbers a layer's parameters hold, or will hold once it is initialized."""
-    params = layer.params or layer.initial_params(np.random.default_rng(0))
-    return sum(math.prod(np.shape(a)) for a in params.values())
+    shapes = {name: tuple(a.shape) for name, a in layer.params.items()} or layer.param_shapes()
+    return sum(map(math.prod, shapes.values()))
 
 
 def resolve(backend: str | Backend | None, device: Any) -> Backend:

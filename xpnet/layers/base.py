@@ -40,6 +40,12 @@ class Layer(Configured, ABC):
     input_shape: Shape | None = None  # without the batch, where the layer takes one shape only
     smallest_batch: int = 1  # that it can be trained on
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for shapes, arrays in (("param_shapes", "initial_params"), ("state_shapes", "initial_state")):
+            if arrays in vars(cls) and shapes not in vars(cls):  # other arrays than its base's, and other shapes
+                setattr(cls, shapes, vars(Layer)[shapes])
+
     def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
         """The parameters to start from, NumPy arrays drawn from `rng`; {} if there are none."""
         return {}
@@ -47,6 +53,14 @@ class Layer(Configured, ABC):
     def initial_state(self, rng: "Generator") -> dict[str, np.ndarray]:
         """The running statistics to start from; {} if there are none."""
         return {}
+
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of `initial_params`; worth giving where one's own layer is large, since here they are drawn."""
+        return {name: np.shape(a) for name, a in self.initial_params(np.random.default_rng(0)).items()}
+
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of `initial_state`."""
+        return {name: np.shape(a) for name, a in self.initial_state(np.random.default_rng(0)).items()}
 
     @abstractmethod
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:

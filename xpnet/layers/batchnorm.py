@@ -44,6 +44,12 @@ class BatchNorm(Layer):
     def smallest_batch(self) -> int:  # type: ignore[override]
         return 2 if self.trainable else 1
 
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"gamma": (self.features,), "beta": (self.features,)}
+
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"mean": (self.features,), "var": (self.features,)}
+
     def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
         return {"gamma": np.ones(self.features), "beta": np.zeros(self.features)}
 

@@ -41,6 +41,9 @@ class Dense(Layer):
             raise ValueError(f"Dense: no initializer {initializer!r}; there are {', '.join(INITIALIZERS)}")
         self.input_shape = (self.in_features,)
 
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.in_features, self.out_features), "bias": (self.out_features,)}
+
     def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
         shape = self.in_features, self.out_features
         return {"weight": INITIALIZERS[self.initializer](rng, shape), "bias": np.zeros(self.out_features)}

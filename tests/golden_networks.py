@@ -1,0 +1,49 @@
+"""The networks whose files are in `golden/`, written once and kept: what was saved must load for good.
+
+`python tests/golden_networks.py NAME` writes a new one, when the format gets a new version; those of the versions
+before stay as they are.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import xpnet as xn
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+def filled(net, dtype):
+    """With numbers that both dtypes hold exactly, and that are told by a formula."""
+    net.initialize("numpy", dtype)
+    net.set_params({name: numbers(i, a.shape) for i, (name, a) in enumerate(net.params.items())})
+    state = {name: numbers(i, a.shape) ** 2 + 0.5 for i, (name, a) in enumerate(net.state.items())}
+    net.set_state(state | {name: np.array([20261124, 7], "int32") for name in state if name.endswith("key")})
+    return net
+
+
+def numbers(i, shape):
+    return (np.arange(np.prod(shape)).reshape(shape) % 11 - 5) / 8 + i / 4
+
+
+GOLDEN = {
+    "1-every-layer": lambda: filled(
+        xn.Sequential(
+            xn.Dense(4, 3, initializer="he_normal"),
+            xn.Sequential(xn.BatchNorm(3, momentum=0.5, eps=0.25), xn.Sigmoid(), xn.Dropout(0.25)),
+            xn.Dense(3, 5, trainable=False),
+            xn.Tanh(),
+            xn.ReLU(),
+            xn.LeakyReLU(0.125),
+            xn.ELU(0.75),
+            xn.Softmax(),
+        ),
+        "float32",
+    ),
+    "1-float64": lambda: filled(xn.Sequential(xn.BatchNorm(3, trainable=False), xn.Dense(3, 2)), "float64"),
+}
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        GOLDEN[name]().save(FOLDER / f"{name}.safetensors")

@@ -1,0 +1,127 @@
+"""Networks as ONNX files, run under onnxruntime to the same predictions."""
+
+import sys
+
+import numpy as np
+import pytest
+from cases import FEATURES, LAYERS, Scale, ready, tutorial_network
+
+import xpnet as xn
+
+pytestmark = pytest.mark.numpy_only
+onnx_only = pytest.mark.onnx_only
+
+# ours and theirs round in another order: float32's epsilon times the terms of the longest sum, and room; in float64
+# ONNX keeps eps and alpha as float32
+TOLERANCE = {"float32": 1e-6, "float64": 3e-8}
+
+
+def run(path, x):
+    import onnxruntime
+
+    (y,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    return y
+
+
+def agree(net, path, features, scale=1.0):
+    net.export_onnx(path)
+    rng = np.random.default_rng(1)
+    for n in (1, 2, 37):  # any number of rows
+        x = (scale * rng.normal(size=(n, features))).astype(net.dtype)
+        expected = net.predict(x)
+        y = run(path, x)
+        assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
+        np.testing.assert_allclose(y, expected, rtol=0, atol=TOLERANCE[net.dtype])
+
+
+@onnx_only
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", [kind for kind in LAYERS if kind != "a user's"])
+def test_every_layer_predicts_the_same_under_onnxruntime(tmp_path, kind, dtype):
+    layer = ready(LAYERS[kind](), dtype=dtype)
+    net = layer if isinstance(layer, xn.Sequential) else xn.Sequential(layer)
+    net.hold(xn.get_backend("numpy"), dtype, net.params, net.state)
+    agree(net, tmp_path / "net.onnx", FEATURES)
+
+
+def test_every_layer_of_the_package_is_in_the_table():
+    from xpnet.files import LAYERS as SAVED
+    from xpnet.onnx_export import OPERATORS
+
+    assert OPERATORS.keys() == set(SAVED)
+
+
+@onnx_only
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_trained_network_predicts_the_same_under_onnxruntime(tmp_path, digits, dtype):
+    x, y = digits
+    net = tutorial_network().initialize(dtype=dtype)
+    net.fit(x[:500], y[:500], loss=xn.SoftmaxCrossEntropy(), optimizer=xn.Adam(0.01), epochs=5)
+    probable = xn.Sequential(net, xn.Softmax())
+    probable.hold(net.backend, dtype, probable.params, probable.state)
+    agree(probable, tmp_path / "net.onnx", 64)
+
+
+@onnx_only
+def test_a_network_without_layers_gives_back_what_it_got(tmp_path):
+    net = xn.Sequential(xn.Dropout(0.5), xn.Sequential()).initialize()
+    agree(net, tmp_path / "net.onnx", 3)
+
+
+@onnx_only
+def test_the_file_says_any_number_of_rows(tmp_path):
+    import onnx
+
+    tutorial_network().initialize().export_onnx(tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    (x,), (y,) = model.graph.input, model.graph.output
+    shapes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (x, y)]
+    assert shapes == [["N", 64], ["N", 10]]
+
+
+@onnx_only
+def test_a_network_too_large_for_the_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("xpnet.onnx_export.SIZE_LIMIT", 100)
+    with pytest.raises(ValueError, match="the parameters take 112 bytes; an ONNX file holds at most 100"):
+        xn.Sequential(xn.Dense(6, 4)).initialize().export_onnx(tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@onnx_only
+@pytest.mark.parametrize("place", ["outside", "nested"])
+def test_a_layer_of_ones_own_is_refused_by_name(tmp_path, place):
+    layer = Scale(4) if place == "outside" else xn.Sequential(Scale(4))
+    net = xn.Sequential(xn.Dense(4, 4), layer).initialize()
+    with pytest.raises(TypeError, match=r"layer .*Scale\(4\), is a layer of your own, for which ONNX has no operator"):
+        net.export_onnx(tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Twice(xn.Sequential):
+    def forward(self, x, training=False):
+        return super().forward(super().forward(x)[0], training)
+
+
+class Bent(xn.ReLU):
+    def forward(self, x, training=False):
+        return super().forward(x - 1.0, training)
+
+
+@onnx_only
+@pytest.mark.parametrize("layer", [Twice(xn.Dense(4, 4)), Bent()])
+def test_a_subclass_with_ways_of_its_own_is_refused(tmp_path, layer):
+    with pytest.raises(TypeError, match=r"of its own|of your own"):
+        xn.Sequential(layer).initialize().export_onnx(tmp_path / "net.onnx")
+
+
+@onnx_only
+def test_a_network_that_is_not_initialized_says_so(tmp_path):
+    with pytest.raises(RuntimeError, match="initialize"):
+        xn.Sequential(xn.Dense(4, 4)).export_onnx(tmp_path / "net.onnx")
+
+
+def test_without_onnx_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match=r"export_onnx needs the onnx package: pip install 'xpnet\[onnx\]'"):
+        xn.Sequential(xn.Dense(4, 4)).initialize().export_onnx(tmp_path / "net.onnx")

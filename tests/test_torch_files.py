@@ -1,0 +1,174 @@
+"""State dicts of `torch.nn.Sequential`, read and written; on NumPy from a file that PyTorch wrote."""
+
+import re
+
+import numpy as np
+import pytest
+from golden_networks import FOLDER, numbers
+from safetensors.numpy import load_file, save_file
+
+import xpnet as xn
+from xpnet import container
+from xpnet.files import load_torch, save_torch
+
+FILE = FOLDER / "torch-sequential.safetensors"  # of PyTorch 2.13.0 and safetensors 0.8.0
+X = numbers(0, (3, 4))
+PREDICTED = [  # by PyTorch in float32, in eval mode
+    [0.4149959683418274, 0.5850040316581726],
+    [0.400680273771286, 0.5993197560310364],
+    [0.383402556180954, 0.6165974140167236],
+]
+
+
+def twin(dtype="float32", backend="numpy"):
+    """The network that matches the file."""
+    return xn.Sequential(
+        xn.Dense(4, 3),
+        xn.BatchNorm(3, momentum=0.9, eps=1e-5),
+        xn.Tanh(),
+        xn.Sequential(xn.Dense(3, 2), xn.Dropout(0.5)),
+        xn.Softmax(),
+    ).initialize(backend, dtype, seed=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_file_that_pytorch_wrote_gives_its_predictions(lib, dtype):
+    net = twin(dtype).to(lib.backend)
+    key = lib.to_numpy(net.state["3.1.key"])
+    assert load_torch(net, FILE) is net
+    lib.agrees(net.predict(X.astype(dtype)), np.array(PREDICTED, dtype), rtol=4e-7)
+    np.testing.assert_array_equal(lib.to_numpy(net.params["0.weight"]), load_file(FILE)["0.weight"].T)
+    np.testing.assert_array_equal(lib.to_numpy(net.state["1.var"]), load_file(FILE)["1.running_var"])
+    np.testing.assert_array_equal(lib.to_numpy(net.state["3.1.key"]), key)
+
+
+def test_what_is_written_back_is_what_was_read(lib, tmp_path):
+    net = load_torch(twin().to(lib.backend), FILE)
+    save_torch(net, tmp_path / "back.safetensors")
+    back, theirs = load_file(tmp_path / "back.safetensors"), load_file(FILE)
+    assert (theirs.pop("1.num_batches_tracked"), back.pop("1.num_batches_tracked")) == (42, 1)
+    assert back.keys() == theirs.keys()
+    for name, a in theirs.items():
+        np.testing.assert_array_equal(back[name], a, strict=True)
+    assert container.read(tmp_path / "back.safetensors")[1] == {"format": "pt"}
+
+
+@pytest.mark.numpy_only
+def test_statistics_as_they_start_count_as_no_batch(tmp_path):
+    save_torch(twin(), tmp_path / "new.safetensors")
+    assert load_file(tmp_path / "new.safetensors")["1.num_batches_tracked"] == 0
+
+
+SPOILT = {
+    "another program's": (lambda a: {"w": np.ones(3)}, "0.bias, 0.weight.* missing, of a state dict that matches"),
+    "without a bias": (lambda a: {k: v for k, v in a.items() if k != "0.bias"}, "0.bias missing"),
+    "without a count": (lambda a: {k: v for k, v in a.items() if "tracked" not in k}, "1.num_batches_tracked missing"),
+    "with a layer more": (lambda a: a | {"4.weight": np.ones(2, "f4")}, "it holds 4.weight, which Sequential"),
+    "not transposed": (
+        lambda a: a | {"0.weight": np.ones((4, 3), "f4")},
+        r"0.weight has shape \(4, 3\), expected \(3, 4\)",
+    ),
+    "whole numbers": (lambda a: a | {"0.bias": np.ones(3, "i4")}, "0.bias has dtype int32, expected floating"),
+    "NaN": (lambda a: a | {"0.bias": np.full(3, np.nan, "f4")}, "0.bias has entries that are NaN or infinite"),
+    "beyond float32": (lambda a: a | {"0.bias": np.full(3, 1e300)}, "infinite in float32"),
+    "a count that is none": (
+        lambda a: a | {"1.num_batches_tracked": np.ones(2, "i8")},
+        "1.num_batches_tracked is int64 of shape .2,., not an int64 of no axes",
+    ),
+}
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_file_that_does_not_match_is_refused_and_changes_nothing(tmp_path, kind):
+    spoil, message = SPOILT[kind]
+    net = twin()
+    before = {k: a.copy() for k, a in (net.params | net.state).items()}
+    save_file(spoil(load_file(FILE)), tmp_path / "net.safetensors")
+    with pytest.raises(
+        xn.FormatError, match=f"^{re.escape(str(tmp_path))}/net.safetensors is not a sound file: .*{message}"
+    ):
+        load_torch(net, tmp_path / "net.safetensors")
+    for name, a in (net.params | net.state).items():
+        np.testing.assert_array_equal(a, before[name])
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_other_floating_point_is_converted(tmp_path, dtype):
+    arrays = {k: a.astype(dtype) if a.dtype.kind == "f" else a for k, a in load_file(FILE).items()}
+    save_file(arrays, tmp_path / "net.safetensors")
+    again, net = load_torch(twin(), tmp_path / "net.safetensors"), load_torch(twin(), FILE)
+    for name, a in net.params.items():  # eighths, which all of them hold
+        np.testing.assert_array_equal(again.params[name], a, strict=True)
+
+
+class Scale(xn.Layer):
+    def initial_params(self, rng):
+        return {"scale": np.ones(1)}
+
+    def forward(self, x, training=False):
+        return x * self.params["scale"], x
+
+    def backward(self, dy, cache):
+        return dy * self.params["scale"], {"scale": (dy * cache).sum(keepdims=True)}
+
+
+@pytest.mark.numpy_only
+def test_a_layer_that_pytorch_has_not_is_refused(tmp_path):
+    net = xn.Sequential(xn.Dense(4, 3), Scale()).initialize()
+    for exchange in (load_torch, save_torch):
+        with pytest.raises(TypeError, match=r"layer 1, Scale\(\), has arrays for which PyTorch has no names"):
+            exchange(net, tmp_path / "net.safetensors")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError, match="initialize"):
+        load_torch(xn.Sequential(xn.Dense(4, 3)), FILE)
+
+
+@pytest.mark.torch_only
+def test_pytorch_and_xpnet_predict_the_same_both_ways(tmp_path):
+    import safetensors.torch
+    import torch
+
+    def model():
+        return torch.nn.Sequential(
+            torch.nn.Linear(6, 8),
+            torch.nn.BatchNorm1d(8),
+            torch.nn.Sequential(torch.nn.Sigmoid(), torch.nn.Dropout(0.3), torch.nn.Linear(8, 5)),
+            torch.nn.LeakyReLU(),
+            torch.nn.ELU(),
+            torch.nn.ReLU(),
+            torch.nn.Linear(5, 4),
+            torch.nn.Tanh(),
+            torch.nn.Softmax(dim=1),
+        ).double()
+
+    net = xn.Sequential(
+        xn.Dense(6, 8),
+        xn.BatchNorm(8, momentum=0.9, eps=1e-5),
+        xn.Sequential(xn.Sigmoid(), xn.Dropout(0.3), xn.Dense(8, 5)),
+        xn.LeakyReLU(0.01),
+        xn.ELU(1.0),
+        xn.ReLU(),
+        xn.Dense(5, 4),
+        xn.Tanh(),
+        xn.Softmax(),
+    ).initialize("torch", "float64")
+    torch.manual_seed(0)
+    x = torch.randn(50, 6, dtype=torch.float64)
+    theirs = model()
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.1)
+    for _ in range(5):  # so that statistics and parameters are none of the starting ones
+        optimizer.zero_grad()
+        theirs(x)[:, 0].sum().backward()
+        optimizer.step()
+    theirs.eval()
+    safetensors.torch.save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
+    load_torch(net, tmp_path / "theirs.safetensors")
+    torch.testing.assert_close(net.predict(x), theirs(x).detach(), rtol=1e-12, atol=1e-14)
+
+    save_torch(net, tmp_path / "ours.safetensors")
+    again = model()
+    again.load_state_dict(safetensors.torch.load_file(tmp_path / "ours.safetensors"))
+    again.eval()
+    torch.testing.assert_close(again(x), theirs(x), rtol=0, atol=0)

@@ -1,0 +1,104 @@
+"""The torture script: its short form holds, and each of its parts can fail."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xpnet as xn
+from xpnet import container
+
+pytestmark = [
+    pytest.mark.numpy_only,
+    pytest.mark.skipif(sys.platform == "win32", reason="it kills by signals and limits processes as Unix does"),
+]
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture
+def torture(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import torture
+
+    return torture
+
+
+def test_the_short_form_holds():
+    command = [sys.executable, "-W", "error", str(SCRIPTS / "torture.py"), "--short"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert list(lines) == ["mutations", "kills", "refusals"]
+    refused = {kind: int(n.replace(",", "")) for kind, n in re.findall(r"(\w+), refused ([\d,]+)", lines["mutations"])}
+    assert refused["flipped"] > 4_000
+    assert refused["forged"] > 700
+    assert refused["damaged"] > 500
+    assert "nothing imported, started or opened" in lines["mutations"]
+    assert lines["kills"].startswith("10 of 10 files sound")
+    assert lines["refusals"].startswith("12 of 12 refused")
+
+
+def test_a_reader_that_skips_the_signature_is_found(torture, tmp_path, monkeypatch):
+    read = container.read
+
+    def lenient(path):
+        arrays, metadata = read(path, signed=False)
+        metadata.pop("sha256", None)
+        return arrays, metadata
+
+    monkeypatch.setattr(container, "read", lenient)
+    with pytest.raises(torture.BrokenPromise, match="flipped by one bit: loaded"):
+        torture.mutations(tmp_path, 0, 0)
+
+
+def test_another_error_is_found(torture, tmp_path, monkeypatch):
+    read = container.read
+    networks = torture.networks()
+
+    def fails(path):
+        if fails.after:
+            fails.after -= 1
+            return read(path)
+        raise KeyError("header")
+
+    fails.after = len(networks)
+    monkeypatch.setattr(container, "read", fails)
+    with pytest.raises(torture.BrokenPromise, match=r"KeyError.'header'. instead of FormatError"):
+        torture.mutations(tmp_path, 0, 0)
+
+
+def test_a_reader_that_hoards_is_found(torture, tmp_path, monkeypatch):
+    read = container.read
+    monkeypatch.setattr(container, "read", lambda path: (bytearray(2**25), read(path))[1])
+    with pytest.raises(torture.BrokenPromise, match="MiB more than twice the file's"):
+        torture.mutations(tmp_path, 0, 0)
+
+
+def test_an_import_a_program_and_a_process_are_found(torture):
+    with torture.watched() as seen:
+        with pytest.raises(ModuleNotFoundError):
+            __import__("there_is_no_such_module")
+        exec("1 + 1")
+        subprocess.run([sys.executable, "-c", ""], check=True)
+    subprocess.run([sys.executable, "-c", ""], check=True)  # outside, nothing is looked for
+    events = [event.partition("(")[0] for event in seen]
+    assert {"import", "exec", "compile", "subprocess.Popen"} <= set(events)
+    assert events.count("subprocess.Popen") == 1
+
+
+def test_a_writer_in_place_is_found(torture, tmp_path, monkeypatch):
+    def write(path, arrays, metadata):
+        whole(path.with_suffix(".other"), arrays, metadata)
+        with open(path, "wb") as file:
+            file.write(path.with_suffix(".other").read_bytes())
+        path.with_suffix(".other").unlink()
+
+    whole = container.write
+    monkeypatch.setattr(container, "write", write)
+    with pytest.raises((torture.BrokenPromise, xn.FormatError)):
+        torture.kills(tmp_path, 40, 0)
+    with pytest.raises(torture.BrokenPromise):
+        torture.refusals(tmp_path, 1, 0)

@@ -1,0 +1,60 @@
+"""JSON that is read without trust: no repeated keys, no NaN or infinity, no depth or number of parts to exhaust us."""
+
+import math
+import re
+from typing import Any, NoReturn
+
+DEPTH_LIMIT = 64
+PARTS_LIMIT = 50_000  # opening brackets, colons and commas
+
+MARKS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]|[:,]', re.DOTALL)
+
+
+def loads(text: str) -> Any:
+    """The value in `text`. ValueError for what is not strict JSON, or deeper or larger than the limits."""
+    import json
+
+    _measure(text)
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+
+
+def dumps(value: Any) -> str:
+    """`value` as JSON that `loads` reads. TypeError and ValueError for what JSON has no words for, and for NaN."""
+    import json
+
+    text = json.dumps(value, allow_nan=False)
+    _measure(text)
+    return text
+
+
+def _measure(text: str) -> None:
+    """Refuse what is too deep or too large before anything is made of it."""
+    depth = parts = 0
+    for found in MARKS.finditer(text):
+        mark = found[0][0]
+        depth += (mark in "[{") - (mark in "]}")
+        parts += mark in "[{:,"
+        if depth > DEPTH_LIMIT:
+            raise ValueError(f"its JSON is nested more than {DEPTH_LIMIT} deep")
+        if parts > PARTS_LIMIT:
+            raise ValueError(f"its JSON has more than {PARTS_LIMIT} parts")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"its JSON has {name!r:.80} twice")
+        found[name] = value
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"its JSON has {name}, which is no number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"its JSON has {digits:.80}, beyond any float")
+    return number
