@@ -80,6 +80,7 @@ def fit(
         if slots is not None:
             step.go_on(slots)
         run = Run(net, step, epochs, len(slices))
+        run.x, run.y, run.loss = x, y, objective
         if saved:
             saved.restore(run)
 
