@@ -236,7 +236,7 @@ class Sequential(Layer):
         """The summary as a notebook shows it."""
         place = "not initialized" if self._backend is None else f"{self.dtype} on {self._backend.describe()}"
         caption = f"{self.parameter_count:,} parameters, {place}"
-        return table(("", "layer", "output shape", "parameters"), self._rows(), caption)
+        return table(("", "layer", "output shape", "parameters"), self._rows(), caption, left=2)
 
     # --- where it lives -------------------------------------------------------------------------------------------
 

@@ -65,8 +65,8 @@ class Vitals(NamedTuple):
 class Doctor(Callback):
     """Look inside the network after the first epoch and every `every` epochs, and say what is wrong with it.
 
-    It says so once for each layer and kind of fault, through `log` (None: not at all), and gives a table at the end, which
-    `print(doctor)` shows too. `findings` and `vitals`, layer by layer, are there to be read:
+    It says so once for each layer and kind of fault, through `log` (None: not at all), and where there was any it
+    gives a table at the end, which `print(doctor)` shows too. `findings` and `vitals`, layer by layer, can be read:
 
     - dead units (ReLU, LeakyReLU, ELU) and saturated ones (Sigmoid, Tanh): no slope to speak of for any row;
     - a layer that one step (an epoch's last) moves by far more or less of its own size than the usual thousandth;

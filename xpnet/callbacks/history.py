@@ -46,7 +46,8 @@ class History(dict[str, list[float]]):
             rows.append((name, *(f"{v:.4g}" for v in numbers), sparkline(values)))
         epochs = max(map(len, self.values()), default=0)
         ended = ", interrupted" if self.interrupted else ""
-        return table(head, rows, f"{epochs:,} epochs, {self.steps:,} steps in {self.seconds:.1f} s{ended}")
+        plural = "" if epochs == 1 else "s"
+        return table(head, rows, f"{epochs:,} epoch{plural}, {self.steps:,} steps in {self.seconds:.1f} s{ended}")
 
 
 def sparkline(values: Sequence[float]) -> figure:
@@ -65,8 +66,8 @@ def sparkline(values: Sequence[float]) -> figure:
             runs[-1].append(f"{1 + 98 * i / (len(values) - 1):.1f},{y:.1f}")
         else:
             runs.append([])
-    lines = "".join(f'<polyline points="{" ".join(run)}"/>' for run in runs if run)
+    lines = "".join(f'<polyline points="{" ".join(run if run[1:] else run * 2)}"/>' for run in runs if run)
     return figure(
-        '<svg width="100" height="20" viewBox="0 0 100 20" fill="none" stroke="currentColor" stroke-width="1.2" '
-        f'style="vertical-align: middle">{lines}</svg>'
+        '<svg width="100" height="20" viewBox="0 0 100 20" fill="none" stroke="currentColor" stroke-width="1.4" '
+        f'stroke-linecap="round" style="vertical-align: middle">{lines}</svg>'
     )

@@ -61,8 +61,8 @@ class CSVLog(Configured, Callback):
 
         with open(self.path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
+            self.columns = list(reader.fieldnames or ())
             rows = list(reader)
-        self.columns = list(reader.fieldnames or ())
         if self.columns and (self.columns[0] != "epoch" or not all(str(row["epoch"]).isdecimal() for row in rows)):
             raise ValueError(
                 f"CSVLog: {self.path} is no log of epochs: it has the columns {', '.join(self.columns)}. Give another "

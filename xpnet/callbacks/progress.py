@@ -9,7 +9,8 @@ from .base import Callback
 if TYPE_CHECKING:
     from ..run import Run
 
-BAR = "{desc} |{bar}| {elapsed}<{remaining}{postfix}, {n_fmt}/{total_fmt}, {rate_fmt}"  # a narrow terminal cuts the end
+BAR = "{desc} |{bar}| {elapsed}<{remaining}{postfix}"
+TAILS = ", {n_fmt}/{total_fmt}, {rate_fmt}", ", {n_fmt}/{total_fmt}", ""  # the first that there is room for
 SECONDS = 10  # between two lines
 
 
@@ -28,7 +29,9 @@ class Progress(Callback):
         if "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty()):
             total, done = run.epochs * run.steps_per_epoch, run.step  # a resumed run has some behind it
             # within another bar it goes when it is full: leave=None
-            self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, leave=None, bar_format=BAR)
+            self.bar = tqdm(
+                total=total, initial=done, unit="step", dynamic_ncols=True, leave=None, bar_format=BAR + TAILS[0]
+            )
 
     def epoch_begin(self, run: "Run") -> None:
         if self.bar is not None:
@@ -42,6 +45,7 @@ class Progress(Callback):
         measures = {name: brief(values[-1]) for name, values in run.history.items()}
         if self.bar is not None:
             self.bar.set_postfix(measures, refresh=False)
+            self._fit_in()
             return
         now = time.monotonic()
         shown = ", ".join(f"{name}={value}" for name, value in measures.items())
@@ -57,6 +61,15 @@ class Progress(Callback):
         if run.stop and not run.history.interrupted:  # stopped early, as a callback wanted: no fault to show in red
             self.bar.total = self.bar.n
         self.bar.close()
+
+    def _fit_in(self) -> None:
+        """Leave away what a narrow terminal would cut off behind the measures."""
+        if isinstance(self.bar.ncols, int):
+            room = self.bar.ncols - len(f"{self.bar.desc} |x| 00:00<00:00, {self.bar.postfix}.")
+            count = len(f", {self.bar.total}/{self.bar.total}")
+            needs = count + len(", 1000.00step/s"), count, room
+            tail = next(tail for tail, need in zip(TAILS, needs, strict=True) if need <= room)
+            self.bar.bar_format = BAR + tail
 
     def _write(self) -> None:
         if self.line:

@@ -29,9 +29,9 @@ def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
     else:
         ax.figure.colorbar(image, ax=ax, label="errors", shrink=0.8, aspect=25)
     if names is not None:
-        size = 8 if k <= WRITTEN else 5
+        size = 8 if k <= WRITTEN else 6
         labels = [str(name) for name in names]
-        ax.set_xticks(range(k), labels, rotation=90 if max(map(len, labels)) > 2 else 0, fontsize=size)
+        ax.set_xticks(range(k), labels, rotation=90 if k * max(map(len, labels)) > 40 else 0, fontsize=size)
         ax.set_yticks(range(k), labels, fontsize=size)
     ax.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
     ax.spines[:].set_visible(False)

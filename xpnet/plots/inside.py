@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import probe, training
 from ..layers.dense import Dense
-from .canvas import BLUE, GREY, ORANGE, axes, panels
+from .canvas import BLUE, ORANGE, axes, panels
 
 if TYPE_CHECKING:
     from ..losses import Loss
@@ -45,7 +45,8 @@ def first_layer_weights(
     else:
         columns = min(columns, len(shown))
         rows = -(-len(shown) // columns)
-        ax = axes(ax, (min(10.0, 1.2 + 0.75 * columns), 0.6 + 0.75 * rows * shape[0] / shape[1]))
+        size = 0.75 if columns > 4 else 1.2  # inches
+        ax = axes(ax, (max(4.8, 1.2 + size * columns), max(1.6, 0.6 + size * rows * shape[0] / shape[1])))
         height, width = shape
         gap = max(1, round(0.1 * width))
         sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
@@ -60,16 +61,14 @@ def first_layer_weights(
 
 
 def activation_histograms(net: "Sequential", x: Any, columns: int = 3, figure: Any = None) -> Any:
-    """How the outputs of each layer for x spread, in inference: a panel for each layer."""
+    """How the outputs of each layer for x spread, in inference: a panel for each layer, zeros left out and counted."""
     x = net.check_input("activation_histograms: x", x)
     with net.backend.scope():
         looks = probe.forward(net, x, training=False)
     arrays = [net.backend.to_numpy(look.output).ravel() for look in looks]
     figure, drawn = panels(figure, len(looks), columns, (3.6, 2.3))
     for look, values, ax in zip(looks, arrays, drawn, strict=True):
-        zero = float((values == 0).mean())
-        note = f"{zero:.0%} zero" if zero > 0.005 else ""
-        _histogram(ax, values, f"{look.name}  {look.layer!r}", "output", BLUE, note)
+        _histogram(ax, values[values != 0], f"{look.name}  {look.layer!r}", f"output{zeros(values)}", BLUE)
     return figure
 
 
@@ -94,26 +93,32 @@ def gradient_histograms(net: "Sequential", x: Any, y: Any, loss: "Loss", columns
     low, high = (known.min(), known.max()) if known.size else (-1.0, 0.0)
     figure, drawn = panels(figure, len(named), columns, (3.6, 2.3))
     for (look, g), size, ax in zip(named, sizes, drawn, strict=True):
-        zero = float((g == 0).mean())
-        note = f"{zero:.0%} exactly 0" if zero > 0.005 else ""
-        _histogram(ax, size[g != 0], f"{look.name}  {look.layer!r}", "log₁₀|gradient|", ORANGE, note, (low, high))
+        label = f"log₁₀|gradient|{zeros(g)}"
+        _histogram(ax, size[g != 0], f"{look.name}  {look.layer!r}", label, ORANGE, (low, high))
     return figure
 
 
+def zeros(values: np.ndarray) -> str:
+    """How many of the values are exactly 0, in words."""
+    share = float((values == 0).mean())
+    return f", {share:.0%} exactly 0" if share else ""
+
+
 def _histogram(
-    ax: Any, values: np.ndarray, title: str, label: str, colour: str, note: str, span: tuple[float, float] | None = None
+    ax: Any, values: np.ndarray, title: str, label: str, colour: str, span: tuple[float, float] | None = None
 ) -> None:
-    """One panel: the finite values in bins, and in words what bins do not show."""
+    """One panel: the finite values in bins, and in words how many are not."""
     known = values[np.isfinite(values)].astype(np.float64)
-    strange = values.size - known.size
-    notes = [note] * bool(note) + [f"{strange:,} not finite"] * bool(strange)
+    if known.size < values.size:
+        label += f", {values.size - known.size:,} not finite"
     if known.size:
         low, high = span or (float(known.min()), float(known.max()))
         if high - low <= 1e-9 * max(abs(low), abs(high)):
             low, high = low - 0.5, high + 0.5
         ax.hist(known, bins=BINS, range=(low, high), color=colour)
         ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
-    ax.text(0.98, 0.95, "\n".join(notes), transform=ax.transAxes, ha="right", va="top", fontsize=8, color=GREY)
+    else:
+        ax.set_xticks([])
     ax.set_title(title, fontsize=9)
     ax.set_xlabel(label, fontsize=8)
     ax.set_yticks([])
