@@ -118,6 +118,10 @@ class Doctor(Callback):
         self.before = {}
         if run.step > self.looked_at:  # amid an epoch, or it blew up
             self._safely(self._look, run)
+        error = sys.exception()
+        if getattr(error, "history", None) is run.history:  # the DivergenceError that ends this run
+            text, _, remedy = str(error).removeprefix("fit: ").removesuffix(".").partition(". ")
+            self._find(run, "the training", "divergence", text, remedy)
         self.looked_at = math.inf
         if self.findings:
             self._say(str(self))
@@ -162,8 +166,8 @@ class Doctor(Callback):
             return
         for look, output, share in zip(looks, outputs, shut, strict=True):
             self._check_units(run, look, output, share, last=look is looks[-1])
-        self._check_constant(run, looks, outputs)
-        self._check_gradients(run, looks, gradients)
+        constant = self._check_constant(run, looks, outputs)
+        self._check_gradients(run, looks, gradients, constant)
         self._check_ratios(run, looks, ratios)
 
     def _slope(self, look: probe.Look, host: Callable[[Array], np.ndarray]) -> np.ndarray | None:
@@ -206,15 +210,18 @@ class Doctor(Callback):
                 remedy = "There the layer bends nothing: put a BatchNorm before it, or lower the learning rate"
                 self._find(run, str(look), "one-sided units", text, remedy)
 
-    def _check_constant(self, run: "Run", looks: list[probe.Look], outputs: list[np.ndarray]) -> None:
+    def _check_constant(self, run: "Run", looks: list[probe.Look], outputs: list[np.ndarray]) -> bool:
         constant = [len(o) > 1 and float(np.ptp(o, axis=0).max()) <= 1e-6 * float(np.abs(o).max()) for o in outputs]
         if constant[-1]:
             first = constant.index(True)
             text = f"its outputs are the same for all {len(outputs[0])} rows: what follows cannot tell them apart"
             remedy = "Look at the layers up to it (dead units? weights of 0?) and at the inputs' scale"
             self._find(run, str(looks[first]), "constant outputs", text, remedy)
+        return constant[-1]
 
-    def _check_gradients(self, run: "Run", looks: list[probe.Look], gradients: list[float | None]) -> None:
+    def _check_gradients(
+        self, run: "Run", looks: list[probe.Look], gradients: list[float | None], constant: bool
+    ) -> None:
         known = [(look, g) for look, g in zip(looks, gradients, strict=True) if g is not None]
         if len(known) < 2 or not known[-1][1]:
             return
@@ -229,7 +236,7 @@ class Doctor(Callback):
                 )
                 self._find(run, str(look), "vanishing gradient", text, remedy)
                 return
-            if ratio > EXPLODED:
+            if ratio > EXPLODED and not constant:  # else the last layer's is small: it has nothing to tell apart
                 text = f"the gradient explodes: {g:.1e} here, {last:.1e} in {end}"
                 remedy = "Put BatchNorms between the layers, draw smaller weights, or set the optimizer's clip_norm"
                 self._find(run, str(look), "exploding gradient", text, remedy)
