@@ -2,7 +2,9 @@
 
 import io
 import math
+import re
 import sys
+from html import escape
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -71,7 +73,7 @@ def test_a_network_is_shown_as_its_summary(lib):
     assert found.rows[1:] == [[cell.strip() for cell in line if cell.strip()] for line in lines]
     assert set(found.tags) == {"table", "caption", "thead", "tbody", "tr", "td", "th"}
     net.initialize(lib.backend, "float64")
-    assert f"67 parameters, float64 on {lib.backend.describe()}" in net._repr_html_()
+    assert f"67 parameters, float64 on {escape(lib.backend.describe())}</caption>" in net._repr_html_()
 
 
 @pytest.mark.numpy_only
@@ -138,8 +140,8 @@ def fit(lib, callbacks=(), epochs=4, **options):
 def test_a_file_gets_a_line_for_the_first_and_the_last_epoch(lib, capsys):
     history = fit(lib, validation_data=(X, Y))
     first, last = capsys.readouterr().err.splitlines()
-    assert first.startswith("epoch 1/4, 0.")
-    assert last.startswith("epoch 4/4, 0.")
+    assert re.match(r"epoch 1/4, \d+\.\d s: ", first)
+    assert re.match(r"epoch 4/4, \d+\.\d s: ", last)
     for name, values in history.items():
         assert f"{name}={values[0]:.4f}" in first
         assert f"{name}={values[-1]:.4f}" in last
