@@ -198,3 +198,11 @@ def test_a_bar_that_a_callback_ended_is_full_and_an_interrupted_one_is_not(lib, 
 )  # fmt: skip
 def test_a_measure_is_short_whatever_its_size(value, shown):
     assert progress.brief(value) == shown
+
+
+def test_a_notebook_has_a_bar_though_its_standard_error_is_no_terminal(lib, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    fit(lib)
+    shown = capsys.readouterr().err
+    assert "epoch 4/4 |" in shown
+    assert "12/12" in shown

@@ -26,11 +26,12 @@ class Progress(Callback):
         self.began = time.monotonic()
         self.next, self.line = self.began, ""
         self.bar: Any = None
-        if "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty()):
+        notebook = "ipykernel" in sys.modules
+        if notebook or (sys.stderr is not None and sys.stderr.isatty()):
             total, done = run.epochs * run.steps_per_epoch, run.step  # a resumed run has some behind it
-            # within another bar it goes when it is full: leave=None
+            stays = True if notebook else None  # None: but within another bar
             self.bar = tqdm(
-                total=total, initial=done, unit="step", dynamic_ncols=True, leave=None, bar_format=BAR + TAILS[0]
+                total=total, initial=done, unit="step", dynamic_ncols=True, leave=stays, bar_format=BAR + TAILS[0]
             )
 
     def epoch_begin(self, run: "Run") -> None:
