@@ -2,7 +2,6 @@
 
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import positive
@@ -29,11 +28,11 @@ class CSVLog(Configured, Callback):
     def train_begin(self, run: "Run") -> None:
         self.columns: list[str] = []
         self.begun = False
-        if self.append or run.step:
-            Path(self.path).touch()  # what cannot be written is found before the first step
+        goes_on = self.append or run.step
+        with open(self.path, "a" if goes_on else "w", encoding="utf-8"):
+            pass  # what cannot be written is found before the first step
+        if goes_on:
             self._read()
-        else:
-            Path(self.path).write_text("")
 
     def epoch_begin(self, run: "Run") -> None:
         self.lengths = {name: len(values) for name, values in run.history.items()}
