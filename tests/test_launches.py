@@ -113,6 +113,20 @@ def test_no_wait_in_an_epoch_and_one_transfer_of_the_data(optimizer, choice, shu
 
 
 @pytest.mark.numpy_only
+@pytest.mark.parametrize("choice", ["auto", "reference"])
+def test_no_callback_waits_in_an_epoch(choice, cupy, monkeypatch, tmp_path):
+    monkeypatch.setenv("XPNET_KERNELS", choice)
+    rng, watch, doctor = np.random.default_rng(0), Watch(), xn.Doctor(log=None)
+    watchers = [xn.EarlyStopping("loss"), xn.ReduceOnPlateau("loss"), xn.CSVLog(tmp_path / "log.csv")]
+    net = every_layer().initialize(cupy, seed=0)
+    hooks = [*watchers, xn.TimeLimit(1e6), doctor, watch]
+    net.fit(rng.normal(size=(30, 6)), rng.integers(5, size=30), loss=xn.SoftmaxCrossEntropy(), optimizer=xn.SGD(),
+            epochs=3, batch_size=8, callbacks=hooks)  # fmt: skip
+    assert watch.waits == [[], [], []]
+    assert any(vital.ratio for vital in doctor.vitals)
+
+
+@pytest.mark.numpy_only
 @pytest.mark.parametrize("name", LOSSES)
 def test_no_loss_waits(name, cupy):
     loss, _, target = LOSSES[name]

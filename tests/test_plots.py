@@ -1,11 +1,16 @@
-"""The pictures show the numbers they are given."""
+"""The pictures show the numbers they are given, from every backend."""
+
+import builtins
+import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import xpnet as xn
 
-pytestmark = pytest.mark.numpy_only
+CROSS = xn.SoftmaxCrossEntropy()
 
 
 @pytest.fixture
@@ -13,12 +18,26 @@ def plots(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     import matplotlib.pyplot as plt
 
-    from xpnet import plots
-
-    yield plots
+    yield xn.plots
     plt.close("all")
 
 
+def drawn(figure):
+    """Draw it as a file would have it: what cannot be drawn raises or warns here."""
+    figure.canvas.draw()
+    return figure
+
+
+def history(**measures):
+    made = xn.History()
+    made.update(measures)
+    return made
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.numpy_only
 def test_learning_curves_show_training_and_validation(plots):
     ax = plots.learning_curves({"loss": [1.0, 0.5, 0.25], "val_loss": [1.5, 1.0, 0.75]})
     (training, validation) = ax.lines
@@ -27,32 +46,199 @@ def test_learning_curves_show_training_and_validation(plots):
     assert [text.get_text() for text in ax.get_legend().texts] == ["training", "validation"]
     assert [text.get_text() for text in ax.texts] == ["0.25", "0.75"]
     assert ax.get_yscale() == "log"
+    drawn(ax.figure)
 
 
-def test_learning_curves_of_accuracy_or_a_loss_of_zero_are_linear(plots):
+@pytest.mark.numpy_only
+def test_learning_curves_of_accuracy_or_a_loss_of_zero_or_a_flat_one_are_linear(plots):
     _, own = __import__("matplotlib.pyplot").pyplot.subplots()
     assert plots.learning_curves({"val_accuracy": [0.5]}, "accuracy", own) is own
     assert own.get_yscale() == "linear"
+    assert list(own.get_xticks()) == [1]
     assert plots.learning_curves({"loss": [1.0, 0.0]}).get_yscale() == "linear"
+    assert plots.learning_curves({"loss": [0.7, 0.69]}).get_yscale() == "linear"
 
 
-def test_confusion_matrix_writes_every_count(plots):
-    ax = plots.confusion_matrix(np.array([[5, 2], [0, 7]]))
+@pytest.mark.numpy_only
+def test_curves_with_gaps_show_every_finite_value_and_say_where_there_is_none(plots):
+    ax = plots.learning_curves({"loss": [math.nan, 2.0, math.inf, 4.0, 3.0], "val_loss": [1.0] * 5})
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [math.nan, 2.0, math.nan, 4.0, 3.0])
+    assert ax.lines[0].get_markevery() == [1]  # no line ends at it
+    assert ax.lines[1].get_marker() == "None"
+    assert ax.get_yscale() == "log"
+    assert plots.learning_curves({"loss": [1.0, math.nan]}).texts[0].get_text() == "nan"
+    ax = plots.learning_curves({"loss": [math.nan] * 3})
+    assert [text.get_text() for text in ax.texts] == ["no finite value"]
+    drawn(ax.figure)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("ends", [(0.5, 0.5), (0.5, 0.505), (0.505, 0.5)])
+def test_the_numbers_at_the_curves_ends_do_not_cover_one_another(plots, ends):
+    ax = plots.learning_curves({"accuracy": [0.1, ends[0]], "val_accuracy": [0.2, ends[1]]}, "accuracy")
+    drawn(ax.figure)
+    low, high = sorted((text.get_window_extent() for text in ax.texts), key=lambda box: box.y0)
+    assert low.y1 <= high.y0 + 2
+
+
+@pytest.mark.numpy_only
+def test_a_history_draws_the_loss_first_and_each_measure_with_its_validation(plots):
+    h = history(loss=[2.0, 1.0], val_loss=[3.0, 2.0], learning_rate=[0.1, 0.02], accuracy=[0.1, 0.2], val_f1=[0.3, 0.4])
+    figure = drawn(h.plot())
+    assert [ax.get_title() for ax in figure.axes] == ["Loss", "Accuracy", "F1", "Learning rate"]
+    assert [len(ax.lines) for ax in figure.axes] == [2, 1, 1, 1]
+    np.testing.assert_array_equal(figure.axes[2].lines[0].get_ydata(), [0.3, 0.4])
+    assert plots.training(h, figure) is figure
+    with pytest.raises(ValueError, match="the history is empty"):
+        xn.History().plot()
+    with pytest.raises(ValueError, match="no 'mine' in the history, which has loss, val_loss"):
+        plots.learning_curves(h, "mine")
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+def test_confusion_matrix_writes_every_count(lib, plots):
+    ax = plots.confusion_matrix(lib.asarray(np.array([[5, 2], [0, 7]])), names=["no", "yes"])
     assert {(t.get_position(), t.get_text()) for t in ax.texts} == {((0, 0), "5"), ((1, 0), "2"), ((1, 1), "7")}
     np.testing.assert_array_equal(ax.images[0].get_array(), [[0, 2], [0, 0]])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["no", "yes"]
+    drawn(ax.figure)
 
 
-def test_misclassified_shows_the_wrong_ones_alone(plots):
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("classes", "written"), [(1, 1), (25, 25), (100, 0)])
+def test_a_confusion_matrix_of_many_classes_leaves_the_counts_to_the_colours(plots, classes, written):
+    ax = plots.confusion_matrix(np.diag(np.full(classes, 9)))
+    assert len(ax.texts) == written
+    assert max(ax.figure.get_size_inches()) < 11
+    drawn(ax.figure)
+
+
+def test_misclassified_shows_the_wrong_ones_alone(lib, plots):
     images = np.arange(5 * 4).reshape(5, 2, 2)
-    ax = plots.misclassified(images, np.array([0, 1, 2, 3, 4]), np.array([0, 9, 2, 8, 4]), columns=1)
+    predicted, true = lib.asarray(np.array([0, 1, 2, 3, 4])), np.array([0, 9, 2, 8, 4])
+    ax = plots.misclassified(lib.asarray(images), predicted, true, columns=1)
     assert [text.get_text() for text in ax.texts] == ["9 as 1", "8 as 3"]
     np.testing.assert_array_equal(ax.images[1].get_array(), images[3])
     assert ax.get_title() == "2 of 5 wrong"
     assert plots.misclassified(images, np.zeros(5), np.ones(5), most=3).get_title() == "5 of 5 wrong, the first 3 shown"
     assert plots.misclassified(images, np.ones(5), np.ones(5)).get_title() == "0 of 5 wrong"
+    drawn(ax.figure)
 
 
+# --- inside a network -------------------------------------------------------------------------------------------------
+
+
+def network(lib, *layers):
+    layers = layers or (xn.Dense(6, 4), xn.Sequential(xn.BatchNorm(4), xn.ReLU()), xn.Dense(4, 3))
+    return xn.Sequential(*layers).initialize(lib.backend, "float64", seed=0)
+
+
+def test_the_first_weights_are_shown_unit_by_unit_as_images(lib, plots):
+    net = network(lib, xn.BatchNorm(6), xn.Dense(6, 5), xn.ReLU())
+    weight = lib.to_numpy(net.layers[1].params["weight"])
+    ax = plots.first_layer_weights(net, (2, 3), columns=2)
+    sheet = np.asarray(ax.images[0].get_array().filled(np.nan))
+    assert sheet.shape == (2 * 3 + 2, 2 * 3 + 1)
+    for unit, (row, column) in enumerate([(0, 0), (0, 4), (3, 0), (3, 4), (6, 0)]):
+        np.testing.assert_array_equal(sheet[row : row + 2, column : column + 3], weight[:, unit].reshape(2, 3))
+    assert np.isnan(sheet[6:, 4:]).all()  # no sixth unit
+    assert ax.images[0].get_clim() == (-np.abs(weight).max(), np.abs(weight).max())
+    drawn(ax.figure)
+    assert "the first 2 of 5 units" in plots.first_layer_weights(net, (2, 3), most=2).get_title()
+    np.testing.assert_array_equal(plots.first_layer_weights(net).images[0].get_array(), weight.T)
+
+
+def test_weights_that_are_no_images_are_refused_with_what_would_do(lib, plots):
+    with pytest.raises(ValueError, match=r"layer 0, Dense\(6, 4\), has 6 inputs, .*\(8, 8\); give \(height, width\)"):
+        plots.first_layer_weights(network(lib), (8, 8))
+    with pytest.raises(ValueError, match="has no Dense layer"):
+        plots.first_layer_weights(network(lib, xn.BatchNorm(6)))
+
+
+def test_histograms_count_every_output_of_every_layer(lib, plots):
+    net, x = network(lib), np.random.default_rng(0).normal(size=(50, 6))
+    params = {name: lib.to_numpy(a) for name, a in net.params.items()}
+    net.set_params(params | {"2.bias": np.full(3, 0.1)})  # a row that no unit answers to has no output of 0 for it
+    figure = drawn(plots.activation_histograms(net, x, columns=2))
+    assert [ax.get_title() for ax in figure.axes] == [
+        "0  Dense(6, 4)",
+        "1.0  BatchNorm(4)",
+        "1.1  ReLU()",
+        "2  Dense(4, 3)",
+    ]
+    inside = net.layers[1].layers[0].forward(net.layers[0].forward(lib.asarray(x))[0])[0]
+    positive = int((lib.to_numpy(inside) > 0).sum())
+    counts = [round(sum(bar.get_height() for bar in ax.patches)) for ax in figure.axes]
+    assert counts == [200, 200, positive, 150]
+    assert figure.axes[2].get_xlabel() == f"output, {1 - positive / 200:.0%} exactly 0"
+
+
+def test_gradient_histograms_are_those_of_the_loss_on_one_scale(lib, plots):
+    net = network(lib)
+    x, y = np.random.default_rng(0).normal(size=(50, 6)), np.arange(50) % 3
+    figure = drawn(plots.gradient_histograms(net, x, y, CROSS))
+    _, grads = net.value_and_grad(x, y, CROSS)
+    sizes = [
+        np.concatenate([np.abs(lib.to_numpy(g).ravel()) for k, g in grads.items() if k.startswith(f"{name}.")])
+        for name in ("0", "1.0", "2")
+    ]
+    assert len(figure.axes) == 3
+    assert len({ax.get_xlim() for ax in figure.axes}) == 1
+    for ax, size in zip(figure.axes, sizes, strict=True):
+        centres = np.repeat([bar.get_x() + bar.get_width() / 2 for bar in ax.patches],
+                            [round(bar.get_height()) for bar in ax.patches])  # fmt: skip
+        np.testing.assert_allclose(centres, np.sort(np.log10(size[size > 0])), atol=ax.patches[0].get_width())
+
+
+def test_histograms_of_what_is_not_finite_or_all_alike_say_so(lib, plots):
+    net = network(lib, xn.Dense(6, 4), xn.ReLU())
+    net.set_params({"0.weight": np.full((6, 4), 1e300), "0.bias": np.zeros(4)})
+    figure = drawn(plots.activation_histograms(net, np.full((10, 6), 1e300)))
+    assert figure.axes[0].get_xlabel() == "output, 40 not finite"
+    net.set_params({"0.weight": np.zeros((6, 4)), "0.bias": np.full(4, -1.0)})
+    figure = drawn(plots.activation_histograms(net, np.ones((10, 6))))
+    assert [round(sum(bar.get_height() for bar in ax.patches)) for ax in figure.axes] == [40, 0]
+    assert figure.axes[1].get_xlabel() == "output, 100% exactly 0"
+
+
+# --- as a package -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.numpy_only
+def test_without_matplotlib_a_picture_says_what_to_install_and_the_rest_works(monkeypatch):
+    def refuse(name, *args, **kwargs):
+        if name.partition(".")[0] == "matplotlib":
+            raise ModuleNotFoundError("No module named 'matplotlib'")
+        return real(name, *args, **kwargs)
+
+    real = builtins.__import__
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    net = xn.Sequential(xn.Dense(4, 2)).initialize("numpy")
+    x, y = np.ones((3, 4)), np.zeros(3, int)
+    for draw in (
+        lambda: history(loss=[1.0]).plot(),
+        lambda: xn.plots.confusion_matrix(np.eye(2)),
+        lambda: xn.plots.misclassified(np.ones((1, 2, 2)), np.ones(1), np.zeros(1)),
+        lambda: xn.plots.first_layer_weights(net, (2, 2)),
+        lambda: xn.plots.activation_histograms(net, x),
+        lambda: xn.plots.gradient_histograms(net, x, y, CROSS),
+    ):
+        with pytest.raises(ImportError, match=r"xpnet\.plots needs matplotlib: pip install 'xpnet\[plots\]'"):
+            draw()
+
+
+@pytest.mark.numpy_only
+def test_plots_are_there_with_the_package_and_matplotlib_is_not():
+    program = "import sys, xpnet; assert xpnet.plots.training; print('matplotlib' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "False"
+
+
+@pytest.mark.numpy_only
 def test_digits_need_scikit_learn_and_say_so(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'xpnet\[sklearn\]'"):
         xn.data.load_digits()

@@ -41,6 +41,15 @@ def test_every_layer_loss_and_optimizer_is_in_its_table():
             assert f"| `{name}(" in README, name
 
 
+def test_every_callback_and_picture_is_told_of():
+    for name in xn.__all__:
+        kind = getattr(xn, name)
+        if isinstance(kind, type) and issubclass(kind, xn.Callback) and kind not in (xn.Callback, xn.Checkpoint):
+            assert f"| `{name}(" in README, name
+    assert [name for name in xn.plots.__all__ if name not in (*README.split("`"), "training")
+            and f"`{name}(" not in README] == []  # fmt: skip
+
+
 def test_the_tutorials_adam_is_ours_with_other_settings():
     """As the README's table says: dividing by 1 - beta at every step."""
     beta1, beta2, rate, eps = 0.9, 0.999, 0.001, 1e-8

@@ -18,10 +18,15 @@ ORDER = [  # each module imports only from those before it
     "initializers",
     "layers.base",
     "layers.dense layers.batchnorm layers.activations layers.dropout",
-    "targets schedules data callbacks",
+    "notebook",
+    "targets schedules data callbacks.base callbacks.history",
+    "callbacks.progress callbacks.logs callbacks.watching",
     "losses metrics",
     "optimizers",
     "step",
+    "probe",
+    "callbacks.doctor",
+    "callbacks.__init__",
     "kernels.threads kernels.products kernels.rules",
     "kernels.calls",
     "kernels.numba kernels.cupy kernels.jax kernels.buffered",
@@ -30,7 +35,10 @@ ORDER = [  # each module imports only from those before it
     "checkpoints",
     "training",
     "network",
-    "gradcheck files onnx_export plots",
+    "gradcheck files onnx_export",
+    "plots.canvas",
+    "plots.classes plots.curves plots.inside",
+    "plots.__init__",
     "__init__",
     "estimators.losses estimators.labels estimators.networks",
     "estimators.convert estimators.lbfgs estimators.stochastic",
@@ -38,6 +46,7 @@ ORDER = [  # each module imports only from those before it
     "estimators.classifier estimators.regressor",
     "estimators.__init__",
 ]
+FOLDERS = {"kernels", "callbacks", "plots"}
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
 LIBRARIES = {"array_api_compat", "array_api_strict", "cupy", "torch", "jax"}
 
@@ -57,7 +66,7 @@ def imported(name, tree):
             whole = [*base, node.module] if node.module else base
             for alias in node.names:
                 full = ".".join([*whole, alias.name])
-                yield full if full in RANK else ".".join(whole)
+                yield full if full in RANK or full in FOLDERS else ".".join(whole)
 
 
 @pytest.mark.numpy_only
@@ -67,7 +76,7 @@ def test_imports_run_downwards():
         if name == "layers.__init__":
             continue
         for other in imported(name, tree):
-            other = f"{other}.__init__" if other == "kernels" else other
+            other = f"{other}.__init__" if other in FOLDERS else other
             assert RANK[other] < RANK[name], f"{name} imports {other}"
             seen.add(other)
     assert len(seen) > 15  # the walk does find imports

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 import math
 import os
 import pickle
@@ -621,14 +622,24 @@ def test_an_exception_in_a_callback_propagates_and_leaves_what_was_learned(lib, 
     assert len(ended) == 1
 
 
-def test_the_progress_bar_shows_epoch_loss_and_metrics(lib, capsys):
+class Terminal(io.StringIO):
+    """Standard error as a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_the_progress_bar_shows_epoch_loss_and_metrics(lib, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
     history = fit(small(lib), epochs=2, validation_data=(X, Y), progress=True)
-    shown = capsys.readouterr().err
+    shown = sys.stderr.getvalue()
     assert "epoch 2/2" in shown
     assert "6/6" in shown
     for name in ("loss", "val_loss", "val_accuracy"):
         assert f"{name}={history[name][-1]:.4f}" in shown
+    sys.stderr.truncate(0)
     fit(small(lib), epochs=2)
+    assert sys.stderr.getvalue() == ""
     assert capsys.readouterr() == ("", "")
 
 

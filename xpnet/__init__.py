@@ -1,8 +1,8 @@
 """Neural networks with every derivative written by hand, on NumPy, CuPy, PyTorch and JAX arrays."""
 
-from . import data, initializers, metrics, ops, schedules
+from . import data, initializers, metrics, ops, plots, schedules
 from .backend import Backend, BackendUnavailableError, get_backend, use_backend
-from .callbacks import Callback, History
+from .callbacks import Callback, CSVLog, Doctor, EarlyStopping, History, ReduceOnPlateau, TimeLimit
 from .checkpoints import Checkpoint
 from .container import FormatError
 from .files import load
@@ -41,6 +41,7 @@ __all__ = [
     "BatchNorm",
     "BinaryCrossEntropy",
     "BinaryCrossEntropyWithLogits",
+    "CSVLog",
     "Callback",
     "CategoricalCrossEntropy",
     "Checkpoint",
@@ -48,7 +49,9 @@ __all__ = [
     "CosineDecay",
     "Dense",
     "DivergenceError",
+    "Doctor",
     "Dropout",
+    "EarlyStopping",
     "ExponentialDecay",
     "FormatError",
     "GradientError",
@@ -63,12 +66,14 @@ __all__ = [
     "Optimizer",
     "RMSprop",
     "ReLU",
+    "ReduceOnPlateau",
     "Sequential",
     "Sigmoid",
     "Softmax",
     "SoftmaxCrossEntropy",
     "StepDecay",
     "Tanh",
+    "TimeLimit",
     "WarmUp",
     "accuracy",
     "check_gradients",
@@ -81,6 +86,7 @@ __all__ = [
     "mean_squared_error",
     "metrics",
     "ops",
+    "plots",
     "schedules",
     "top_k_accuracy",
     "use_backend",

@@ -12,6 +12,7 @@ from .callbacks import Callback, History
 from .checkpoints import Checkpoint
 from .layers.base import Layer, Shape
 from .losses import Loss
+from .notebook import table
 from .optimizers import Optimizer, Slots
 
 if TYPE_CHECKING:
@@ -219,17 +220,28 @@ class Sequential(Layer):
 
     def summary(self) -> str:
         """A text table: each layer with its settings, the shape it gives, its parameters."""
+        rows = [("", "layer", "output shape", "parameters"), *self._rows()]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [f"{a:>{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
+        rule = "-" * len(lines[0])
+        return "\n".join([lines[0], rule, *lines[1:], rule, f"{self.parameter_count:,} parameters".rjust(len(rule))])
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        """The summary's cells, layer by layer."""
         shape: Shape | None = None if self.input_shape is None else ("N", *self.input_shape)
-        rows = [("", "layer", "output shape", "parameters")]
+        rows = []
         for prefix, layer in self.leaves():
             shape = None if shape is None else layer.output_shape(shape)
             frozen = "" if layer.trainable or not count(layer) else " (frozen)"
             given = "?" if shape is None else f"({', '.join(map(str, shape))})"
             rows.append((prefix, repr(layer), given, f"{count(layer):,}{frozen}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [f"{a:>{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
-        rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:], rule, f"{self.parameter_count:,} parameters".rjust(len(rule))])
+        return rows
+
+    def _repr_html_(self) -> str:
+        """The summary as a notebook shows it."""
+        place = "not initialized" if self._backend is None else f"{self.dtype} on {self._backend.describe()}"
+        caption = f"{self.parameter_count:,} parameters, {place}"
+        return table(("", "layer", "output shape", "parameters"), self._rows(), caption, left=2)
 
     # --- where it lives -------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from .backend import Array, Backend
 from .callbacks import History
+from .losses import Objective
 from .optimizers import Slots
 from .step import Carry, Step
 
@@ -38,8 +39,13 @@ class Run:
     """A training run, as callbacks see it.
 
     `epoch` and `step` count what is finished, `step` over the whole run. `net` is the network as trained so far.
-    `optimizer` is the run's own copy: a `learning_rate` that is set there holds from the next step on.
+    `optimizer` is the run's own copy: a `learning_rate` that is set there holds from the next step on. `x`, `y` (as
+    the loss encodes it) and `loss` are what it trains on.
     """
+
+    x: Array
+    y: Array
+    loss: Objective
 
     def __init__(self, net: "Sequential", step_function: Step, epochs: int, steps_per_epoch: int):
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch

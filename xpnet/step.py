@@ -1,7 +1,7 @@
 """One training step as a pure function: forward, loss, backward, optimizer."""
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from .losses import Loss, Objective, reduced
 from .optimizers import Optimizer, Slots
 
 if TYPE_CHECKING:
+    from .layers.base import Layer
     from .network import Sequential
 
 
@@ -168,3 +169,13 @@ class Step:
             if not all(ops.all_finite(g) for g in (dy, *grads.values())):
                 return f"the gradient at layer {i}, {layers[i]!r}"
         return ""
+
+
+def parts(net: "Sequential", prefix: str = "") -> list[tuple[str, "Layer"]]:
+    """The layers by name as they follow one another, those within a plain Sequential one by one."""
+    found: list[tuple[str, Layer]] = []
+    for i, layer in enumerate(net.layers):
+        name = f"{prefix}{i}"
+        plain: Any = layer if getattr(layer, "is_plain", False) else None
+        found += parts(plain, f"{name}.") if plain else [(name, layer)]
+    return found

@@ -84,6 +84,7 @@ def fit(
         run = Run(net, step, epochs, len(slices))
         watched = hooks or held_out or net.backend.immediate  # epoch by epoch, or each step as it is done
         together = 1 if watched or len(slices) > 1 else AHEAD
+        run.x, run.y, run.loss = x, y, objective
         if saved:
             saved.restore(run)
 
@@ -110,8 +111,8 @@ def fit(
                         break
                     for first in range(0, len(losses), len(slices)):
                         run.end_epoch()
-                        own = losses[first : first + len(slices)]
-                        run.history.record({"loss": mean_of(own, mass, slices, order, objective)})
+                        epoch = losses[first : first + len(slices)]
+                        run.history.record({"loss": mean_of(epoch, mass, slices, order, objective)})
                     if held_out is not None:
                         scores = scored(run.net, *held_out, loss, metrics, max(batch_size, 1024))
                         run.history.record({f"val_{name}": score for name, score in scores.items()})

@@ -16,7 +16,7 @@ from ..layers.batchnorm import BatchNorm
 from ..layers.dense import Dense
 from ..losses import Loss, SoftmaxCrossEntropy
 from ..optimizers import Optimizer, Slots
-from ..step import Carry, Step
+from ..step import Carry, Step, parts
 
 if TYPE_CHECKING:
     from ..network import Sequential
@@ -403,13 +403,3 @@ def check_fit(a: Array, shape: tuple[int, ...], params: tuple[Array | None, ...]
 def turned(a: Array) -> Array:
     """(N, H) as (H, N) and back; of more axes, all the other way round."""
     return a.T if a.ndim == 2 else namespace(a).permute_dims(a, tuple(range(a.ndim))[::-1])
-
-
-def parts(net: "Sequential", prefix: str = "") -> list[tuple[str, Layer]]:
-    """The layers by name, those within a plain Sequential one by one."""
-    found: list[tuple[str, Layer]] = []
-    for i, layer in enumerate(net.layers):
-        name = f"{prefix}{i}"
-        plain: Any = layer if getattr(layer, "is_plain", False) else None
-        found += parts(plain, f"{name}.") if plain else [(name, layer)]
-    return found

@@ -1,0 +1,208 @@
+"""What a notebook, a terminal and a log file show of networks, histories and training."""
+
+import io
+import math
+import re
+import sys
+from html import escape
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet.callbacks import progress
+from xpnet.callbacks.history import POINTS
+
+X, Y = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 3
+
+
+class Cells(HTMLParser):
+    """The rows of a table, as text, and every tag that was opened; closing tags must match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.tags, self.open = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+class Marked(xn.Layer):
+    """A user's layer whose settings would be HTML."""
+
+    def __init__(self, text="<script>alert(1)</script>&"):
+        self.text = text
+
+    def forward(self, x, training=False):
+        return x, None
+
+    def backward(self, dy, cache):
+        return dy, {}
+
+
+# --- notebooks --------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_is_shown_as_its_summary(lib):
+    net = xn.Sequential(xn.Dense(4, 8, trainable=False), xn.Sequential(Marked("<b>"), xn.ReLU()), xn.Dense(8, 3))
+    text = net._repr_html_()
+    assert "not initialized" in text
+    found = Cells(text)
+    assert found.rows[0] == ["", "layer", "output shape", "parameters"]
+    lines = [line.split("  ") for line in net.summary().splitlines()[2:-2]]
+    assert found.rows[1:] == [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    assert set(found.tags) == {"table", "caption", "thead", "tbody", "tr", "td", "th"}
+    net.initialize(lib.backend, "float64")
+    assert f"67 parameters, float64 on {escape(lib.backend.describe())}</caption>" in net._repr_html_()
+
+
+@pytest.mark.numpy_only
+def test_what_a_user_names_is_escaped():
+    assert "script" not in Cells(xn.Sequential(Marked())._repr_html_()).tags
+    history = xn.History()
+    history["<img src=x>"] = [1.0, 2.0]
+    found = Cells(history._repr_html_())
+    assert "img" not in found.tags
+    assert found.rows[1][0] == "<img src=x>"
+
+
+@pytest.mark.numpy_only
+def test_a_history_is_shown_with_its_numbers_and_curves():
+    history = xn.History()
+    history.update(loss=[3.0, 0.5, 1.25], val_loss=[math.nan] * 3, once=[7.0])
+    history.steps, history.seconds, history.interrupted = 1234, 5.67, True
+    text = history._repr_html_()
+    assert Cells(text).rows == [
+        ["measure", "first", "lowest", "highest", "last", ""],
+        ["loss", "3", "0.5", "3", "1.25", ""],
+        ["val_loss", "nan", "nan", "nan", "nan", ""],
+        ["once", "7", "7", "7", "7", ""],
+    ]
+    assert "3 epochs, 1,234 steps in 5.7 s, interrupted" in text
+    assert text.count("<svg") == 1
+    assert "currentColor" in text
+    assert "0 epochs, 0 steps" in xn.History()._repr_html_()
+
+
+@pytest.mark.numpy_only
+def test_a_curve_has_gaps_where_nothing_is_finite_and_few_points_however_long():
+    history = xn.History()
+    history["loss"] = [1.0, 2.0, math.nan, 3.0, math.inf, 1.0, 1.0]
+    lines = [part.split('"')[0].split() for part in history._repr_html_().split('points="')[1:]]
+    assert [len(line) for line in lines] == [2, 2, 2]  # the lone one twice: a dot
+    assert lines[1][0] == lines[1][1]
+    heights = [[float(point.split(",")[1]) for point in line] for line in lines]
+    assert heights == [[18, 10], [2, 2], [18, 18]]
+    history["loss"] = list(np.linspace(1.0, 0.0, 5000))
+    (points,) = [part.split('"')[0].split() for part in history._repr_html_().split('points="')[1:]]
+    assert POINTS / 2 < len(points) <= POINTS + 1
+    assert (points[0], points[-1]) == ("1.0,2.0", "99.0,18.0")
+
+
+# --- a file and a terminal --------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    """Standard error as a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def fit(lib, callbacks=(), epochs=4, **options):
+    net = xn.Sequential(xn.Dense(4, 3)).initialize(lib.backend, seed=0)
+    loss = xn.SoftmaxCrossEntropy()
+    return net.fit(
+        X, Y, loss=loss, optimizer=xn.SGD(), epochs=epochs, batch_size=4, callbacks=callbacks, progress=True, **options
+    )
+
+
+def test_a_file_gets_a_line_for_the_first_and_the_last_epoch(lib, capsys):
+    history = fit(lib, validation_data=(X, Y))
+    first, last = capsys.readouterr().err.splitlines()
+    assert re.match(r"epoch 1/4, \d+\.\d s: ", first)
+    assert re.match(r"epoch 4/4, \d+\.\d s: ", last)
+    for name, values in history.items():
+        assert f"{name}={values[0]:.4f}" in first
+        assert f"{name}={values[-1]:.4f}" in last
+
+
+def test_a_file_gets_a_line_now_and_then_and_the_last_finished_epoch(lib, capsys, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class Slow(xn.Callback):
+        def step_end(self, run):
+            clock.now += 1.5  # 4.5 an epoch
+            if run.step == 3 * 9 + 1:
+                run.stop = run.history.interrupted = True
+
+    fit(lib, [Slow()], epochs=50)
+    shown = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["epoch 1/50, 4.5 s", "epoch 4/50, 18.0 s", "epoch 7/50, 31.5 s", "epoch 9/50, 40.5 s"]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_bar_shows_what_there_is_room_for_the_measures_first(lib, monkeypatch, columns):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (columns, 20))
+    history = fit(lib, validation_data=(X, Y))
+    shown = sys.stderr.getvalue().replace("\n", "\r").split("\r")
+    assert max(map(len, shown)) <= columns
+    last = [line for line in shown if line][-1]
+    assert last.startswith("epoch 4/4 |")
+    measures = ", ".join(f"{name}={values[-1]:.4f}" for name, values in history.items())
+    assert (measures in last) is (columns >= 80)
+    assert ("12/12" in last, "step/s" in last) == ((columns == 200,) * 2)
+
+
+def test_a_bar_that_a_callback_ended_is_full_and_an_interrupted_one_is_not(lib, monkeypatch):
+    class Stop(xn.Callback):
+        def step_end(self, run):
+            if run.step == 4:
+                run.stop, run.history.interrupted = True, self.interrupt
+
+    for interrupt, expected in [(False, "6/6"), (True, "4/12")]:
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        stop = Stop()
+        stop.interrupt = interrupt
+        fit(lib, [stop])
+        assert expected in sys.stderr.getvalue().replace("\n", "\r").rstrip("\r").rpartition("\r")[2]
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0.0000"), (0.98765, "0.9877"), (12.5, "12.5000"), (2e-5, "2.00e-05"), (-3e6, "-3.00e+06"),
+     (math.nan, "nan"), (math.inf, "inf")],
+)  # fmt: skip
+def test_a_measure_is_short_whatever_its_size(value, shown):
+    assert progress.brief(value) == shown
+
+
+def test_a_notebook_has_a_bar_though_its_standard_error_is_no_terminal(lib, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    fit(lib)
+    shown = capsys.readouterr().err
+    assert "epoch 4/4 |" in shown
+    assert "12/12" in shown

@@ -1,0 +1,73 @@
+"""What a training run measured."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..notebook import figure, table
+
+POINTS = 120  # of a sparkline: more than its pixels can show
+
+
+class History(dict[str, list[float]]):
+    """One list per measure, one number per finished epoch: `history["loss"]`, `history["val_accuracy"]`, ...
+
+    Also `steps` (of training), `seconds` (in them, validation and callbacks left out), `interrupted` (by Ctrl-C or a
+    TimeLimit), and `slots`, what the optimizer remembers at the end: `fit(..., slots=history.slots)` trains on with it.
+    A notebook shows it as a table with a small curve for each measure.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+        self.seconds = 0.0
+        self.interrupted = False
+        self.slots: dict[str, Any] | None = None
+
+    def record(self, measures: dict[str, float]) -> None:
+        for name, value in measures.items():
+            self.setdefault(name, []).append(value)
+
+    def plot(self) -> Any:
+        """Draw the loss, and beside it each other measure, training with validation; returns matplotlib's figure.
+
+        `xpnet.plots.training` is the same. In a notebook, end the line with a semicolon, or it is shown twice.
+        """
+        from .. import plots
+
+        return plots.training(self)
+
+    def _repr_html_(self) -> str:
+        head = "measure", "first", "lowest", "highest", "last", ""
+        rows = []
+        for name, values in self.items():
+            real = [v for v in values if math.isfinite(v)] or [math.nan]
+            numbers = (values[0], min(real), max(real), values[-1]) if values else (math.nan,) * 4
+            rows.append((name, *(f"{v:.4g}" for v in numbers), sparkline(values)))
+        epochs = max(map(len, self.values()), default=0)
+        ended = ", interrupted" if self.interrupted else ""
+        plural = "" if epochs == 1 else "s"
+        return table(head, rows, f"{epochs:,} epoch{plural}, {self.steps:,} steps in {self.seconds:.1f} s{ended}")
+
+
+def sparkline(values: Sequence[float]) -> figure:
+    """A curve as wide as a word or two, in the text's colour; where a value is not finite it has a gap."""
+    real = [v for v in values if math.isfinite(v)]
+    if len(real) < 2:
+        return figure("")
+    low, high = min(real), max(real)
+    unit = (high - low) or 1.0
+    stride = max(1, math.ceil((len(values) - 1) / POINTS))
+    places = [*range(0, len(values) - 1, stride), len(values) - 1]
+    runs: list[list[str]] = [[]]
+    for i in places:
+        if math.isfinite(values[i]):
+            y = 18 - 16 * (values[i] - low) / unit if high > low else 10
+            runs[-1].append(f"{1 + 98 * i / (len(values) - 1):.1f},{y:.1f}")
+        else:
+            runs.append([])
+    lines = "".join(f'<polyline points="{" ".join(run if run[1:] else run * 2)}"/>' for run in runs if run)
+    return figure(
+        '<svg width="100" height="20" viewBox="0 0 100 20" fill="none" stroke="currentColor" stroke-width="1.4" '
+        f'stroke-linecap="round" style="vertical-align: middle">{lines}</svg>'
+    )

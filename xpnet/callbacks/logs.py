@@ -1,0 +1,102 @@
+"""A log in a file, and an end after so many seconds."""
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..checks import positive
+from ..settings import Configured
+from .base import Callback
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+Row = dict[str, Any]
+
+
+class CSVLog(Configured, Callback):
+    """Write each finished epoch to a CSV file at once: its number, and a column for each measure in the history.
+
+    The file is begun anew, or with `append` added to. A run that is resumed goes on with its rows; those of epochs that
+    come again are replaced. A measure that appears later gets its column, empty above. Give this callback after those
+    that record measures.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], append: bool = False):
+        self.path, self.append = os.fspath(path), append
+
+    def train_begin(self, run: "Run") -> None:
+        self.columns: list[str] = []
+        self.begun = False
+        goes_on = self.append or run.step
+        with open(self.path, "a" if goes_on else "w", encoding="utf-8"):
+            pass  # what cannot be written is found before the first step
+        if goes_on:
+            self._read()
+
+    def epoch_begin(self, run: "Run") -> None:
+        self.lengths = {name: len(values) for name, values in run.history.items()}
+
+    def epoch_end(self, run: "Run") -> None:
+        import csv
+
+        fresh = {name: values[-1] for name, values in run.history.items() if len(values) > self.lengths.get(name, 0)}
+        row: Row = {"epoch": run.epoch} | fresh
+        new = [name for name in row if name not in self.columns]
+        if new or not self.begun:
+            rows = self._read()
+            while not self.begun and rows and int(rows[-1]["epoch"]) >= run.epoch > 1:
+                rows.pop()
+            self.columns += new
+            self._rewrite([*rows, row])
+            self.begun = True
+            return
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def _read(self) -> list[Row]:
+        """The rows that are there; `columns` are theirs."""
+        import csv
+
+        with open(self.path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            self.columns = list(reader.fieldnames or ())
+            rows = list(reader)
+        if self.columns and (self.columns[0] != "epoch" or not all(str(row["epoch"]).isdecimal() for row in rows)):
+            raise ValueError(
+                f"CSVLog: {self.path} is no log of epochs: it has the columns {', '.join(self.columns)}. Give another "
+                "path, or append=False to write over it"
+            )
+        return rows
+
+    def _rewrite(self, rows: list[Row]) -> None:
+        """All rows in a new file, which then takes the old one's place: a crash leaves one of the two, whole."""
+        import csv
+
+        beside = f"{self.path}.new"
+        with open(beside, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(beside, self.path)
+
+
+class TimeLimit(Configured, Callback):
+    """End the training as Ctrl-C does, after the step in which `seconds` have passed since it began.
+
+    `history.interrupted` is then True, and the unfinished epoch has no history. The clock is the host's, and no step
+    waits for the device: where that works on its own, the steps handed to it already are still taken.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = positive("TimeLimit: seconds", seconds)
+
+    def train_begin(self, run: "Run") -> None:
+        self.end = time.monotonic() + self.seconds
+
+    def step_end(self, run: "Run") -> None:
+        if time.monotonic() >= self.end and run.step < run.epochs * run.steps_per_epoch:
+            run.stop = run.history.interrupted = True
+
+    def epoch_end(self, run: "Run") -> None:
+        self.step_end(run)  # validation may have taken long

@@ -1,0 +1,163 @@
+"""What is done when a measure stops getting better: stop, or lower the learning rate."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ..backend import Array
+from ..checks import fraction, non_negative, whole
+from ..settings import Configured
+from .base import Callback
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+FALLS = frozenset(["loss", "error", "mse", "rmse", "mae", "entropy", "deviance", "perplexity", "distance"])
+RISES = frozenset(["accuracy", "acc", "auc", "f1", "precision", "recall", "score", "r2"])
+
+
+class Watching(Configured, Callback):
+    """The base: it compares a measure with its best so far, and counts the epochs since.
+
+    `mode` is "min" where less is better, "max" where more is, "auto" to tell from the measure's name. An epoch is
+    better that beats the best by more than `min_delta`; NaN never does. `best`, `best_epoch` (from 1) and `wait` (the
+    epochs since) may be read at any time.
+    """
+
+    memory: tuple[str, ...] = ("best", "best_epoch", "wait")
+
+    def __init__(self, monitor: str, patience: int, min_delta: float, mode: str):
+        who = type(self).__name__
+        if not isinstance(monitor, str):
+            raise TypeError(f'{who}: monitor must be the name of a measure, such as "val_loss", got {monitor!r}')
+        self.monitor, self.mode = monitor, mode
+        self.patience = whole(f"{who}: patience", patience)
+        self.min_delta = non_negative(f"{who}: min_delta", min_delta)
+        self.falls = self._direction(who) == "min"
+        self._reset()
+
+    def _direction(self, who: str) -> str:
+        if self.mode in ("min", "max"):
+            return self.mode
+        if self.mode != "auto":
+            raise ValueError(f'{who}: mode must be "min", "max" or "auto", got {self.mode!r}')
+        words = set(self.monitor.lower().split("_"))
+        if bool(words & FALLS) == bool(words & RISES):
+            raise ValueError(
+                f"{who}: the name {self.monitor!r} does not tell whether less or more of it is better; give mode="
+                '"min" or mode="max"'
+            )
+        return "min" if words & FALLS else "max"
+
+    def _reset(self) -> None:
+        self.best: float | None = None
+        self.best_epoch = self.wait = 0
+
+    def train_begin(self, run: "Run") -> None:
+        self._reset()
+
+    def improved(self, run: "Run") -> bool:
+        """Whether the epoch just finished is the best so far, which is then noted."""
+        if self.monitor not in run.history:
+            raise ValueError(
+                f"{type(self).__name__}: no {self.monitor!r} in the history, which has "
+                f"{', '.join(map(repr, run.history))}. What begins with val_ needs fit's validation_data; a callback "
+                "that records it must come before this one"
+            )
+        value = run.history[self.monitor][-1]
+        gain = math.inf if self.best is None else (self.best - value if self.falls else value - self.best)
+        if math.isnan(value) or not gain > self.min_delta:
+            self.wait += 1
+            return False
+        self.best, self.best_epoch, self.wait = value, run.epoch, 0
+        return True
+
+
+class EarlyStopping(Watching):
+    """Stop when `monitor` has not got better for `patience` epochs, and go back to the best epoch's network.
+
+    With `restore_best`, the parameters and running statistics of the best epoch are given back at the end, however
+    the training ended: all its epochs done, Ctrl-C, an error. Only after a DivergenceError, and where no loss has
+    been seen that is finite with them, does the network keep what `fit` leaves it.
+    """
+
+    memory = (*Watching.memory, "best_params", "best_state", "sound")
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 10,
+        min_delta: float = 0.0,
+        mode: str = "auto",
+        restore_best: bool = True,
+    ):
+        super().__init__(monitor, patience, min_delta, mode)
+        self.restore_best = restore_best
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.best_params: dict[str, Array] = {}
+        self.best_state: dict[str, Array] = {}
+        self.sound = False  # whether a loss with them is known to be finite
+
+    def epoch_end(self, run: "Run") -> None:
+        if self.improved(run):
+            self.sound = math.isfinite(run.history.get("val_loss", [math.nan])[-1])
+            if self.restore_best:
+                self.best_params, self.best_state = run.net.params, run.net.state  # no later step writes to them
+        elif self.wait >= self.patience:
+            run.stop = True
+
+    def train_end(self, run: "Run") -> None:
+        if self.best_params and (self.sound or run.epoch > self.best_epoch or run.history.interrupted):
+            run.net.set_params(self.best_params)
+            run.net.set_state(self.best_state)
+        self.best_params, self.best_state = {}, {}
+
+
+class ReduceOnPlateau(Watching):
+    """Multiply the learning rate by `factor` when `monitor` has not got better for `patience` epochs.
+
+    For `cooldown` epochs after that nothing is counted; the rate never falls below `min_rate`. Each epoch's rate is
+    recorded in the history, as "learning_rate". The optimizer must have a number for its rate, not a schedule.
+    """
+
+    memory = (*Watching.memory, "cooling")
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        factor: float = 0.2,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        mode: str = "auto",
+        cooldown: int = 0,
+        min_rate: float = 0.0,
+    ):
+        super().__init__(monitor, patience, min_delta, mode)
+        self.factor = fraction("ReduceOnPlateau: factor", factor)
+        if not self.factor:
+            raise ValueError("ReduceOnPlateau: factor must be above 0, got 0: the training would stand still")
+        self.cooldown = whole("ReduceOnPlateau: cooldown", cooldown) if cooldown else 0
+        self.min_rate = non_negative("ReduceOnPlateau: min_rate", min_rate)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.cooling = 0
+
+    def train_begin(self, run: "Run") -> None:
+        super().train_begin(run)
+        rate: Any = getattr(run.optimizer, "learning_rate", None)
+        if not isinstance(rate, (int, float)):
+            raise TypeError(
+                f"ReduceOnPlateau: the optimizer's learning_rate must be a number, got {rate!r}; leave out the "
+                "schedule or this callback"
+            )
+
+    def epoch_end(self, run: "Run") -> None:
+        rate: Any = run.optimizer.learning_rate
+        run.history.record({"learning_rate": rate})
+        if self.improved(run) or self.cooling:
+            self.wait, self.cooling = 0, max(self.cooling - 1, 0)
+        elif self.wait >= self.patience:
+            self.wait, self.cooling = 0, self.cooldown
+            run.optimizer.learning_rate = min(rate, max(rate * self.factor, self.min_rate))

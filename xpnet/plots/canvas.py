@@ -1,0 +1,37 @@
+"""What the pictures share: colours, axes and figures to draw into, and arrays on the host."""
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import backend_of, is_array
+
+BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#555555"
+
+
+def axes(ax: Any, size: tuple[float, float] | None = None) -> Any:
+    """The axes given, or those of a new figure."""
+    return pyplot().subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def panels(figure: Any, count: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
+    """The figure, given or new, and `count` axes in it, row by row, each of `size` inches where it is new."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    if figure is None:
+        figure = pyplot().figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+
+
+def pyplot() -> Any:
+    """matplotlib's pyplot; ImportError with the remedy where it is not installed."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("xpnet.plots needs matplotlib: pip install 'xpnet[plots]'") from error
+    return plt
+
+
+def host(a: Any) -> np.ndarray:
+    """Any backend's array, or a list, as a NumPy array."""
+    return backend_of(a).to_numpy(a) if is_array(a) and not isinstance(a, np.ndarray) else np.asarray(a)

@@ -1,0 +1,90 @@
+"""Curves over the epochs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .canvas import BLUE, GREY, ORANGE, axes, panels, pyplot
+
+LOSSES, RATES = "loss", "learning_rate"  # what is drawn on a log scale, where it is above 0
+APART = 11  # points between two numbers beside the curves' ends
+
+
+def training(history: Mapping[str, Sequence[float]], figure: Any = None) -> Any:
+    """The loss, and beside it each other measure, training with validation: as `History.plot` draws it."""
+    names = list(dict.fromkeys(name.removeprefix("val_") for name in history))
+    if not names:
+        raise ValueError("plots.training: the history is empty; it has numbers once an epoch is finished")
+    names.sort(key=lambda name: (name != LOSSES, name == RATES))
+    figure, drawn = panels(figure, len(names), 3, (4.6, 3.4))
+    for name, ax in zip(names, drawn, strict=True):
+        learning_curves(history, name, ax)
+    return figure
+
+
+def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss", ax: Any = None) -> Any:
+    """A measure over the epochs, in training and validation where the history has them; losses on a log scale."""
+    names = [(measure, "training", BLUE), (f"val_{measure}", "validation", ORANGE)]
+    curves = [
+        (np.asarray(history[name], float), label, colour) for name, label, colour in names if len(history.get(name, ()))
+    ]
+    if not curves:
+        raise ValueError(f"learning_curves: no {measure!r} in the history, which has {', '.join(history) or 'nothing'}")
+    pyplot()
+    from matplotlib.ticker import MaxNLocator
+
+    ax = axes(ax)
+    for values, label, colour in curves:
+        alone = np.isfinite(values) & ~np.isfinite(np.pad(values, 1, constant_values=np.nan)[:-2])
+        alone &= ~np.isfinite(np.pad(values, 1, constant_values=np.nan)[2:])  # no line shows a point between gaps
+        epochs = np.arange(1, len(values) + 1)
+        style: dict[str, Any] = {"drawstyle": "steps-post"} if measure == RATES else {"label": label}
+        if alone.any():
+            style |= {"marker": "o", "markevery": np.flatnonzero(alone).tolist(), "clip_on": False}
+        ax.plot(epochs, np.where(np.isfinite(values), values, np.nan), color=colour, lw=1.6, **style)
+    known = np.concatenate([values[np.isfinite(values)] for values, *_ in curves])
+    if measure in (LOSSES, RATES) and known.size and 0 < 2 * known.min() <= known.max():
+        _log_scale(ax, known.min(), known.max())
+    longest = max(len(values) for values, *_ in curves)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    ax.set(xlabel="epoch", ylabel=measure, title=measure.capitalize().replace("_", " "))
+    ax.set_xlim((0.5, 1.5) if longest == 1 else (1, longest))
+    if longest == 1:
+        ax.set_xticks([1])
+    if known.size:
+        _write_ends(ax, curves)
+        ax.grid(alpha=0.25)
+    else:
+        ax.set_yticks([])
+        ax.text(0.5, 0.5, "no finite value", transform=ax.transAxes, ha="center", va="center", color=GREY)
+    if measure != RATES:
+        ax.legend(frameon=False)
+    return ax
+
+
+def _log_scale(ax: Any, low: float, high: float) -> None:
+    """A log scale whose numbers read as one writes them, some of them between the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if high > 5 * low else (2, 3, 5, 7)))
+    ax.yaxis.set_minor_formatter("{x:g}" if high < 300 * low else NullFormatter())
+
+
+def _write_ends(ax: Any, curves: list[tuple[np.ndarray, str, str]]) -> None:
+    """Each curve's last number at the right edge, moved apart where they would lie on one another."""
+    ends = []
+    for values, _, colour in curves:
+        known = values[np.isfinite(values)]
+        if known.size:
+            place = ax.transData.transform((1, known[-1]))[1] * 72 / ax.figure.dpi
+            ends.append((place, f"{values[-1]:.3g}", colour, known[-1]))
+    ends.sort(key=lambda end: end[0])
+    gap = ends[1][0] - ends[0][0] if len(ends) == 2 else APART
+    for sign, (_, text, colour, value) in zip((-1, 1), ends, strict=False):
+        offset = (4, sign * max(0.0, APART - gap) / 2)
+        ax.annotate(
+            text, (1.0, value), offset, ax.get_yaxis_transform(), "offset points", color=colour, va="center", size=9
+        )

@@ -1,0 +1,126 @@
+"""What is inside a network: its first weights, what its layers give, the gradients that reach them."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import probe, training
+from ..layers.dense import Dense
+from .canvas import BLUE, ORANGE, axes, panels
+
+if TYPE_CHECKING:
+    from ..losses import Loss
+    from ..network import Sequential
+
+BINS = 60
+
+
+def first_layer_weights(
+    net: "Sequential", shape: tuple[int, int] | None = None, most: int = 64, columns: int = 8, ax: Any = None
+) -> Any:
+    """The weights of the first Dense layer, each unit's as an image of `shape` (height, width); red is above 0.
+
+    Without a shape, for inputs that are no images: the weights as one matrix, a row for each unit.
+    """
+    found = next(((name, layer) for name, layer in net.leaves() if isinstance(layer, Dense)), None)
+    if found is None:
+        raise ValueError(f"first_layer_weights: {net!r} has no Dense layer")
+    name, layer = found
+    weights = net.backend.to_numpy(layer.params["weight"]).T  # (H, D)
+    units, inputs = weights.shape
+    if shape is not None and math.prod(shape) != inputs:
+        raise ValueError(
+            f"first_layer_weights: layer {name}, {layer!r}, has {inputs} inputs, which are no image of shape {shape}; "
+            "give (height, width) that multiply to them, or None to draw the matrix"
+        )
+    shown = weights[:most]
+    top = float(np.abs(shown).max()) or 1.0
+    colours = {"cmap": "RdBu_r", "vmin": -top, "vmax": top, "interpolation": "nearest"}
+    more = "" if len(shown) == units else f", the first {len(shown)} of {units} units"
+    if shape is None:
+        ax = axes(ax)
+        image = ax.imshow(shown, aspect="auto", **colours)
+        ax.set(xlabel="input", ylabel="unit")
+    else:
+        columns = min(columns, len(shown))
+        rows = -(-len(shown) // columns)
+        size = 0.75 if columns > 4 else 1.2  # inches
+        ax = axes(ax, (max(4.8, 1.2 + size * columns), max(1.6, 0.6 + size * rows * shape[0] / shape[1])))
+        height, width = shape
+        gap = max(1, round(0.1 * width))
+        sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
+        for place, unit in enumerate(shown):
+            row, column = place // columns * (height + gap), place % columns * (width + gap)
+            sheet[row : row + height, column : column + width] = unit.reshape(shape)
+        image = ax.imshow(sheet, **colours)
+        ax.axis("off")
+    ax.set_title(f"Weights of layer {name}, {layer!r}{more}", fontsize=10)
+    ax.figure.colorbar(image, ax=ax, shrink=0.8, aspect=25)
+    return ax
+
+
+def activation_histograms(net: "Sequential", x: Any, columns: int = 3, figure: Any = None) -> Any:
+    """How the outputs of each layer for x spread, in inference: a panel for each layer, zeros left out and counted."""
+    x = net.check_input("activation_histograms: x", x)
+    with net.backend.scope():
+        looks = probe.forward(net, x, training=False)
+    arrays = [net.backend.to_numpy(look.output).ravel() for look in looks]
+    figure, drawn = panels(figure, len(looks), columns, (3.6, 2.3))
+    for look, values, ax in zip(looks, arrays, drawn, strict=True):
+        _histogram(ax, values[values != 0], f"{look.name}  {look.layer!r}", f"output{zeros(values)}", BLUE)
+    return figure
+
+
+def gradient_histograms(net: "Sequential", x: Any, y: Any, loss: "Loss", columns: int = 3, figure: Any = None) -> Any:
+    """How large the gradients of each layer's parameters are, in training mode: log₁₀|g|, one scale for all panels.
+
+    Layers whose panel lies far to the left of the last one's hardly learn: the gradient vanishes on its way to them.
+    """
+    x, y = training.pair(net, "gradient_histograms", x, y, loss)
+    with net.backend.scope():
+        looks = probe.forward(net, x, training=True)
+        probe.backward(looks, y, loss)
+    host = net.backend.to_numpy
+    named = [(look, np.concatenate([host(g).ravel() for g in look.grads.values()])) for look in looks if look.grads]
+    if not named:
+        raise ValueError("gradient_histograms: no layer of the network has parameters")
+    sizes = []
+    for _, g in named:
+        with np.errstate(divide="ignore"):
+            sizes.append(np.log10(np.abs(g.astype(np.float64)), where=g != 0, out=np.full(g.shape, np.nan)))
+    known = np.concatenate([size[np.isfinite(size)] for size in sizes])
+    low, high = (known.min(), known.max()) if known.size else (-1.0, 0.0)
+    figure, drawn = panels(figure, len(named), columns, (3.6, 2.3))
+    for (look, g), size, ax in zip(named, sizes, drawn, strict=True):
+        label = f"log₁₀|gradient|{zeros(g)}"
+        _histogram(ax, size[g != 0], f"{look.name}  {look.layer!r}", label, ORANGE, (low, high))
+    return figure
+
+
+def zeros(values: np.ndarray) -> str:
+    """How many of the values are exactly 0, in words."""
+    share = float((values == 0).mean())
+    return f", {share:.0%} exactly 0" if share else ""
+
+
+def _histogram(
+    ax: Any, values: np.ndarray, title: str, label: str, colour: str, span: tuple[float, float] | None = None
+) -> None:
+    """One panel: the finite values in bins, and in words how many are not."""
+    known = values[np.isfinite(values)].astype(np.float64)
+    if known.size < values.size:
+        label += f", {values.size - known.size:,} not finite"
+    if known.size:
+        low, high = span or (float(known.min()), float(known.max()))
+        if high - low <= 1e-9 * max(abs(low), abs(high)):
+            low, high = low - 0.5, high + 0.5
+        ax.hist(known, bins=BINS, range=(low, high), color=colour)
+        ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
+    else:
+        ax.set_xticks([])
+    ax.set_title(title, fontsize=9)
+    ax.set_xlabel(label, fontsize=8)
+    ax.set_yticks([])
+    ax.tick_params(labelsize=8)
+    ax.spines[["left", "right", "top"]].set_visible(False)

@@ -1,0 +1,45 @@
+"""A look inside a network: what each layer gives, and the gradients there, for some rows. Nothing is changed by it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .backend import Array
+from .layers.base import Layer
+from .losses import Loss, reduced
+from .step import parts
+
+if TYPE_CHECKING:
+    from .network import Sequential
+
+
+@dataclass
+class Look:
+    """One layer: its output, what its backward needs; after `backward`, the gradient of its output and parameters."""
+
+    name: str
+    layer: Layer
+    output: Array
+    cache: Any
+    dy: Array | None = None
+    grads: dict[str, Array] | None = None
+
+    def __str__(self) -> str:
+        return f"layer {self.name}, {self.layer!r}"
+
+
+def forward(net: "Sequential", x: Array, training: bool) -> list[Look]:
+    """Each layer's output, those of plain networks within it one by one; a subclass is one layer, the network."""
+    looks = []
+    for name, layer in parts(net) if net.is_plain else [("network", net)]:
+        x, cache = layer.forward(x, training)
+        looks.append(Look(name, layer, x, cache))
+    return looks
+
+
+def backward(looks: list[Look], y: Array, loss: Loss) -> Array:
+    """Fill in the gradients of the loss for these encoded targets; returns the loss."""
+    value, dy = reduced(loss)(looks[-1].output, y)
+    for look in reversed(looks):
+        look.dy = dy
+        dy, look.grads = look.layer.backward(dy, look.cache)
+    return value
