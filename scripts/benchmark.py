@@ -88,7 +88,7 @@ def work(name: str, case: peers.Case, dtype: str, steps: int | None) -> None:
         if warm * case.batches < 1000:
             warm = min(warm, milliseconds(1))
     answer({"losses": losses, "versions": versions, "device": peer.device})
-    steps = steps or case.steps or int(1 + 300 / warm)
+    steps = steps or case.steps or int(1 + 1000 / warm)
     for _ in sys.stdin:
         answer(milliseconds(steps))
     return None

@@ -20,6 +20,7 @@ from .threads import in_blocks
 
 Work = Any  # buffered.Workspace: an array by name and shape, made once
 BLOCK = 2**18  # numbers of each array that a thread goes through at a time: fewer, and they wait for Python's lock
+SMALL = 2**16  # numbers of a matrix up to which one of zeros is worth its memory: a row of them takes more calls within
 LARGE = 2**20  # numbers of a matrix from which blocks and threads pay: the products' own threads linger on the cores
 
 
@@ -33,7 +34,7 @@ class Bound:
         self.y = work("y", shape) if norm else z
         if type(f) is ReLU:
             self.mask = work("mask", shape, calls.xp.bool)
-            self.zeros = calls.filled(work, "zeros", (self.rows, n), 0.0)
+            self.zeros = calls.filled(work, "zeros", (h if h * n <= SMALL else 1, n), 0.0)
         elif f is not None:
             self.slope = work("slope", shape)
         if norm:
