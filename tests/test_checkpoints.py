@@ -151,6 +151,38 @@ def test_another_backend_goes_on_to_the_same_numbers(lib, data, tmp_path):
             lib.agrees(net.params[name], lib.to_numpy(a), rtol=1e-8)
 
 
+def test_a_checkpoint_is_a_model_file(lib, data, tmp_path):
+    net = network(lib)
+    fit(net, data, checkpoint=xn.Checkpoint(tmp_path), callbacks=[Best()])
+    twin = xn.load(tmp_path / "step-000000000020.safetensors", backend=lib.backend)
+    assert repr(twin) == repr(net)
+    assert_same(lib, net, twin)
+
+
+class Own(xn.Sequential):
+    """A network that JSON cannot describe."""
+
+
+def test_a_network_that_no_file_can_describe_is_resumed_all_the_same(lib, data, tmp_path):
+    def own(seed):
+        return Own(*network(lib).layers).initialize(lib.backend, seed=seed)
+
+    whole = own(1)
+    expected = fit(whole, data)
+    with pytest.raises(StopError):
+        fit(own(1), data, callbacks=[StopAt(12)], checkpoint=xn.Checkpoint(tmp_path))
+    net = own(2)
+    assert fit(net, data, checkpoint=xn.Checkpoint(tmp_path), resume=True) == expected
+    assert_same(lib, whole, net)
+
+
+@pytest.mark.numpy_only
+def test_a_model_file_is_no_checkpoint(lib, data, tmp_path):
+    network(lib).save(tmp_path / "step-000000000020.safetensors")
+    with pytest.raises(xn.FormatError, match="it does not say that it is a checkpoint"):
+        fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+
+
 def flip(path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -196,8 +228,8 @@ def change(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": "2"}, "checkpoint format '2', this xpnet reads '1'"),
-        ({"format": "xpnet"}, "it does not say that it is a checkpoint"),
+        ({"version": "2"}, "format version '2', this xpnet reads '1'"),
+        ({"format": "keras"}, "it does not say that it is a checkpoint"),
         ({"training": "[" * 100_000}, "account of the training is unsound"),
         ({"epoch": [1]}, "account of the training is unsound"),
         ({"slots": {"m": {"array": True}, "step": {}}}, "account of the training is unsound"),

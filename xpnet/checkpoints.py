@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .network import Sequential
     from .run import Run
 
-FORMAT, VERSION = "xpnet checkpoint", "1"
 KEPT = 2
 NAME = re.compile(r"step-(\d{12})\.safetensors")
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in a repr: of this process only
@@ -44,9 +43,9 @@ class Checkpoint(Callback):
 
     SIGTERM and Ctrl-C write a file after the step under way and leave by SystemExit, with 143 and 130.
 
-    Every file is written beside and renamed, so it is whole; the parameters in it can be read by whatever reads
-    safetensors: "params.0.weight", "state.1.mean". Raises ValueError for a wrong `every`; `fit` raises OSError where
-    the folder cannot be written to, FormatError where no file in it is sound, ValueError for what differs.
+    Every file is a model file too, written beside and renamed: `xn.load(path)` is the network as it was. Raises
+    ValueError for a wrong `every`; `fit` raises OSError where the folder cannot be written to, FormatError where no
+    file in it is sound, ValueError for what differs.
     """
 
     def __init__(self, folder: str | os.PathLike[str], every: int | str = "epoch"):
@@ -129,12 +128,14 @@ class Checkpoint(Callback):
         import json
 
         from . import __version__
+        from .files import FORMAT, VERSION, arrays_of, metadata_of
 
-        host, net, history = run.net.backend.to_numpy, run.net, run.history
-        arrays = {f"params.{k}": host(a) for k, a in net.params.items()}
-        arrays |= {f"state.{k}": host(a) for k, a in net.state.items()}
-        arrays |= {f"history.{k}": np.array(values, dtype=np.float64) for k, values in history.items()}
-        arrays["losses"] = run.losses
+        net, history = run.net, run.history
+        arrays, metadata = arrays_of(net), {"format": FORMAT, "version": VERSION}
+        with contextlib.suppress(TypeError):  # a network of one's own that JSON cannot describe is resumed all the same
+            metadata = metadata_of(net)
+        arrays |= {f"training.history.{k}": np.array(values, dtype=np.float64) for k, values in history.items()}
+        arrays["training.losses"] = run.losses
         rate = run.optimizer.learning_rate
         training = {
             "xpnet": __version__,
@@ -145,15 +146,14 @@ class Checkpoint(Callback):
             "seconds": history.seconds,
             "learning_rate": None if callable(rate) else rate,
             "rng": run.rng_before or run.rng.bit_generator.state,
-            "slots": packed("slots", run.slots, arrays, net.backend),
+            "slots": packed("training.slots", run.slots, arrays, net.backend),
             "callbacks": [
-                packed(f"callbacks.{i}", {name: getattr(c, name) for name in c.memory}, arrays, net.backend)
+                packed(f"training.callbacks.{i}", {name: getattr(c, name) for name in c.memory}, arrays, net.backend)
                 for i, c in enumerate(self._callbacks)
             ],
         }
-        header = {"format": FORMAT, "version": VERSION, "training": json.dumps(training)}
         path = self.folder / f"step-{run.step:012d}.safetensors"
-        write(path, arrays, header)
+        write(path, arrays, metadata | {"training": json.dumps(training)})
         self._saved = run.epoch, run.step
         for old in self._files()[:-KEPT]:
             old.unlink()
@@ -173,25 +173,29 @@ class Saved:
     def __init__(self, path: Path, backend: Backend):
         import json
 
+        from .files import FORMAT, VERSION
+
         self.path = path
-        arrays, header = read(path)
-        if header.get("format") != FORMAT:
+        arrays, metadata = read(path)
+        if metadata.get("format") != FORMAT or "training" not in metadata:
             raise FormatError(path, "it does not say that it is a checkpoint")
-        if header.get("version") != VERSION:
-            raise FormatError(path, f"checkpoint format {header.get('version')!r:.80}, this xpnet reads {VERSION!r}")
+        if metadata.get("version") != VERSION:
+            raise FormatError(path, f"format version {metadata.get('version')!r:.80}, this xpnet reads {VERSION!r}")
         try:
-            told = json.loads(header["training"])
+            told = json.loads(metadata["training"])
             self.facts = dict(told["facts"])
             self.epoch, self.step = int(told["epoch"]), int(told["step"])
             self.learning_rate, self.rng_state = told["learning_rate"], told["rng"]
             np.random.default_rng().bit_generator.state = self.rng_state  # which says whether it is one
-            self.losses = arrays["losses"]
-            self.slots: Slots = unpacked("slots", told["slots"], arrays, backend)
-            self.callbacks = [unpacked(f"callbacks.{i}", c, arrays, backend) for i, c in enumerate(told["callbacks"])]
+            self.losses = arrays["training.losses"]
+            self.slots: Slots = unpacked("training.slots", told["slots"], arrays, backend)
+            self.callbacks = [
+                unpacked(f"training.callbacks.{i}", c, arrays, backend) for i, c in enumerate(told["callbacks"])
+            ]
             self.history = History()
-            self.history.update({k: a.tolist() for k, a in named("history", arrays).items()})
+            self.history.update({k: a.tolist() for k, a in named("training.history", arrays).items()})
             self.history.steps, self.history.seconds = int(told["steps"]), float(told["seconds"])
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise FormatError(path, f"its account of the training is unsound: {error!r:.200}") from error
         self.params, self.state = named("params", arrays), named("state", arrays)
 

@@ -3,6 +3,7 @@
 The metadata: `format` "xpnet", `version` "1", and `network`, JSON: {"dtype": ..., "layers": [...]}, a layer being
 {"layer": "Dense", "settings": {...}, "trainable": true} or {"layer": "Sequential", "layers": [...]}. The arrays:
 "params.0.weight", "state.1.mean", ... Loading runs nothing that a file says: a layer's name is looked up in a table.
+A checkpoint is such a file with a training run's state beside: `training` in the metadata, arrays "training....".
 
 And PyTorch's: the state dict of a `torch.nn.Sequential` of the same layers, in a safetensors file.
 """
@@ -34,8 +35,17 @@ UNSOUND = (
 
 def save(net: Sequential, path: Path) -> None:
     """Write `net` to `path`, whole or not at all. OSError where the file system refuses."""
-    host = net.backend.to_numpy
+    container.write(path, arrays_of(net), metadata_of(net))
+
+
+def arrays_of(net: Sequential) -> dict[str, np.ndarray]:
+    """The arrays of a model file."""
     arrays = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
+    return {name: net.backend.to_numpy(a) for name, a in arrays.items()}
+
+
+def metadata_of(net: Sequential) -> dict[str, str]:
+    """The metadata of a model file. TypeError for a network that JSON cannot describe."""
     try:
         network = plain_json.dumps({"dtype": net.dtype, "layers": describe(net)})
     except (TypeError, ValueError, AttributeError) as error:
@@ -43,8 +53,7 @@ def save(net: Sequential, path: Path) -> None:
             f"save: {net!r} cannot be described in JSON: {error}; keep each of the constructor's arguments, plain "
             "numbers and names, as an attribute of its name"
         ) from error
-    metadata = {"format": FORMAT, "version": VERSION, "network": network}
-    container.write(path, {name: host(a) for name, a in arrays.items()}, metadata)
+    return {"format": FORMAT, "version": VERSION, "network": network}
 
 
 def load(
@@ -53,7 +62,7 @@ def load(
     device: Any = None,
     custom_layers: Sequence[type[Layer]] = (),
 ) -> Sequential:
-    """The network in a file that `save` wrote, on `backend`.
+    """The network in a file that `save` or a `Checkpoint` wrote, on `backend`.
 
     Layers come from this package and from `custom_layers`, classes of your own; nothing that a file names is imported.
     Arrays are held against the shapes that the layers' settings say before anything is made of them. A class of your
@@ -65,6 +74,8 @@ def load(
     place = resolve(backend, device)
     table = known(custom_layers)
     arrays, metadata = container.read(path)
+    if metadata.pop("training", None) is not None:
+        arrays = {name: a for name, a in arrays.items() if not name.startswith("training.")}
     try:
         net, dtype = restored(metadata, table)
         check(net, dtype, arrays)
