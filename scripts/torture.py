@@ -1,8 +1,9 @@
-"""What model files must stand: `python scripts/torture.py` runs all of it in some minutes, `--short` in seconds.
+"""What model files and checkpoints must stand. `python scripts/torture.py` takes ten minutes, `--short` seconds.
 
     mutations   100,000 damaged and forged files: FormatError for each, and nothing imported, run, opened or hoarded
     kills       200 processes killed as they save: the file is the one before or the new one, to the bit
     refusals    full disks, no permission, folders, links, devices: an OSError that names the path, and no trace
+    resume      50 training runs killed at random moments and resumed: the bits of a run that was not
     speed       200 MB saved and loaded, beside a plain write with fsync and a plain read
 
 `python scripts/torture.py mutations kills` runs these two. Exit status 0 where everything held.
@@ -26,6 +27,8 @@ from pathlib import Path
 
 import mutations as table
 import numpy as np
+from promises import BrokenPromise, must
+from resumption import resume
 
 import xpnet as xn
 
@@ -35,16 +38,6 @@ FORBIDDEN = {  # what reading a file has no business doing, by the names of Pyth
     "os.rename", "os.mkdir", "subprocess.Popen", "shutil.unpack_archive", "socket.connect", "socket.__new__",
     "urllib.Request",
 }  # fmt: skip
-
-
-class BrokenPromise(Exception):  # noqa: N818  # what it is
-    """Something did not hold."""
-
-
-def must(holds: bool, what: str) -> None:
-    """Go on, or end this part with what did not hold."""
-    if not holds:
-        raise BrokenPromise(what)
 
 
 # --- mutations --------------------------------------------------------------------------------------------------------
@@ -309,6 +302,7 @@ PARTS = {  # what runs, how often in full, how often in short
     "mutations": (mutations, 100_000, 2_000),
     "kills": (kills, 200, 10),
     "refusals": (refusals, 1, 1),
+    "resume": (resume, 50, 2),
     "speed": (speed, 9, 0),
 }
 

@@ -9,6 +9,7 @@ import pytest
 
 import xpnet as xn
 from xpnet import container
+from xpnet.run import Run
 
 pytestmark = [
     pytest.mark.numpy_only,
@@ -31,7 +32,7 @@ def test_the_short_form_holds():
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    assert list(lines) == ["mutations", "kills", "refusals"]
+    assert list(lines) == ["mutations", "kills", "refusals", "resume"]
     refused = {kind: int(n.replace(",", "")) for kind, n in re.findall(r"(\w+), refused ([\d,]+)", lines["mutations"])}
     assert refused["flipped"] > 4_000
     assert refused["forged"] > 700
@@ -39,6 +40,18 @@ def test_the_short_form_holds():
     assert "nothing imported, started or opened" in lines["mutations"]
     assert lines["kills"].startswith("10 of 10 files sound")
     assert lines["refusals"].startswith("12 of 12 refused")
+    assert lines["resume"].startswith("2 of 2 runs ended with the same bits in weights and history, after ")
+
+
+def test_a_run_that_resumes_elsewhere_is_found(torture, tmp_path, monkeypatch):
+    go_on = Run.go_on
+
+    def forgetful(self, epoch, step, history, rng_state, losses):
+        go_on(self, epoch, step, history, self.rng.bit_generator.state, losses)
+
+    monkeypatch.setattr(Run, "go_on", forgetful)
+    with pytest.raises(torture.BrokenPromise, match="the run resumed ended with other bits"):
+        torture.resume(tmp_path, 10, 0)
 
 
 def test_a_reader_that_skips_the_signature_is_found(torture, tmp_path, monkeypatch):

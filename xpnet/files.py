@@ -40,8 +40,10 @@ def save(net: Sequential, path: Path) -> None:
 
 def arrays_of(net: Sequential) -> dict[str, np.ndarray]:
     """The arrays of a model file."""
-    arrays = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
-    return {name: net.backend.to_numpy(a) for name, a in arrays.items()}
+    host = net.backend.to_numpy
+    return {f"params.{k}": host(a) for k, a in net.params.items()} | {
+        f"state.{k}": host(a) for k, a in net.state.items()
+    }
 
 
 def metadata_of(net: Sequential) -> dict[str, str]:

@@ -1,0 +1,129 @@
+"""Training runs that are killed and go on, for `torture.py`: they must end with the bits of one that was not."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+from promises import must
+
+import xpnet as xn
+
+BACKENDS = [name for name in ("numpy", "torch") if name == "numpy" or importlib.util.find_spec("torch")]
+OPTIMIZERS = {
+    "SGD": lambda: xn.SGD(0.05),
+    "Nesterov": lambda: xn.Nesterov(0.05),
+    "Adagrad": lambda: xn.Adagrad(0.05),
+    "RMSprop": lambda: xn.RMSprop(xn.StepDecay(0.002, 0.5, 100)),
+    "Adam": lambda: xn.Adam(xn.WarmUp(xn.CosineDecay(0.01, 400), 40)),
+    "AdamW": lambda: xn.AdamW(xn.ExponentialDecay(0.01, 0.5, 100), clip_norm=1.0),
+}
+ROWS, EPOCHS, BATCH, EVERY = 325, 25, 20, 7  # 15 steps to an epoch, the last of 15 rows
+
+
+def network(backend: str) -> xn.Sequential:
+    """One with every source of randomness and every statistic there is."""
+    return xn.Sequential(
+        xn.Dense(10, 24), xn.BatchNorm(24), xn.ReLU(), xn.Dropout(0.2), xn.Dense(24, 16), xn.Tanh(), xn.Dense(16, 4)
+    ).initialize(backend, seed=3)
+
+
+def train(backend: str, optimizer: str, checkpoints: Path | None, result: Path) -> None:
+    """A run from its beginning or its newest checkpoint to its end, which goes to the file `result`."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(ROWS, 10)), rng.integers(4, size=ROWS)
+    net = network(backend)
+    best = xn.EarlyStopping("val_loss", patience=EPOCHS)
+    history = net.fit(
+        x[30:],
+        y[30:],
+        loss=xn.SoftmaxCrossEntropy(),
+        optimizer=OPTIMIZERS[optimizer](),
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        validation_data=(x[:30], y[:30]),
+        callbacks=[best],
+        checkpoint=None if checkpoints is None else xn.Checkpoint(checkpoints, every=EVERY),
+        resume=checkpoints is not None,
+    )
+    net.save(result)
+    result.with_suffix(".json").write_text(json.dumps([dict(history), best.best, best.best_epoch]))
+
+
+def in_a_process(backend: str, optimizer: str, checkpoints: Path | None, result: Path, seconds: float) -> bool:
+    """`train` in a process of its own, killed after so many seconds; whether it came to its end."""
+    child = os.fork()
+    if not child:
+        code = 99
+        try:
+            train(backend, optimizer, checkpoints, result)
+            code = 0
+        finally:
+            os._exit(code)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        finished, status = os.waitpid(child, os.WNOHANG)
+        if finished:
+            if status:
+                raise RuntimeError(f"{backend}, {optimizer}: the run ended with {os.waitstatus_to_exitcode(status)}")
+            return True
+        time.sleep(0.0005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def resume(folder: Path, count: int, seed: int) -> str:
+    """Kill `count` runs at random moments, some of them again and again, and compare their ends."""
+    rng = random.Random(seed)
+    expected: dict[tuple[str, str], tuple[float, bytes, bytes]] = {}
+    kills, amid = 0, 0
+    cases = [(backend, optimizer) for optimizer in OPTIMIZERS for backend in BACKENDS]
+    for trial in range(count):
+        case = cases[trial % len(cases)]
+        if case not in expected:
+            began = time.monotonic()
+            in_a_process(*case, None, folder / "whole", 600.0)
+            seconds = time.monotonic() - began
+            expected[case] = seconds, *read(folder / "whole")
+        seconds, weights, history = expected[case]
+        checkpoints = folder / "checkpoints"
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        limit = rng.uniform(0.1, 0.9) * seconds  # the first kill meets it, later ones may come too late
+        while not in_a_process(*case, checkpoints, folder / "cut", limit):
+            kills += 1
+            limit = rng.uniform(0.1, 1.5) * seconds
+            amid += any(int(path.name[5:17]) % 15 for path in checkpoints.glob("step-*"))
+            must(kills < 20 * count, f"runs of {limit:.1f} s came nowhere")
+        must(read(folder / "cut") == (weights, history), f"{', '.join(case)}: the run resumed ended with other bits")
+    must(kills >= count // 2, f"only {kills} kills met a run in {count}")
+    others = moved(folder / "cut")
+    return (
+        f"{count} of {count} runs ended with the same bits in weights and history, after {kills} kills ({amid} with a "
+        f"checkpoint amid an epoch); {len(OPTIMIZERS)} optimizers, {' and '.join(BACKENDS)}; the weights load on "
+        f"{', '.join(others)}"
+    )
+
+
+def read(result: Path) -> tuple[bytes, bytes]:
+    """What a run ended with: all weights and statistics, and the history."""
+    return result.read_bytes(), result.with_suffix(".json").read_bytes()
+
+
+def moved(result: Path) -> list[str]:
+    """The backends that are installed, on each of which the weights must be the same."""
+    expected = xn.load(result, backend="numpy").params
+    done = []
+    for name in ("numpy", "torch", "jax", "array_api_strict", "cupy"):
+        with contextlib.suppress(xn.BackendUnavailableError):
+            net = xn.load(result, backend=name)
+            same = all(np.array_equal(net.backend.to_numpy(a), expected[k]) for k, a in net.params.items())
+            must(same, f"{name}: other weights than in the file")
+            done.append(name)
+    return done
