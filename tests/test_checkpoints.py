@@ -129,6 +129,35 @@ def test_a_finished_run_has_its_end_on_file_and_nothing_to_do(lib, data, tmp_pat
     assert_same(lib, net, again)
 
 
+@pytest.mark.parametrize("every", ["epoch", 1])
+def test_a_run_that_a_callback_ended_stays_ended(lib, data, tmp_path, every):
+    """Also where it was killed just after the checkpoint of its last epoch."""
+
+    class Enough(xn.Callback):
+        def epoch_end(self, run):
+            run.stop = run.epoch == 2
+
+    net = network(lib)
+    history = fit(net, data, callbacks=[Enough()], checkpoint=xn.Checkpoint(tmp_path, every))
+    assert len(history["loss"]) == 2
+    again = network(lib, seed=5)
+    assert fit(again, data, callbacks=[Enough()], checkpoint=xn.Checkpoint(tmp_path, every), resume=True) == history
+    assert_same(lib, net, again)
+
+
+def test_a_run_that_a_time_limit_ended_goes_on(lib, data, tmp_path):
+    class Limit(xn.TimeLimit):
+        def train_begin(self, run):
+            self.end = 0.0 if run.step == 0 else float("inf")
+
+    whole, net = network(lib), network(lib)
+    expected = fit(whole, data)
+    history = fit(net, data, callbacks=[Limit(1)], checkpoint=xn.Checkpoint(tmp_path))
+    assert (history.steps, history.interrupted) == (1, True)
+    assert fit(net, data, callbacks=[Limit(1)], checkpoint=xn.Checkpoint(tmp_path), resume=True) == expected
+    assert_same(lib, whole, net)
+
+
 def test_more_epochs_go_on_where_fewer_ended(lib, data, tmp_path):
     whole = network(lib)
     expected = fit(whole, data, epochs=5)
@@ -272,7 +301,7 @@ def test_what_differs_is_listed_and_refused(lib, data, tmp_path):
     ):
         assert name in text
     assert "optimizer: Adam(learning_rate=<function" in text
-    assert "callbacks with a memory: [] then, ['Best'] now" in text
+    assert "callbacks with a memory: [] then, [<test_checkpoints.Best object>] now" in text
     for same in ("shuffle", "network", "loss:"):
         assert f"\n  {same}" not in text
     assert " at 0x" not in text

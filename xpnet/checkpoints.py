@@ -1,13 +1,11 @@
 """Checkpoints: a training run's whole state in a file, from which it goes on as if it had never stopped."""
 
 import contextlib
-import hashlib
 import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -19,6 +17,8 @@ from .container import FormatError, read, write
 from .optimizers import Slots
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .network import Sequential
     from .run import Run
 
@@ -49,6 +49,8 @@ class Checkpoint(Callback):
     """
 
     def __init__(self, folder: str | os.PathLike[str], every: int | str = "epoch"):
+        from pathlib import Path
+
         self.folder = Path(folder)
         self.every = every if every == "epoch" else whole('Checkpoint: every, if not "epoch",', every)
         self._facts: dict[str, str] = {}
@@ -85,7 +87,7 @@ class Checkpoint(Callback):
         """What to go on from, None to begin with; remembers what the run depends on."""
         self._callbacks = [c for c in callbacks if c.memory]
         told = {"network": net, "dtype": net.dtype, **settings}
-        told["callbacks with a memory"] = [type(c).__name__ for c in self._callbacks]
+        told["callbacks with a memory"] = self._callbacks
         self._facts = {name: ADDRESS.sub("", repr(value)) for name, value in told.items()}
         self._facts |= {name: fingerprint(net.backend.to_numpy(a)) for name, a in arrays.items()}
         self._saved = -1, -1
@@ -107,7 +109,7 @@ class Checkpoint(Callback):
             return saved
         return None
 
-    def _files(self) -> list[Path]:
+    def _files(self) -> "list[Path]":
         """The checkpoints in the folder, the newest last."""
         return sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
 
@@ -142,6 +144,7 @@ class Checkpoint(Callback):
             "facts": self._facts,
             "epoch": run.epoch,
             "step": run.step,
+            "stopped": run.stop and not history.interrupted,  # by a callback: there is no more to come
             "steps": history.steps,
             "seconds": history.seconds,
             "learning_rate": None if callable(rate) else rate,
@@ -170,7 +173,7 @@ class Checkpoint(Callback):
 class Saved:
     """A checkpoint that was read. FormatError for a file that is not a sound one."""
 
-    def __init__(self, path: Path, backend: Backend):
+    def __init__(self, path: "Path", backend: Backend):
         import json
 
         from .files import FORMAT, VERSION
@@ -184,7 +187,7 @@ class Saved:
         try:
             told = json.loads(metadata["training"])
             self.facts = dict(told["facts"])
-            self.epoch, self.step = int(told["epoch"]), int(told["step"])
+            self.epoch, self.step, self.stopped = int(told["epoch"]), int(told["step"]), bool(told["stopped"])
             self.learning_rate, self.rng_state = told["learning_rate"], told["rng"]
             np.random.default_rng().bit_generator.state = self.rng_state  # which says whether it is one
             self.losses = arrays["training.losses"]
@@ -212,6 +215,7 @@ class Saved:
     def restore(self, run: "Run") -> None:
         """Put the run where this one was; the network and the slots are there already."""
         run.go_on(self.epoch, self.step, self.history, self.rng_state, self.losses)
+        run.stop = self.stopped
         if self.learning_rate is not None:
             run.optimizer.learning_rate = self.learning_rate
 
@@ -263,6 +267,8 @@ def named(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 def fingerprint(a: np.ndarray) -> str:
     """What tells an array from others: shape, dtype and SHA-256."""
+    import hashlib
+
     return f"{a.dtype} {a.shape} {hashlib.sha256(np.ascontiguousarray(a).data).hexdigest()[:16]}"
 
 

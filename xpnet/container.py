@@ -13,7 +13,6 @@ that was damaged; whoever changes a file on purpose can sign it anew, so nothing
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 import threading
@@ -64,6 +63,8 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
     Raises OSError naming `path` where the file system refuses, and where `path` is a folder, a device or a pipe;
     ValueError and TypeError for names and dtypes that no such file can hold, before any file is touched.
     """
+    import hashlib
+
     if "sha256" in metadata:
         raise ValueError("write: the metadata's 'sha256' is the file's signature; choose another name")
     header, order = compose(arrays, {"sha256": UNSIGNED.decode(), **metadata})
@@ -171,6 +172,8 @@ def _open(path: str, flags: int) -> int:
 
 
 def _read(file: Any, size: int, signed: bool) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    import hashlib
+
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > min(size - 8, HEADER_LIMIT):

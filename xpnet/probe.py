@@ -1,6 +1,5 @@
 """A look inside a network: what each layer gives, and the gradients there, for some rows. Nothing is changed by it."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .backend import Array
@@ -12,16 +11,13 @@ if TYPE_CHECKING:
     from .network import Sequential
 
 
-@dataclass
 class Look:
     """One layer: its output, what its backward needs; after `backward`, the gradient of its output and parameters."""
 
-    name: str
-    layer: Layer
-    output: Array
-    cache: Any
-    dy: Array | None = None
-    grads: dict[str, Array] | None = None
+    def __init__(self, name: str, layer: Layer, output: Array, cache: Any):
+        self.name, self.layer, self.output, self.cache = name, layer, output, cache
+        self.dy: Array | None = None
+        self.grads: dict[str, Array] | None = None
 
     def __str__(self) -> str:
         return f"layer {self.name}, {self.layer!r}"
