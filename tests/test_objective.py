@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from xpnet.kernels import training_step
 
 N, D, K = 12, 4, 3
 LOSSES = {name: case for name, case in cases.LOSSES.items() if "probabilities" not in case[1].__name__}
@@ -92,6 +93,25 @@ def test_fit_takes_the_step_that_value_and_grad_says(lib, rng, monkeypatch, kern
     for key, g in grads.items():
         if key != "0.bias":  # 0 but for rounding, before a BatchNorm
             lib.agrees(net.params[key], before[key] - 0.1 * lib.to_numpy(g), rtol=1e-11)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("optimizer", [xn.SGD, xn.Nesterov])
+def test_a_step_gives_the_gradient_alone(lib, rng, monkeypatch, kernels, optimizer):
+    monkeypatch.setenv("XPNET_KERNELS", kernels)
+    x, y = data(cases.one_hot, rng)
+    net, loss = network(lib), xn.losses.Objective(xn.SoftmaxCrossEntropy(), l2=0.3)
+    with lib.backend.scope():
+        step = training_step(net, loss, optimizer())
+        for _ in range(2):
+            net.set_params({k: lib.to_numpy(a) + 0.1 for k, a in net.params.items()})
+            expected, grads = net.value_and_grad(x, y, xn.SoftmaxCrossEntropy(), l2=0.3)
+            weights = xn.ops.join([net.params[name] for name in step.names])
+            value, gradient = step.gradient(weights, lib.asarray(x), lib.asarray(y, "float64"))
+            assert float(value) == pytest.approx(float(expected), rel=1e-12)
+            for name, g in zip(step.names, xn.ops.split(gradient, step.shapes), strict=True):
+                if name != "0.bias":  # 0 but for rounding
+                    lib.agrees(g, lib.to_numpy(grads[name]), rtol=1e-11)
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])

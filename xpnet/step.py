@@ -95,6 +95,12 @@ class Step:
         weights, slots = self.optimizer.update(carry.weights, ops.join(gradients), carry.slots)
         return value, Carry(weights, slots, state)
 
+    def gradient(self, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        """The loss at these parameters, one vector, and its derivative, which the next call may write over."""
+        self._bind(self.start._replace(weights=weights))
+        value, gradients, _ = self.passes(x, y)
+        return value, ops.join(gradients)
+
     def passes(self, x: Array, y: Array) -> tuple[Array, list[Array], dict[str, Array]]:
         """Forward, loss and backward: the loss, the gradients in the order of `names`, the next statistics."""
         prediction, cache = self.worker.forward(x, training=True)

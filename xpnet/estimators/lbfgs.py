@@ -8,24 +8,14 @@ from sklearn.exceptions import ConvergenceWarning
 
 from .. import ops
 from ..backend import Array
+from ..kernels import training_step
 from ..layers.batchnorm import BatchNorm
 from ..layers.dropout import Dropout
 from ..optimizers import SGD
-from ..step import Step
 from ..training import pair, weighted
 
 if TYPE_CHECKING:
     from .base import BaseMLP
-
-
-class Gradient(Step):
-    """A training step that stops before the optimizer."""
-
-    def at(self, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
-        """The loss at these parameters and its derivative, one vector."""
-        self._bind(self.start._replace(weights=weights))
-        value, gradients, _ = self.passes(x, y)
-        return value, ops.join(gradients)
 
 
 def train(model: "BaseMLP", net: Any, x: Any, y: Array, weight: Array | None) -> None:
@@ -37,12 +27,12 @@ def train(model: "BaseMLP", net: Any, x: Any, y: Array, weight: Array | None) ->
     backend = net.backend
     x, y = pair(net, "fit", x, y, model._loss)
     objective, y, _ = weighted(net, "fit", model._loss, y, weight, float(model.alpha))
-    step = Gradient(net, objective, SGD(momentum=0.0))
+    step = training_step(net, objective, SGD(momentum=0.0))
     norms = [layer for _, layer in net.leaves() if isinstance(layer, BatchNorm) and layer.trainable]
 
     def loss_and_gradient(w: np.ndarray) -> tuple[float, np.ndarray]:
         with backend.scope():
-            value, gradient = step.at(backend.asarray(w.astype(net.dtype)), x, y)
+            value, gradient = step.gradient(backend.asarray(w.astype(net.dtype)), x, y)
             return float(value), backend.to_numpy(gradient).astype(np.float64)
 
     def report(intermediate_result: Any) -> None:
@@ -50,9 +40,11 @@ def train(model: "BaseMLP", net: Any, x: Any, y: Array, weight: Array | None) ->
         print(f"Iteration {model.n_iter_}, loss = {intermediate_result.fun:.8f}")
 
     model.n_iter_ = 0
+    params = net.params
+    first = np.concatenate([backend.to_numpy(params[name]).ravel() for name in step.names]).astype(np.float64)
     result = minimize(
         loss_and_gradient,
-        backend.to_numpy(step.start.weights).astype(np.float64),
+        first,
         method="L-BFGS-B",
         jac=True,
         callback=report if model.verbose else None,

@@ -309,30 +309,46 @@ class BufferedStep(Step):
 
     def _take(self, carry: Carry, x: Array, y: Array, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
         at = self._side_of(carry)
-        for stage in self.singles:
-            stage.set_state(carry.state)
-        views, a = at.views, turned(x)
-        for stage, own in zip(self.stages, views, strict=True):
-            a = stage.forward(a, own)
-        if self.softmax is not None:
-            value, da = self.kernels.softmax_cross_entropy(a, y.T, self._scale(a), self.work)
-        else:
-            value, dy = self.loss(turned(a), y)
-            da = turned(dy)
+        value, da = self._forward(at, carry.state, x, y)
         if self.backend.immediate and not math.isfinite(value):
             return value, carry
         side = self._free_side(carry, keep)  # the gradient first, then what it makes of the parameters
-        for i in range(len(self.stages) - 1, self.first - 1, -1):
-            da = self.stages[i].backward(da, views[i], side.views[i], self.turns[i])
-        if self.objective.l2:
-            more, slopes = self.objective.penalty(at.matrices, y)
-            value = value + (float(more) if self.backend.immediate else more)
-            for g, slope in zip(side.matrices, slopes, strict=True):
-                g += slope
+        value = self._backward(at, side, value, da, y)
         slots = self.kernels.update(
             self.optimizer, carry.weights, carry.slots, side.flat, self._free_slots(carry, keep)
         )
         return value, Carry(side.flat, slots, self._next_state(carry))
+
+    def gradient(self, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        at = self._side_of(self.start)
+        at.flat[...] = weights
+        value, da = self._forward(at, self.start.state, x, y)
+        side = self._free_side(self.start, ())
+        return self._backward(at, side, value, da, y), side.flat
+
+    def _forward(self, at: Side, state: dict[str, Array], x: Array, y: Array) -> tuple[Array, Array]:
+        """The loss, and its derivative with respect to the outputs, (K, N)."""
+        for stage in self.singles:
+            stage.set_state(state)
+        a = turned(x)
+        for stage, own in zip(self.stages, at.views, strict=True):
+            a = stage.forward(a, own)
+        if self.softmax is not None:
+            found: tuple[Array, Array] = self.kernels.softmax_cross_entropy(a, y.T, self._scale(a), self.work)
+            return found
+        value, dy = self.loss(turned(a), y)
+        return value, turned(dy)
+
+    def _backward(self, at: Side, gradient: Side, value: Array, da: Array, y: Array) -> Array:
+        """The gradient, and the loss with the penalty in it."""
+        for i in range(len(self.stages) - 1, self.first - 1, -1):
+            da = self.stages[i].backward(da, at.views[i], gradient.views[i], self.turns[i])
+        if self.objective.l2:
+            more, slopes = self.objective.penalty(at.matrices, y)
+            value = value + (float(more) if self.backend.immediate else more)
+            for g, slope in zip(gradient.matrices, slopes, strict=True):
+                g += slope
+        return value
 
     def _scale(self, a: Array) -> float:
         return 1.0 if self.softmax.reduction == "sum" else 1.0 / a.shape[1]

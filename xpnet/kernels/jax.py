@@ -67,6 +67,7 @@ class CompiledStep(Step):
         self.parts = self.worker, loss, optimizer
         self.handed, self.of_loss = handed(optimizer), [getattr(part, "__dict__", {}) for part in losses_in(loss)]
         self.plain: Step | None = None  # takes the steps, once they have turned out not to compile
+        self.by_layers: Step | None = None  # gives the gradient alone
         self.fixed = {name: a for name, a in self.worker.params.items() if name not in self.names}
         self.donates = sum(map(math.prod, self.shapes)) >= DONATE
         self._look()
@@ -144,6 +145,10 @@ class CompiledStep(Step):
         """Whether the parameters and statistics are; those written over are not. Waits for the device."""
         arrays = jax.tree.leaves((carry.weights, carry.state))
         return not any(a.is_deleted() for a in arrays) and bool(np.asarray(all_finite(arrays)))
+
+    def gradient(self, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        self.by_layers = self.by_layers or Step(*self.parts)
+        return self.by_layers.gradient(weights, x, y)
 
     def _remember(self, slots: Slots) -> None:
         arrays = [dict(zip(self.names, ops.split(slots[k], self.shapes), strict=True)) for k in slots if k != "step"]
