@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .network import Sequential
 
 Batch = tuple[Array, Array, Any]  # x, y, and which rows of them: a slice, or their numbers for a step that gathers
+NONE = np.empty(0)
 GATHER = 2**17  # entries of x: an epoch of up to so many is put into its order at once, a longer one batch by batch
 
 
@@ -56,7 +57,7 @@ class Run:
         self.optimizer = step_function.optimizer
         self.rng = copy.deepcopy(net.rng)  # of the order of the rows
         self.rng_before: Any = None  # its state before the epoch under way
-        self._done: Array = np.empty(0)  # the losses that a resumed run has brought of its first epoch
+        self._done: np.ndarray = NONE  # the losses that a resumed run has brought of its first epoch
         self._values: list[Any] = []  # those of the epoch's steps since
         self._net, self._step_function = net, step_function
         self._carry = self._published = self._safe = self._start = step_function.start
@@ -76,7 +77,10 @@ class Run:
     @property
     def losses(self) -> np.ndarray:
         """The losses of the epoch's steps so far. Waits for the device."""
-        return np.concatenate([self._done, self._net.backend.stack(self._values)]) if self._values else self._done
+        if not self._values:
+            return self._done
+        values = self._net.backend.stack(self._values)
+        return np.concatenate([self._done, values]) if self._done.size else values
 
     @property
     def finite(self) -> bool:
@@ -96,7 +100,7 @@ class Run:
     def end_epoch(self) -> None:
         """Count the epoch as finished."""
         self.epoch += 1
-        self.rng_before, self._done, self._values = None, np.empty(0), []
+        self.rng_before, self._done, self._values = None, NONE, []
 
     def train(
         self, batches: Callable[[int], Iterator[Batch]], step_end: Callable[[], None], epochs: int = 1

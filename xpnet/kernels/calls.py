@@ -114,26 +114,24 @@ class Calls:
     def activation(self, f: Layer | None, z: Array, bias: Array, work: Work, own: bool) -> Array:
         """y = f(z + bias), in z's place."""
         b = self.bound(f, z, work, own, norm=False)
-        self.by_rows(self._activation, b, f, z, bias)
+        self.by_rows(self._function, b, f, bias)
         return z
 
-    def _activation(self, b: Bound, f: Layer | None, z: Array, bias: Array) -> None:
-        z += bias[:, None]
-        self._function(b, f)
-
-    def _function(self, b: Bound, f: Layer | None) -> None:
-        """y ← f(y)"""
+    def _function(self, b: Bound, f: Layer | None, shift: Array) -> None:
+        """y ← f(y + shift)"""
         lib, y = self.lib, b.y
+        if type(f) is Sigmoid:
+            lib.subtract(-shift[:, None], y, out=y)  # -(y + shift), to the bit
+            lib.exp(y, out=y)  # may be infinite, and y then 0
+            y += 1.0
+            self.reciprocal(y, out=y)
+            return
+        y += shift[:, None]
         if type(f) is ReLU:
             lib.greater_equal(y, 0.0, out=b.mask)
             lib.maximum(y, b.zeros, out=y)  # several times as fast as with a number
         elif type(f) is Tanh:
             lib.tanh(y, out=y)
-        elif type(f) is Sigmoid:
-            lib.negative(y, out=y)
-            lib.exp(y, out=y)  # may be infinite, and y then 0
-            y += 1.0
-            self.reciprocal(y, out=y)
 
     def activation_backward(
         self,
@@ -202,9 +200,8 @@ class Calls:
         lib.sqrt(scale, out=scale)
         self.reciprocal(scale, out=scale)
         lib.multiply(scale, gamma, out=b.gain)
-        y = lib.multiply(centred, b.gain_column, out=b.y)
-        y += beta[:, None]
-        self._function(b, f)
+        lib.multiply(centred, b.gain_column, out=b.y)
+        self._function(b, f, beta)
 
     def batch_norm_backward(
         self,
