@@ -108,6 +108,15 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture
+def small_blocks(monkeypatch):
+    """A matrix of 2**17 numbers, or a vector, is large: gone through in blocks of 2**15, by several threads."""
+    for name in ("calls", *["numba"] * NUMBA):
+        module = importlib.import_module(f"xpnet.kernels.{name}")
+        monkeypatch.setattr(module, "LARGE", 2**17)
+        monkeypatch.setattr(module, "BLOCK", 2**15)
+
+
+@pytest.fixture
 def kernels(kernels_of, request):
     """Makes the kernels under test, the calls or Numba's loops, on the backend under test."""
     backend = xn.get_backend(request.config.getoption("--backend"))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.kernels import calls, threads
+from xpnet.kernels import threads
 from xpnet.kernels.buffered import Workspace
 
-pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only]
+pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only, pytest.mark.usefixtures("small_blocks")]
 
 SHAPES = [(1, 1), (1, 7), (4, 1), (3, 2), (5, 33), (2, 700), (40, 64), (20, 7000)]  # (H, N); the last is for threads
 FUNCTIONS = {"none": None, "sigmoid": xn.Sigmoid(), "tanh": xn.Tanh(), "relu": xn.ReLU()}
@@ -25,13 +25,6 @@ LAYOUTS = {
 LYING = [(shape, "as it is") for shape in SHAPES] + [
     (shape, layout) for shape in [(1, 1), (5, 33), (20, 7000)] for layout in LAYOUTS if layout != "as it is"
 ]
-
-
-@pytest.fixture(autouse=True)
-def large_is_small(monkeypatch):
-    """(20, 7000) is gone through in blocks of 4 rows, by several threads."""
-    monkeypatch.setattr(calls, "LARGE", 2**17)
-    monkeypatch.setattr(calls, "BLOCK", 2**15)
 
 
 def formula(f, u):

@@ -8,7 +8,7 @@ import xpnet as xn
 from xpnet.kernels.buffered import BufferedStep
 from xpnet.step import Step
 
-pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only]
+pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only, pytest.mark.usefixtures("small_blocks")]
 
 # A gradient here is a chain of some ten sums of up to 40 terms, and weights add up five of them: at most 10 · 40 · 5
 # roundings of half an eps, each relative to the largest number in its sum.

@@ -84,9 +84,6 @@ class Objective(Loss):
         self.l2 = non_negative("l2", l2)
 
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
-        if not self.weighted:
-            found: tuple[Array, Array] = self.loss.terms(prediction, target)
-            return found
         weights = target[:, -1]
         terms, gradient = self.loss.terms(prediction, target[:, :-1])
         return terms * (weights if terms.ndim == 1 else weights[:, None]), gradient * weights[:, None]

@@ -21,7 +21,7 @@ from .threads import in_blocks
 Work = Any  # buffered.Workspace: an array by name and shape, made once
 BLOCK = 2**18  # numbers of each array that a thread goes through at a time: fewer, and they wait for Python's lock
 SMALL = 2**16  # numbers of a matrix up to which one of zeros is worth its memory: a row of them takes more calls within
-LARGE = 2**20  # numbers of a matrix from which blocks and threads pay: the products' own threads linger on the cores
+LARGE = 2**22  # numbers of a matrix from which threads pay: those of the products before linger on the cores
 
 
 class Bound:

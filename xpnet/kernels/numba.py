@@ -23,7 +23,8 @@ from .threads import in_blocks
 IDENTITY, SIGMOID, RELU, TANH = range(4)  # Tanh is NumPy's to compute, in place
 KINDS = {type(None): IDENTITY, Sigmoid: SIGMOID, ReLU: RELU, Tanh: TANH}
 TILE = 256  # columns of the loss at a time
-SHARED = 2**17  # numbers from which blocks and threads pay
+LARGE = 2**22  # numbers from which threads pay: those of the products before linger on the cores
+BLOCK = 2**18  # numbers that a thread goes through at a time
 
 exact = njit(cache=True, nogil=True, error_model="numpy")  # in the order written
 compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})  # sums in any order
@@ -331,8 +332,8 @@ class Bound:
         h, n = shape = z.shape
         self.y = z if own else work("y", shape)
         self.mean, self.scale = work("mean", (h,)), work("scale", (h,))
-        self.shared = h * n > SHARED
-        self.block = max(1, SHARED * h // (2 * h * n))  # rows
+        self.shared = h * n > LARGE
+        self.block = max(1, BLOCK // n)  # rows
 
 
 def by_rows(kernel: Callable[..., None], b: Bound, *arrays: Any) -> None:
@@ -443,10 +444,10 @@ class NumbaKernels(Calls):
                 np.copyto(new_slots[key], slots[key])
         arrays = [w, *[new_slots[key] for key in names], new]
         kernel, c = KERNELS[name], np.array((limit, *numbers), dtype=w.dtype)
-        if w.size <= SHARED:
+        if w.size <= LARGE:
             total = kernel(*arrays, c)
         else:
-            total = sum(in_blocks(lambda part: kernel(*[a[part] for a in arrays], c), w.size, SHARED))
+            total = sum(in_blocks(lambda part: kernel(*[a[part] for a in arrays], c), w.size, BLOCK))
         self.checked = new, float(total)
         return {"step": step + 1} | {key: new_slots[key] for key in names}
 
