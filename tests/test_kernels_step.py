@@ -405,3 +405,20 @@ def test_arrays_that_do_not_fit_are_refused_and_no_kernel_sees_them(misfit, mess
     x, y = backend.asarray(np.ones((8, 5)), "float32"), backend.asarray(np.eye(8, 6), "float32")
     with backend.scope(), pytest.raises(ValueError, match=f"a layer or loss gave an array of .*{message}"):
         step(step.start, x, y)
+
+
+class KeepsGradient(xn.SGD):
+    """One's own: its slots hold the very gradient that it was given."""
+
+    def update(self, w, gradient, slots):
+        w, slots = super().update(w, gradient, {k: slots[k] for k in ("step", "velocity")})
+        return w, slots | {"last": gradient}
+
+
+def test_an_optimizer_may_keep_its_gradient(kernels, backend):
+    net = xn.Sequential(xn.Dense(4, 3)).initialize(backend, "float64", seed=0)
+    x, y = backend.asarray(np.ones((5, 4))), backend.asarray(np.eye(5, 3) + np.eye(5, 3, -3))
+    with backend.scope():
+        step = BufferedStep(net, CROSS, KeepsGradient(0.1), kernels())
+        _, carry = step.on_rows(step.start, x, y, slice(0, 5), ())
+    assert not np.array_equal(backend.to_numpy(carry.slots["last"]), backend.to_numpy(carry.weights))
