@@ -416,3 +416,21 @@ def test_a_signal_writes_the_state_and_leaves(tmp_path, number, code):
     assert err == f"fit: stopped at step 7; {tmp_path / 'cut'} has its state, resume=True goes on from it\n"
     again = subprocess.run([*run, tmp_path / "cut"], capture_output=True, text=True, check=True)
     assert again.stdout == expected
+
+
+def test_a_divergence_after_a_resume_is_placed_in_its_batch(lib, data, tmp_path):
+    def rate(step):
+        return 1e300 if step == 8 else 0.01  # the fourth step of the second epoch
+
+    def run(net, *callbacks, **options):
+        return fit(net, data, optimizer=xn.SGD(rate), callbacks=callbacks, **options)
+
+    with pytest.raises(StopError):
+        run(network(lib), StopAt(8), checkpoint=xn.Checkpoint(tmp_path, every=7))
+    net = network(lib, seed=3)
+    with pytest.raises(xn.DivergenceError) as caught:
+        run(net, checkpoint=xn.Checkpoint(tmp_path, every=7), resume=True)
+    with pytest.raises(xn.DivergenceError) as whole:
+        run(network(lib))
+    assert (caught.value.epoch, caught.value.batch) == (whole.value.epoch, whole.value.batch) == (2, 4)
+    assert str(caught.value) == str(whole.value)

@@ -422,3 +422,24 @@ def test_an_optimizer_may_keep_its_gradient(kernels, backend):
         step = BufferedStep(net, CROSS, KeepsGradient(0.1), kernels())
         _, carry = step.on_rows(step.start, x, y, slice(0, 5), ())
     assert not np.array_equal(backend.to_numpy(carry.slots["last"]), backend.to_numpy(carry.weights))
+
+
+class Follows(xn.Layer):
+    """The identity, with the mean of its inputs as its statistics, which it takes from the cache after backward."""
+
+    def initial_state(self, rng):
+        return {"seen": np.zeros(4)}
+
+    def forward(self, x, training=False):
+        return x * 1.0, x
+
+    def backward(self, dy, cache):
+        return dy * 1.0, {}
+
+    def next_state(self, cache):
+        return {"seen": xn.ops.sum_over_batch(cache) / cache.shape[0]}
+
+
+def test_a_layer_finds_its_inputs_as_they_were_after_backward(kernels, backend, dtype):
+    assert_same_steps(kernels, backend, dtype, xn.Sequential(D(4, 4), xn.Tanh(), Follows(), D(4, 3)))
+    assert_same_steps(kernels, backend, dtype, xn.Sequential(D(4, 4), xn.Tanh(), D(4, 4), Follows(), D(4, 3)))
