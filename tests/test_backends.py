@@ -1,5 +1,6 @@
 """One forward and backward on every backend: NumPy's numbers, layer by layer and over whole training runs."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -208,3 +209,15 @@ def test_a_step_can_be_traced_by_jit(lib, digits, name):
     traced_value, traced = jax.jit(step)(step.start, *batch)
     lib.agrees(traced_value, lib.to_numpy(value))
     lib.agrees(traced.weights, lib.to_numpy(carry.weights))
+
+
+@pytest.mark.numpy_only
+def test_numpys_buffer_is_small_within_the_scope_alone(lib):
+    before = np.getbufsize()
+    with contextlib.suppress(KeyError), lib.backend.scope():
+        assert np.getbufsize() == 1024
+        with lib.backend.scope():
+            pass
+        assert np.getbufsize() == 1024
+        raise KeyError
+    assert np.getbufsize() == before

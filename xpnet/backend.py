@@ -15,6 +15,7 @@ Array = Any  # an array of whichever backend: the array API standard defines no 
 Namespace = Any  # the module that holds a backend's array functions
 
 DTYPES = ("float32", "float64")
+BUFFER = 1024  # numbers: NumPy copies a matrix's rows before it adds a column to them if two of them fit in its buffer
 
 
 class BackendUnavailableError(RuntimeError):
@@ -140,7 +141,8 @@ class Backend:
 
         NumPy warns, the others don't; what is not finite is found, and raised, by those who ask for the scope.
         """
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # which takes the size back as well
+            np.setbufsize(BUFFER)
             yield
 
     @property
