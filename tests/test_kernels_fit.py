@@ -6,12 +6,14 @@ import pickle
 import signal
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
 from cases import Scale, tutorial_network
 
 import xpnet as xn
+from xpnet import run
 from xpnet.kernels import CHOICES, training_step
 from xpnet.kernels.buffered import BufferedStep
 from xpnet.kernels.calls import Calls
@@ -384,3 +386,22 @@ def test_every_choice_is_told_of_in_the_packages_own_words():
     assert all(f'"{choice}"' in xn.kernels.__doc__ for choice in CHOICES)
     assert issubclass(BufferedStep, Step)
     assert callable(Calls.update)
+
+
+@pytest.mark.parametrize("gather", [0, 2**17], ids=["batch by batch", "an epoch at once"])
+@pytest.mark.parametrize("first", [xn.Dense(4, 8), xn.BatchNorm(4), xn.Dropout(0.2), Scale(4)])
+def test_what_was_gathered_is_let_go_before_the_next(backend, choice, gather, first, monkeypatch):
+    layers = [first, *([] if isinstance(first, xn.Dense) else [xn.Dense(4, 8)]), xn.Tanh(), xn.Dense(8, 3)]
+    net = xn.Sequential(*layers).initialize(backend, "float64", seed=2)
+    monkeypatch.setattr(run, "GATHER", gather)
+    take_rows, taken = run.take_rows, []
+
+    def watched(*arguments):
+        assert [a() for a in taken] == [None] * len(taken)
+        x, y = take_rows(*arguments)
+        taken.append(weakref.ref(x))
+        return x, y
+
+    monkeypatch.setattr(run, "take_rows", watched)
+    net.fit(X, Y, loss=CROSS, optimizer=xn.SGD(0.01), epochs=3, batch_size=7)
+    assert len(taken) == (6 if gather == 0 else 3)

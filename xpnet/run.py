@@ -118,8 +118,8 @@ class Run:
         last = epochs * self.steps_per_epoch
         self._start = before = self._carry
         began = time.perf_counter()
-        for number, batch in enumerate(batches(done), done + 1):
-            before = self._carry
+        for batch in batches(done):
+            number, before = number + 1, self._carry
             keep = () if immediate else (self._start, self._safe, *[before] * (number == last))
             value, self._carry = step.on_rows(before, *batch, keep)
             if immediate:
@@ -131,6 +131,7 @@ class Run:
             step_end()
             if self.history.interrupted:
                 break
+            del batch  # before the next one comes
         sound = immediate or step.finite(self._carry)  # asked before the losses: the host is then woken once
         losses = self.losses
         self.history.seconds += time.perf_counter() - began

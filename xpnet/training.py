@@ -133,7 +133,9 @@ def mean_of(
     losses: np.ndarray, mass: np.ndarray | None, slices: Sequence[slice], order: np.ndarray | None, objective: Objective
 ) -> float:
     """The loss of an epoch from those of its batches: their sum, or the mean over all rows with their `mass`."""
-    if objective.reduction == "sum" or len(losses) == 1:
+    if len(losses) == 1:
+        return float(losses[0])
+    if objective.reduction == "sum":
         return float(losses.sum())
     if mass is None:
         shares = np.array([s.stop - s.start for s in slices], dtype=np.float64)

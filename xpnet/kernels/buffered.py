@@ -61,7 +61,7 @@ class Workspace:
         self.xp, self.dtype, self.device = xp, dtype, device
         self.flat: dict[str, Array] = {}
         self.parts: dict[tuple[str, tuple[int, ...]], Array] = {}
-        self.bound: dict[int, Any] = {}  # what the kernels have found for a size of batch
+        self.bound: dict[Any, Any] = {}  # what the kernels have found for a size of batch
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: Any = None) -> Array:
         """An array of that shape, with whatever numbers are in it."""
@@ -126,44 +126,39 @@ class Block:
         if not self.owns_x:
             rows = beta.shape[0] if transposed is None else transposed.shape[1]
             check_fit(x, (rows, x.shape[-1]), params)
-        kernels, work, n = self.kernels, self.work, x.shape[1]
-        self.x, own = x, False
+        kernels, work, z, own = self.kernels, self.work, x, False
         if transposed is not None:
-            x = kernels.product(transposed, x, work("z", (transposed.shape[0], n)))
-            own = True
-        self.z = x
+            z, own = kernels.product(transposed, x, work("z", (transposed.shape[0], x.shape[1]))), True
         if gamma is None:
-            self.y = kernels.activation(self.function, x, bias, work, own)
+            y = kernels.activation(self.function, z, bias, work, own)
         else:
             eps = self.norm[1].eps
-            self.y = kernels.batch_norm(self.function, x, gamma, beta, eps, self.mean, self.var, work, own, bias)
-        return self.y
+            y = kernels.batch_norm(self.function, z, gamma, beta, eps, self.mean, self.var, work, own, bias)
+        self.cache = x, z, y
+        return y
 
     def backward(self, dy: Array, params: tuple[Array, ...], grads: tuple[Array, ...], side: int | None) -> Array:
         """(H, N) -> (D, N), or None where `side` is: nobody needs dx. It goes where y was, or to two places in turn."""
         weight, _, bias, gamma, beta = params
         dweight, _, dbias, dgamma, dbeta = grads
+        x, z, y = self.cache
         if not self.owns_dy:
-            check_fit(dy, tuple(self.y.shape), params)
+            check_fit(dy, tuple(y.shape), params)
         kernels, work = self.kernels, self.work
         dz = dy if self.owns_dy else self.shared("dz", tuple(dy.shape))
         if gamma is None:
-            dz = kernels.activation_backward(self.function, dy, self.z, self.y, bias, dz, dbias, work)
+            dz = kernels.activation_backward(self.function, dy, z, y, bias, dz, dbias, work)
         else:
             sums = dgamma, dbeta, dbias
-            dz = kernels.batch_norm_backward(self.function, dy, self.z, self.y, gamma, beta, dz, *sums, work)
+            dz = kernels.batch_norm_backward(self.function, dy, z, y, gamma, beta, dz, *sums, work)
         if weight is None:
             return dz
-        kernels.product(self.x, dz.T, dweight)
+        kernels.product(x, dz.T, dweight)
         if side is None:
             return None
-        return kernels.product(weight, dz, self._place(side, (weight.shape[0], dz.shape[1])))
-
-    def _place(self, side: int, shape: tuple[int, ...]) -> Array:
-        """For dx, once dz is made."""
-        if not self.frees_y or shape[0] > self.y.shape[0]:
-            return self.shared(f"dx{side}", shape)
-        return self.y[: shape[0]]
+        rows = weight.shape[0]
+        fits = self.frees_y and rows <= y.shape[0]
+        return kernels.product(weight, dz, y[:rows] if fits else self.shared(f"dx{side}", (rows, dz.shape[1])))
 
 
 class Single:
@@ -291,11 +286,12 @@ class BufferedStep(Step):
 
     def finite(self, carry: Carry) -> bool:
         if self.backend.immediate:  # sums are quicker; they may overflow where nothing is wrong
-            checked, total = self.kernels.checked
-            vectors = list(carry.state.values()) if checked is carry.weights else [carry.weights, *carry.state.values()]
-            if all(a.ndim == 1 and a.dtype == carry.weights.dtype for a in vectors) and math.isfinite(
-                sum((self.kernels.lib.dot(a, a) for a in vectors), total if checked is carry.weights else 0.0)
-            ):
+            dot, (checked, total), dtype = self.kernels.lib.dot, self.kernels.checked, carry.weights.dtype
+            if checked is not carry.weights:
+                total = dot(carry.weights, carry.weights)
+            for a in carry.state.values():
+                total = total + dot(a, a) if a.ndim == 1 and a.dtype == dtype else math.nan
+            if math.isfinite(total):
                 return True
         return super().finite(carry)
 
@@ -317,7 +313,10 @@ class BufferedStep(Step):
         slots = self.kernels.update(
             self.optimizer, carry.weights, carry.slots, side.flat, self._free_slots(carry, keep)
         )
-        return value, Carry(side.flat, slots, self._next_state(carry))
+        state = self._next_state(carry)
+        for stage in self.stages:  # the batch goes before the next one comes
+            stage.cache = None
+        return value, Carry(side.flat, slots, state)
 
     def gradient(self, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
         at = self._side_of(self.start)

@@ -5,7 +5,6 @@ Every function here has twins of the same name and arguments in `numba.py` and `
 """
 
 import copy
-import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -19,28 +18,31 @@ from .rules import RULES
 from .threads import in_blocks
 
 Work = Any  # buffered.Workspace: an array by name and shape, made once
-BLOCK = 2**18  # numbers of each array that a thread goes through at a time: fewer, and they wait for Python's lock
+BLOCK = 2**18  # numbers of each array to go through at a time: fewer, and threads wait for Python's lock
 SMALL = 2**16  # numbers of a matrix up to which one of zeros is worth its memory: a row of them takes more calls within
-LARGE = 2**22  # numbers of a matrix from which threads pay: those of the products before linger on the cores
+LARGE = 2**22  # numbers of an array from which threads pay: those of the products before linger on the cores
 
 
 class Bound:
     """What the calls of one block write into for one size of batch, found once: (H, N) arrays and (H,) vectors."""
 
-    def __init__(self, calls: "Calls", f: Layer | None, z: Array, work: Work, own: bool, norm: bool):
+    def __init__(self, calls: "Calls", f: Layer | None, z: Array, work: Work, own: bool, eps: float | None):
         h, n = shape = tuple(z.shape)
         self.rows = max(1, BLOCK // n) if calls.shares and h * n > LARGE else h  # gone through at a time
+        self.whole = self.rows == h
+        self.zero, self.one = calls.number(work, 0.0), calls.number(work, 1.0)
         self.ones = calls.filled(work, "ones", (n,), 1.0)
-        self.y = work("y", shape) if norm else z
+        self.y = z if eps is None else work("y", shape)
         if type(f) is ReLU:
             self.mask = work("mask", shape, calls.xp.bool)
             self.zeros = calls.filled(work, "zeros", (h if h * n <= SMALL else 1, n), 0.0)
         elif f is not None:
             self.slope = work("slope", shape)
-        if norm:
+        if eps is not None:
             self.average = calls.filled(work, f"1/{n}", (n,), 1.0 / n)
+            self.share, self.eps = calls.number(work, 1.0 / n), calls.number(work, eps)
             self.centred = z if own else work("centred", shape)
-            self.scale, self.gain, self.small = (work(name, (h,)) for name in ("scale", "gain", "small"))
+            self.deviation, self.gain, self.small = (work(name, (h,)) for name in ("deviation", "gain", "small"))
             self._columns()
         self.parts: dict[int, Bound] = {}
 
@@ -53,7 +55,7 @@ class Bound:
             return self.parts[rows.start]
         except KeyError:
             part = self.parts[rows.start] = copy.copy(self)
-            for name in ("y", "mask", "slope", "centred", "scale", "gain", "small"):
+            for name in ("y", "mask", "slope", "centred", "deviation", "gain", "small"):
                 if hasattr(self, name):
                     setattr(part, name, getattr(self, name)[rows])
             if hasattr(self, "zeros"):
@@ -69,7 +71,6 @@ class Calls:
     functions: tuple[type[Layer], ...] = (Sigmoid, Tanh, ReLU)
     product: Callable[..., Array]
     top: Callable[..., Array]
-    reciprocal: Callable[..., Array]
 
     def __init__(self, backend: Backend):
         lib = self.lib = importlib.import_module(backend.name)
@@ -80,11 +81,9 @@ class Calls:
         if backend.name == "numpy":  # the same as below, in calls that cost less
             self.product, self.sums = product, lib.dot
             self.top = lambda z, out: lib.maximum.reduce(z, 0, None, out)
-            self.reciprocal = lambda x, out: lib.divide(1.0, x, out=out)
         else:
             self.product = self.sums = lambda a, b, out: lib.matmul(a, b, out=out)
             self.top = lambda z, out: lib.amax(z, 0, out=out)
-            self.reciprocal = lib.reciprocal
 
     def filled(self, work: Work, name: str, shape: tuple[int, ...], value: float) -> Array:
         """An array of `work`, all of this value; a product with ones is a sum over the batch."""
@@ -92,28 +91,31 @@ class Calls:
         a[...] = value
         return a
 
-    def bound(self, f: Layer | None, z: Array, work: Work, own: bool, norm: bool) -> Bound:
-        """The arrays for a batch of z's size."""
+    def number(self, work: Work, value: float) -> Array:
+        """A number as an array without axes, which NumPy takes in half the time of Python's."""
+        return self.filled(work, repr(value), (), value)
+
+    def bound(self, f: Layer | None, z: Array, work: Work, own: bool, eps: float | None) -> Bound:
+        """The arrays for a batch of z's size; eps of a batch norm, None without."""
         n = z.shape[1]
         try:
             found: Bound = work.bound[n]
         except KeyError:
-            found = work.bound[n] = Bound(self, f, z, work, own, norm)
+            found = work.bound[n] = Bound(self, f, z, work, own, eps)
         return found
 
     def by_rows(self, work: Callable[..., None], b: Bound, f: Layer | None, *arrays: Array) -> None:
         """Do the work, of much data block by block, which stay in cache, on several cores."""
-        h = arrays[0].shape[0]
-        if b.rows == h:
+        if b.whole:
             work(b, f, *arrays)
         else:
-            in_blocks(lambda rows: work(b.part(rows), f, *[a[rows] for a in arrays]), h, b.rows)
+            in_blocks(lambda rows: work(b.part(rows), f, *[a[rows] for a in arrays]), arrays[0].shape[0], b.rows)
 
     # --- activation ---
 
     def activation(self, f: Layer | None, z: Array, bias: Array, work: Work, own: bool) -> Array:
         """y = f(z + bias), in z's place."""
-        b = self.bound(f, z, work, own, norm=False)
+        b = self.bound(f, z, work, own, eps=None)
         self.by_rows(self._function, b, f, bias)
         return z
 
@@ -123,12 +125,12 @@ class Calls:
         if type(f) is Sigmoid:
             lib.subtract(-shift[:, None], y, out=y)  # -(y + shift), to the bit
             lib.exp(y, out=y)  # may be infinite, and y then 0
-            y += 1.0
-            self.reciprocal(y, out=y)
+            y += b.one
+            lib.divide(b.one, y, out=y)
             return
         y += shift[:, None]
         if type(f) is ReLU:
-            lib.greater_equal(y, 0.0, out=b.mask)
+            lib.greater_equal(y, b.zero, out=b.mask)
             lib.maximum(y, b.zeros, out=y)  # several times as fast as with a number
         elif type(f) is Tanh:
             lib.tanh(y, out=y)
@@ -163,7 +165,7 @@ class Calls:
         if type(f) is ReLU:
             return lib.multiply(dy, b.mask, out=dz)
         slope = lib.multiply(y, y, out=b.slope)
-        slope = lib.subtract(1.0 if type(f) is Tanh else y, slope, out=slope)  # 1 - y², or y (1 - y)
+        slope = lib.subtract(b.one if type(f) is Tanh else y, slope, out=slope)  # 1 - y², or y (1 - y)
         return lib.multiply(dy, slope, out=dz)
 
     # --- batch norm ---
@@ -182,24 +184,23 @@ class Calls:
         bias: Array | None = None,
     ) -> Array:
         """y = f(γ (z - μ) / √(v + eps) + β), μ and v the batch's; μ + bias goes to `mean`, v to `var`."""
-        b = self.bound(f, z, work, own, norm=True)
-        self.by_rows(functools.partial(self._batch_norm, eps), b, f, z, gamma, beta, mean, var)
+        b = self.bound(f, z, work, own, eps)
+        self.by_rows(self._batch_norm, b, f, z, gamma, beta, mean, var)
         if bias is not None:
             mean += bias
         return b.y
 
     def _batch_norm(
-        self, eps: float, b: Bound, f: Layer | None, z: Array, gamma: Array, beta: Array, mean: Array, var: Array
+        self, b: Bound, f: Layer | None, z: Array, gamma: Array, beta: Array, mean: Array, var: Array
     ) -> None:
         lib = self.lib
         self.sums(z, b.average, out=mean)
         centred = lib.subtract(z, mean[:, None], out=b.centred)
         self.row_dot(centred, centred, out=var)
-        var *= 1.0 / z.shape[1]
-        scale = lib.add(var, eps, out=b.scale)
-        lib.sqrt(scale, out=scale)
-        self.reciprocal(scale, out=scale)
-        lib.multiply(scale, gamma, out=b.gain)
+        var *= b.share
+        deviation = lib.add(var, b.eps, out=b.deviation)
+        lib.sqrt(deviation, out=deviation)
+        lib.divide(gamma, deviation, out=b.gain)
         lib.multiply(centred, b.gain_column, out=b.y)
         self._function(b, f, beta)
 
@@ -229,16 +230,15 @@ class Calls:
     def _batch_norm_backward(
         self, b: Bound, f: Layer | None, dy: Array, dz: Array, dgamma: Array, dbeta: Array
     ) -> None:
-        lib, n = self.lib, dy.shape[1]
-        du, centred, small = self._slope(b, f, dy, dz), b.centred, b.small
+        lib, du, centred, small = self.lib, self._slope(b, f, dy, dz), b.centred, b.small
         self.sums(du, b.ones, out=dbeta)
         self.row_dot(du, centred, out=dgamma)
-        dgamma *= b.scale
-        lib.multiply(dgamma, b.scale, out=small)
-        small *= -1.0 / n
+        dgamma /= b.deviation
+        lib.divide(dgamma, b.deviation, out=small)
+        small *= b.share
         centred *= b.small_column
-        dz = lib.add(du, centred, out=dz)
-        lib.multiply(dbeta, 1.0 / n, out=small)
+        dz = lib.subtract(du, centred, out=dz)
+        lib.multiply(dbeta, b.share, out=small)
         dz -= b.small_column
         dz *= b.gain_column
 
@@ -255,24 +255,24 @@ class Calls:
         """-Σ_k t_k log softmax(z)_k, summed over the batch and times `scale`, and its derivative. z (K, N), t (K, N)"""
         lib, (k, n) = self.lib, z.shape
         try:
-            top, s, e, sums, ones_k, ones_n = work.bound[n]
+            top, s, e, sums, fits, ones_k, ones_n, factor = work.bound[n, scale]
         except KeyError:
-            vectors, matrices = [work(name, (n,)) for name in ("top", "sums")], [work(name, (k, n)) for name in "se"]
-            ones = [self.filled(work, f"ones {i}", (i,), 1.0) for i in (k, n)]
-            top, s, e, sums, ones_k, ones_n = work.bound[n] = (vectors[0], *matrices, vectors[1], *ones)
+            shapes = {"top": (n,), "s": (k, n), "e": (k, n), "sums": (n,), "fits": (k,)}
+            constants = *[self.filled(work, f"ones {i}", (i,), 1.0) for i in (k, n)], self.number(work, scale)
+            made = *[work(name, shape) for name, shape in shapes.items()], *constants
+            top, s, e, sums, fits, ones_k, ones_n, factor = work.bound[n, scale] = made
         self.top(z, out=top)
         lib.subtract(z, top, out=s)
         lib.exp(s, out=e)
         self.sums(e.T, ones_k, out=sums)
-        s *= target
-        each = self.sums(s.T, ones_k, out=top)
+        self.row_dot(s, target, out=fits)
         e /= sums
         e -= target
         if scale != 1.0:
-            e *= scale
+            e *= factor
         lib.log(sums, out=sums)
-        sums -= each
-        return float(lib.dot(sums, ones_n)) * scale, e
+        value = float(lib.dot(sums, ones_n)) - float(lib.dot(fits, ones_k))  # no term is below 0: nothing cancels
+        return value * scale, e
 
     # --- optimizer ---
 
@@ -289,27 +289,29 @@ class Calls:
         if type(optimizer) not in RULES:
             new[...], slots = optimizer.update(w, self.xp.asarray(new, copy=True), slots)  # which may keep it
             return slots
-        step, names = slots["step"], optimizer.memory
-        name, decay, *numbers = RULES[type(optimizer)](optimizer, *optimizer.coefficients(step))
+        step, names, size = slots["step"], optimizer.memory, w.shape[0]
+        name, *numbers = RULES[type(optimizer)](optimizer, *optimizer.coefficients(step))
         rule, g = getattr(self, f"_{name}"), optimizer.limited(new)
-        arrays = [new, w, g, *[slots[key] for key in names], *[new_slots[key] for key in names]]
+        if g is not new:
+            new[...] = g
+        arrays = [new, w, *[slots[key] for key in names], *[new_slots[key] for key in names]]
 
-        def advance(block: slice | None = None) -> float:
-            new_w, *parts = arrays if block is None else [a[block] for a in arrays]
-            rule(new_w, *parts, self.lib.empty_like(new_w), decay, *numbers)
+        def advance(block: slice) -> float:
+            new_w, *others = [a[block] for a in arrays] if size > BLOCK else arrays
+            rule(new_w, *others, *numbers)
             return float(self.lib.dot(new_w, new_w))
 
-        self.checked = new, advance() if w.shape[0] <= BLOCK else sum(in_blocks(advance, w.shape[0], BLOCK))
+        self.checked = new, sum(in_blocks(advance, size, BLOCK, shared=size > LARGE))
         return {"step": step + 1} | {key: new_slots[key] for key in names}
+
+    # each gets the gradient in g, and leaves the new parameters there
 
     def _sgd(
         self,
-        new_w: Array,
-        w: Array,
         g: Array,
+        w: Array,
         v: Array,
         new_v: Array,
-        t: Array,
         decay: float,
         ahead: float,
         momentum: float,
@@ -317,20 +319,18 @@ class Calls:
     ) -> None:
         lib = self.lib
         if decay:
-            g = g + decay * (w - ahead * v)
-        lib.multiply(g, rate, out=t)
+            g += decay * (w - ahead * v)
+        g *= rate
         lib.multiply(v, momentum, out=new_v)
-        new_v += t
-        lib.subtract(w, new_v, out=new_w)
+        new_v += g
+        lib.subtract(w, new_v, out=g)
 
     def _root_mean_square(
         self,
-        new_w: Array,
-        w: Array,
         g: Array,
+        w: Array,
         s: Array,
         new_s: Array,
-        t: Array,
         decay: float,
         kept: float,
         added: float,
@@ -339,27 +339,25 @@ class Calls:
     ) -> None:
         lib = self.lib
         if decay:
-            g = g + decay * w
-        lib.multiply(g, g, out=t)
+            g += decay * w
+        t = g * g
         t *= added
         lib.multiply(s, kept, out=new_s)
         new_s += t
         lib.add(new_s, eps, out=t)
         lib.sqrt(t, out=t)
-        lib.divide(g, t, out=t)
-        t *= rate
-        lib.subtract(w, t, out=new_w)
+        g /= t
+        g *= rate
+        lib.subtract(w, g, out=g)
 
     def _adam(
         self,
-        new_w: Array,
-        w: Array,
         g: Array,
+        w: Array,
         m: Array,
         v: Array,
         new_m: Array,
         new_v: Array,
-        t: Array,
         decay: float,
         left: float,
         kept_m: float,
@@ -371,18 +369,16 @@ class Calls:
     ) -> None:
         lib = self.lib
         if decay:
-            g = g + decay * w
-        lib.multiply(g, added_m, out=t)
-        lib.multiply(m, kept_m, out=new_m)
-        new_m += t
-        lib.multiply(g, g, out=t)
-        t *= added_v
+            g += decay * w
+        lib.multiply(m, kept_m / added_m, out=new_m)
+        new_m += g
+        new_m *= added_m
+        g *= g
+        g *= added_v
         lib.multiply(v, kept_v, out=new_v)
-        new_v += t
-        lib.sqrt(new_v, out=t)
-        t += shift
-        lib.divide(new_m, t, out=t)
-        t *= size
-        if left != 1.0:
-            w = left * w
-        lib.subtract(w, t, out=new_w)
+        new_v += g
+        root = lib.sqrt(new_v, out=g)
+        root += shift
+        update = lib.divide(new_m, root, out=g)
+        update *= size
+        lib.subtract(w if left == 1.0 else left * w, update, out=g)

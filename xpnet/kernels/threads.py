@@ -10,16 +10,17 @@ from typing import Any
 LIMIT = 8  # more threads than this add nothing: the work waits for memory
 
 
-def in_blocks(work: Callable[[slice], Any], size: int, block: int) -> list[Any]:
-    """What `work` gives for every block of range(size), on several cores; array libraries let go of Python's lock.
+def in_blocks(work: Callable[[slice], Any], size: int, block: int, shared: bool = True) -> list[Any]:
+    """What `work` gives for every block of range(size), if `shared` on several cores: array libraries let go of
+    Python's lock.
 
     The threads work in the caller's context, where NumPy keeps its `errstate`. None is at work any more when this
     returns or raises.
     """
-    if 0 < size <= block:
-        return [work(slice(0, size))]
-    blocks = enumerate([slice(start, min(start + block, size)) for start in range(0, size, block)])
-    results = [None] * -(-size // block)
+    parts = [slice(start, min(start + block, size)) for start in range(0, size, block)]
+    if len(parts) == 1 or not shared:
+        return list(map(work, parts))
+    blocks, results = enumerate(parts), [None] * len(parts)
 
     def run() -> None:
         for i, part in blocks:  # an enumeration gives each block to one thread only
