@@ -83,12 +83,14 @@ def work(name: str, case: peers.Case, dtype: str, steps: int | None) -> None:
         peer.turn(steps)
         return 1000 * (time.perf_counter() - began) / (case.epochs(steps) * case.batches)
 
-    warm = milliseconds(1)
-    for _ in range(2):  # the first may have compiled
-        if warm * case.batches < 1000:
-            warm = min(warm, milliseconds(1))
+    def a_second(steps: int = 1) -> int:
+        each = milliseconds(steps)
+        whole = case.epochs(steps) * case.batches
+        return a_second(4 * whole) if each * whole < 200 else int(1 + 1000 / each)
+
+    milliseconds(1)  # which may compile
+    steps = steps or a_second()
     answer({"losses": losses, "versions": versions, "device": peer.device})
-    steps = steps or case.steps or int(1 + 1000 / warm)
     for _ in sys.stdin:
         answer(milliseconds(steps))
     return None
@@ -296,7 +298,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--turns", type=count, help="of each contestant; default: 7, for the studies 5")
     parser.add_argument(
-        "--steps", type=count, help="in a turn, rounded to whole epochs; default: a good third of a second"
+        "--steps", type=count, help="in a turn, rounded to whole epochs; default: about a second of them"
     )
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="default: float32")
     parser.add_argument("--threads", type=count, metavar="N", help="each library's; default: what it chooses itself")

@@ -27,12 +27,11 @@ RATE, EPS, MOMENTUM = 0.001, 0.01, 0.99  # Adam's learning rate; batch norm's
 
 @dataclass(frozen=True)
 class Case:
-    """A network, how many rows it trains on in batches of how many, and the steps that make a good turn."""
+    """A network, how many rows it trains on in batches of how many."""
 
     layers: tuple[xn.Layer, ...]
     rows: int
     batch: int
-    steps: int | None = None  # None: as many as take a third of a second
     digits: bool = False
 
     @property
@@ -105,10 +104,10 @@ def seed_layers() -> tuple[xn.Layer, ...]:
 
 
 FIXED = {
-    "seed": Case(seed_layers(), rows=1500, batch=1500, steps=300, digits=True),
-    "mini": Case(mlp(64, 128, 64, 10, batch_norm=True), rows=1472, batch=32, steps=920, digits=True),
-    "wide": Case(mlp(784, 1024, 1024, 10), rows=5120, batch=512, steps=20),
-    "large": Case(mlp(4096, 8192, 8192, 10), rows=16384, batch=8192, steps=20),
+    "seed": Case(seed_layers(), rows=1500, batch=1500, digits=True),
+    "mini": Case(mlp(64, 128, 64, 10, batch_norm=True), rows=1472, batch=32, digits=True),
+    "wide": Case(mlp(784, 1024, 1024, 10), rows=5120, batch=512),
+    "large": Case(mlp(4096, 8192, 8192, 10), rows=16384, batch=8192),
 }
 STUDIES = {  # sizes of each scaling study
     "batch": [4**i for i in range(9)],
