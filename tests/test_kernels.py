@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.kernels import threads
+from xpnet.kernels import products, threads
 from xpnet.kernels.buffered import Workspace
 
 pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only, pytest.mark.usefixtures("small_blocks")]
@@ -415,7 +415,16 @@ def test_what_is_not_finite_shows_wherever_it_stands(bench, request):
 
 # --- products ---------------------------------------------------------------------------------------------------------
 
-EDGE = [(1, 1, 1), (3, 5, 1), (1, 200, 1), (100, 100, 100), (100, 100, 101), (101, 100, 100), (100, 101, 100)]
+EDGE = [
+    (1, 1, 1),
+    (3, 5, 1),
+    (1, 200, 1),
+    (128, 128, 128),
+    (100, 100, 100),
+    (100, 100, 101),
+    (101, 100, 100),
+    (100, 101, 100),
+]
 LONG = [
     (m, k, n)
     for long in (2003, 4194, 4195)  # of one axis, beside two that make it less, about and more than 2²² in all
@@ -435,6 +444,20 @@ def test_product(m, k, n, bench):
         given = bench.kernels.product(bench.put(a, layout), bench.put(b, layout), out=out)
         assert given is out
         bench.agrees(out, expected, 10 + k, 5.0)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("m", "k", "n"), EDGE + LONG)
+def test_a_products_parts_are_small_and_nearly_equal(m, k, n):
+    size, longest = m * k * n, max(m, k, n)
+    parts = products.stretches(m, k, n)
+    if not products.SMALL < size <= products.MOST:
+        assert parts == ()
+        return
+    assert [i for part in parts for i in range(longest)[part]] == list(range(longest))
+    lengths = [len(range(longest)[part]) for part in parts]
+    assert max(lengths) * (size // longest) <= products.SMALL
+    assert max(lengths) - min(lengths) < len(parts) == -(-longest // (products.SMALL // (size // longest)))
 
 
 # --- workspaces and threads -------------------------------------------------------------------------------------------

@@ -17,25 +17,26 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
     parts = stretches(m, k, n)
     if not parts:
         return np.dot(a, b, out=out)
-    if k >= m and k >= n:
+    if n >= m and n >= k:
+        for part in parts:
+            np.matmul(a, b[:, part], out=out[:, part])
+    elif m >= k:
+        for part in parts:
+            np.dot(a[part], b, out=out[part])
+    else:
         np.matmul(a[:, parts[0]], b[parts[0]], out=out)
         term = np.empty_like(out)
         for part in parts[1:]:
             out += np.matmul(a[:, part], b[part], out=term)
-    elif m >= n:
-        for part in parts:
-            np.dot(a[part], b, out=out[part])
-    else:
-        for part in parts:
-            np.matmul(a, b[:, part], out=out[:, part])
     return out
 
 
 @functools.lru_cache
 def stretches(m: int, k: int, n: int) -> tuple[slice, ...]:
-    """The parts of the longest axis of an (m, k) by (k, n) product; none: it is best done in one."""
+    """The parts of the longest axis of an (m, k) by (k, n) product, nearly equal; none: it is best done in one."""
     if not SMALL < m * k * n <= MOST:
         return ()
     longest = max(m, k, n)
-    stretch = longest // -(-m * k * n // SMALL)
+    most = max(1, SMALL * longest // (m * k * n))
+    stretch = -(-longest // -(-longest // most))
     return tuple(slice(start, start + stretch) for start in range(0, longest, stretch))
