@@ -43,6 +43,8 @@ def small(**more):
 ALL_ON = {"batch_norm": True, "dropout": 0.2, "early_stopping": True}
 
 
+BEFORE_1_9 = sklearn.__version__.startswith(("1.7.", "1.8."))  # with dispatch on, it refuses lists itself, of anyone
+
 # --- scikit-learn's checks --------------------------------------------------------------------------------------------
 
 # why a check does not run: what the reason that it gives begins or ends with -> the checks
@@ -88,10 +90,11 @@ def test_check_estimator(kind, all_on, dispatch):
         warnings.simplefilter("ignore")
         results = check_estimator(kind(**more), on_fail=None, on_skip=None, expected_failed_checks=expected)
     count = collections.Counter(result["status"] for result in results)
-    failed = [r for r in results if r["status"] == "failed" and "cudaError" not in str(r["exception"])]
+    others = ["cudaError", *(["is not a supported array type"] if dispatch and BEFORE_1_9 else [])]  # faults
+    failed = [r for r in results if r["status"] == "failed" and not any(o in str(r["exception"]) for o in others)]
     assert not failed, [(r["check_name"], r["exception"]) for r in failed]
     assert {r["check_name"] for r in results if r["status"] == "xfail"} == set(expected)
-    assert count["passed"] > 60
+    assert count["passed"] > (50 if BEFORE_1_9 else 60)
     for result in results:
         if result["status"] == "skipped":
             reason = str(result["exception"])
@@ -251,7 +254,8 @@ def test_arrays_of_another_library_are_refused(lib, dispatch, cancer):
     x, y = cancer
     model = MLPClassifier(**small()).fit(lib.asarray(x, "float64"), lib.asarray(y))
     if lib.name == "numpy":
-        assert model.predict(x.tolist()).shape == (200,)
+        if not BEFORE_1_9:
+            assert model.predict(x.tolist()).shape == (200,)
         return
     for method in ("predict", "predict_proba", "transform", "input_gradient"):
         with pytest.raises(ValueError, match=rf"MLPClassifier\.{method}\(\) must use the same namespace"):
@@ -260,6 +264,7 @@ def test_arrays_of_another_library_are_refused(lib, dispatch, cancer):
         model.partial_fit(x, y)
 
 
+@pytest.mark.skipif(BEFORE_1_9, reason="scikit-learn moves estimators from 1.9 on")
 def test_scikit_learn_moves_the_estimator(lib, dispatch, cancer):
     from sklearn.utils._array_api import get_namespace_and_device, move_estimator_to
 

@@ -240,8 +240,8 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         if given.name != own.name or (own.name != "numpy" and given.device != own.device):
             raise ValueError(
                 f"Inputs passed to {type(self).__name__}.{method}() must use the same namespace and the same device as "
-                f"those passed to fit(). It was fitted on {own!r} and given arrays of {given!r}; convert X, or move "
-                "the estimator with sklearn.utils._array_api.move_estimator_to"
+                f"those passed to fit(). It was fitted on {own!r} and given arrays of {given!r}; convert X, or, from "
+                "scikit-learn 1.9 on, move the estimator with sklearn.utils._array_api.move_estimator_to"
             )
 
     def __sklearn_array_api_convert__(self, convert: Callable[[Any], Any]) -> Self:
