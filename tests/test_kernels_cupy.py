@@ -188,7 +188,7 @@ def test_batch_norm_keeps_a_variance_that_a_large_mean_would_drown(bench):
 def test_running_statistics(bench):
     old, batch, rates = bench.draw(700), bench.draw(700), bench.draw(700)
     new = bench.kernels.statistics(bench.put(old), bench.put(batch), bench.put(rates))
-    bench.agrees(new, old + rates * (batch - old), 4)
+    bench.agrees(new, (1 - rates) * old + rates * batch, 4)
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------

@@ -196,6 +196,10 @@ class Calls:
         lib = self.lib
         self.sums(z, b.average, out=mean)
         centred = lib.subtract(z, mean[:, None], out=b.centred)
+        if centred is not z:  # another's z, whose rows may be scattered: sums along them lose digits
+            rest = self.sums(centred, b.average, out=b.small)
+            mean += rest
+            centred -= b.small_column
         self.row_dot(centred, centred, out=var)
         var *= b.share
         deviation = lib.add(var, b.eps, out=b.deviation)
@@ -243,10 +247,10 @@ class Calls:
         dz *= b.gain_column
 
     def statistics(self, old: Array, batch: Array, rates: Array) -> Array:
-        """Old + rates (batch - old)"""
-        new = batch - old
-        new *= rates
-        new += old
+        """(1 - rates) old + rates batch: at a rate of 1 the batch's, to the bit"""
+        new = 1.0 - rates
+        new *= old
+        new += rates * batch
         return new
 
     # --- loss ---
@@ -340,8 +344,8 @@ class Calls:
         lib = self.lib
         if decay:
             g += decay * w
-        t = g * g
-        t *= added
+        t = added * g
+        t *= g
         lib.multiply(s, kept, out=new_s)
         new_s += t
         lib.add(new_s, eps, out=t)
@@ -370,11 +374,11 @@ class Calls:
         lib = self.lib
         if decay:
             g += decay * w
-        lib.multiply(m, kept_m / added_m, out=new_m)
+        g *= added_m
+        lib.multiply(m, kept_m, out=new_m)
         new_m += g
-        new_m *= added_m
         g *= g
-        g *= added_v
+        g *= added_v / added_m**2
         lib.multiply(v, kept_v, out=new_v)
         new_v += g
         root = lib.sqrt(new_v, out=g)

@@ -172,10 +172,10 @@ __global__ void __launch_bounds__(512) batch_norm_backward(
     }
 }
 
-// statistics ← statistics + rate (batch's - statistics)
+// statistics ← (1 - rate) statistics + rate batch's
 template <typename T>
 __global__ void __launch_bounds__(512) statistics(const T* old, const T* batch, const T* rate, Int size, T* next) {
-    for (Int i = first(); i < size; i += stride()) next[i] = old[i] + rate[i] * (batch[i] - old[i]);
+    for (Int i = first(); i < size; i += stride()) next[i] = (1 - rate[i]) * old[i] + rate[i] * batch[i];
 }
 
 // --- loss -------------------------------------------------------------------------------------------------------------

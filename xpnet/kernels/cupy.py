@@ -154,7 +154,7 @@ class CuPyKernels:
         return dz
 
     def statistics(self, old: Array, batch: Array, rates: Array) -> Array:
-        """Old + rates (batch - old)"""
+        """(1 - rates) old + rates batch"""
         new = self.cupy.empty_like(old)
         self._over_vector("statistics", old, 2048, old, batch, rates, old.shape[0], new)
         return new

@@ -152,10 +152,14 @@ def batch_norm(kind, z, gamma, beta, eps, mean, var, scale, y):
             total += z[i, j]
         m = total * share
         total = y.dtype.type(0.0)
+        rest = y.dtype.type(0.0)
         for j in range(n):
             c = z[i, j] - m
             total += c * c
-        v = total * share
+            rest += c
+        rest *= share  # what the first sum has lost of the mean
+        m += rest
+        v = total * share - rest * rest
         s = one / np.sqrt(v + y.dtype.type(eps))
         mean[i] = m
         var[i] = v

@@ -68,6 +68,8 @@ class BatchNorm(Layer):
                 )
             mean = ops.sum_over_batch(x) / n
             centred = x - mean
+            rest = ops.sum_over_batch(centred) / n  # what a sum of large numbers loses of its mean
+            mean, centred = mean + rest, centred - rest
             var = ops.dot_over_batch(centred, centred) / n
             batch = mean, var
         else:
@@ -97,7 +99,8 @@ class BatchNorm(Layer):
         mean, var = self.state["mean"], self.state["var"]
         xp = namespace(mean)
         rate = xp.where(xp.all((mean == 0.0) & (var == 1.0)), 0.0 * var + 1.0, 1.0 - self.momentum)
-        return {"mean": mean + rate * (batch[0] - mean), "var": var + rate * (batch[1] - var)}
+        kept = 1.0 - rate
+        return {"mean": kept * mean + rate * batch[0], "var": kept * var + rate * batch[1]}
 
     def output_shape(self, input_shape: Shape) -> Shape:
         self.check_features(input_shape, self.features)
