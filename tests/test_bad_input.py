@@ -525,3 +525,85 @@ def test_a_prediction_is_never_the_callers_own_array(lib):
     lib.agrees(y, np.ones((2, 3)))
     if lib.name == "numpy":
         assert not np.shares_memory(x, y)
+
+
+# --- layers of one's own ----------------------------------------------------------------------------------------------
+
+
+class Odd(xn.Layer):
+    """Twice x, whose methods give what they are told to."""
+
+    def __init__(self, gives, gives_back=lambda dx: (dx, {})):
+        self.gives, self.gives_back = gives, gives_back
+
+    def forward(self, x, training=False):
+        return self.gives(2 * x)
+
+    def backward(self, dy, cache):
+        return self.gives_back(2 * dy)
+
+
+def both(y):
+    return y, None
+
+
+ODD_FORWARD = {
+    "y alone": (lambda y: y, "forward gave a "),
+    "three": (lambda y: (y, None, None), "forward gave a tuple of 3"),
+    "a list": (lambda y: [y, None], "forward gave a list"),
+    "nothing": (lambda y: None, "forward gave a NoneType"),
+}
+
+
+@pytest.mark.parametrize("case", ODD_FORWARD)
+@pytest.mark.parametrize("rows", [1, 2, 3])  # an array of two rows would unpack
+def test_a_forward_that_gives_no_pair_is_named(lib, case, rows):
+    gives, words = ODD_FORWARD[case]
+    net = xn.Sequential(xn.Dense(4, 3), Odd(gives)).initialize(lib.backend)
+    x, y = np.ones((rows, 4)), np.zeros((rows, 3))
+    for call in (
+        lambda: net.predict(x),
+        lambda: net.fit(x, y, loss=xn.MeanSquaredError(), optimizer=xn.SGD()),
+        lambda: net.value_and_grad(x, y, xn.MeanSquaredError()),
+        lambda: xn.check_gradients(net, x),
+        lambda: xn.check_gradients(Odd(gives), x),
+    ):
+        with refused(net, TypeError, "Odd(", words, "(y, cache)"):
+            call()
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_backward_that_gives_no_pair_is_named(lib, rows, last):
+    odd = Odd(both, lambda dx: dx)
+    net = xn.Sequential(xn.Dense(4, 3), odd, *([] if last else [xn.Dense(3, 3)])).initialize(lib.backend)
+    x, y = np.ones((rows, 4)), np.zeros((rows, 3))
+    for call in (
+        lambda: net.fit(x, y, loss=xn.MeanSquaredError(), optimizer=xn.SGD()),
+        lambda: net.value_and_grad(x, y, xn.MeanSquaredError()),
+        lambda: xn.check_gradients(net, x),
+    ):
+        with refused(net, TypeError, "Odd(", "backward gave a ", "(dx, {name: gradient})"):
+            call()
+
+
+def test_an_optimizer_that_lacks_a_method_is_told_which(net):
+    class Half:
+        def init(self, w):
+            return {"step": 0}
+
+        def update(self, w, gradient, slots):
+            return w, slots
+
+    with refused(net, TypeError, "fit: optimizer has no method lookahead, which xn.Adam(", "Half"):
+        fit(net, *good(), optimizer=Half())
+
+
+@pytest.mark.parametrize("number", [NAN, INF])
+def test_parameters_that_are_not_finite_diverge_at_once(lib, number):
+    net = network(lib.backend)
+    weight = lib.to_numpy(net.params["0.weight"]).copy()
+    weight[1, 2] = number
+    net.layers[0].assign_params(net.layers[0].params | {"weight": lib.asarray(weight, "float32")})
+    with refused(net, xn.DivergenceError, "not finite in epoch 1, batch 1: the output of layer 0"):
+        fit(net, *good())

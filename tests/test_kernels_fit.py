@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import pickle
 import signal
 import sys
@@ -17,7 +18,7 @@ from xpnet import run
 from xpnet.kernels import CHOICES, training_step
 from xpnet.kernels.buffered import BufferedStep
 from xpnet.kernels.calls import Calls
-from xpnet.step import Step
+from xpnet.step import Carry, Step
 
 pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only]
 
@@ -405,3 +406,64 @@ def test_what_was_gathered_is_let_go_before_the_next(backend, choice, gather, fi
     monkeypatch.setattr(run, "take_rows", watched)
     net.fit(X, Y, loss=CROSS, optimizer=xn.SGD(0.01), epochs=3, batch_size=7)
     assert len(taken) == (6 if gather == 0 else 3)
+
+
+def test_nothing_of_a_fit_waits_for_the_garbage_collector(backend, choice):
+    def alive():
+        return sum(issubclass(type(o), (Step, Carry)) for o in gc.get_objects())
+
+    net = network(backend)
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        net.fit(X, Y, loss=CROSS, optimizer=xn.Adam(), epochs=2, batch_size=7)
+        assert alive() == before
+    finally:
+        gc.enable()
+
+
+def test_whole_numbers_among_the_statistics_do_not_slow_the_look_at_what_is_finite(backend, monkeypatch):
+    def slow(step, carry):
+        raise AssertionError
+
+    monkeypatch.setattr(Step, "finite", slow)
+    net = network(backend)
+    assert any("int" in str(a.dtype) for a in net.state.values())  # Dropout's key
+    net.fit(X, Y, loss=CROSS, optimizer=xn.Adam(), epochs=2, batch_size=7)
+
+
+@pytest.mark.parametrize("rows", [64, 100_000])
+def test_batch_norm_of_many_rows_far_from_zero(backend, choice, rows):
+    x = (np.random.default_rng(0).normal(size=(rows, 2)) + 1000).astype("float32")
+    net = xn.Sequential(xn.BatchNorm(2), xn.Dense(2, 3)).initialize(backend, "float32", seed=0)
+    net.fit(x, np.arange(rows) % 3, loss=CROSS, optimizer=xn.SGD(1e-3), batch_size=None)
+    exact = x.astype("float64")
+    mean, var = (backend.to_numpy(net.state[f"0.{name}"]) for name in ("mean", "var"))
+    np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=0, atol=1e-4)  # float32 near 1000 has steps of 6e-5
+    np.testing.assert_allclose(var, exact.var(axis=0), rtol=1e-3)
+
+
+def test_the_first_batch_sets_a_small_variance_to_all_its_digits(backend, choice):
+    x = X.astype("float32") * np.float32(1e-4)
+    net = xn.Sequential(xn.BatchNorm(4, eps=1e-12), xn.Dense(4, 3)).initialize(backend, "float32", seed=0)
+    net.fit(x, Y, loss=CROSS, optimizer=xn.SGD(1e-3), batch_size=None)
+    var = backend.to_numpy(net.state["0.var"])
+    np.testing.assert_allclose(var, x.astype("float64").var(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e36, 1e18, 1e-15])
+@pytest.mark.parametrize("beta1", [0.0, 0.9, 0.9999])
+def test_adam_takes_gradients_of_any_size(backend, choice, beta1, size):
+    net = xn.Sequential(xn.Dense(1, 1)).initialize(backend, "float32", seed=0)
+    before = float(backend.to_numpy(net.params["0.weight"])[0, 0])
+
+    class Slope(xn.MeanSquaredError):
+        """size · Σ p: its gradient is the same everywhere."""
+
+        def terms(self, prediction, target):
+            return prediction * size, prediction * 0 + size
+
+    net.fit([[1.0]], [[0.0]], loss=Slope(), optimizer=xn.Adam(1e-3, beta1=beta1, eps=1e-30), epochs=400)
+    moved = before - float(backend.to_numpy(net.params["0.weight"])[0, 0])
+    assert moved == pytest.approx(0.4 if size < 1e19 else 0.0, rel=1e-3)  # a square that overflows holds it still

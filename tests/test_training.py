@@ -622,6 +622,56 @@ def test_an_exception_in_a_callback_propagates_and_leaves_what_was_learned(lib, 
     assert len(ended) == 1
 
 
+def test_every_callback_comes_to_its_end_whatever_another_raises(lib):
+    ended = []
+
+    def end(name):
+        def note(run):
+            ended.append(name)
+            raise RuntimeError(name)
+
+        return note
+
+    callbacks = [
+        On(train_end=end("first")),
+        On(train_end=end("second")),
+        On(train_end=lambda run: ended.append("third")),
+    ]
+    with pytest.raises(RuntimeError):
+        fit(small(lib), callbacks=callbacks)
+    assert ended == ["first", "second", "third"]
+
+
+def test_a_callback_that_never_began_has_no_end(lib):
+    ended = []
+
+    def fail(run):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        fit(small(lib), callbacks=[On(train_begin=fail), On(train_end=ended.append)])
+    assert ended == []
+
+
+def test_a_run_that_diverged_has_no_slots_to_give(lib):
+    seen = []
+
+    def look(run):
+        with pytest.raises(RuntimeError, match=r"run\.slots: the step that was not finite has moved"):
+            run.slots  # noqa: B018
+        seen.append(run)
+
+    with pytest.raises(xn.DivergenceError):
+        fit(
+            small(lib),
+            x=X * 1e200,
+            loss=xn.MeanSquaredError(),
+            y=np.full((12, 3), 1e200),
+            callbacks=[On(train_end=look)],
+        )
+    assert len(seen) == 1
+
+
 class Terminal(io.StringIO):
     """Standard error as a terminal."""
 

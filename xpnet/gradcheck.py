@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, Backend, backend_of, default_backend, get_backend, is_array
-from .layers.base import Layer
+from .layers.base import Layer, two
 from .losses import Loss
 from .network import Sequential
 from .optimizers import SGD
@@ -75,7 +75,7 @@ def _check_layer(
     def forward(changed: Arrays) -> tuple[Array, Any]:
         here = {name: placed[name] if a is arrays[name] else backend.asarray(a) for name, a in changed.items()}
         twin.assign_params({name: here[name] for name in params})
-        return twin.forward(here["x"], training)
+        return two(twin, "forward", twin.forward(here["x"], training))
 
     output, cache = forward(arrays)
     if loss is None:
@@ -89,7 +89,7 @@ def _check_layer(
         def value(changed: Arrays) -> float:
             return float(loss(forward(changed)[0], y))
 
-    dx, grads = twin.backward(dy, cache)
+    dx, grads = two(twin, "backward", twin.backward(dy, cache))
     if grads.keys() != params.keys():
         raise GradientError(f"{layer!r}: backward gives gradients {sorted(grads)}, the parameters are {sorted(params)}")
     for name, alone in twin.backward_params(dy, cache).items():  # which training calls where it needs no dx

@@ -10,7 +10,7 @@ from . import ops, training
 from .backend import DTYPES, Array, Backend, default_backend, dtype_name, get_backend
 from .callbacks import Callback, History
 from .checkpoints import Checkpoint
-from .layers.base import Layer, Shape
+from .layers.base import Layer, Shape, two
 from .losses import Loss
 from .notebook import table
 from .optimizers import Optimizer, Slots
@@ -33,7 +33,10 @@ class Sequential(Layer):
     def __init__(self, *layers: Layer):
         for i, layer in enumerate(layers):
             if not isinstance(layer, Layer):
-                raise TypeError(f"Sequential: layer {i} is {layer!r}, expected a Layer such as Dense(64, 32)")
+                raise TypeError(
+                    f"Sequential: layer {i} is {layer!r}, expected a Layer such as Dense(64, 32); the layers of a list "
+                    "are given one by one: Sequential(*layers)"
+                )
         self.layers = layers
         leaves = self.leaves()
         for i, (name, layer) in enumerate(leaves):
@@ -57,7 +60,7 @@ class Sequential(Layer):
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         caches = []
         for layer in self.layers:
-            x, cache = layer.forward(x, training)
+            x, cache = two(layer, "forward", layer.forward(x, training))
             caches.append(cache)
         return x, (self, x.shape, caches)
 
@@ -66,7 +69,7 @@ class Sequential(Layer):
         if type(self).forward is not Sequential.forward:
             return self.forward(x)[0]
         for layer in self.layers:
-            x = layer.infer(x) if isinstance(layer, Sequential) else layer.forward(x)[0]
+            x = layer.infer(x) if isinstance(layer, Sequential) else two(layer, "forward", layer.forward(x))[0]
         return x
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
@@ -85,7 +88,7 @@ class Sequential(Layer):
             if i == lowest and not needs_dx:
                 own = self.layers[i].backward_params(dy, caches[i])
             else:
-                dy, own = self.layers[i].backward(dy, caches[i])
+                dy, own = two(self.layers[i], "backward", self.layers[i].backward(dy, caches[i]))
             grads = {f"{i}.{name}": gradient for name, gradient in own.items()} | grads
         return dy, grads
 

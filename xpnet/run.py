@@ -56,6 +56,7 @@ class Run:
         self.signal = 0  # the number of the one that stopped it
         self.optimizer = step_function.optimizer
         self.rng = copy.deepcopy(net.rng)  # of the order of the rows
+        self._diverged_at = 0  # the number of the step
         self.rng_before: Any = None  # its state before the epoch under way
         self._done: np.ndarray = NONE  # the losses that a resumed run has brought of its first epoch
         self._values: list[Any] = []  # those of the epoch's steps since
@@ -71,7 +72,12 @@ class Run:
 
     @property
     def slots(self) -> Slots:
-        """The optimizer's memory, as `Optimizer.init` has it, in arrays that later steps may write to."""
+        """The optimizer's memory, as `Optimizer.init` has it, in arrays that later steps may write to.
+
+        Not to be had once the run has diverged: the step that was not finite has moved it already.
+        """
+        if self._diverged_at:
+            raise RuntimeError("run.slots: the step that was not finite has moved the optimizer's memory already")
         return self._step_function.slots(self._carry)
 
     @property
@@ -162,6 +168,7 @@ class Run:
         return self._diverged(number, fault or ("the optimizer's update" if finite else "the loss, once and not again"))
 
     def _diverged(self, number: int, fault: str) -> DivergenceError:
+        self._diverged_at = number
         before, batch = divmod(number - 1, self.steps_per_epoch)
         for loss in self.losses[:before]:  # finished epochs, which had a single step each
             self.end_epoch()
@@ -177,7 +184,8 @@ class Run:
     def settle(self) -> None:
         """At the end, whatever ended it: give the network the last parameters that are finite."""
         step = self._step_function
-        self._carry = next(c for c in (self._carry, self._start, self._safe) if step.finite(c))
+        carries = self._carry, self._start, self._safe
+        self._carry = next((c for c in carries if step.finite(c)), self._start)  # none is, if none was at the start
         if self._published is not self._carry:
             step.publish(self._carry, self._net, last=True)
             self._published = self._carry

@@ -23,12 +23,6 @@ class Carry(NamedTuple):
     state: dict[str, Array]
 
 
-def check_part(name: str, part: object, needed: str, example: str) -> None:
-    """Refuse a loss or an optimizer that is none, such as a name or a class."""
-    if isinstance(part, type) or not hasattr(part, needed):
-        raise TypeError(f"{name} must be an object such as {example}, got {part!r}")
-
-
 class Step:
     """`step(carry, x, y) -> value of the loss, next carry`, for one network, loss and optimizer.
 
@@ -106,7 +100,8 @@ class Step:
         prediction, cache = self.worker.forward(x, training=True)
         value, dy = self.loss(prediction, y)
         grads = self.worker.backward_params(dy, cache, self.lowest)
-        gradients = [self.checked(grads, name, shape) for name, shape in zip(self.names, self.shapes, strict=True)]
+        dtype = self.start.weights.dtype
+        gradients = [checked(grads, name, shape, dtype) for name, shape in zip(self.names, self.shapes, strict=True)]
         if self.objective.l2:
             penalised = [i for i, shape in enumerate(self.shapes) if len(shape) > 1]
             weights = [self.trained[i][1].params[self.trained[i][2]] for i in penalised]
@@ -121,18 +116,6 @@ class Step:
         carries in `keep` and, until a loss that is finite has been found, those of the last two.
         """
         return self(carry, x[rows, ...], y[rows, ...])
-
-    def checked(self, grads: dict[str, Array], name: str, shape: tuple[int, ...]) -> Array:
-        """The gradient of this name, if it has the parameter's shape and dtype: others would train all the same."""
-        if name not in grads:
-            raise ValueError(f"fit: backward gave no gradient for {name}; it gave {', '.join(grads) or 'none'}")
-        g, dtype = grads[name], self.start.weights.dtype
-        if tuple(g.shape) != shape or g.dtype != dtype:
-            raise ValueError(
-                f"fit: backward gave {name} a gradient of shape {tuple(g.shape)} and {g.dtype}, expected {shape} "
-                f"and {dtype}; xn.check_gradients finds such layers"
-            )
-        return g
 
     def state(self, carry: Carry) -> dict[str, Array]:
         """The running statistics by name."""
@@ -175,6 +158,19 @@ class Step:
             if not all(ops.all_finite(g) for g in (dy, *grads.values())):
                 return f"the gradient at layer {i}, {layers[i]!r}"
         return ""
+
+
+def checked(grads: dict[str, Array], name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    """The gradient of this name, if it has the parameter's shape and dtype: others would train all the same."""
+    if name not in grads:
+        raise ValueError(f"fit: backward gave no gradient for {name}; it gave {', '.join(grads) or 'none'}")
+    g = grads[name]
+    if tuple(g.shape) != shape or g.dtype != dtype:
+        raise ValueError(
+            f"fit: backward gave {name} a gradient of shape {tuple(g.shape)} and {g.dtype}, expected {shape} "
+            f"and {dtype}; xn.check_gradients finds such layers"
+        )
+    return g
 
 
 def parts(net: "Sequential", prefix: str = "") -> list[tuple[str, "Layer"]]:

@@ -19,7 +19,6 @@ from .losses import Loss, Objective, reduced
 from .metrics import accuracy
 from .optimizers import Optimizer, Slots
 from .run import Run, batches_of
-from .step import check_part
 
 if TYPE_CHECKING:
     from .network import Sequential
@@ -50,7 +49,7 @@ def fit(
 ) -> History:
     """`Sequential.fit`, whose docstring it has."""
     epochs = whole("fit: epochs", epochs)
-    check_part("optimizer", optimizer, "update", "xn.Adam(learning_rate=0.001)")
+    check_part("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)")
     check_metrics(metrics)
     check_checkpoint(checkpoint, resume)
     own = check_callbacks(callbacks)
@@ -88,6 +87,8 @@ def fit(
         if saved:
             saved.restore(run)
 
+        begun: list[Callback] = []
+
         def call(hook: str) -> None:
             for callback in hooks:
                 getattr(callback, hook)(run)
@@ -98,7 +99,9 @@ def fit(
 
         with signals_stop(run, terminate=checkpoint is not None):
             try:
-                call("train_begin")
+                for callback in hooks:
+                    begun.append(callback)
+                    callback.train_begin(run)
                 if saved:
                     saved.restore_callbacks(own)
                 while run.epoch < epochs and not run.stop:
@@ -122,7 +125,9 @@ def fit(
                 run.history.slots = run.slots
             finally:
                 run.settle()
-                call("train_end")
+                with contextlib.ExitStack() as ends:  # each that was begun comes to its end, whatever another raises
+                    for callback in reversed(begun):
+                        ends.callback(callback.train_end, run)
     net.rng = run.rng
     if checkpoint and run.signal:
         checkpoint.leave(run)
@@ -184,7 +189,7 @@ def forward_in_batches(net: "Sequential", x: Array, batch_size: int | None) -> A
 
 def pair(net: "Sequential", who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Array]:
     """X and y checked and moved to the network's backend, y encoded as its loss takes it."""
-    check_part("loss", loss, "value_and_grad", "xn.SoftmaxCrossEntropy()")
+    check_part(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()")
     x = net.check_input(f"{who}: x", x)
     if np.shape(y)[:1] != (x.shape[0],):
         rows = f"{np.shape(y)[0]} rows" if np.shape(y) else "no rows"
@@ -215,6 +220,14 @@ def weighted(
         if not (np.isfinite(mass).all() and (mass >= 0.0).all() and mass.any()):
             raise ValueError(f"{who}: sample_weight must be finite, at least 0, and not all 0")
         return objective, backend.xp.concat([y, weights[:, None]], axis=1), mass
+
+
+def check_part(name: str, part: object, needed: Sequence[str], example: str) -> None:
+    """Refuse a loss or an optimizer that is none, such as a name or a class, or that lacks a method."""
+    if isinstance(part, type) or not hasattr(part, needed[-1]):
+        raise TypeError(f"{name} must be an object such as {example}, got {part!r}")
+    if lacking := [method for method in needed if not hasattr(part, method)]:
+        raise TypeError(f"{name} has no method {' and no '.join(lacking)}, which {example} has: {part!r}")
 
 
 def check_metrics(metrics: object) -> None:

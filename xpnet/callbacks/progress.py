@@ -21,11 +21,11 @@ class Progress(Callback):
     """
 
     def train_begin(self, run: "Run") -> None:
-        from tqdm.auto import tqdm
-
         self.began = time.monotonic()
         self.next, self.line = self.began, ""
         self.bar: Any = None
+        from tqdm.auto import tqdm
+
         notebook = "ipykernel" in sys.modules
         if notebook or (sys.stderr is not None and sys.stderr.isatty()):
             total, done = run.epochs * run.steps_per_epoch, run.step  # a resumed run has some behind it

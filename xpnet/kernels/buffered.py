@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from .. import ops
 from ..backend import Array, Backend, namespace
-from ..layers.base import Layer
+from ..layers.base import Layer, two
 from ..layers.batchnorm import BatchNorm
 from ..layers.dense import Dense
 from ..losses import Loss, SoftmaxCrossEntropy
 from ..optimizers import Optimizer, Slots
-from ..step import Carry, Step, parts
+from ..step import Carry, Step, checked, parts
 
 if TYPE_CHECKING:
     from ..network import Sequential
@@ -164,8 +164,8 @@ class Block:
 class Single:
     """Any other layer as a stage, by its own forward and backward."""
 
-    def __init__(self, step: Step, prefix: str, layer: Layer):
-        self.step, self.prefix, self.layer = step, prefix, layer
+    def __init__(self, prefix: str, layer: Layer):
+        self.prefix, self.layer = prefix, layer
         leaves = layer.leaves(f"{prefix}.") if hasattr(layer, "leaves") else [(prefix, layer)]
         self.params = [(leaf, key, f"{p}.{key}") for p, leaf in leaves if leaf.trainable for key in leaf.params]
         self.states = [(leaf, {key: f"{p}.{key}" for key in leaf.state}) for p, leaf in leaves if leaf.state]
@@ -192,7 +192,7 @@ class Single:
         """(D, N) -> (H, N)"""
         for (leaf, key, _), value in zip(self.params, params, strict=True):
             leaf.params[key] = value
-        y, self.cache = self.layer.forward(turned(x), training=True)
+        y, self.cache = two(self.layer, "forward", self.layer.forward(turned(x), training=True))
         return turned(y)
 
     def backward(self, dy: Array, params: list[Array], grads: list[Array], side: int | None) -> Array:
@@ -200,10 +200,10 @@ class Single:
         if side is None:
             own, dx = self.layer.backward_params(turned(dy), self.cache), None
         else:
-            dx, own = self.layer.backward(turned(dy), self.cache)
+            dx, own = two(self.layer, "backward", self.layer.backward(turned(dy), self.cache))
         named = {f"{self.prefix}.{key}": g for key, g in own.items()}
         for (_, _, name), place in zip(self.params, grads, strict=True):
-            place[...] = self.step.checked(named, name, tuple(place.shape))
+            place[...] = checked(named, name, tuple(place.shape), place.dtype)
         return None if dx is None else turned(dx)
 
 
@@ -245,7 +245,7 @@ class BufferedStep(Step):
             if stages and isinstance(stages[-1], Block) and stages[-1].take(prefix, layer):
                 continue
             block = Block(self.kernels, workspace(), shared)
-            stages.append(block if block.take(prefix, layer) else Single(self, prefix, layer))
+            stages.append(block if block.take(prefix, layer) else Single(prefix, layer))
         for stage, after in itertools.pairwise(stages):
             if isinstance(stage, Block):
                 stage.owns_dy = stage.frees_y = isinstance(after, Block)
@@ -290,7 +290,8 @@ class BufferedStep(Step):
             if checked is not carry.weights:
                 total = dot(carry.weights, carry.weights)
             for a in carry.state.values():
-                total = total + dot(a, a) if a.ndim == 1 and a.dtype == dtype else math.nan
+                if a.dtype == dtype:
+                    total = total + dot(a, a) if a.ndim == 1 else math.nan
             if math.isfinite(total):
                 return True
         return super().finite(carry)

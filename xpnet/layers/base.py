@@ -72,7 +72,8 @@ class Layer(Configured, ABC):
 
     def backward_params(self, dy: Array, cache: Any) -> dict[str, Array]:
         """The gradients alone, where nobody needs dx; worth overriding where dx costs much."""
-        return self.backward(dy, cache)[1]
+        grads: dict[str, Array] = two(self, "backward", self.backward(dy, cache))[1]
+        return grads
 
     def next_state(self, cache: Any) -> dict[str, Array]:
         """The running statistics after the call that made `cache`."""
@@ -112,3 +113,12 @@ class Layer(Configured, ABC):
         if tuple(dy.shape) != tuple(cache[1]):
             raise ValueError(f"{self!r}: backward expected dy of shape {tuple(cache[1])}, got {tuple(dy.shape)}")
         return cache[2:]
+
+
+def two(layer: Layer, method: str, given: Any) -> tuple[Any, Any]:
+    """What a layer's `forward` or `backward` gave, if it is two things: an array of two rows would unpack, too."""
+    if isinstance(given, tuple) and len(given) == 2:
+        return given
+    wanted = {"forward": "(y, cache)", "backward": "(dx, {name: gradient})"}[method]
+    came = f"a tuple of {len(given)}" if isinstance(given, tuple) else f"a {type(given).__name__}"
+    raise TypeError(f"{layer!r}: {method} gave {came}, expected the tuple {wanted}")
