@@ -39,6 +39,16 @@ def tests_numba(session: nox.Session) -> None:
     session.run("pytest", "tests/test_training.py", env={"XPNET_KERNELS": "reference"})
 
 
+@nox.session(name="tests-oldest", default=False)
+def tests_oldest(session: nox.Session) -> None:
+    """On NumPy, with the oldest releases that pyproject.toml allows: training, files and the estimators."""
+    project = PYPROJECT["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["sklearn"]]
+    session.install("-e", ".", *group("test"), *[f"{one.replace('>=', '==')}.*" for one in needed])
+    names = "training", "gradients", "kernels_fit", "files", "estimators", "estimators_more", "estimators_sklearn"
+    session.run("pytest", *[f"tests/test_{name}.py" for name in names])
+
+
 @nox.session(name="tests-cupy")
 def tests_cupy(session: nox.Session) -> None:
     """On CuPy, where a CUDA device answers; elsewhere what needs none, and it says so."""
