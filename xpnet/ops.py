@@ -117,11 +117,6 @@ def sum_of_squares(x: Array) -> Array:
     return namespace(x).vecdot(flat, flat)
 
 
-def any_true(x: Array) -> bool:
-    """Whether any entry is true. Waits for the device."""
-    return bool(namespace(x).any(x))
-
-
 def all_finite(x: Array) -> bool:
     """Whether no entry is NaN or infinite. Waits for the device."""
     xp = namespace(x)

@@ -16,7 +16,6 @@ class Look:
 
     def __init__(self, name: str, layer: Layer, output: Array, cache: Any):
         self.name, self.layer, self.output, self.cache = name, layer, output, cache
-        self.dy: Array | None = None
         self.grads: dict[str, Array] | None = None
 
     def __str__(self) -> str:
@@ -36,6 +35,5 @@ def backward(looks: list[Look], y: Array, loss: Loss) -> Array:
     """Fill in the gradients of the loss for these encoded targets; returns the loss."""
     value, dy = reduced(loss)(looks[-1].output, y)
     for look in reversed(looks):
-        look.dy = dy
         dy, look.grads = look.layer.backward(dy, look.cache)
     return value

@@ -273,7 +273,8 @@ class BufferedStep(Step):
             stage.mean, stage.var = parts[2 * i : 2 * i + 2]
             layer = stage.norm[1]
             rates += [xp.full_like(a, 1.0 - layer.momentum) for a in parts[2 * i : 2 * i + 2]]
-            seen = ops.any_true(layer.state["mean"] != 0.0) or ops.any_true(layer.state["var"] != 1.0)
+            mean, var = layer.state["mean"], layer.state["var"]
+            seen = not bool(xp.all((mean == 0.0) & (var == 1.0)))
             first += [rates[-2] if seen else xp.ones_like(rates[-2]), rates[-1] if seen else xp.ones_like(rates[-1])]
         self.rates, self.first_rates = ops.join(rates), ops.join(first)
         self.start = self.start._replace(state={NORMS: old} | others)

@@ -174,6 +174,10 @@ class CompiledStep(Step):
         return Step(*self.parts).fault(self._flat(carry), x, y)
 
 
+class Untraceable(Exception):
+    """A part of one's own that does more than compute."""
+
+
 class Recipe:
     """The parts of a step that is compiled, without arrays; two with the same key are the same."""
 
@@ -222,7 +226,7 @@ class Recipe:
         step = Step(net, self.loss, optimizer)
         value, gradients, state = step.passes(x, y)
         if self.before is not None and settings(step.worker, self.loss, optimizer) != self.before:
-            raise RuntimeError("tracing has changed a part of one's own")
+            raise Untraceable("tracing has changed a part of one's own")
         by_name = dict(zip(step.names, gradients, strict=True))
         vectors = [ops.join([by_name[name] for name, _ in group]) for group in groups]
         if optimizer.clip_norm is None or len(vectors) == 1:
@@ -251,8 +255,8 @@ def recipe_of(
         shared = {id(net.backend): net.backend}
         recipe = Recipe(None, groups, *copy.deepcopy((without_arrays(net), loss, optimizer), shared), before)
         texts = [jax.jit(lambda *a: recipe.step(*a), static_argnums=SIZE).lower(*args).as_text() for _ in range(2)]
-    except Exception:  # a fault of theirs comes again, from `Step`, which calls them next
-        return None
+    except (Untraceable, TypeError, AttributeError, LookupError, NotImplementedError):
+        return None  # what asks a tracer for its numbers, or cannot be copied; a fault comes again from `Step`
     if texts[0] != texts[1]:
         return None
     recipe.key = hashlib.sha256(texts[0].encode()).digest(), groups, jax.tree.structure(args)
