@@ -11,24 +11,38 @@ import xpnet as xn
 pytestmark = pytest.mark.numpy_only
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+FIRST, REGRESSION, LAYER, OUTPUT_SHAPE, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_first_example_trains_on_the_digits(capsys):
-    assert len(EXAMPLES[0].strip().splitlines()) <= 12
-    exec(EXAMPLES[0], {})
+    assert len(FIRST.strip().splitlines()) <= 12
+    exec(FIRST, {})
     accuracy, shape = capsys.readouterr().out.split(maxsplit=1)
     assert float(accuracy) > 0.88
     assert shape.strip() == "(297, 10)"
 
 
+def test_the_regression_explains_some_of_the_variance(capsys):
+    assert len(REGRESSION.strip().splitlines()) <= 12
+    exec(REGRESSION, {})
+    name, share = capsys.readouterr().out.split()
+    assert name == "R²"
+    assert 0.3 < float(share) < 1
+
+
+def test_a_layer_that_changes_the_shape_says_so_as_shown():
+    scope = {}
+    exec(f"def own(self):\n{OUTPUT_SHAPE}    return output_shape(self, ('N', 3))", scope)
+    assert scope["own"](xn.Dense(3, 2)) == ("N", 2) == xn.Dense(3, 2).output_shape(("N", 3))
+
+
 def test_the_layer_of_ones_own_is_proved(capsys):
     scope = {}
-    exec(EXAMPLES[1], scope)
+    exec(LAYER, scope)
     assert {"x", "a"} == eval(capsys.readouterr().out).keys()
 
-    wrong = EXAMPLES[1].replace("return 2 * self", "return self")
-    assert wrong != EXAMPLES[1]
+    wrong = LAYER.replace("return 2 * self", "return self")
+    assert wrong != LAYER
     with pytest.raises(xn.GradientError, match="the gradient of x is wrong"):
         exec(wrong, {})
 
