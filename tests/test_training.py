@@ -180,6 +180,30 @@ def test_validation_is_evaluation_after_each_epoch_and_changes_nothing(lib):
     assert bits(net) == bits(alone)
 
 
+class Counting(xn.Layer):
+    """Returns its input, and writes down how many rows it is given at a time outside of training."""
+
+    def __init__(self):
+        self.rows = []
+
+    def forward(self, x, training=False):
+        if not training:
+            self.rows.append(x.shape[0])
+        return x, ()
+
+    def backward(self, dy, cache):
+        return dy, {}
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(7, [1024, 1024, 452]), (1500, [1500, 1000])])
+def test_validation_goes_in_batches_of_1024_or_of_the_batch_size_where_that_is_more(lib, batch_size, rows):
+    counting, held_out = Counting(), problem(2500, seed=1)
+    net = small(lib, xn.Dense(4, 3), counting)
+    begin = On(train_begin=lambda run: counting.rows.clear())  # before that, the checks
+    fit(net, batch_size=batch_size, epochs=2, validation_data=held_out, callbacks=[begin])
+    assert counting.rows == rows * 2
+
+
 # --- order and seeds --------------------------------------------------------------------------------------------------
 
 
