@@ -2,6 +2,7 @@
 
 import builtins
 import math
+import re
 import subprocess
 import sys
 
@@ -125,6 +126,39 @@ def test_misclassified_shows_the_wrong_ones_alone(lib, plots):
     assert plots.misclassified(images, np.zeros(5), np.ones(5), most=3).get_title() == "5 of 5 wrong, the first 3 shown"
     assert plots.misclassified(images, np.ones(5), np.ones(5)).get_title() == "0 of 5 wrong"
     drawn(ax.figure)
+
+
+def test_misclassified_shows_flat_square_images_too(lib, plots):
+    images, predicted = np.arange(2 * 9.0).reshape(2, 3, 3), np.array([0, 1])
+    ax = plots.misclassified(lib.asarray(images.reshape(2, 9)), lib.asarray(predicted), [0, 2])
+    np.testing.assert_array_equal(ax.images[0].get_array(), images[1])
+    drawn(ax.figure)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("shape", [(5,), (5, 8), (5, 0), (5, 8, 8, 1)])
+def test_misclassified_refuses_what_are_no_images(plots, shape):
+    message = (
+        rf"^misclassified: images of shape {re.escape(str(shape))}, expected \(n, height, width\), .*; give images"
+    )
+    with pytest.raises(ValueError, match=message):
+        plots.misclassified(np.zeros(shape), np.zeros(5), np.ones(5))
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5, 1), (4,), ()])
+@pytest.mark.parametrize("wrong", ["predicted", "true"])
+def test_misclassified_refuses_what_are_no_classes_of_the_images(lib, plots, wrong, shape):
+    given = {"predicted": np.zeros(5), "true": np.ones(5)} | {wrong: lib.asarray(np.ones(shape))}
+    message = rf"^misclassified: {wrong} of shape {re.escape(str(shape))}, expected \(5,\), .* give argmax\(axis=1\)$"
+    with pytest.raises(ValueError, match=message):
+        plots.misclassified(np.zeros((5, 8, 8)), **given)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5,), (3, 3, 1), ()])
+def test_a_confusion_matrix_is_of_counts_not_of_predictions(lib, plots, shape):
+    message = rf"^confusion_matrix: counts of shape {re.escape(str(shape))}, expected \(K, K\), .*; give xn\.confusion_"
+    with pytest.raises(ValueError, match=message):
+        plots.confusion_matrix(lib.asarray(np.ones(shape)), np.ones(5))
 
 
 # --- inside a network -------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What it took for what: the confusion matrix, and the images it got wrong."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,15 @@ WRITTEN = 25  # classes, up to which each count has room to be written
 def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
     """How many of each class (row) were taken for each class (column); the diagonal is right, the colour the errors.
 
-    With many classes the counts are left to the colours. `names` are the classes', in their order.
+    `counts` (K, K) are those of `xn.confusion_matrix(prediction, y)`. With many classes they are left to the colours.
+    `names` are the classes', in their order.
     """
     counts = host(counts)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise ValueError(
+            f"confusion_matrix: counts of shape {counts.shape}, expected (K, K), a row and a column for each class; "
+            "give xn.confusion_matrix(prediction, y)"
+        )
     k = len(counts)
     side = min(max(4.8, 0.32 * k + 1.5), 10.0)
     ax = axes(ax, (side + 0.6, side))
@@ -39,8 +46,17 @@ def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
 
 
 def misclassified(images: Any, predicted: Any, true: Any, most: int = 24, columns: int = 6, ax: Any = None) -> Any:
-    """The images (n, height, width) whose predicted class is not the true one, each with both."""
-    images, predicted, true = host(images), host(predicted), host(true)
+    """The images whose predicted class is not the true one, each with both.
+
+    `images` (n, height, width), or square ones as rows (n, height · width); `predicted` and `true` are classes (n,).
+    """
+    images, predicted, true = _as_images(host(images)), host(predicted), host(true)
+    for name, classes in [("predicted", predicted), ("true", true)]:
+        if classes.shape != images.shape[:1]:
+            raise ValueError(
+                f"misclassified: {name} of shape {classes.shape}, expected {images.shape[:1]}, a class for each image; "
+                "of scores for each class, such as logits, give argmax(axis=1)"
+            )
     wrong = np.flatnonzero(predicted != true)
     shown = wrong[:most]
     height, width = images.shape[1:]
@@ -59,3 +75,16 @@ def misclassified(images: Any, predicted: Any, true: Any, most: int = 24, column
     ax.set_title(f"{len(wrong)} of {len(images)} wrong{more}")
     ax.axis("off")
     return ax
+
+
+def _as_images(images: np.ndarray) -> np.ndarray:
+    """(n, height, width), also of flat square ones."""
+    shape = images.shape
+    if len(shape) == 2 and shape[1] and math.isqrt(shape[1]) ** 2 == shape[1]:
+        return images.reshape(shape[0], math.isqrt(shape[1]), -1)
+    if len(shape) != 3:
+        raise ValueError(
+            f"misclassified: images of shape {shape}, expected (n, height, width), or (n, height · width) of square "
+            "ones; give images.reshape(n, height, width)"
+        )
+    return images
