@@ -314,6 +314,14 @@ def test_an_impossible_setting_is_refused_by_name(kind, settings):
 
 
 @pytest.mark.numpy_only
+@pytest.mark.parametrize("kind", [xn.SGD, xn.Nesterov, xn.Adagrad, xn.RMSprop, xn.Adam, xn.AdamW])
+def test_a_setting_that_there_is_not_is_refused_with_those_that_there_are(kind):
+    there = ", ".join(kind().settings())
+    assert there.startswith("learning_rate, ")
+    with pytest.raises(TypeError, match=rf"^{kind.__name__}: no setting 'lr'; there are {there}$"):
+        kind(lr=0.1)
+
+
 @pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf])
 def test_a_schedule_that_leaves_its_range_is_refused_at_that_step(rate):
     optimizer = xn.Adam(lambda step: 0.1 if step < 3 else rate)

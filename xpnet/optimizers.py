@@ -16,7 +16,7 @@ from . import ops
 from .backend import Array, namespace
 from .checks import fraction, non_negative, positive
 from .schedules import Schedule
-from .settings import Configured
+from .settings import Configured, arguments
 
 Slots = dict[str, Any]
 
@@ -33,7 +33,13 @@ class Optimizer(Configured, ABC):
         weight_decay: float = 0.0,
         clip_value: float | None = None,
         clip_norm: float | None = None,
+        **unknown: Any,
     ):
+        if unknown:  # also those of a subclass, which passes on what it does not know
+            raise TypeError(
+                f"{type(self).__name__}: no setting {', '.join(map(repr, unknown))}; there are "
+                f"{', '.join(arguments(type(self)))}"
+            )
         self.learning_rate = (
             learning_rate if callable(learning_rate) else positive(self._named("learning_rate"), learning_rate)
         )
