@@ -251,6 +251,39 @@ def test_callbacks_see_the_run_and_may_stop_it(digits, capsys):
     assert model.history_["loss"] == model.loss_curve_
 
 
+@pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
+def test_a_callback_that_watches_validation_says_how_an_estimator_comes_to_some(cancer, kind):
+    x, y = cancer
+    y = y == y[0]
+    with pytest.raises(
+        ValueError, match=r"no 'val_loss' in the history.* validation_data \(an estimator: early_stopping=True\)"
+    ):
+        kind(hidden_layer_sizes=4, callbacks=[xn.EarlyStopping()]).fit(x, y)
+    stopping = xn.EarlyStopping()
+    kind(hidden_layer_sizes=4, callbacks=[stopping], early_stopping=True, max_iter=2).fit(x, y)
+    assert stopping.best_epoch > 0
+
+
+@pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
+@pytest.mark.parametrize(
+    ("name", "wrong", "wanted"),
+    [
+        ("optimizer", "adam", r"'init' and 'update', such as xn\.Adam\(learning_rate=0\.001\) \(.* the 'solver' param"),
+        ("layers", [xn.Dense(2, 1)], r"a function \(n_features, n_outputs\) -> layers, such as lambda n, k: \["),
+        ("layers", (xn.Dense(2, 1),), r"a function \(n_features, n_outputs\) -> layers, such as lambda n, k: \["),
+        (
+            "layers",
+            xn.Sequential(xn.Dense(2, 1)),
+            r"a function \(n_features, n_outputs\) -> layers, such as lambda n, k: ",
+        ),
+    ],
+)
+def test_an_optimizer_or_layers_that_are_none_are_refused_with_an_example(kind, name, wrong, wanted):
+    message = rf"^The '{name}' parameter of {kind.__name__} must be .*{wanted}.* or None\. Got .* instead\.$"
+    with pytest.raises(ValueError, match=message):
+        kind(**{name: wrong}).fit(np.zeros((4, 2)), [0, 1, 0, 1])
+
+
 def test_partial_fit_with_early_stopping_stops_with_the_best_weights(cancer):
     x, y = cancer
     model = MLPClassifier(16, early_stopping=True, n_iter_no_change=3, learning_rate_init=0.02, random_state=0)

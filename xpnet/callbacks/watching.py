@@ -60,8 +60,8 @@ class Watching(Configured, Callback):
         if self.monitor not in run.history:
             raise ValueError(
                 f"{type(self).__name__}: no {self.monitor!r} in the history, which has "
-                f"{', '.join(map(repr, run.history))}. What begins with val_ needs fit's validation_data; a callback "
-                "that records it must come before this one"
+                f"{', '.join(map(repr, run.history))}. What begins with val_ needs fit's validation_data (an "
+                "estimator: early_stopping=True); a callback that records it must come before this one"
             )
         value = run.history[self.monitor][-1]
         gain = math.inf if self.best is None else (self.best - value if self.falls else value - self.best)

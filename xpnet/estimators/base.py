@@ -31,6 +31,31 @@ def keep_parameters(model: Any, given: dict[str, Any]) -> None:
     vars(model).update({name: value for name, value in given.items() if name not in ("self", "__class__")})
 
 
+class Wanted(HasMethods):
+    """The constraint that an object has these methods, and is no layer; in words that show one."""
+
+    def __init__(self, methods: list[str], words: str):
+        super().__init__(methods)
+        self.words = words
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        return super().is_satisfied_by(val) and not isinstance(val, Layer)
+
+    def __str__(self) -> str:
+        return self.words
+
+
+OPTIMIZER = Wanted(
+    ["init", "update"],
+    "an object implementing 'init' and 'update', such as xn.Adam(learning_rate=0.001) (one by its name is the 'solver' "
+    "parameter's)",
+)
+LAYERS = Wanted(
+    ["__call__"],
+    "a function (n_features, n_outputs) -> layers, such as lambda n, k: [xn.Dense(n, 32), xn.ReLU(), xn.Dense(32, k)],",
+)
+
+
 class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):
     """The base of the two.
 
@@ -64,8 +89,8 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         "max_fun": [Interval(Integral, 1, None, closed="left")],
         "batch_norm": ["boolean"],
         "dropout": [Interval(Real, 0, 1, closed="left")],
-        "layers": [callable, None],
-        "optimizer": [HasMethods(["init", "update"]), None],
+        "layers": [LAYERS, None],
+        "optimizer": [OPTIMIZER, None],
         "callbacks": [list, tuple, None],
         "progress": ["boolean"],
     }
