@@ -1,5 +1,6 @@
 """What a notebook, a terminal and a log file show of networks, histories and training."""
 
+import functools
 import io
 import math
 import re
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tqdm.std import tqdm
 
 import xpnet as xn
 from xpnet.callbacks import progress
@@ -174,6 +176,49 @@ def test_a_bar_shows_what_there_is_room_for_the_measures_first(lib, monkeypatch,
     measures = ", ".join(f"{name}={values[-1]:.4f}" for name, values in history.items())
     assert (measures in last) is (columns >= 80)
     assert ("12/12" in last, "step/s" in last) == ((columns == 200,) * 2)
+
+
+@pytest.mark.parametrize(
+    ("columns", "count", "bar"), [(24, 0, False), (57, 2, False), (60, 2, True), (80, 3, True), (120, 4, True)]
+)
+def test_a_narrow_terminal_gets_fewer_measures_and_none_that_is_cut(lib, monkeypatch, columns, count, bar):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (columns, 20))
+    fixed = {"mine": lambda p, t: 3202.2866, "other": lambda p, t: 0.5}
+    history = fit(lib, validation_data=(X, Y), metrics=fixed, epochs=12)
+    assert list(history) == ["loss", "val_loss", "val_mine", "val_other"]
+    shown = [line for line in sys.stderr.getvalue().replace("\n", "\r").split("\r") if line]
+    assert max(map(len, shown)) <= columns
+    measures = [f"{name}={values[-1]:.4f}" for name, values in history.items()]
+    start, _, end = shown[-1].rstrip().partition("00:00<00:00")
+    assert re.fullmatch(r"epoch 12/12 \|.+\| " if bar else "epoch 12/12 ", start)
+    assert re.fullmatch("".join(f", {m}" for m in measures[:count]) + r"(, 36/36(, *[\d.]+step/s)?)?", end)
+
+
+def test_where_a_run_takes_hours_its_times_have_the_room_they_need(lib, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("tqdm.std.time", lambda: clock.now)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (53, 20))
+
+    class Slow(xn.Callback):
+        def step_end(self, run):
+            clock.now += 3600.0
+
+    history = fit(lib, [Slow()], validation_data=(X, Y))
+    shown = [line for line in sys.stderr.getvalue().replace("\n", "\r").split("\r") if line]
+    for line in shown:
+        for name, value in re.findall(r"(\w+)=([^,\s]*)", line):
+            assert value in [f"{v:.4f}" for v in history[name]]
+    assert "12:00:00<00:00, loss=" in shown[-1]
+
+
+def test_a_bar_that_is_switched_off_shows_nothing(lib, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr("tqdm.std.tqdm.__init__", functools.partialmethod(tqdm.__init__, disable=True))
+    fit(lib, validation_data=(X, Y))
+    assert sys.stderr.getvalue() == ""
 
 
 def test_a_bar_that_a_callback_ended_is_full_and_an_interrupted_one_is_not(lib, monkeypatch):

@@ -9,8 +9,13 @@ from .base import Callback
 if TYPE_CHECKING:
     from ..run import Run
 
-BAR = "{desc} |{bar}| {elapsed}<{remaining}{postfix}"
-TAILS = ", {n_fmt}/{total_fmt}, {rate_fmt}", ", {n_fmt}/{total_fmt}", ""  # the first that there is room for
+BAR, TIMES = "{desc} |{bar}| ", "{elapsed}<{remaining}{postfix}"
+FORMS = (  # the first that there is room for
+    BAR + TIMES + ", {n_fmt}/{total_fmt}, {rate_fmt}",
+    BAR + TIMES + ", {n_fmt}/{total_fmt}",
+    BAR + TIMES,
+    "{desc} {bar:0}" + TIMES,  # a bar of no width: without any, tqdm keeps no line within the terminal
+)
 SECONDS = 10  # between two lines
 
 
@@ -31,8 +36,9 @@ class Progress(Callback):
             total, done = run.epochs * run.steps_per_epoch, run.step  # a resumed run has some behind it
             stays = True if notebook else None  # None: but within another bar
             self.bar = tqdm(
-                total=total, initial=done, unit="step", dynamic_ncols=True, leave=stays, bar_format=BAR + TAILS[0]
+                total=total, initial=done, unit="step", dynamic_ncols=True, leave=stays, bar_format=FORMS[0]
             )
+            self._fit_in(run, [])
 
     def epoch_begin(self, run: "Run") -> None:
         if self.bar is not None:
@@ -43,14 +49,12 @@ class Progress(Callback):
             self.bar.update()
 
     def epoch_end(self, run: "Run") -> None:
-        measures = {name: brief(values[-1]) for name, values in run.history.items()}
+        measures = [f"{name}={brief(values[-1])}" for name, values in run.history.items()]
         if self.bar is not None:
-            self.bar.set_postfix(measures, refresh=False)
-            self._fit_in()
+            self._fit_in(run, measures)
             return
         now = time.monotonic()
-        shown = ", ".join(f"{name}={value}" for name, value in measures.items())
-        self.line = f"epoch {run.epoch}/{run.epochs}, {now - self.began:.1f} s: {shown}"
+        self.line = f"epoch {run.epoch}/{run.epochs}, {now - self.began:.1f} s: {', '.join(measures)}"
         if now >= self.next:
             self.next = now + SECONDS
             self._write()
@@ -63,14 +67,29 @@ class Progress(Callback):
             self.bar.total = self.bar.n
         self.bar.close()
 
-    def _fit_in(self) -> None:
-        """Leave away what a narrow terminal would cut off behind the measures."""
-        if isinstance(self.bar.ncols, int):
-            room = self.bar.ncols - len(f"{self.bar.desc} |x| 00:00<00:00, {self.bar.postfix}.")
-            count = len(f", {self.bar.total}/{self.bar.total}")
-            needs = count + len(", 1000.00step/s"), count, room
-            tail = next(tail for tail, need in zip(TAILS, needs, strict=True) if need <= room)
-            self.bar.bar_format = BAR + tail
+    def _fit_in(self, run: "Run", measures: list[str]) -> None:
+        """Show the measures, and leave away what a narrow terminal would cut off: what is behind them, then the bar,
+        then the last of them.
+        """
+        columns, form, count = getattr(self.bar, "ncols", None), FORMS[0], len(measures)
+        if isinstance(columns, int):  # a notebook's has none, nor one that is switched off
+            total, done = self.bar.total, self.bar.n - self.bar.initial
+            whole = (time.monotonic() - self.began) * total / max(done, 1)
+            widest = {  # until the next epoch's end
+                "desc": f"epoch {run.epochs}/{run.epochs}",
+                "elapsed": self.bar.format_interval(2 * whole),  # tqdm's estimates go up and down
+                "remaining": self.bar.format_interval(2 * whole),
+                "n_fmt": total,
+                "total_fmt": total,
+                "rate_fmt": "1000.00step/s",
+            }
+            choices = [(form, count) for count in range(len(measures), -1, -1) for form in FORMS]
+            for form, count in choices:  # the last is taken where none fits
+                postfix = "".join(f", {measure}" for measure in measures[:count])
+                if len(form.format(bar="x", postfix=postfix, **widest)) < columns:
+                    break
+        self.bar.bar_format = form
+        self.bar.set_postfix_str(", ".join(measures[:count]), refresh=False)
 
     def _write(self) -> None:
         if self.line:
