@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Look:
-    """One layer: its output, what its backward needs; after `backward`, the gradient of its output and parameters."""
+    """One layer: its output, what its backward needs, and after `backward` the gradients of its parameters."""
 
     def __init__(self, name: str, layer: Layer, output: Array, cache: Any):
         self.name, self.layer, self.output, self.cache = name, layer, output, cache
