@@ -174,7 +174,7 @@ class CompiledStep(Step):
         return Step(*self.parts).fault(self._flat(carry), x, y)
 
 
-class Untraceable(Exception):
+class UntraceableError(Exception):
     """A part of one's own that does more than compute."""
 
 
@@ -226,7 +226,7 @@ class Recipe:
         step = Step(net, self.loss, optimizer)
         value, gradients, state = step.passes(x, y)
         if self.before is not None and settings(step.worker, self.loss, optimizer) != self.before:
-            raise Untraceable("tracing has changed a part of one's own")
+            raise UntraceableError("tracing has changed a part of one's own")
         by_name = dict(zip(step.names, gradients, strict=True))
         vectors = [ops.join([by_name[name] for name, _ in group]) for group in groups]
         if optimizer.clip_norm is None or len(vectors) == 1:
@@ -255,7 +255,7 @@ def recipe_of(
         shared = {id(net.backend): net.backend}
         recipe = Recipe(None, groups, *copy.deepcopy((without_arrays(net), loss, optimizer), shared), before)
         texts = [jax.jit(lambda *a: recipe.step(*a), static_argnums=SIZE).lower(*args).as_text() for _ in range(2)]
-    except (Untraceable, TypeError, AttributeError, LookupError, NotImplementedError):
+    except (UntraceableError, TypeError, AttributeError, LookupError, NotImplementedError):
         return None  # what asks a tracer for its numbers, or cannot be copied; a fault comes again from `Step`
     if texts[0] != texts[1]:
         return None
