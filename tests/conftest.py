@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 import xpnet as xn
+from xpnet.kernels import threads
 
 BACKENDS = ("numpy", "cupy", "torch", "jax", "array_api_strict")
 NUMBA = importlib.util.find_spec("numba") is not None
@@ -110,10 +111,8 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """A matrix of 2**17 numbers, or a vector, is large: gone through in blocks of 2**15, by several threads."""
-    for name in ("calls", *["numba"] * NUMBA):
-        module = importlib.import_module(f"xpnet.kernels.{name}")
-        monkeypatch.setattr(module, "LARGE", 2**17)
-        monkeypatch.setattr(module, "BLOCK", 2**15)
+    monkeypatch.setattr(threads, "LARGE", 2**17)
+    monkeypatch.setattr(threads, "BLOCK", 2**15)
 
 
 @pytest.fixture

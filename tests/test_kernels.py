@@ -100,7 +100,7 @@ def test_activation(name, shape, layout, bench):
     y, slope = formula(f, z.astype("float64") + bias[:, None])
     dz = dy * slope
     on_z, on_dy, dbias = bench.own(z), bench.put(dy, layout), bench.empty(shape[0])
-    on_y = kernels.activation(f, on_z, bench.put(bias), bench.work, True)
+    on_y = kernels.activation(f, on_z, bench.put(bias), bench.work)
     bench.agrees(on_y, y, 8)
     writable = layout == "as it is"  # then dz may be dy
     place = on_dy if writable else bench.empty(*shape)
@@ -120,7 +120,7 @@ def test_activation_far_out_and_at_infinity(name, bench):
     z = np.array([FAR], bench.dtype)
     y, slope = formula(f, z.astype("float64"))
     zero, dbias = bench.put(np.zeros(1, bench.dtype)), bench.empty(1)
-    on_y = bench.kernels.activation(f, bench.own(z), zero, bench.work, True)
+    on_y = bench.kernels.activation(f, bench.own(z), zero, bench.work)
     bench.agrees(on_y, y, 8, 1.0)
     on_y = bench.backend.to_numpy(on_y)
     if name != "none" and name != "relu":
@@ -137,7 +137,7 @@ def test_activation_keeps_nan_and_what_stands_beside_it(name, bench):
     f = FUNCTIONS[name]
     z = np.array([[1.0, np.nan, -1.0, -np.nan, 0.5]], bench.dtype)
     zero = bench.put(np.zeros(1, bench.dtype))
-    y = bench.kernels.activation(f, bench.own(z), zero, bench.work, True)
+    y = bench.kernels.activation(f, bench.own(z), zero, bench.work)
     bench.agrees(y, formula(f, z.astype("float64"))[0], 8, 1.0)
 
 
@@ -148,7 +148,7 @@ def test_relus_derivative_at_zero_of_either_sign_is_one(norm, bench):
     kernels, f, dy = bench.kernels, xn.ReLU(), np.ones_like(z)
     on_z, place, small, other = bench.own(z), bench.empty(1, 4), bench.empty(1), bench.empty(1)
     if not norm:
-        y = kernels.activation(f, on_z, bench.put(bias), bench.work, True)
+        y = kernels.activation(f, on_z, bench.put(bias), bench.work)
         dz = kernels.activation_backward(f, bench.put(dy), on_z, y, bench.put(bias), place, small, bench.work)
         np.testing.assert_array_equal(bench.backend.to_numpy(y), [[0.0, 0.0, 1.0, 0.0]])
         np.testing.assert_array_equal(bench.backend.to_numpy(dz), [[1.0, 1.0, 1.0, 0.0]])

@@ -91,7 +91,7 @@ def test_activation_with_bias_and_its_derivatives(name, shape, bench):
     y, cache = f.forward((z + bias[:, None]).T) if f else ((z + bias[:, None]).T, None)
     dz = (f.backward(dy.T, cache)[0] if f else dy.T).T
     on_z, on_bias, on_dy, dbias = bench.put(z), bench.put(bias), bench.put(dy), bench.empty(shape[0])
-    on_y = bench.kernels.activation(f, on_z, on_bias, bench.work, True)
+    on_y = bench.kernels.activation(f, on_z, on_bias, bench.work)
     bench.agrees(on_y, y.T, 8)
     on_dz = bench.kernels.activation_backward(f, on_dy, on_z, on_y, on_bias, on_dy, dbias, bench.work)
     bench.agrees(on_dz, dz, 8)
@@ -105,7 +105,7 @@ def test_activation_alone_takes_arrays_that_lie_otherwise_and_leaves_them(name, 
     z, dy = strided(bench.draw(5, 33)), strided(bench.draw(5, 33))
     y, cache = f.forward(z.T) if f else (z.T, None)
     on_z, on_dy = bench.put(z), bench.put(dy)
-    on_y = bench.kernels.activation(f, on_z, None, bench.work, False)
+    on_y = bench.kernels.activation(f, on_z, None, bench.work)
     on_dz = bench.kernels.activation_backward(f, on_dy, on_z, on_y, None, bench.empty(5, 33), None, bench.work)
     bench.agrees(on_y, y.T, 8)
     bench.agrees(on_dz, (f.backward(dy.T, cache)[0] if f else dy.T).T, 8)
@@ -116,7 +116,7 @@ def test_activation_alone_takes_arrays_that_lie_otherwise_and_leaves_them(name, 
 def test_activation_of_more_than_two_axes(bench):
     z, dy = strided(bench.draw(3, 4, 35)), strided(bench.draw(3, 4, 35))
     on_z = bench.put(z)
-    y = bench.kernels.activation(xn.ReLU(), on_z, None, bench.work, False)
+    y = bench.kernels.activation(xn.ReLU(), on_z, None, bench.work)
     dz = bench.kernels.activation_backward(
         xn.ReLU(), bench.put(dy), on_z, y, None, bench.empty(3, 4, 35), None, bench.work
     )
@@ -132,7 +132,7 @@ def test_activation_at_zero_far_out_and_at_nan(name, bench):
         y, cache = f.forward(z.T) if f else (z.T, None)
         dz = f.backward(np.ones_like(z).T, cache)[0].T if f else np.ones_like(z)
     on_z, bias, dbias = bench.put(z), bench.put(np.zeros(1, bench.dtype)), bench.empty(1)
-    on_y = bench.kernels.activation(f, on_z, bias, bench.work, True)
+    on_y = bench.kernels.activation(f, on_z, bias, bench.work)
     on_dy = bench.put(np.ones_like(z))
     on_dz = bench.kernels.activation_backward(f, on_dy, on_z, on_y, bias, on_dy, dbias, bench.work)
     np.testing.assert_allclose(bench.backend.to_numpy(on_y), y.T, rtol=8 * EPS[bench.dtype])

@@ -14,13 +14,12 @@ import xpnet as xn
 pytestmark = pytest.mark.numpy_only
 
 CHILD = """
-import importlib, importlib.util, multiprocessing, os, sys, threading
+import multiprocessing, os, sys, threading
 import numpy as np
 import xpnet as xn
+from xpnet.kernels import threads
 
-for name in ("calls", *["numba"] * (importlib.util.find_spec("numba") is not None)):
-    module = importlib.import_module(f"xpnet.kernels.{name}")
-    module.LARGE, module.BLOCK = 2**16, 2**14  # the network below is large, and its work shared
+threads.LARGE, threads.BLOCK = 2**16, 2**14  # the network below is large, and its work shared
 
 def fit():
     rng = np.random.default_rng(0)

@@ -130,7 +130,7 @@ class Block:
         if transposed is not None:
             z, own = kernels.product(transposed, x, work("z", (transposed.shape[0], x.shape[1]))), True
         if gamma is None:
-            y = kernels.activation(self.function, z, bias, work, own)
+            y = kernels.activation(self.function, z, bias, work)
         else:
             eps = self.norm[1].eps
             y = kernels.batch_norm(self.function, z, gamma, beta, eps, self.mean, self.var, work, own, bias)

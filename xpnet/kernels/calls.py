@@ -13,14 +13,12 @@ from ..backend import Array, Backend
 from ..layers.activations import ReLU, Sigmoid, Tanh
 from ..layers.base import Layer
 from ..optimizers import Optimizer, Slots
+from . import threads
 from .products import product
 from .rules import RULES
-from .threads import in_blocks
 
 Work = Any  # buffered.Workspace: an array by name and shape, made once
-BLOCK = 2**18  # numbers of each array to go through at a time: fewer, and threads wait for Python's lock
 SMALL = 2**16  # numbers of a matrix up to which one of zeros is worth its memory: a row of them takes more calls within
-LARGE = 2**22  # numbers of an array from which threads pay: those of the products before linger on the cores
 
 
 class Bound:
@@ -28,7 +26,9 @@ class Bound:
 
     def __init__(self, calls: "Calls", f: Layer | None, z: Array, work: Work, own: bool, eps: float | None):
         h, n = shape = tuple(z.shape)
-        self.rows = max(1, BLOCK // n) if calls.shares and h * n > LARGE else h  # gone through at a time
+        self.rows = (
+            max(1, threads.BLOCK // n) if calls.shares and h * n > threads.LARGE else h
+        )  # gone through at a time
         self.whole = self.rows == h
         self.zero, self.one = calls.number(work, 0.0), calls.number(work, 1.0)
         self.ones = calls.filled(work, "ones", (n,), 1.0)
@@ -95,8 +95,8 @@ class Calls:
         """A number as an array without axes, which NumPy takes in half the time of Python's."""
         return self.filled(work, repr(value), (), value)
 
-    def bound(self, f: Layer | None, z: Array, work: Work, own: bool, eps: float | None) -> Bound:
-        """The arrays for a batch of z's size; eps of a batch norm, None without."""
+    def bound(self, f: Layer | None, z: Array, work: Work, own: bool = True, eps: float | None = None) -> Bound:
+        """The arrays for a batch of z's size, which may be written over if it is our `own`; `eps` of a batch norm."""
         n = z.shape[1]
         try:
             found: Bound = work.bound[n]
@@ -109,13 +109,14 @@ class Calls:
         if b.whole:
             work(b, f, *arrays)
         else:
-            in_blocks(lambda rows: work(b.part(rows), f, *[a[rows] for a in arrays]), arrays[0].shape[0], b.rows)
+            height = arrays[0].shape[0]
+            threads.in_blocks(lambda rows: work(b.part(rows), f, *[a[rows] for a in arrays]), height, b.rows)
 
     # --- activation ---
 
-    def activation(self, f: Layer | None, z: Array, bias: Array, work: Work, own: bool) -> Array:
+    def activation(self, f: Layer | None, z: Array, bias: Array, work: Work) -> Array:
         """y = f(z + bias), in z's place."""
-        b = self.bound(f, z, work, own, eps=None)
+        b = self.bound(f, z, work)
         self.by_rows(self._function, b, f, bias)
         return z
 
@@ -287,8 +288,7 @@ class Calls:
     def update(self, optimizer: Optimizer, w: Array, slots: Slots, new: Array, new_slots: Slots) -> Slots:
         """The optimizer's step from w to `new`, which holds the gradient, its slots to `new_slots`, perhaps `slots`.
 
-        The gradient is read for the last time where the new parameter is written: one vector less to hold and to go
-        through.
+        The rules work in the gradient's place: no vector beside those that stay.
         """
         if type(optimizer) not in RULES:
             new[...], slots = optimizer.update(w, self.xp.asarray(new, copy=True), slots)  # which may keep it
@@ -301,14 +301,14 @@ class Calls:
         arrays = [new, w, *[slots[key] for key in names], *[new_slots[key] for key in names]]
 
         def advance(block: slice) -> float:
-            new_w, *others = [a[block] for a in arrays] if size > BLOCK else arrays
+            new_w, *others = [a[block] for a in arrays] if size > threads.BLOCK else arrays
             rule(new_w, *others, *numbers)
             return float(self.lib.dot(new_w, new_w))
 
-        self.checked = new, sum(in_blocks(advance, size, BLOCK, shared=size > LARGE))
+        self.checked = new, sum(threads.in_blocks(advance, size, threads.BLOCK, shared=size > threads.LARGE))
         return {"step": step + 1} | {key: new_slots[key] for key in names}
 
-    # each gets the gradient in g, and leaves the new parameters there
+    # each takes the gradient from g, limited, and leaves the new parameters there
 
     def _sgd(
         self,

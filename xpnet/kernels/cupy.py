@@ -81,7 +81,7 @@ class CuPyKernels:
 
     # --- activation ---
 
-    def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work, own: bool) -> Array:
+    def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work) -> Array:
         """y = f(z + bias). z stays: backward takes the derivative there."""
         if f is None and bias is None:
             return z

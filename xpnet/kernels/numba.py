@@ -16,15 +16,13 @@ from ..backend import Array
 from ..layers.activations import ReLU, Sigmoid, Tanh
 from ..layers.base import Layer
 from ..optimizers import Optimizer, Slots
+from . import threads
 from .calls import Calls, Work
 from .rules import RULES
-from .threads import in_blocks
 
 IDENTITY, SIGMOID, RELU, TANH = range(4)  # Tanh is NumPy's to compute, in place
 KINDS = {type(None): IDENTITY, Sigmoid: SIGMOID, ReLU: RELU, Tanh: TANH}
 TILE = 256  # columns of the loss at a time
-LARGE = 2**22  # numbers from which threads pay: those of the products before linger on the cores
-BLOCK = 2**18  # numbers that a thread goes through at a time
 
 exact = njit(cache=True, nogil=True, error_model="numpy")  # in the order written
 compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})  # sums in any order
@@ -336,8 +334,8 @@ class Bound:
         h, n = shape = z.shape
         self.y = z if own else work("y", shape)
         self.mean, self.scale = work("mean", (h,)), work("scale", (h,))
-        self.shared = h * n > LARGE
-        self.block = max(1, BLOCK // n)  # rows
+        self.shared = h * n > threads.LARGE
+        self.block = max(1, threads.BLOCK // n)  # rows
 
 
 def by_rows(kernel: Callable[..., None], b: Bound, *arrays: Any) -> None:
@@ -346,7 +344,7 @@ def by_rows(kernel: Callable[..., None], b: Bound, *arrays: Any) -> None:
         kernel(*arrays)
         return
     kind, *rest = arrays
-    in_blocks(
+    threads.in_blocks(
         lambda rows: kernel(kind, *[a[rows] if isinstance(a, np.ndarray) else a for a in rest]), b.y.shape[0], b.block
     )
 
@@ -354,11 +352,11 @@ def by_rows(kernel: Callable[..., None], b: Bound, *arrays: Any) -> None:
 class NumbaKernels(Calls):
     """`Calls`, each method's work in one compiled loop."""
 
-    def activation(self, f: Layer | None, z: Array, bias: Array, work: Work, own: bool) -> Array:
+    def activation(self, f: Layer | None, z: Array, bias: Array, work: Work) -> Array:
         try:
             b = work.bound[z.shape[1]]
         except KeyError:
-            b = work.bound[z.shape[1]] = Bound(z, work, own)
+            b = work.bound[z.shape[1]] = Bound(z, work, own=True)
         kind = KINDS[type(f)]
         by_rows(activation, b, kind, z, bias)
         return np.tanh(z, out=z) if kind == TANH else z
@@ -448,10 +446,11 @@ class NumbaKernels(Calls):
                 np.copyto(new_slots[key], slots[key])
         arrays = [w, *[new_slots[key] for key in names], new]
         kernel, c = KERNELS[name], np.array((limit, *numbers), dtype=w.dtype)
-        if w.size <= LARGE:
+        if w.size <= threads.LARGE:
             total = kernel(*arrays, c)
         else:
-            total = sum(in_blocks(lambda part: kernel(*[a[part] for a in arrays], c), w.size, BLOCK))
+            blocks = threads.in_blocks(lambda part: kernel(*[a[part] for a in arrays], c), w.size, threads.BLOCK)
+            total = sum(blocks)
         self.checked = new, float(total)
         return {"step": step + 1} | {key: new_slots[key] for key in names}
 

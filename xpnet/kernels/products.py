@@ -8,10 +8,10 @@ SMALL, MOST = 10**6, 2**22  # multiplications
 
 
 def product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """A @ b of two matrices, from SMALL to MOST multiplications as several products along its longest axis.
+    """A @ b of two matrices; one of SMALL to MOST multiplications in several products, parted along its longest axis.
 
-    OpenBLAS multiplies up to SMALL without copying the matrices into blocks first, at nearly twice the speed; and in
-    this thread: other threads would take the results into their own caches.
+    OpenBLAS multiplies up to SMALL without copying the matrices into blocks first, at nearly twice the speed, and in
+    the caller's thread: others would take the results into their own caches.
     """
     (m, k), n = a.shape, b.shape[1]
     parts = stretches(m, k, n)
@@ -37,6 +37,6 @@ def stretches(m: int, k: int, n: int) -> tuple[slice, ...]:
     if not SMALL < m * k * n <= MOST:
         return ()
     longest = max(m, k, n)
-    most = max(1, SMALL * longest // (m * k * n))
+    most = SMALL * longest // (m * k * n)
     stretch = -(-longest // -(-longest // most))
     return tuple(slice(start, start + stretch) for start in range(0, longest, stretch))

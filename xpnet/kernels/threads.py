@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
+LARGE = 2**22  # numbers of an array from which threads pay: those of the products before linger on the cores
+BLOCK = 2**18  # numbers of each array to go through at a time: fewer, and threads wait for Python's lock
 LIMIT = 8  # more threads than this add nothing: the work waits for memory
 
 
