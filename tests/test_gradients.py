@@ -182,8 +182,20 @@ def test_a_corner_takes_any_slope_between_its_sides_and_no_other():
             dx, grads = super().backward(dy, cache)
             return dx * np.array([1.5, 1.0, 1.0, 1.0]), grads
 
-    with pytest.raises(xn.GradientError, match=r"wrong at \[0, 0\]"):
+    with pytest.raises(xn.GradientError, match=r"wrong at \[0, 0\].*; a corner lies there: .*move x a little"):
         xn.check_gradients(TooSteep(), x)
+    with pytest.raises(xn.GradientError) as caught:  # no corner, no hint
+        xn.check_gradients(TooSteep(), x + 1.0)
+    assert "corner" not in str(caught.value)
+
+
+@pytest.mark.numpy_only
+def test_corners_that_meet_are_told_of_and_gone_a_little_beside():
+    net = xn.Sequential(xn.Dense(1, 3), xn.ReLU(), xn.Dense(3, 1)).initialize(dtype="float64", seed=0)
+    x = np.array([[0.0], [1.0]])
+    with pytest.raises(xn.GradientError, match="a corner lies there: if several units have theirs, move x a little"):
+        xn.check_gradients(net, x)
+    assert max(xn.check_gradients(net, x + 0.01).values()) < 1e-6
 
 
 @pytest.mark.numpy_only

@@ -39,8 +39,9 @@ def check_gradients(
     check_gradients(loss, prediction, y)   a loss
 
     Names: "x" for the input, "prediction" for a loss's, and the parameters'. An error is relative to the largest entry
-    of its array. At a corner, such as ReLU's at 0, any slope between the two sides' is right. It works on copies;
-    parameters not yet there are drawn from `seed` and moved off the ones and zeros that hide errors. Raises
+    of its array. At a corner, such as ReLU's at 0, any slope between the two sides' is right; where several units have
+    theirs at one point, as in a row of zeros, a right sum may lie outside them, and the error says so. It works on
+    copies; parameters not yet there are drawn from `seed` and moved off the ones and zeros that hide errors. Raises
     GradientError for the worst entry above `tolerance`, and for gradients whose names or shapes are not `params`' own.
     """
     if isinstance(thing, Layer):
@@ -122,17 +123,21 @@ def _compare(
     for name in arrays:
         scale = max(sizes[name], floor) or 1.0
         error = np.abs(exact[name] - numeric[name]) / scale
+        corners = set()
         for entry in map(tuple, np.argwhere(error > tolerance)):
-            error[entry] = _error_near_corner(value, arrays, name, entry, exact[name][entry], scale, tolerance)
+            error[entry], corner = _error_near_corner(value, arrays, name, entry, exact[name][entry], scale, tolerance)
+            if corner:
+                corners.add(entry)
         report[name] = float(error.max(initial=0.0))
         if report[name] > worst[0]:
             entry = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
+            hint = "; a corner lies there: if several units have theirs, move x a little" if entry in corners else ""
             worst = (
                 report[name],
                 (
                     f"{who}: the gradient of {name} is wrong at {list(entry)}: backward says {exact[name][entry]:.9g}, "
                     f"central differences {numeric[name][entry]:.9g}, relative error {report[name]:.2g} above "
-                    f"{tolerance:.2g}"
+                    f"{tolerance:.2g}{hint}"
                 ),
             )
     if worst[0] > tolerance:
@@ -170,8 +175,9 @@ def _error_near_corner(
     exact: float,
     scale: float,
     tolerance: float,
-) -> float:
-    """The relative error of one entry where a corner may lie within h: closer in, then between the sides' slopes.
+) -> tuple[float, bool]:
+    """The relative error of one entry where a corner may lie within h: closer in, then between the sides' slopes; and
+    whether one does.
 
     In a smooth function the two sides' slopes close up as h shrinks; at a corner they do not.
     """
@@ -183,10 +189,10 @@ def _error_near_corner(
         gaps.append(abs(right - left))
         errors.append(abs(exact - (left + right) / 2) / scale)
         if errors[-1] <= tolerance:
-            return float(errors[-1])
+            return float(errors[-1]), False
     if gaps[2] > 0.5 * gaps[0] and gaps[2] > tolerance * scale:
-        return float(max(min(left, right) - exact, exact - max(left, right), 0.0) / scale)
-    return float(errors[0])
+        return float(max(min(left, right) - exact, exact - max(left, right), 0.0) / scale), True
+    return float(errors[0]), False
 
 
 # --- one backend against another --------------------------------------------------------------------------------------
