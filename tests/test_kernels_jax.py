@@ -461,6 +461,20 @@ def test_an_error_of_a_layers_own_is_raised_as_it_is(lib):
         trained(lib, lambda: (Fails(), xn.Dense(FEATURES, 3)), problem(3), xn.MeanSquaredError(), xn.SGD())
 
 
+def test_an_error_that_only_tracing_brings_is_not_hidden(lib):
+    """What is no question to a tracer is a fault, and going on without compiling would hide it."""
+    import jax
+
+    class Fails(Own):
+        def forward(self, x, training=False):
+            if training and isinstance(x, jax.core.Tracer):
+                raise ArithmeticError("mine")
+            return super().forward(x, training)
+
+    with pytest.raises(ArithmeticError, match="mine"):
+        trained(lib, lambda: (Fails(), xn.Dense(FEATURES, 3)), problem(3), xn.MeanSquaredError(), xn.SGD())
+
+
 def takes(lib, step):
     """The step after it was taken once."""
     step(step.start, *(lib.asarray(a, "float64") for a in problem(3)))
