@@ -595,7 +595,7 @@ def test_an_optimizer_that_lacks_a_method_is_told_which(net):
         def update(self, w, gradient, slots):
             return w, slots
 
-    with refused(net, TypeError, "fit: optimizer has no method lookahead, which xn.Adam(", "Half"):
+    with refused(net, TypeError, "fit: optimizer has no lookahead, which xn.Adam(", "Half"):
         fit(net, *good(), optimizer=Half())
 
 
@@ -607,3 +607,9 @@ def test_parameters_that_are_not_finite_diverge_at_once(lib, number):
     net.layers[0].assign_params(net.layers[0].params | {"weight": lib.asarray(weight, "float32")})
     with refused(net, xn.DivergenceError, "not finite in epoch 1, batch 1: the output of layer 0"):
         fit(net, *good())
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a"])
+def test_a_seed_that_is_none(lib, seed):
+    with pytest.raises(ValueError, match="initialize: seed must be a whole number of at least 0, got "):
+        xn.Sequential(xn.Dense(2, 2)).initialize(lib.backend, seed=seed)

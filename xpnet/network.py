@@ -452,7 +452,10 @@ class Sequential(Layer):
 
 def streams(seed: int) -> "tuple[Generator, Generator, Generator]":
     """The random numbers of a seed: for parameters, for the order of rows, for statistics."""
-    rng = np.random.default_rng(seed)
+    try:
+        rng = np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"initialize: seed must be a whole number of at least 0, got {seed!r}") from error
     shuffling, statistics = rng.spawn(2)
     return rng, shuffling, statistics
 

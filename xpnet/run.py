@@ -56,10 +56,10 @@ class Run:
         self.signal = 0  # the number of the one that stopped it
         self.optimizer = step_function.optimizer
         self.rng = copy.deepcopy(net.rng)  # of the order of the rows
-        self._diverged_at = 0  # the number of the step
         self.rng_before: Any = None  # its state before the epoch under way
         self._done: np.ndarray = NONE  # the losses that a resumed run has brought of its first epoch
         self._values: list[Any] = []  # those of the epoch's steps since
+        self._slots_moved = False  # by a step that was not finite
         self._net, self._step_function = net, step_function
         self._carry = self._published = self._safe = self._start = step_function.start
 
@@ -76,7 +76,7 @@ class Run:
 
         Not to be had once the run has diverged: the step that was not finite has moved it already.
         """
-        if self._diverged_at:
+        if self._slots_moved:
             raise RuntimeError("run.slots: the step that was not finite has moved the optimizer's memory already")
         return self._step_function.slots(self._carry)
 
@@ -168,7 +168,7 @@ class Run:
         return self._diverged(number, fault or ("the optimizer's update" if finite else "the loss, once and not again"))
 
     def _diverged(self, number: int, fault: str) -> DivergenceError:
-        self._diverged_at = number
+        self._slots_moved = True
         before, batch = divmod(number - 1, self.steps_per_epoch)
         for loss in self.losses[:before]:  # finished epochs, which had a single step each
             self.end_epoch()

@@ -224,10 +224,11 @@ def weighted(
 
 def check_part(name: str, part: object, needed: Sequence[str], example: str) -> None:
     """Refuse a loss or an optimizer that is none, such as a name or a class, or that lacks a method."""
-    if isinstance(part, type) or not hasattr(part, needed[-1]):
+    lacking = [method for method in needed if not hasattr(part, method)]
+    if isinstance(part, type) or lacking == list(needed):
         raise TypeError(f"{name} must be an object such as {example}, got {part!r}")
-    if lacking := [method for method in needed if not hasattr(part, method)]:
-        raise TypeError(f"{name} has no method {' and no '.join(lacking)}, which {example} has: {part!r}")
+    if lacking:
+        raise TypeError(f"{name} has no {' and no '.join(lacking)}, which {example} has: {part!r}")
 
 
 def check_metrics(metrics: object) -> None:

@@ -25,12 +25,14 @@ class Progress(Callback):
     Where standard error goes to a file or a pipe: a line for the first and the last epoch, and every ten seconds one.
     """
 
+    bar: Any = None  # what `train_end` looks at, should `train_begin` have failed
+    line = ""
+
     def train_begin(self, run: "Run") -> None:
-        self.began = time.monotonic()
-        self.next, self.line = self.began, ""
-        self.bar: Any = None
         from tqdm.auto import tqdm
 
+        self.began = self.next = time.monotonic()
+        self.bar, self.line = None, ""
         notebook = "ipykernel" in sys.modules
         if notebook or (sys.stderr is not None and sys.stderr.isatty()):
             total, done = run.epochs * run.steps_per_epoch, run.step  # a resumed run has some behind it

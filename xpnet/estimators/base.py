@@ -46,9 +46,9 @@ class Wanted(HasMethods):
 
 
 OPTIMIZER = Wanted(
-    ["init", "update"],
-    "an object implementing 'init' and 'update', such as xn.Adam(learning_rate=0.001) (one by its name is the 'solver' "
-    "parameter's)",
+    ["init", "lookahead", "update"],
+    "an object implementing 'init', 'lookahead' and 'update', such as xn.Adam(learning_rate=0.001) (one by its name is "
+    "the 'solver' parameter's)",
 )
 LAYERS = Wanted(
     ["__call__"],
