@@ -6,7 +6,7 @@ import types
 
 import numpy as np
 import pytest
-from cases import FEATURES, LAYERS, ready
+from cases import FEATURES, LAYERS, Scale, ready
 
 import xpnet as xn
 
@@ -572,6 +572,26 @@ def test_a_forward_that_gives_no_pair_is_named(lib, case, rows):
             call()
 
 
+def test_a_forward_that_gives_no_pair_in_training_alone_is_named(lib):
+    class Trains(Odd):
+        def forward(self, x, training=False):
+            return 2 * x if training else (2 * x, None)
+
+    net = xn.Sequential(xn.Dense(4, 3), Trains(both)).initialize(lib.backend)
+    with refused(net, TypeError, "Trains(", "forward gave a ", "(y, cache)"):
+        net.fit(np.ones((2, 4)), np.zeros((2, 3)), loss=xn.MeanSquaredError(), optimizer=xn.SGD())
+
+
+def test_the_lowest_layers_backward_that_gives_no_pair_is_named(lib):
+    class Only(Scale):
+        def backward(self, dy, cache):
+            return super().backward(dy, cache)[1]
+
+    net = xn.Sequential(Only(4), xn.Dense(4, 3)).initialize(lib.backend)
+    with refused(net, TypeError, "Only(4): backward gave a dict, expected the tuple (dx, {name: gradient})"):
+        net.fit(np.ones((2, 4)), np.zeros((2, 3)), loss=xn.MeanSquaredError(), optimizer=xn.SGD())
+
+
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_a_backward_that_gives_no_pair_is_named(lib, rows, last):
@@ -582,6 +602,7 @@ def test_a_backward_that_gives_no_pair_is_named(lib, rows, last):
         lambda: net.fit(x, y, loss=xn.MeanSquaredError(), optimizer=xn.SGD()),
         lambda: net.value_and_grad(x, y, xn.MeanSquaredError()),
         lambda: xn.check_gradients(net, x),
+        lambda: xn.check_gradients(odd, x),
     ):
         with refused(net, TypeError, "Odd(", "backward gave a ", "(dx, {name: gradient})"):
             call()

@@ -433,7 +433,28 @@ def test_whole_numbers_among_the_statistics_do_not_slow_the_look_at_what_is_fini
     net.fit(X, Y, loss=CROSS, optimizer=xn.Adam(), epochs=2, batch_size=7)
 
 
-@pytest.mark.parametrize("rows", [64, 100_000])
+def test_a_statistic_of_two_axes_that_is_not_finite_is_found(backend, choice):
+    class Table(xn.Layer):
+        """The identity, whose statistics are a matrix that the second batch spoils."""
+
+        def initial_state(self, rng):
+            return {"seen": np.zeros((2, 3))}
+
+        def forward(self, x, training=False):
+            return x, self.state["seen"]
+
+        def backward(self, dy, cache):
+            return dy, {}
+
+        def next_state(self, cache):
+            return {"seen": (cache + 1.0) / (1.0 - cache)}  # 1, then infinite
+
+    net = xn.Sequential(xn.Dense(4, 3), Table()).initialize(backend, "float64", seed=0)
+    with pytest.raises(xn.DivergenceError, match="in epoch 1, batch 2: the running statistics of layer 1"):
+        net.fit(X, Y, loss=CROSS, optimizer=xn.SGD(1e-3), batch_size=7)
+
+
+@pytest.mark.parametrize("rows", [64, 100_000, 1_000_000])
 def test_batch_norm_of_many_rows_far_from_zero(backend, choice, rows):
     x = (np.random.default_rng(0).normal(size=(rows, 2)) + 1000).astype("float32")
     net = xn.Sequential(xn.BatchNorm(2), xn.Dense(2, 3)).initialize(backend, "float32", seed=0)
@@ -441,7 +462,7 @@ def test_batch_norm_of_many_rows_far_from_zero(backend, choice, rows):
     exact = x.astype("float64")
     mean, var = (backend.to_numpy(net.state[f"0.{name}"]) for name in ("mean", "var"))
     np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=0, atol=1e-4)  # float32 near 1000 has steps of 6e-5
-    np.testing.assert_allclose(var, exact.var(axis=0), rtol=1e-3)
+    np.testing.assert_allclose(var, exact.var(axis=0), rtol=3e-3)  # a million squares, added in float32
 
 
 def test_the_first_batch_sets_a_small_variance_to_all_its_digits(backend, choice):

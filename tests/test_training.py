@@ -677,6 +677,12 @@ def test_a_callback_that_never_began_has_no_end(lib):
     assert ended == []
 
 
+def test_progress_that_cannot_begin_says_why(lib, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(ImportError, match="tqdm"):
+        fit(small(lib), progress=True)
+
+
 def test_a_run_that_diverged_has_no_slots_to_give(lib):
     seen = []
 
