@@ -268,7 +268,11 @@ def test_a_callback_that_watches_validation_says_how_an_estimator_comes_to_some(
 @pytest.mark.parametrize(
     ("name", "wrong", "wanted"),
     [
-        ("optimizer", "adam", r"'init' and 'update', such as xn\.Adam\(learning_rate=0\.001\) \(.* the 'solver' param"),
+        (
+            "optimizer",
+            "adam",
+            r"'init', 'lookahead' and 'update', such as xn\.Adam\(learning_rate=0\.001\) \(.* the 'solver' param",
+        ),
         ("layers", [xn.Dense(2, 1)], r"a function \(n_features, n_outputs\) -> layers, such as lambda n, k: \["),
         ("layers", (xn.Dense(2, 1),), r"a function \(n_features, n_outputs\) -> layers, such as lambda n, k: \["),
         (
