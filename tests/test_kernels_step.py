@@ -403,7 +403,8 @@ def test_arrays_that_do_not_fit_are_refused_and_no_kernel_sees_them(misfit, mess
     net.initialize(backend, "float32")
     step = BufferedStep(net, CROSS, xn.SGD(), kernels())
     x, y = backend.asarray(np.ones((8, 5)), "float32"), backend.asarray(np.eye(8, 6), "float32")
-    with backend.scope(), pytest.raises(ValueError, match=f"a layer or loss gave an array of .*{message}"):
+    who = rf"fit: layer \d, Misfit\(.*\): {'backward' if 'dx' in misfit else 'forward'} gave an array of "
+    with backend.scope(), pytest.raises(ValueError, match=f"{who}.*{message}"):
         step(step.start, x, y)
 
 

@@ -258,6 +258,20 @@ def test_a_seed_gives_the_same_weights_bit_for_bit_and_another_does_not(lib):
 # --- predict and evaluate ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("batch_size", [0, 2.5, True])
+def test_a_batch_size_that_is_none_is_refused_by_the_name_of_who_was_asked(lib, batch_size):
+    net = small(lib)
+    for who, call in {
+        "predict": lambda: net.predict(X, batch_size=batch_size),
+        "evaluate": lambda: net.evaluate(X, Y, CROSS, batch_size=batch_size),
+        "fit": lambda: fit(net, batch_size=batch_size),
+    }.items():
+        with pytest.raises(
+            ValueError, match=f"^{who}: batch_size must be a whole number of at least 1, got {batch_size}$"
+        ):
+            call()
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 6, 12, 100])
 def test_predicting_in_batches_is_predicting_at_once(lib, batch_size):
     net = small(lib)

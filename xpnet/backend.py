@@ -333,6 +333,11 @@ def backend_of(x: Array) -> Backend:
     return get_backend(name, device_of(x))
 
 
+def on_host(a: Any) -> np.ndarray:
+    """Any library's array, or a list, as a NumPy array."""
+    return backend_of(a).to_numpy(a) if is_array(a) and not isinstance(a, np.ndarray) else np.asarray(a)
+
+
 # --- the default ------------------------------------------------------------------------------------------------------
 
 _default: tuple[str, Any] = (os.environ.get("XPNET_BACKEND") or "numpy", None)

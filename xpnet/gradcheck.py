@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, Backend, backend_of, default_backend, get_backend, is_array
+from .backend import Array, Backend, backend_of, default_backend, get_backend, is_array, on_host
 from .layers.base import Layer, two
 from .losses import Loss
 from .network import Sequential
@@ -264,7 +264,7 @@ def _backend_for(x: Any) -> Backend:
 
 def _host(a: Any, dtype: str | None = "float64") -> np.ndarray:
     """A copy in NumPy."""
-    return np.array(_backend_for(a).to_numpy(a) if is_array(a) else a, dtype=dtype)
+    return np.array(on_host(a), dtype=dtype)
 
 
 def _largest(*arrays: np.ndarray) -> float:

@@ -6,7 +6,7 @@ its derivative with respect to the prediction it was given. One's own loss: deri
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -106,10 +106,11 @@ class Objective(Loss):
         total = xp.sum(target[:, -1])
         return xp.where(total > 0.0, total, 1.0)
 
-    def penalty(self, weights: Sequence[Array], target: Array) -> tuple[Array, list[Array]]:
-        """The L2 penalty on these arrays, and its derivative with respect to each."""
+    def penalty(self, params: Mapping[str, Array], target: Array) -> tuple[Any, dict[str, Array]]:
+        """The L2 penalty on those of the trained parameters that are weights, and its derivative by their names."""
         scale = self.l2 / (1.0 if self.reduction == "sum" else self.share(target))
-        return 0.5 * scale * sum(ops.sum_of_squares(w) for w in weights), [scale * w for w in weights]
+        weights = {name: a for name, a in params.items() if a.ndim > 1}  # biases, gammas and betas have one axis
+        return 0.5 * scale * sum(map(ops.sum_of_squares, weights.values())), {k: scale * w for k, w in weights.items()}
 
 
 # --- squared, absolute, Huber -----------------------------------------------------------------------------------------

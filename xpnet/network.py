@@ -339,7 +339,7 @@ class Sequential(Layer):
         """
         x = self.check_input("predict: x", x)
         with self.backend.scope():
-            y = training.forward_in_batches(self, x, batch_size)
+            y = training.forward_in_batches(self, "predict", x, batch_size)
             return self.backend.xp.asarray(y, copy=True) if y is x else y  # x may be the caller's own
 
     def value_and_grad(
@@ -356,11 +356,11 @@ class Sequential(Layer):
             value, dy = objective.reduced(prediction, y)
             grads = self.backward_params(dy, cache)
             if l2:
-                trained = [p for p, layer in self.leaves() if layer.trainable]
-                weights = {k: w for k, w in self.params.items() if w.ndim > 1 and k.rpartition(".")[0] in trained}
-                more, slopes = objective.penalty(list(weights.values()), y)
+                trained = [(p, layer.params) for p, layer in self.leaves() if layer.trainable]
+                weights = {f"{p}.{k}": a for p, params in trained for k, a in params.items()}
+                more, slopes = objective.penalty(weights, y)
                 value = value + more
-                grads |= {k: grads[k] + slope for k, slope in zip(weights, slopes, strict=True)}
+                grads |= {name: grads[name] + slope for name, slope in slopes.items()}
             return value, grads
 
     def fit(

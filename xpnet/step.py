@@ -41,21 +41,20 @@ class Step:
         self.optimizer = optimizer
         self.objective = loss if isinstance(loss, Objective) else Objective(loss)
         self.loss = reduced(self.objective)
-        self.trained = [(p, layer, k) for p, layer in self.worker.leaves() if layer.trainable for k in layer.params]
+        leaves = self.worker.leaves()
+        self.trained = {f"{p}.{k}": (layer, k) for p, layer in leaves if layer.trainable for k in layer.params}
         if not self.trained:
             raise ValueError(
                 "fit: the network has no parameters to train; add a layer with some, or set trainable=True"
             )
-        self.names = [f"{prefix}.{key}" for prefix, _, key in self.trained]
-        self.shapes = [tuple(layer.params[key].shape) for _, layer, key in self.trained]
+        self.names = list(self.trained)
+        self.shapes = [tuple(layer.params[key].shape) for layer, key in self.trained.values()]
         self.lowest = int(self.names[0].partition(".")[0])  # the layers below need no gradient
-        self.stateful = [
-            (layer, [(k, f"{p}.{k}") for k in layer.state]) for p, layer in self.worker.leaves() if layer.state
-        ]
+        self.stateful = [(layer, [(k, f"{p}.{k}") for k in layer.state]) for p, layer in leaves if layer.state]
         self.start = self._begin()
 
     def _begin(self) -> Carry:
-        weights = ops.join([layer.params[key] for _, layer, key in self.trained])
+        weights = ops.join([layer.params[key] for layer, key in self.trained.values()])
         return Carry(weights, self.optimizer.init(weights), self.worker.state)
 
     def go_on(self, slots: Slots) -> None:
@@ -86,29 +85,26 @@ class Step:
     def __call__(self, carry: Carry, x: Array, y: Array) -> tuple[Array, Carry]:
         self._bind(carry)
         value, gradients, state = self.passes(x, y)
-        weights, slots = self.optimizer.update(carry.weights, ops.join(gradients), carry.slots)
+        weights, slots = self.optimizer.update(carry.weights, ops.join([*gradients.values()]), carry.slots)
         return value, Carry(weights, slots, state)
 
     def gradient(self, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
         """The loss at these parameters, one vector, and its derivative, which the next call may write over."""
         self._bind(self.start._replace(weights=weights))
         value, gradients, _ = self.passes(x, y)
-        return value, ops.join(gradients)
+        return value, ops.join([*gradients.values()])
 
-    def passes(self, x: Array, y: Array) -> tuple[Array, list[Array], dict[str, Array]]:
+    def passes(self, x: Array, y: Array) -> tuple[Array, dict[str, Array], dict[str, Array]]:
         """Forward, loss and backward: the loss, the gradients in the order of `names`, the next statistics."""
         prediction, cache = self.worker.forward(x, training=True)
         value, dy = self.loss(prediction, y)
         grads = self.worker.backward_params(dy, cache, self.lowest)
         dtype = self.start.weights.dtype
-        gradients = [checked(grads, name, shape, dtype) for name, shape in zip(self.names, self.shapes, strict=True)]
+        gradients = {k: checked(grads, k, shape, dtype) for k, shape in zip(self.names, self.shapes, strict=True)}
         if self.objective.l2:
-            penalised = [i for i, shape in enumerate(self.shapes) if len(shape) > 1]
-            weights = [self.trained[i][1].params[self.trained[i][2]] for i in penalised]
-            more, slopes = self.objective.penalty(weights, y)
+            more, slopes = self.objective.penalty({k: a.params[own] for k, (a, own) in self.trained.items()}, y)
             value = value + more
-            for i, slope in zip(penalised, slopes, strict=True):
-                gradients[i] = gradients[i] + slope
+            gradients |= {name: gradients[name] + slope for name, slope in slopes.items()}
         return value, gradients, self.worker.next_state(cache)
 
     def on_rows(self, carry: Carry, x: Array, y: Array, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
@@ -129,7 +125,7 @@ class Step:
     def _bind(self, carry: Carry) -> None:
         """Give the clone the statistics, and the parameters at which the optimizer wants the gradient."""
         point, state = self.optimizer.lookahead(carry.weights, carry.slots), self.state(carry)
-        for (_, layer, key), value in zip(self.trained, ops.split(point, self.shapes), strict=True):
+        for (layer, key), value in zip(self.trained.values(), ops.split(point, self.shapes), strict=True):
             layer.params[key] = value
         for layer, keys in self.stateful:
             layer.state = {key: state[name] for key, name in keys}

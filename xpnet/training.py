@@ -117,7 +117,7 @@ def fit(
                         epoch = losses[first : first + len(slices)]
                         run.history.record({"loss": mean_of(epoch, mass, slices, order, objective)})
                     if held_out is not None:
-                        scores = scored(run.net, *held_out, loss, metrics, max(batch_size, 1024))
+                        scores = scored(run.net, "fit", *held_out, loss, metrics, max(batch_size, 1024))
                         run.history.record({f"val_{name}": score for name, score in scores.items()})
                     call("epoch_end")
                 if checkpoint:
@@ -161,14 +161,20 @@ def evaluate(
     check_metrics(metrics)
     x, y = pair(net, "evaluate", x, y, loss)
     with net.backend.scope():
-        return scored(net, x, y, loss, metrics, batch_size)
+        return scored(net, "evaluate", x, y, loss, metrics, batch_size)
 
 
 def scored(
-    net: "Sequential", x: Array, y: Array, loss: Loss, metrics: Mapping[str, Metric] | None, batch_size: int | None
+    net: "Sequential",
+    who: str,
+    x: Array,
+    y: Array,
+    loss: Loss,
+    metrics: Mapping[str, Metric] | None,
+    batch_size: int | None,
 ) -> dict[str, float]:
     """The loss and the metrics of the network's predictions, as floats."""
-    prediction = forward_in_batches(net, x, batch_size)
+    prediction = forward_in_batches(net, who, x, batch_size)
     if metrics is None:
         threshold = getattr(loss, "threshold", None)
         metrics = {} if threshold is None else {"accuracy": lambda p, t: accuracy(p, t, threshold)}
@@ -176,9 +182,9 @@ def scored(
     return {"loss": float(value)} | {name: float(metric(prediction, y)) for name, metric in metrics.items()}
 
 
-def forward_in_batches(net: "Sequential", x: Array, batch_size: int | None) -> Array:
+def forward_in_batches(net: "Sequential", who: str, x: Array, batch_size: int | None) -> Array:
     """The network's outputs for inference, at most `batch_size` rows at a time."""
-    if batch_size is None or x.shape[0] <= whole("predict: batch_size", batch_size):
+    if batch_size is None or x.shape[0] <= whole(f"{who}: batch_size", batch_size):
         return net.infer(x)
     parts = [net.infer(x[rows, ...]) for rows in minibatches(x.shape[0], batch_size)]
     return net.backend.xp.concat(parts, axis=0)

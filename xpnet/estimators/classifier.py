@@ -10,11 +10,11 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 
 from .. import ops
-from ..backend import Array, Backend, namespace
+from ..backend import Array, Backend, namespace, on_host
 from ..losses import BinaryCrossEntropyWithLogits, SoftmaxCrossEntropy
 from . import convert
 from .base import BaseMLP, keep_parameters
-from .labels import Labels, on_host
+from .labels import Labels, dense
 
 
 class MLPClassifier(ClassifierMixin, BaseMLP):
@@ -165,7 +165,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
                 "class_weight 'balanced' is not supported for partial_fit, which sees a part of the data at a time: "
                 "give the dict {class: weight} that compute_class_weight makes of all of it"
             )
-        own = backend.asarray(compute_sample_weight(self.class_weight, on_host(y)), dtype)
+        own = backend.asarray(compute_sample_weight(self.class_weight, dense(y)), dtype)
         return own if weight is None else own * weight
 
     # --- fitting --------------------------------------------------------------------------------------------------

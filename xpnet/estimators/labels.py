@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
 from .. import ops
-from ..backend import Array, Backend, backend_of, is_array, namespace
+from ..backend import Array, Backend, namespace, on_host
 
 
 class Labels:
@@ -50,7 +50,7 @@ class Labels:
 
     def numbers(self, y: Any) -> np.ndarray:
         """Each row's class as its place in `classes`; for multilabel the rows themselves."""
-        host = on_host(y)
+        host = dense(y)
         return host if self.kind == "multilabel" else np.searchsorted(self.classes, host)
 
     def rows(self, numbers: np.ndarray, outputs: int, backend: Backend, dtype: str) -> Array:
@@ -85,10 +85,6 @@ class Labels:
         return xp.take(classes, xp.clip(choices, max=classes.shape[0] - 1), axis=0)
 
 
-def on_host(y: Any) -> np.ndarray:
-    """Labels as a NumPy array."""
-    if hasattr(y, "toarray"):
-        return np.asarray(y.toarray())
-    if isinstance(y, np.ndarray) or not is_array(y):
-        return np.asarray(y)
-    return backend_of(y).to_numpy(y)
+def dense(y: Any) -> np.ndarray:
+    """Labels as a NumPy array, sparse ones too."""
+    return np.asarray(y.toarray()) if hasattr(y, "toarray") else on_host(y)

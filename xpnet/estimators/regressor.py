@@ -2,13 +2,12 @@
 
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from sklearn.base import RegressorMixin, _fit_context
 from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metaestimators import available_if
 
-from ..backend import Array, Backend, backend_of, is_array, namespace
+from ..backend import Array, Backend, namespace, on_host
 from . import convert
 from .base import BaseMLP, keep_parameters
 from .losses import HalfPoissonDeviance, HalfSquaredError
@@ -112,7 +111,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         if not backend.owns(y):
-            y = backend.asarray(backend_of(y).to_numpy(y) if is_array(y) else np.asarray(y))
+            y = backend.asarray(on_host(y))
         y = backend.xp.reshape(y, (y.shape[0], -1))
         if not first and y.shape[1] != self.n_outputs_:
             raise ValueError(f"y has {y.shape[1]} outputs, expected {self.n_outputs_} as in the first fit")

@@ -89,7 +89,7 @@ class Block:
         self.dense: Any = None  # name and layer
         self.norm: Any = None
         self.function: Any = None
-        self.owns_x = self.owns_dy = True  # whether our stages made them: they fit, and dy may be written over
+        self.x_from = self.dy_from = ""  # who gives them, in words; "" is a stage of ours: they fit, dy is ours to use
         self.frees_y = True  # whether nobody but the stage after it, if any, knows y, and that one is done with it
         self.mean = self.var = None  # where BatchNorm's statistics of the batch go
 
@@ -123,9 +123,9 @@ class Block:
     def forward(self, x: Array, params: tuple[Array, ...]) -> Array:
         """(D, N) -> (H, N)"""
         _, transposed, bias, gamma, beta = params
-        if not self.owns_x:
+        if self.x_from:
             rows = beta.shape[0] if transposed is None else transposed.shape[1]
-            check_fit(x, (rows, x.shape[-1]), params)
+            check_fit(self.x_from, x, (rows, x.shape[-1]), params)
         kernels, work, z, own = self.kernels, self.work, x, False
         if transposed is not None:
             z, own = kernels.product(transposed, x, work("z", (transposed.shape[0], x.shape[1]))), True
@@ -142,10 +142,10 @@ class Block:
         weight, _, bias, gamma, beta = params
         dweight, _, dbias, dgamma, dbeta = grads
         x, z, y = self.cache
-        if not self.owns_dy:
-            check_fit(dy, tuple(y.shape), params)
+        if self.dy_from:
+            check_fit(self.dy_from, dy, tuple(y.shape), params)
         kernels, work = self.kernels, self.work
-        dz = dy if self.owns_dy else self.shared("dz", tuple(dy.shape))
+        dz = self.shared("dz", tuple(dy.shape)) if self.dy_from else dy
         if gamma is None:
             dz = kernels.activation_backward(self.function, dy, z, y, bias, dz, dbias, work)
         else:
@@ -169,6 +169,9 @@ class Single:
         leaves = layer.leaves(f"{prefix}.") if hasattr(layer, "leaves") else [(prefix, layer)]
         self.params = [(leaf, key, f"{p}.{key}") for p, leaf in leaves if leaf.trainable for key in leaf.params]
         self.states = [(leaf, {key: f"{p}.{key}" for key in leaf.state}) for p, leaf in leaves if leaf.state]
+
+    def __str__(self) -> str:
+        return f"layer {self.prefix}, {self.layer!r}"
 
     @property
     def trains(self) -> bool:
@@ -208,13 +211,12 @@ class Single:
 
 
 class Side:
-    """One vector of parameters, with each stage's views of it."""
+    """One vector of parameters, with the views of it: by name, and each stage's."""
 
     def __init__(self, step: "BufferedStep", flat: Array):
         self.flat = flat
-        arrays = dict(zip(step.names, ops.split(flat, step.shapes), strict=True))
-        self.views = [stage.place(arrays) for stage in step.stages]
-        self.matrices = [a for a in arrays.values() if a.ndim > 1]
+        self.arrays = dict(zip(step.names, ops.split(flat, step.shapes), strict=True))
+        self.views = [stage.place(self.arrays) for stage in step.stages]
 
 
 class BufferedStep(Step):
@@ -247,12 +249,12 @@ class BufferedStep(Step):
             block = Block(self.kernels, workspace(), shared)
             stages.append(block if block.take(prefix, layer) else Single(prefix, layer))
         for stage, after in itertools.pairwise(stages):
-            if isinstance(stage, Block):
-                stage.owns_dy = stage.frees_y = isinstance(after, Block)
-            elif isinstance(after, Block):
-                after.owns_x = False
-        if isinstance(stages[-1], Block):
-            stages[-1].owns_dy = self.softmax is not None
+            if isinstance(stage, Block) and isinstance(after, Single):
+                stage.dy_from, stage.frees_y = f"{after}: backward", False
+            elif isinstance(stage, Single) and isinstance(after, Block):
+                after.x_from = f"{stage}: forward"
+        if isinstance(stages[-1], Block) and self.softmax is None:
+            stages[-1].dy_from = f"the loss, {self.objective.loss!r},"
         return stages
 
     def _norms(self) -> None:
@@ -345,10 +347,10 @@ class BufferedStep(Step):
         for i in range(len(self.stages) - 1, self.first - 1, -1):
             da = self.stages[i].backward(da, at.views[i], gradient.views[i], self.turns[i])
         if self.objective.l2:
-            more, slopes = self.objective.penalty(at.matrices, y)
+            more, slopes = self.objective.penalty(at.arrays, y)
             value = value + (float(more) if self.backend.immediate else more)
-            for g, slope in zip(gradient.matrices, slopes, strict=True):
-                g += slope
+            for name, slope in slopes.items():
+                gradient.arrays[name] += slope
         return value
 
     def _scale(self, a: Array) -> float:
@@ -407,14 +409,14 @@ class BufferedStep(Step):
 NORMS = ""  # the name of the vector of all BatchNorms' statistics
 
 
-def check_fit(a: Array, shape: tuple[int, ...], params: tuple[Array | None, ...]) -> None:
+def check_fit(who: str, a: Array, shape: tuple[int, ...], params: tuple[Array | None, ...]) -> None:
     """Refuse what a layer or loss of another's gave, if it does not fit: the kernels trust what they are given."""
     if tuple(a.shape) != shape:
         got, expected = tuple(a.shape)[::-1], shape[::-1]
-        raise ValueError(f"fit: a layer or loss gave an array of shape {got}, expected {expected}")
+        raise ValueError(f"fit: {who} gave an array of shape {got}, expected {expected}")
     dtype = next(p.dtype for p in params if p is not None)
     if a.dtype != dtype:
-        raise ValueError(f"fit: a layer or loss gave an array of {a.dtype}, expected {dtype}")
+        raise ValueError(f"fit: {who} gave an array of {a.dtype}, expected {dtype}")
 
 
 def turned(a: Array) -> Array:

@@ -227,8 +227,7 @@ class Recipe:
         value, gradients, state = step.passes(x, y)
         if self.before is not None and settings(step.worker, self.loss, optimizer) != self.before:
             raise UntraceableError("tracing has changed a part of one's own")
-        by_name = dict(zip(step.names, gradients, strict=True))
-        vectors = [ops.join([by_name[name] for name, _ in group]) for group in groups]
+        vectors = [ops.join([gradients[name] for name, _ in group]) for group in groups]
         if optimizer.clip_norm is None or len(vectors) == 1:
             vectors = list(map(optimizer.limited, vectors))
         else:  # the norm is that of all of them

@@ -1,10 +1,6 @@
-"""What the pictures share: colours, axes and figures to draw into, and arrays on the host."""
+"""What the pictures share: colours, axes and figures to draw into."""
 
 from typing import Any
-
-import numpy as np
-
-from ..backend import backend_of, is_array
 
 BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#555555"
 
@@ -30,8 +26,3 @@ def pyplot() -> Any:
     except ImportError as error:
         raise ImportError("xpnet.plots needs matplotlib: pip install 'xpnet[plots]'") from error
     return plt
-
-
-def host(a: Any) -> np.ndarray:
-    """Any backend's array, or a list, as a NumPy array."""
-    return backend_of(a).to_numpy(a) if is_array(a) and not isinstance(a, np.ndarray) else np.asarray(a)

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .canvas import GREY, ORANGE, axes, host
+from ..backend import on_host
+from .canvas import GREY, ORANGE, axes
 
 WRITTEN = 25  # classes, up to which each count has room to be written
 
@@ -16,7 +17,7 @@ def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
     `counts` (K, K) are those of `xn.confusion_matrix(prediction, y)`. With many classes they are left to the colours.
     `names` are the classes', in their order.
     """
-    counts = host(counts)
+    counts = on_host(counts)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
         raise ValueError(
             f"confusion_matrix: counts of shape {counts.shape}, expected (K, K), a row and a column for each class; "
@@ -50,7 +51,7 @@ def misclassified(images: Any, predicted: Any, true: Any, most: int = 24, column
 
     `images` (n, height, width), or square ones as rows (n, height · width); `predicted` and `true` are classes (n,).
     """
-    images, predicted, true = _as_images(host(images)), host(predicted), host(true)
+    images, predicted, true = _as_images(on_host(images)), on_host(predicted), on_host(true)
     for name, classes in [("predicted", predicted), ("true", true)]:
         if classes.shape != images.shape[:1]:
             raise ValueError(
