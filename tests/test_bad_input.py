@@ -130,6 +130,22 @@ def test_x_that_is_not_of_real_numbers_is_refused(net, bad, call):
 
 
 @pytest.mark.parametrize("call", CALLS)
+def test_lists_that_are_not_of_one_length_are_no_array(net, call):
+    with refused(net, ValueError, f"{call}x is no array", "inhomogeneous"):
+        CALLS[call](net, [[1.0, 2.0, 3.0, 4.0], [1.0]], [0, 1])
+
+
+@pytest.mark.parametrize("loss", [xn.SoftmaxCrossEntropy(), xn.BinaryCrossEntropyWithLogits()], ids=repr)
+@pytest.mark.parametrize("shape", [(ROWS,), (ROWS, 1), (ROWS, 3)], ids=str)
+@pytest.mark.parametrize(("kind", "name"), [(str, "str"), (object, "object"), ("S2", "bytes")])
+def test_names_of_classes_are_refused_with_the_way_to_integers(net, loss, shape, kind, name):
+    x, _ = good()
+    words = f"the target has dtype {name};", "integers or booleans", "names, y = np.unique(y, return_inverse=True)"
+    with refused(net, TypeError, type(loss).__name__, *words):
+        fit(net, x, np.full(shape, "a").astype(kind), loss)
+
+
+@pytest.mark.parametrize("call", CALLS)
 def test_the_backends_own_complex_arrays_are_refused(lib, net, call):
     x, y = good()
     x = lib.xp.asarray(x.astype(complex), dtype=lib.xp.complex64, device=lib.backend.device)

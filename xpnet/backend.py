@@ -92,11 +92,11 @@ class Backend:
         """This library's dtype object for a name such as "float32"; None stays None."""
         return None if dtype is None else getattr(self.xp, dtype_name(dtype))
 
-    def adopt(self, who: str, x: Any) -> Array:
+    def adopt(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
         """A user's `x` as an array of real numbers here: from NumPy, a list, or this library's own array.
 
-        Raises TypeError for another library's array and for dtypes that are not bool, integer, float32 or float64;
-        `who` begins the message.
+        Raises TypeError for another library's array and for dtypes that are not bool, integer, float32 or float64,
+        ValueError for rows of different lengths; `who` begins the message, `remedy` ends it where numbers are missing.
         """
         if self.owns(x):
             x = self.asarray(x)
@@ -108,14 +108,17 @@ class Backend:
                 "and NumPy's: convert it, or move the network with net.to(...)"
             )
         else:
-            x = np.asarray(x)
+            try:
+                x = np.asarray(x)
+            except ValueError as error:  # a list of lists that are not of one length
+                raise ValueError(f"{who} is no array: {error}") from error
             kind = x.dtype.name
             real = x.dtype.kind in "biu"
             x = x.astype(x.dtype.newbyteorder("="), copy=False)  # files of other machines, FITS files
         if not real and kind not in DTYPES:
-            raise TypeError(
-                f"{who} has dtype {kind}; expected float32, float64, integers or booleans: convert it first"
-            )
+            if kind.startswith(("str", "bytes")):
+                kind = kind.rstrip("0123456789")  # not str672, an array of words
+            raise TypeError(f"{who} has dtype {kind}; expected float32, float64, integers or booleans: {remedy}")
         return self.asarray(x)
 
     def owns(self, x: object) -> bool:

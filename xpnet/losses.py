@@ -15,7 +15,7 @@ from . import ops
 from .backend import Array, backend_of, namespace
 from .checks import non_negative, positive
 from .settings import Configured
-from .targets import as_classes, as_rows, check_prediction
+from .targets import NAMES, as_classes, as_rows, check_prediction
 
 
 class Loss(Configured, ABC):
@@ -161,7 +161,7 @@ class ClassLoss(Loss):
         n, *outputs = prediction.shape
         if np.shape(target) in ((n,), (n, 1)) and len(outputs) == 1 and (outputs[0] > 1 or self.matrix):
             return ops.one_hot(as_classes(who, target, prediction), outputs[0], prediction.dtype)
-        rows = as_rows(who, target, prediction)
+        rows = as_rows(who, backend_of(prediction).adopt(f"{who}: the target", target, NAMES), prediction)
         xp = namespace(rows)
         if bool(xp.any((rows < 0.0) | (rows > 1.0))):
             raise ValueError(f"{who}: a target's entries must lie in [0, 1]; give integer classes (n,) or one-hot rows")

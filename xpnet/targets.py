@@ -6,6 +6,9 @@ from . import ops
 from .backend import DTYPES, Array, backend_of, dtype_name, namespace
 
 
+NAMES = "make integers of names: names, y = np.unique(y, return_inverse=True)"
+
+
 def check_prediction(who: str, prediction: Array, matrix: bool = True) -> None:
     """Refuse a prediction that is not floating, has no entries, or, where a `matrix` is needed, is not (N, K)."""
     if not hasattr(prediction, "shape"):
@@ -38,7 +41,7 @@ def as_rows(who: str, target: Any, prediction: Array) -> Array:
 def as_classes(who: str, target: Any, prediction: Array) -> Array:
     """`target`, (n,) or (n, 1), as int32 classes (n,) within range(K), on `prediction`'s device."""
     n, classes = prediction.shape
-    labels = backend_of(prediction).adopt(f"{who}: the target", target)
+    labels = backend_of(prediction).adopt(f"{who}: the target", target, NAMES)
     xp = namespace(labels)
     if tuple(labels.shape) not in ((n,), (n, 1)):
         raise ValueError(
