@@ -201,6 +201,9 @@ def test_corners_that_meet_are_told_of_and_gone_a_little_beside():
 @pytest.mark.numpy_only
 def test_check_gradients_says_what_it_was_not_given(rng):
     x = rng.normal(size=(5, FEATURES))
+    for thing in (xn.ReLU, xn.MeanSquaredError, np.tanh):
+        with pytest.raises(TypeError, match=r"expected a layer, a network or a loss, such as xn.ReLU\(\), got <"):
+            xn.check_gradients(thing, x, x)
     with pytest.raises(ValueError, match="a loss needs a target"):
         xn.check_gradients(xn.MeanSquaredError(), x)
     with pytest.raises(ValueError, match="both a target and a loss, or neither"):

@@ -46,6 +46,8 @@ def check_gradients(
     """
     if isinstance(thing, Layer):
         return _check_layer(thing, x, y, loss, training, tolerance, seed)
+    if isinstance(thing, type) or not hasattr(thing, "value_and_grad"):
+        raise TypeError(f"check_gradients: expected a layer, a network or a loss, such as xn.ReLU(), got {thing!r}")
     if y is None:
         raise ValueError("check_gradients: a loss needs a target: check_gradients(loss, prediction, target)")
     backend = _backend_for(x)
