@@ -110,6 +110,9 @@ def test_history_has_one_number_per_epoch_and_measure(lib, loss, y, options, key
     assert list(history) == keys
     assert all(len(values) == 3 and all(type(v) is float for v in values) for values in history.values())
     assert history.steps == 9
+    with pytest.raises(KeyError, match=r"no 'accuracy' in the history, which has 'loss'.*validation_data brings"):
+        history["accuracy"]
+    assert list(history) == keys
     assert history.seconds > 0
     assert history.interrupted is False
 

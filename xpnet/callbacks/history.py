@@ -24,6 +24,12 @@ class History(dict[str, list[float]]):
         self.interrupted = False
         self.slots: dict[str, Any] | None = None
 
+    def __missing__(self, name: str) -> list[float]:
+        raise KeyError(
+            f"no {name!r} in the history, which has {', '.join(map(repr, self)) or 'nothing'}; validation_data brings "
+            "'val_loss' and the metrics, 'val_accuracy' among them"
+        )
+
     def record(self, measures: dict[str, float]) -> None:
         for name, value in measures.items():
             self.setdefault(name, []).append(value)
