@@ -90,9 +90,10 @@ BAD_VALUES = {
     "-inf": (lambda x: with_entry(-INF), "x has 1 NaN or infinite", "row 2, column 1"),
     "too large for float32": (lambda x: with_entry(1e300), "infinite", "float32", "row 2, column 1"),
     "another width": (lambda x: np.ones((ROWS, 5)), "x has shape (10, 5)", "expected (n, 4)"),
+    "images": (lambda x: x.reshape(-1, 2, 2), "x has shape (10, 2, 2)", "expected (n, 4); give x.reshape(len(x), -1)"),
     "one row, flat": (lambda x: x[0], "x has shape (4,)", "expected (n, 4)", "x[None, :]"),
     "one column, flat": (lambda x: x[:, 0], "x has shape (10,)", "expected (n, 4)"),
-    "three axes": (lambda x: x[..., None], "x has shape (10, 4, 1)", "expected (n, 4)"),
+    "three axes": (lambda x: x[..., None], "x has shape (10, 4, 1)", "expected (n, 4); give x.reshape(len(x), -1)"),
     "a number": (lambda x: np.asarray(3.0), "x has shape ()", "expected (n, 4)"),
     "empty": (lambda x: x[:0], "x has shape (0, 4)", "at least one"),
 }
@@ -186,6 +187,20 @@ def test_whole_number_boolean_and_big_endian_x_and_y_are_cast(lib, net, kind):
         assert bits(twin) == bits(other)
 
 
+def test_a_flat_x_for_one_feature_is_told_to_become_a_column():
+    net = xn.Sequential(xn.Dense(1, 1)).initialize()
+    with refused(net, ValueError, "fit: x has shape (10,), expected (n, 1); for a single feature give x[:, None]"):
+        fit(net, np.arange(10.0), np.arange(10.0), xn.MeanSquaredError())
+
+
+@pytest.mark.parametrize("y", [np.arange(ROWS) % 2, np.arange(ROWS) + 1, np.linspace(0, 1, ROWS)])
+def test_a_loss_of_classes_over_one_output_names_the_losses_for_it(y):
+    net = xn.Sequential(xn.Dense(4, 1)).initialize()
+    words = "an output for each class", "has 1", "BinaryCrossEntropyWithLogits()", "MeanSquaredError()"
+    with refused(net, ValueError, "SoftmaxCrossEntropy: ", *words):
+        fit(net, good()[0], y)
+
+
 # --- y ----------------------------------------------------------------------------------------------------------------
 
 CLASS, BINARY, SQUARED = xn.SoftmaxCrossEntropy, xn.BinaryCrossEntropyWithLogits, xn.MeanSquaredError
@@ -209,7 +224,7 @@ BAD_TARGETS = {
     "value NaN": (SQUARED, with_entry(NAN, HOT), "NaN or infinite"),
     "value infinite": (SQUARED, with_entry(-INF, HOT), "NaN or infinite"),
     "value too large for float32": (SQUARED, with_entry(1e300, HOT), "NaN or infinite"),
-    "values flat": (SQUARED, HOT[:, 0], "shape (10,)", "prediction's (10, 3)"),
+    "values flat": (SQUARED, HOT[:, 0], "shape (10,)", "(10, 3); give the last layer 1", "SoftmaxCrossEntropy()"),
     "values of another width": (SQUARED, HOT[:, :2], "shape (10, 2)", "prediction's (10, 3)"),
     "values that would broadcast": (SQUARED, HOT[:, :1], "shape (10, 1)", "prediction's (10, 3)"),
 }

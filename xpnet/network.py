@@ -311,7 +311,13 @@ class Sequential(Layer):
         shape = tuple(x.shape)
         if self.input_shape is not None and shape[1:] != self.input_shape:
             wanted = f"(n, {', '.join(map(str, self.input_shape))})"
-            hint = "; for a single row give x[None, :]" if shape == self.input_shape else ""
+            hint = ""
+            if shape == self.input_shape:
+                hint = "; for a single row give x[None, :]"
+            elif shape[1:] == () and self.input_shape == (1,):
+                hint = "; for a single feature give x[:, None]"
+            elif shape[1:] and (math.prod(shape[1:]),) == self.input_shape:
+                hint = "; give x.reshape(len(x), -1)"
             raise ValueError(f"{who} has shape {shape}, expected {wanted}{hint}")
         if not shape or not shape[0]:
             raise ValueError(f"{who} has shape {shape}: no rows; expected at least one")

@@ -5,7 +5,6 @@ from typing import Any
 from . import ops
 from .backend import DTYPES, Array, backend_of, dtype_name, namespace
 
-
 NAMES = "make integers of names: names, y = np.unique(y, return_inverse=True)"
 
 
@@ -28,7 +27,8 @@ def as_rows(who: str, target: Any, prediction: Array) -> Array:
     if (*shape, 1) == wanted:
         target = backend.xp.reshape(target, wanted)
     elif shape != wanted:
-        raise ValueError(f"{who}: target of shape {shape} does not fit the prediction's {wanted}")
+        flat = "; give the last layer 1 output, or for classes take SoftmaxCrossEntropy()" if len(shape) == 1 else ""
+        raise ValueError(f"{who}: target of shape {shape} does not fit the prediction's {wanted}{flat}")
     with backend.scope():
         target = backend.xp.astype(target, prediction.dtype)
         if not ops.all_finite(target):
@@ -48,12 +48,18 @@ def as_classes(who: str, target: Any, prediction: Array) -> Array:
             f"{who}: target of shape {tuple(labels.shape)} does not fit the prediction's {tuple(prediction.shape)}"
         )
     labels = xp.astype(xp.reshape(labels, (-1,)), prediction.dtype)  # not all integers can be compared everywhere
-    if not (ops.all_finite(labels) and bool(xp.all(labels == xp.round(labels)))):
-        raise ValueError(f"{who}: class labels must be whole numbers 0 to {classes - 1}, got fractions or NaN")
-    low, high = int(xp.min(labels)), int(xp.max(labels))
-    if low < 0 or high >= classes:
+    whole = ops.all_finite(labels) and bool(xp.all(labels == xp.round(labels)))
+    low, high = (int(xp.min(labels)), int(xp.max(labels))) if whole else (0, 0)
+    if whole and low >= 0 and high < classes:
+        return xp.astype(labels, xp.int32)
+    if classes == 1:
         raise ValueError(
-            f"{who}: class labels run from {low} to {high}, but {classes} outputs take 0 to {classes - 1}; "
-            "renumber the labels or widen the last layer"
+            f"{who}: it needs an output for each class, and the prediction has 1; for two classes take "
+            "BinaryCrossEntropyWithLogits(), for numbers MeanSquaredError()"
         )
-    return xp.astype(labels, xp.int32)
+    if not whole:
+        raise ValueError(f"{who}: class labels must be whole numbers 0 to {classes - 1}, got fractions or NaN")
+    raise ValueError(
+        f"{who}: class labels run from {low} to {high}, but {classes} outputs take 0 to {classes - 1}; "
+        "renumber the labels or widen the last layer"
+    )
