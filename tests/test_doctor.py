@@ -187,6 +187,13 @@ def test_outputs_that_are_the_same_for_every_row_are_traced_to_their_layer(lib):
     assert found(doctor) == [("layer 2", "constant outputs")]
 
 
+def test_units_that_a_high_rate_killed_bring_no_advice_to_raise_it(lib):
+    net = on(lib, deep(xn.ReLU, 1), **{"0_bias": np.full(16, -1e3)})
+    doctor = xn.Doctor(log=None)
+    fit(net, doctor, optimizer=xn.SGD(1e-9), epochs=1)
+    assert found(doctor) == [("layer 1", "dead units"), ("layer 1", "constant outputs")]
+
+
 @pytest.mark.parametrize(
     ("rate", "kind", "remedy"),
     [(1e-9, "slow updates", "Raise the learning rate"), (20.0, "fast updates", "Lower the learning rate")],

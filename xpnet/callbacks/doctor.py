@@ -169,7 +169,7 @@ class Doctor(Callback):
             self._check_units(run, look, output, share, last=look is looks[-1])
         constant = self._check_constant(run, looks, outputs)
         self._check_gradients(run, looks, gradients, constant)
-        self._check_ratios(run, looks, ratios)
+        self._check_ratios(run, looks, ratios, constant)
 
     def _slope(self, look: probe.Look, host: Callable[[Array], np.ndarray]) -> np.ndarray | None:
         """Of each unit of an activation, the steepest slope over the rows, as a share of what it can be."""
@@ -255,7 +255,7 @@ class Doctor(Callback):
                 self._find(run, str(look), "exploding gradient", text, remedy)
                 return
 
-    def _check_ratios(self, run: "Run", looks: list[probe.Look], ratios: list[float | None]) -> None:
+    def _check_ratios(self, run: "Run", looks: list[probe.Look], ratios: list[float | None], constant: bool) -> None:
         known = [(look, ratio) for look, ratio in zip(looks, ratios, strict=True) if ratio is not None]
         if not known:
             return
@@ -264,7 +264,7 @@ class Doctor(Callback):
                 text = f"one step moves it by {ratio:.1e} of its own size; about 1e-3 is usual"
                 self._find(run, str(look), "fast updates", text, "Lower the learning rate")
         look, ratio = max(known, key=lambda each: each[1])
-        if ratio < SLOW and run.epoch <= 1:  # later it may have been meant to come to rest
+        if ratio < SLOW and run.epoch <= 1 and not constant:  # later it may have been meant to come to rest
             text = f"one step moves it by {ratio:.1e} of its own size, the other layers by less; about 1e-3 is usual"
             self._find(run, str(look), "slow updates", text, "Raise the learning rate")
 
