@@ -3,6 +3,7 @@
 import csv
 import math
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -333,6 +334,8 @@ def test_callbacks_read_as_one_writes_them():
     assert repr(xn.ReduceOnPlateau("loss", 0.5)) == "ReduceOnPlateau(monitor='loss', factor=0.5)"
     assert repr(xn.TimeLimit(60)) == "TimeLimit(60.0)"
     assert repr(xn.CSVLog("a.csv")) == "CSVLog('a.csv')"
+    assert repr([xn.Doctor(), xn.Doctor(every=2)]) == "[Doctor(), Doctor(every=2)]"
+    assert repr(xn.Checkpoint("a", every=500)) == f"Checkpoint({Path('a')!r}, every=500)"
 
 
 @pytest.mark.parametrize("at", [4, 8, 13])

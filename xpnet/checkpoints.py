@@ -15,6 +15,7 @@ from .callbacks import Callback, History
 from .checks import whole
 from .container import FormatError, read, write
 from .optimizers import Slots
+from .settings import Configured
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +28,7 @@ NAME = re.compile(r"step-(\d{12})\.safetensors")
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in a repr: of this process only
 
 
-class Checkpoint(Callback):
+class Checkpoint(Configured, Callback):
     """Saves a run to files in `folder` as it goes: `fit(..., checkpoint=xn.Checkpoint("runs/a"), resume=True)`.
 
     `every` is "epoch", or a number of steps, which may end in the middle of an epoch. A file holds all that the rest of

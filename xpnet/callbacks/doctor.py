@@ -14,6 +14,7 @@ from ..checks import whole
 from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
 from ..losses import BinaryCrossEntropy, BinaryCrossEntropyWithLogits, CategoricalCrossEntropy, SoftmaxCrossEntropy
 from ..ops import all_finite
+from ..settings import Configured
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Vitals(NamedTuple):
     ratio: float | None
 
 
-class Doctor(Callback):
+class Doctor(Configured, Callback):
     """Look inside the network after the first epoch and every `every` epochs, and say what is wrong with it.
 
     It says so once for each layer and kind of fault, through `log` (None: not at all), and where there was any it
