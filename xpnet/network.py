@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Sequential(Layer):
-    """Layers one after another; a layer itself.
+    """Layers one after another; a layer itself. `layers` is the tuple of them.
 
     forward:   x₀ = x,  x_{i+1} = layer_i(x_i)          backward:  dx_i = backward_i(dx_{i+1}), the chain rule
 

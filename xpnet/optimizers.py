@@ -82,7 +82,7 @@ class Optimizer(Configured, ABC):
         return non_negative(self._named(f"learning_rate's schedule at step {step}"), self.learning_rate(step))
 
     def limited(self, g: Array) -> Array:
-        """G after `clip_value` and `clip_norm`."""
+        """The gradient g after `clip_value` and `clip_norm`."""
         if self.clip_value is not None:
             g = ops.clip(g, -self.clip_value, self.clip_value)
         if self.clip_norm is not None:
@@ -95,7 +95,7 @@ class Optimizer(Configured, ABC):
         return g
 
     def decayed(self, w: Array, g: Array, slots: Slots) -> Array:
-        """G with the weight decay in it, taken where g was."""
+        """The gradient g with the weight decay in it, taken where g was."""
         return g + self.weight_decay * self.lookahead(w, slots)
 
     def _named(self, setting: str) -> str:
