@@ -30,6 +30,16 @@ def test_the_regression_explains_some_of_the_variance(capsys):
     assert 0.3 < float(share) < 1
 
 
+def test_the_class_and_the_probabilities_are_had_as_told(capsys):
+    scope = {}
+    exec(FIRST, scope)
+    accuracy = float(capsys.readouterr().out.split()[0])
+    z, y = scope["net"].predict(scope["x"][1500:]), scope["y"][1500:]
+    assert "`z.argmax(axis=1)` is the class" in README
+    assert (z.argmax(axis=1) == y).mean() == pytest.approx(accuracy)
+    np.testing.assert_allclose(xn.ops.softmax(z).sum(axis=1), 1, rtol=1e-5)
+
+
 def test_a_layer_that_changes_the_shape_says_so_as_shown():
     scope = {}
     exec(f"def own(self):\n{OUTPUT_SHAPE}    return output_shape(self, ('N', 3))", scope)
