@@ -11,7 +11,7 @@ import xpnet as xn
 pytestmark = pytest.mark.numpy_only
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-FIRST, REGRESSION, LAYER, OUTPUT_SHAPE, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+FIRST, REGRESSION, LAYER, OUTPUT_SHAPE, _, CHECKPOINT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_first_example_trains_on_the_digits(capsys):
@@ -38,6 +38,18 @@ def test_the_class_and_the_probabilities_are_had_as_told(capsys):
     assert "`z.argmax(axis=1)` is the class" in README
     assert (z.argmax(axis=1) == y).mean() == pytest.approx(accuracy)
     np.testing.assert_allclose(xn.ops.softmax(z).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_the_run_with_a_checkpoint_starts_and_resumes_with_the_first_examples_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    losses = []
+    for block in FIRST, CHECKPOINT, CHECKPOINT:
+        exec(block.replace("epochs=100", "epochs=9"), scope)
+        losses.append(scope["history"]["loss"])
+    assert len(losses[1]) == 9
+    assert losses[1] == losses[2]
+    assert (tmp_path / "runs" / "a").is_dir()
 
 
 def test_a_layer_that_changes_the_shape_says_so_as_shown():
