@@ -36,12 +36,17 @@ def rate(text: str) -> float:
 def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", choices=["numpy", "cupy", "torch", "jax", "auto"], default="auto")
+    parser.add_argument(
+        "--backend",
+        choices=["numpy", "cupy", "torch", "jax", "auto"],
+        default="auto",
+        help="default: auto, CuPy where a GPU answers, else NumPy",
+    )
     parser.add_argument("--device", help="that library's name for one: cuda:0, cpu, ...")
     parser.add_argument("--dtype", choices=["float32", "float64"], help="default: float32, the tutorial's float64")
     parser.add_argument("--epochs", type=count, help="default: 10, the tutorial's 5,000")
     parser.add_argument("--batch-size", type=count, help="default: 64, the tutorial's 1,500")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="default: adam")
     parser.add_argument("--learning-rate", type=rate, help="default: one that suits the optimizer")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images")
     parser.add_argument("--plot", metavar="FILE.png", help="draw curves, confusion matrix and the digits it got wrong")
