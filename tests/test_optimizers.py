@@ -1,5 +1,6 @@
 """Optimizers: each against its published formula, written plainly; pure; and they bring a loss down."""
 
+import inspect
 import math
 
 import numpy as np
@@ -311,6 +312,24 @@ def test_an_impossible_setting_is_refused_by_name(kind, settings):
     ((name, value),) = settings.items()
     with pytest.raises(ValueError, match=rf"^{kind.__name__}: {name} must be .*, got {value!r}$"):
         kind(**settings)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("kind", [xn.SGD, xn.Nesterov, xn.Adagrad, xn.RMSprop, xn.Adam, xn.AdamW])
+def test_help_shows_every_setting(kind):
+    shown = inspect.signature(kind).parameters
+    assert {"learning_rate", "weight_decay", "clip_value", "clip_norm"} <= set(shown)
+    assert {name: p.default for name, p in shown.items()} == kind().settings()
+
+
+@pytest.mark.numpy_only
+def test_help_shows_the_settings_of_ones_own_optimizer_and_of_a_schedules_call():
+    class Own(xn.SGD):
+        def __init__(self, *given, strength, **common):
+            super().__init__(*given, **common)
+
+    assert str(inspect.signature(Own)).startswith("(*given, strength, learning_rate=0.01, momentum=0.8, ")
+    assert list(inspect.signature(xn.Constant(0.1)).parameters) == ["step"]
 
 
 @pytest.mark.numpy_only

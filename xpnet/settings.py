@@ -1,13 +1,39 @@
 """Things told by their settings: what `repr`, copying and saving know of a layer, loss, optimizer or schedule."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inspect import Signature
 
 REQUIRED = object()
 TAKES_KEYWORDS = 0x08  # the flag of a function with **keywords
 
 
+class WrittenOut:
+    """The `__signature__` of a class whose constructor hands **keywords on: with those of its bases, for `help`."""
+
+    def __get__(self, thing: object, cls: type) -> "Signature | None":
+        init: Any = cls.__init__  # type: ignore[misc]  # it is this very class's that is to be shown
+        code = getattr(init, "__code__", None)
+        if thing is not None or code is None or not code.co_flags & TAKES_KEYWORDS:
+            return None
+        from inspect import Parameter, signature
+
+        own = signature(init)
+        shown = [p for p in list(own.parameters.values())[1:] if p.kind is not Parameter.VAR_KEYWORD]
+        names = {p.name for p in shown}
+        more = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=Parameter.empty if default is REQUIRED else default)
+            for name, default in arguments(cls).items()
+            if name not in names
+        ]
+        return own.replace(parameters=[*shown, *more])
+
+
 class Configured:
     """A class that keeps its constructor's arguments under their own names; one's own classes do the same."""
+
+    __signature__ = WrittenOut()
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
