@@ -289,6 +289,15 @@ def test_sparse_label_rows_come_back_sparse(problems):
     np.testing.assert_array_equal(a.toarray(), b.toarray())
 
 
+def test_sparse_label_rows_may_come_in_parts(problems):
+    mine, their, x, y = both(problems["several labels"])
+    for model in (mine, their):
+        model.partial_fit(x[:80], sparse.csc_array(y[:80]), classes=np.arange(4)).partial_fit(x[80:], y[80:])
+    weights_agree(mine, their)
+    assert sparse.issparse(mine.predict(x))
+    np.testing.assert_array_equal(mine.predict(x).toarray(), their.predict(x).toarray())
+
+
 def test_validation_rows_are_stratified_also_where_labels_are_strings():
     rng = np.random.default_rng(0)
     y = np.array(["rare"] * 20 + ["common"] * 160 + ["third"] * 20)

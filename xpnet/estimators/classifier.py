@@ -190,8 +190,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             raise ValueError("classes must be passed on the first call to partial_fit.")
         if classes is not None:
             if known is None:
-                several = len(np.shape(y)) == 2 and np.shape(y)[1] > 1
-                self._labels = Labels(np.asarray(y) if several else np.unique(on_host(classes)))
+                given = y if hasattr(y, "tocsr") else on_host(y)
+                several = given.ndim == 2 and given.shape[1] > 1
+                self._labels = Labels(given if several else np.unique(on_host(classes)))
                 self.classes_ = self._labels.classes
             elif not np.array_equal(self._labels.classes, np.unique(on_host(classes))):
                 raise ValueError(
