@@ -115,6 +115,12 @@ def test_other_activations(digits, activation):
     assert len(model.net_.layers) == 3
 
 
+@pytest.mark.parametrize("sizes", [(10.7,), np.array([8.0, 4.0]), ("8",), ((5, 5),)])
+def test_sizes_that_are_no_integers_are_refused(digits, sizes):
+    with pytest.raises(TypeError, match=r"hidden_layer_sizes must be integers, got \["):
+        MLPClassifier(sizes).fit(*digits)
+
+
 def test_layers_of_ones_own(digits):
     x, y = digits
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ STATISTICS_MOMENTUM = 0.9  # of the running ones: small data gives few steps to 
 def hidden_sizes(given: Any) -> list[int]:
     """`hidden_layer_sizes` as a list."""
     sizes = list(given) if hasattr(given, "__iter__") else [given]
+    if not all(isinstance(size, Integral) for size in sizes):
+        raise TypeError(f"hidden_layer_sizes must be integers, got {sizes}.")
     if np.any(np.array(sizes) <= 0):
         raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
     return [int(size) for size in sizes]
