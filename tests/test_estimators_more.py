@@ -70,6 +70,12 @@ def test_class_weights_with_partial_fit(cancer):
     model.partial_fit(x, y, classes=["ill", "well"])
     plain = MLPClassifier(6, random_state=0).partial_fit(x, y, np.where(y == "ill", 5.0, 1.0), classes=["ill", "well"])
     same(weights(model), weights(plain))
+    model.set_params(class_weight={"ill": 5.0})
+    for label in ("well", "ill"):  # a part may lack a class that is named
+        part = y == label
+        model.partial_fit(x[part], y[part])
+        plain.partial_fit(x[part], y[part], np.where(y == "ill", 5.0, 1.0)[part])
+    same(weights(model), weights(plain))
     with pytest.raises(ValueError, match="class_weight 'balanced' is not supported for partial_fit"):
         MLPClassifier(class_weight="balanced").partial_fit(x, y, classes=["ill", "well"])
 

@@ -132,7 +132,9 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     def _validation_score(self, prediction: Array, target: Array, weight: Array | None) -> Any:
         """The score of the network's outputs against rows of targets."""
 
-    def _weights(self, weight: Array | None, y: Any, incremental: bool, backend: Backend, dtype: str) -> Array | None:
+    def _weights(
+        self, weight: Array | None, targets: Any, incremental: bool, backend: Backend, dtype: str
+    ) -> Array | None:
         """The rows' weights, those of their classes included."""
         return weight
 
@@ -155,7 +157,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         if weight is not None:
             weight = _check_sample_weight(weight, X, dtype=X.dtype, ensure_non_negative=True)
         targets = self._targets(y, backend, incremental, first)
-        weight = self._weights(weight, y, incremental, backend, dtype)
+        weight = self._weights(weight, targets, incremental, backend, dtype)
         self._random_state = check_random_state(self.random_state)
         if first:
             self._begin(X.shape[1], hidden, targets, backend, dtype)

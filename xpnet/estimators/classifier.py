@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import HasMethods, StrOptions
-from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 
 from .. import ops
@@ -157,7 +157,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         labels: np.ndarray | None = None if self._labels.kind == "multilabel" else targets
         return labels
 
-    def _weights(self, weight: Array | None, y: Any, incremental: bool, backend: Backend, dtype: str) -> Array | None:
+    def _weights(
+        self, weight: Array | None, targets: Any, incremental: bool, backend: Backend, dtype: str
+    ) -> Array | None:
         if self.class_weight is None:
             return weight
         if incremental and self.class_weight == "balanced":
@@ -165,7 +167,12 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
                 "class_weight 'balanced' is not supported for partial_fit, which sees a part of the data at a time: "
                 "give the dict {class: weight} that compute_class_weight makes of all of it"
             )
-        own = backend.asarray(compute_sample_weight(self.class_weight, dense(y)), dtype)
+        if self._labels.kind == "multilabel":
+            factors = compute_sample_weight(self.class_weight, targets)
+        else:
+            classes = self._labels.classes  # all of them: a part of the data may lack some
+            factors = compute_class_weight(self.class_weight, classes=classes, y=classes[targets])[targets]
+        own = backend.asarray(factors, dtype)
         return own if weight is None else own * weight
 
     # --- fitting --------------------------------------------------------------------------------------------------
