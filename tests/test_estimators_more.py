@@ -6,7 +6,7 @@ from scipy import sparse
 from sklearn import neural_network as theirs
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.exceptions import NotFittedError
-from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 
 import xpnet as xn
 from xpnet.estimators import MLPClassifier, MLPRegressor
@@ -62,6 +62,15 @@ def test_class_weights_are_sample_weights(cancer):
             model.set_params(solver=solver)
             plain.set_params(solver=solver)
             same(weights(model.fit(x, y)), weights(plain.fit(x, y, sample_weight=row)), 1e-12)
+
+
+def test_class_weights_of_several_labels_are_balanced_or_none(cancer):
+    x, y = cancer[0], np.stack([cancer[1] == "ill", cancer[0][:, 0] > 1], axis=1)
+    row = compute_sample_weight("balanced", y)
+    model = MLPClassifier(6, max_iter=5, random_state=0, class_weight="balanced").fit(x, y)
+    same(weights(model), weights(MLPClassifier(6, max_iter=5, random_state=0).fit(x, y, sample_weight=row)), 1e-14)
+    with pytest.raises(ValueError, match="of several labels at once it must be 'balanced' or None"):
+        model.set_params(class_weight={0: 1.0, 1: 2.0}).fit(x, y)
 
 
 def test_class_weights_with_partial_fit(cancer):

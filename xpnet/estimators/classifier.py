@@ -168,6 +168,11 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
                 "give the dict {class: weight} that compute_class_weight makes of all of it"
             )
         if self._labels.kind == "multilabel":
+            if self.class_weight != "balanced":
+                raise ValueError(
+                    f"class_weight {self.class_weight!r} is of the classes of one label; of several labels at once it "
+                    "must be 'balanced' or None. Weigh the rows by sample_weight"
+                )
             factors = compute_sample_weight(self.class_weight, targets)
         else:
             classes = self._labels.classes  # all of them: a part of the data may lack some
