@@ -325,6 +325,17 @@ def test_early_stopping_puts_the_best_weights_back(problems):
     weights_agree(mine, their)
 
 
+def test_validation_scores_of_a_constant_are_scikit_learns(problems):
+    mine, their, x, _ = both(problems["a number"], early_stopping=True)
+    y = np.stack([np.full(len(x), 3.0), x[:, 0]], axis=1)
+    for target in (y[:, 0], y):  # by itself, and beside another
+        mine.fit(x, target)
+        their.fit(x, target)
+        np.testing.assert_allclose(mine.validation_scores_, their.validation_scores_, rtol=1e-10)
+    mine.fit(x, y[:, 0], sample_weight=np.linspace(1, 2, len(x)))
+    assert mine.validation_scores_ == [0.0] * mine.n_iter_
+
+
 def test_frames_give_names_to_the_features():
     import pandas as pd
 

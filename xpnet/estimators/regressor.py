@@ -153,7 +153,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         share = xp.reshape(share / xp.sum(share), (-1, 1))
         error = self._mean(prediction) - target
         left = xp.sum(share * error * error, axis=0)
-        off = target - xp.sum(share * target, axis=0)
+        off = target - target[:1, :]  # a constant one stays one, to the bit
+        off = off - xp.sum(share * off, axis=0)
         total = xp.sum(share * off * off, axis=0)
         constant = total == 0.0
         score = xp.where(constant, xp.astype(left == 0.0, left.dtype), 1.0 - left / xp.where(constant, 1.0, total))
