@@ -329,6 +329,40 @@ def test_partial_fit_with_early_stopping_stops_with_the_best_weights(cancer):
 # --- looking inside ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("incremental", [False, True])
+@pytest.mark.parametrize("changes", [("lbfgs", "adam"), ("early", "late"), ("late", "early"), ("lbfgs", "early")])
+def test_training_goes_on_with_another_solver_or_rule_for_when_to_stop(cancer, changes, incremental):
+    settings = {
+        "lbfgs": {"solver": "lbfgs", "early_stopping": False},
+        "adam": {"solver": "adam", "early_stopping": False},
+        "late": {"solver": "adam", "early_stopping": False},
+        "early": {"solver": "adam", "early_stopping": True},
+    }
+    before, after = changes
+    model = MLPClassifier(6, max_iter=3, random_state=0, warm_start=True, **settings[before]).fit(*cancer)
+    epochs, before_that = model.__dict__.get("loss_curve_", []).copy(), weights(model)
+    model.set_params(**settings[after])
+    (model.partial_fit if incremental else model.fit)(*cancer)
+    new = 1 if incremental else 3
+    assert model.loss_curve_[: len(epochs)] == epochs
+    assert len(model.loss_curve_) == len(epochs) + new
+    assert np.abs(weights(model)[0] - before_that[0]).max() < 0.1  # from where it was
+    if after == "early":
+        assert len(model.validation_scores_) == len(model.validation_loss_curve_) == new
+        assert model.best_validation_score_ == max(model.validation_scores_)
+        assert model.best_loss_ is None
+    else:
+        assert model.best_loss_ == min(model.loss_curve_[len(epochs) :])
+        assert model.validation_scores_ is model.validation_loss_curve_ is model.best_validation_score_ is None
+
+
+def test_training_of_scikit_learns_goes_on(cancer):
+    for settings in ({"solver": "lbfgs"}, {"early_stopping": True}, {}):
+        their = theirs.MLPClassifier(6, max_iter=3, random_state=0, warm_start=True, **settings).fit(*cancer)
+        model = MLPClassifier.from_sklearn(their).set_params(solver="adam").fit(*cancer)
+        assert len(model.loss_curve_) == (3 if "solver" in settings else 6)
+
+
 def test_transform_gives_the_last_hidden_layer(digits):
     x, y = digits
     model = MLPClassifier((12, 5), "tanh", max_iter=3, random_state=0).fit(x, y)

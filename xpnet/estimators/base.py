@@ -196,12 +196,17 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         self._best = net.params, net.state
         self.stopped_early_ = False
         if self.solver != "lbfgs" or self.optimizer is not None:
-            early = self.early_stopping
             self.loss_curve_ = []
-            self.best_loss_ = None if early else np.inf
-            self.validation_scores_ = [] if early else None
-            self.validation_loss_curve_ = [] if early else None
-            self.best_validation_score_ = -np.inf if early else None
+            self._begin_measure()
+
+    def _begin_measure(self) -> None:
+        """Begin what tells whether a training gets better: the best loss or, with early stopping, the best score."""
+        early = self.early_stopping
+        self.best_loss_ = None if early else np.inf
+        self.validation_scores_ = [] if early else None
+        self.validation_loss_curve_ = [] if early else None
+        self.best_validation_score_ = -np.inf if early else None
+        self._no_improvement_count = 0
 
     def _validated(self, X: Any, y: Any, reset: bool, **options: Any) -> tuple[Any, Any]:
         X, y = validate_data(

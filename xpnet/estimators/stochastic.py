@@ -159,6 +159,10 @@ def train(
     """Train `net`, which reads x, for `max_iter` epochs or one more; the estimator's books are kept."""
     if model.early_stopping and incremental and model.stopped_early_:
         return
+    if not hasattr(model, "loss_curve_"):  # "lbfgs" went before
+        model.loss_curve_ = []
+    if not hasattr(model, "best_loss_") or model.early_stopping == (model.best_loss_ is not None):
+        model._begin_measure()  # and where early stopping is new, or gone
     held_out = None
     if model.early_stopping:
         held_out, (x, y, weight) = split(model, net, (x, y, weight), stratify)
