@@ -210,6 +210,12 @@ def test_other_losses_of_numbers(diabetes, loss):
     assert model.score(x, y) > 0.4
 
 
+def test_sparse_numbers_are_refused(diabetes):
+    x, y = diabetes
+    with pytest.raises(TypeError, match=r"Sparse y was passed to MLPRegressor, .* Use y.toarray\(\)"):
+        MLPRegressor().fit(x, sparse.csr_array(np.stack([y, -y], axis=1)))
+
+
 def test_a_rate_is_positive_and_a_negative_count_is_refused(diabetes):
     x, y = diabetes
     model = MLPRegressor("poisson", 8, max_iter=50, random_state=0).fit(x, np.abs(y))

@@ -108,6 +108,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         return super()._validated(X, y, reset, y_numeric=True, **options)
 
     def _targets(self, y: Any, backend: Backend, incremental: bool, first: bool) -> Array:
+        if hasattr(y, "tocsr"):
+            raise TypeError("Sparse y was passed to MLPRegressor, but dense numbers are required. Use y.toarray().")
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         if not backend.owns(y):
