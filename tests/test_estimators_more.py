@@ -369,6 +369,19 @@ def test_training_of_scikit_learns_goes_on(cancer):
         assert len(model.loss_curve_) == (3 if "solver" in settings else 6)
 
 
+def test_labels_of_another_shape_than_the_first_are_refused(cancer):
+    x, y = cancer
+    rows = np.stack([y == "ill", y == "well"], axis=1)
+    for first, later, words in [
+        (y, rows, r"y has shape \(300, 2\), expected \(n,\) as in the first fit"),
+        (rows, y == "ill", r"y has shape \(300,\), expected \(n, 2\) as in the first fit"),
+    ]:
+        model = MLPClassifier(6, max_iter=2, random_state=0, warm_start=True).fit(x, first)
+        for go_on in (model.fit, model.partial_fit):
+            with pytest.raises(ValueError, match=words):
+                go_on(x, later)
+
+
 def test_transform_gives_the_last_hidden_layer(digits):
     x, y = digits
     model = MLPClassifier((12, 5), "tanh", max_iter=3, random_state=0).fit(x, y)

@@ -43,6 +43,8 @@ class Labels:
         """The classes of another target of this kind."""
         if self.kind != "multilabel":
             check_classification_targets(y)
+            if y.ndim != 1:
+                raise ValueError(f"y has shape {y.shape}, expected (n,) as in the first fit")
             return np.unique(on_host(y))
         if y.ndim != 2 or y.shape[1] != len(self.classes):
             raise ValueError(f"y has shape {y.shape}, expected (n, {len(self.classes)}) as in the first fit")
