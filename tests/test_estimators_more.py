@@ -434,6 +434,16 @@ def test_input_gradient_of_numbers(diabetes, loss):
     np.testing.assert_allclose(one.input_gradient(rows)[:, 3], expected, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
+def test_what_needs_a_fit_says_so(diabetes, kind):
+    model = kind()
+    for method in (model.input_gradient, model.transform, model.predict):
+        with pytest.raises(NotFittedError, match=f"This {kind.__name__} instance is not fitted yet"):
+            method(diabetes[0])
+    with pytest.raises(NotFittedError, match=f"This {kind.__name__} instance is not fitted yet"):
+        model.to_sklearn()
+
+
 def test_float32_stays_float32(digits, diabetes):
     x, y = digits
     for solver in ("adam", "sgd", "lbfgs"):

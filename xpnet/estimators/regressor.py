@@ -6,6 +6,7 @@ from sklearn.base import RegressorMixin, _fit_context
 from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
 
 from ..backend import Array, Backend, namespace, on_host
 from . import convert
@@ -185,6 +186,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
 
             return self._slope(X, dy)
 
+        check_is_fitted(self)
         slopes = [of(k) for k in range(self.n_outputs_)]
         return slopes[0] if self.n_outputs_ == 1 else self.net_.backend.xp.stack(slopes, axis=1)
 
