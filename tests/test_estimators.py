@@ -314,6 +314,21 @@ def test_validation_rows_are_stratified_also_where_labels_are_strings():
     assert max(model.validation_scores_) == model.best_validation_score_
 
 
+def test_validation_rows_are_drawn_as_scikit_learns_where_classes_are_too_small(problems):
+    _, x, y = problems["ten classes"]
+    alone = np.where(np.arange(len(x)) == 0, "alone", np.array(["even", "odd"])[y % 2])
+    for rows, labels in [(90, y), (300, alone)]:  # nine rows held out of ten classes; a class of one row
+        mine, their, *_ = both(problems["ten classes"], early_stopping=True)
+        mine.fit(x[:rows], labels[:rows])
+        their.fit(x[:rows], labels[:rows])
+        weights_agree(mine, their)
+        books_agree(mine, their)
+    stream = ours.MLPClassifier(3, early_stopping=True, random_state=0)
+    for part in (slice(0, 20), slice(20, 40)):
+        stream.partial_fit(x[part], np.arange(len(x))[part] == 0, classes=[False, True])
+    assert len(stream.validation_scores_) == 2
+
+
 def test_early_stopping_puts_the_best_weights_back(problems):
     mine, their, x, y = both(
         problems["a number"], early_stopping=True, max_iter=60, n_iter_no_change=4, learning_rate_init=0.05

@@ -54,7 +54,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     Where this parts from scikit-learn's:
 
     - Rows held out for early stopping are drawn in proportion to their classes, as documented there; it does so for two
-      classes only.
+      classes only. Of more classes, and in `partial_fit`, where there are too few rows for that (a class of one row, or
+      fewer rows held out than classes) they are drawn from all alike.
     - `partial_fit` takes `early_stopping=True`: each call holds out its own `validation_fraction` (give an int
       `random_state` if calls bring the same rows again) and counts as an epoch. When they have stopped, the best
       weights are back, `stopped_early_` is True, and further calls change nothing.

@@ -165,6 +165,8 @@ def train(
         model._begin_measure()  # and where early stopping is new, or gone
     held_out = None
     if model.early_stopping:
+        if stratify is not None and not divisible(stratify, model.validation_fraction, strict=not incremental):
+            stratify = None
         held_out, (x, y, weight) = split(model, net, (x, y, weight), stratify)
     rows = x.shape[0]
     going_on = incremental and model._optimizer is not None
@@ -215,6 +217,17 @@ class Keep(Callback):
 
     def train_end(self, run: "Run") -> None:
         self.model._optimizer = run.optimizer
+
+
+def divisible(classes: np.ndarray, fraction: float, strict: bool) -> bool:
+    """Whether rows can be held out in proportion to their classes: one of each, and one of each left to train on.
+
+    Two classes always can if `strict`: scikit-learn refuses those that are too small, and its words are kept.
+    """
+    counts = np.unique(classes, return_counts=True)[1]
+    held_out = math.ceil(fraction * len(classes))
+    enough = counts.min() >= 2 and len(counts) <= min(held_out, len(classes) - held_out)
+    return bool(enough or (strict and len(counts) == 2))
 
 
 def split(
