@@ -118,6 +118,18 @@ def test_copies_predict_the_same(cancer, diabetes, more):
 
 
 @pytest.mark.numpy_only
+@pytest.mark.parametrize("more", [{}, {"early_stopping": True}, {"solver": "lbfgs"}], ids=str)
+def test_a_fitted_models_size_is_not_the_datas(more):
+    rng = np.random.default_rng(0)
+    sizes = []
+    for rows in (200, 4000):
+        x = rng.normal(size=(rows, 3))
+        model = MLPClassifier(**small(max_iter=3, **more)).fit(x, x[:, 0] > 0)
+        sizes.append(len(pickle.dumps(model)))
+    assert sizes[1] < sizes[0] + 100  # numbers of more digits
+
+
+@pytest.mark.numpy_only
 def test_one_random_state_gives_the_same_weights_to_the_bit_and_the_global_one_is_left_alone(cancer):
     x, y = cancer
     np.random.seed(3)  # noqa: NPY002

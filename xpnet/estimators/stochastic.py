@@ -172,7 +172,7 @@ def train(
     going_on = incremental and model._optimizer is not None
     if not going_on:
         model._optimizer, model._slots = optimizer_for(model), None
-    net.rng = Order(model._random_state)
+    order = net.rng = Order(model._random_state)
     rules = Rules(model, rows)
     model.n_iter_ = 0
     history = net.fit(
@@ -191,6 +191,7 @@ def train(
         callbacks=[rules, Keep(model), *(model.callbacks or ())],
         progress=model.progress,
     )
+    order.order = None  # of every row: a fitted model's size is not the data's
     model.history_, model._slots = history, history.slots
     if model.early_stopping:
         model.stopped_early_ = rules.stopped
