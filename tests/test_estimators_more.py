@@ -499,6 +499,19 @@ def test_from_scikit_learn_and_back(digits, cancer, diabetes):
         MLPRegressor.from_sklearn(theirs.MLPRegressor())
 
 
+def test_scikit_learns_training_goes_on_by_itself(cancer):
+    x, y = cancer
+    for more in ({}, {"early_stopping": True}):
+        model = MLPClassifier(9, max_iter=5, random_state=0, warm_start=True, **more).fit(x, y == "ill")
+        before, epochs = weights(model), model.loss_curve_.copy()
+        best = model.best_validation_score_
+        their = model.to_sklearn().set_params(learning_rate_init=1e-9, early_stopping=bool(more)).fit(x, y == "ill")
+        assert their.best_validation_score_ == best  # of weights that no step of 1e-9 has bettered
+        same(weights(model), before)
+        assert model.loss_curve_ == epochs
+        assert len(their.loss_curve_) == 10
+
+
 def test_other_losses_go_to_scikit_learn_too(digits, cancer):
     for x, y in (digits, cancer):
         for loss in (xn.SoftmaxCrossEntropy(), xn.CategoricalCrossEntropy()):

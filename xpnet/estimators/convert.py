@@ -51,11 +51,13 @@ def to_sklearn(model: "BaseMLP") -> Any:
         twin.classes_ = labels.classes
     for name in BOOKS:
         if hasattr(model, name):
-            setattr(twin, name, getattr(model, name))
+            value = getattr(model, name)
+            setattr(twin, name, list(value) if isinstance(value, list) else value)
     if classifier and coefs[-1].shape[1] == 1:
         twin.n_outputs_, twin.out_activation_ = 1, "logistic"
     twin.n_layers_ = len(coefs) + 1
     twin.coefs_, twin.intercepts_ = coefs, intercepts
+    twin._best_coefs, twin._best_intercepts = [w.copy() for w in coefs], [b.copy() for b in intercepts]
     return twin
 
 
@@ -78,8 +80,8 @@ def folded(model: "BaseMLP") -> tuple[list[np.ndarray], list[np.ndarray], str]:
         if kind is Dense:
             if coefs:
                 between.append(between_name(before))
-            coefs.append(host(layer.params["weight"]))
-            intercepts.append(host(layer.params["bias"]))
+            coefs.append(host(layer.params["weight"]).copy())  # scikit-learn trains in place
+            intercepts.append(host(layer.params["bias"]).copy())
         elif kind is BatchNorm and type(before) is Dense:
             eps = layer.eps  # type: ignore[attr-defined]
             scale = host(layer.params["gamma"]) / np.sqrt(host(layer.state["var"]) + eps)
