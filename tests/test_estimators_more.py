@@ -418,6 +418,22 @@ def test_input_gradient_is_that_of_the_predicted_classes_log_probability(digits,
     np.testing.assert_allclose(model.input_gradient(sparse.csr_array(rows)), slope, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("kind", "loss"), [("ten", xn.CategoricalCrossEntropy()), ("two", xn.BinaryCrossEntropy())], ids=["ten", "two"]
+)
+def test_input_gradient_is_finite_where_a_probability_rounds_to_0_or_1(digits, kind, loss):
+    x, y = digits
+    model = MLPClassifier(6, max_iter=5, random_state=0, loss=loss).fit(x, y if kind == "ten" else y > 4)
+    far = x * 1e4
+    probability = model.predict_proba(far)
+    assert probability.min() == 0
+    sure = probability.max(axis=1) == 1
+    assert sure.sum() > 100
+    most = np.finfo(float).eps * np.prod([np.linalg.norm(w) for w in model.coefs_])  # 1 - p is below eps there
+    np.testing.assert_allclose(model.input_gradient(far)[sure], 0, atol=most)
+    assert np.isfinite(model.input_gradient(far)).all()
+
+
 @pytest.mark.parametrize("loss", ["squared_error", "poisson"])
 def test_input_gradient_of_numbers(diabetes, loss):
     x, y = diabetes

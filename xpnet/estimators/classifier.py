@@ -272,9 +272,11 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             choice = self._labels.choices(y, self._threshold)
             if softmax:
                 taken = ops.one_hot(choice, y.shape[1], y.dtype)
-                return taken - ops.softmax(y) if self._takes_logits else taken / y
+                return taken - ops.softmax(y) if self._takes_logits else taken / xp.max(y, axis=1, keepdims=True)
             taken = xp.astype(xp.reshape(choice, y.shape), y.dtype)
-            return taken - ops.sigmoid(y) if self._takes_logits else (taken - y) / (y * (1.0 - y))
+            if self._takes_logits:
+                return taken - ops.sigmoid(y)
+            return (2.0 * taken - 1.0) / (taken * y + (1.0 - taken) * (1.0 - y))
 
         return self._slope(X, dy)
 
