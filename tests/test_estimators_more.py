@@ -369,6 +369,16 @@ def test_training_of_scikit_learns_goes_on(cancer):
         assert len(model.loss_curve_) == (3 if "solver" in settings else 6)
 
 
+def test_transform_gives_an_array_of_floats_without_a_hidden_layer_too(digits):
+    x, y = digits
+    model = MLPClassifier((), max_iter=2, random_state=0).fit(x, y)
+    for given in (x.tolist(), x, np.round(x).astype(int)):
+        got = model.transform(given)
+        assert got.dtype == "float64"
+        assert got is not given
+        np.testing.assert_array_equal(got, given)
+
+
 def test_labels_of_another_shape_than_the_first_are_refused(cancer):
     x, y = cancer
     rows = np.stack([y == "ill", y == "well"], axis=1)

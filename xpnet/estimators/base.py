@@ -249,10 +249,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     def _raw(self, X: Any, method: str, layers: slice = slice(None)) -> Array:
         """The network's outputs for X, or those of some of its layers."""
-        check_is_fitted(self)
-        X = as_array(X)
-        self._check_namespace(X, method)
-        X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=float_dtypes(X), reset=False)
+        X = self._checked(X, method)
         net = self.net_
         if not is_array(X):
             net, X = for_sparse(net, X)
@@ -262,6 +259,13 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             net = part
         y: Array = net.predict(X)
         return y
+
+    def _checked(self, X: Any, method: str) -> Any:
+        """X for a method of a fitted estimator: an array of floats, or a sparse one."""
+        check_is_fitted(self)
+        X = as_array(X)
+        self._check_namespace(X, method)
+        return validate_data(self, X, accept_sparse=["csr", "csc"], dtype=float_dtypes(X), reset=False)
 
     def _check_namespace(self, X: Any, method: str) -> None:
         """Where arrays are dispatched on, refuse those of another library or device than the parameters'."""
@@ -299,7 +303,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         if not isinstance(self.net_.layers[last], Dense):
             raise TypeError(f"transform needs the last Dense layer by itself, it is within {self.net_.layers[last]!r}")
         if last == 0:
-            self._raw(X, "transform", slice(0, 1))  # the checks
+            X = self._checked(X, "transform")
             return namespace(X).asarray(X, copy=True) if is_array(X) else X
         return self._raw(X, "transform", slice(0, last))
 
@@ -309,10 +313,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     def _slope(self, X: Any, dy: Callable[[Array], Array]) -> Array:
         """The derivative with respect to X, from that with respect to the network's outputs."""
-        check_is_fitted(self)
-        X = as_array(X)
-        self._check_namespace(X, "input_gradient")
-        X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=float_dtypes(X), reset=False)
+        X = self._checked(X, "input_gradient")
         net = self.net_
         x = net.check_input("input_gradient: X", X if is_array(X) else X.toarray())
         with net.backend.scope():
