@@ -379,6 +379,29 @@ def test_transform_gives_an_array_of_floats_without_a_hidden_layer_too(digits):
         np.testing.assert_array_equal(got, given)
 
 
+def test_another_loss_does_not_change_what_a_fitted_network_says(digits, diabetes):
+    x, y = digits
+    model = MLPClassifier(6, max_iter=3, random_state=0, warm_start=True).fit(x, y)
+    before = model.predict_proba(x)
+    model.set_params(loss=xn.CategoricalCrossEntropy())  # of probabilities, where the network gives logits
+    np.testing.assert_array_equal(model.predict_proba(x), before)
+    np.testing.assert_array_equal(model.to_sklearn().predict(x), model.predict(x))
+    x, y = diabetes
+    number = MLPRegressor(hidden_layer_sizes=6, max_iter=3, random_state=0, warm_start=True).fit(x, np.abs(y))
+    number.set_params(loss="poisson")
+    for go_on, data in [
+        (model.fit, digits),
+        (model.partial_fit, digits),
+        (number.fit, (x, np.abs(y))),
+        (number.partial_fit, (x, np.abs(y))),
+    ]:
+        with pytest.raises(ValueError, match="needs another network than the one fitted"):
+            go_on(*data)
+    model.set_params(loss=xn.SoftmaxCrossEntropy()).fit(*digits)  # of logits too
+    number.set_params(warm_start=False).fit(x, np.abs(y))
+    assert number.out_activation_ == "exp"
+
+
 def test_labels_of_another_shape_than_the_first_are_refused(cancer):
     x, y = cancer
     rows = np.stack([y == "ill", y == "well"], axis=1)

@@ -105,6 +105,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     best_validation_score_: Any
     validation_scores_: Any
     validation_loss_curve_: Any
+    _of_logits: bool  # whether the network gives logits, as the loss took them in the first fit
     _optimizer: Any  # as the last run left it, and its memory; None before
     _slots: Any
     _best: tuple[dict[str, Array], dict[str, Array]]  # parameters and statistics
@@ -161,6 +162,11 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         self._random_state = check_random_state(self.random_state)
         if first:
             self._begin(X.shape[1], hidden, targets, backend, dtype)
+        elif (self._takes_logits, self._outputs(targets)[1]) != (self._of_logits, self.out_activation_):
+            raise ValueError(
+                f"loss={self.loss!r} needs another network than the one fitted, which ends in what another loss takes: "
+                "fit a new one, with warm_start=False"
+            )
         rows = self._rows(targets, backend, self.net_.dtype)
         net, x = for_sparse(self.net_, X) if not is_array(X) else (self.net_, X)
         try:
@@ -180,6 +186,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         """A new network, and the books of a training that begins."""
         self.n_iter_ = self.t_ = 0
         self.n_outputs_, self.out_activation_ = self._outputs(targets)
+        self._of_logits = self._takes_logits
         last: Layer | None = None
         if self.out_activation_ in ("softmax", "logistic") and not self._takes_logits:
             last = Softmax() if self.out_activation_ == "softmax" else Sigmoid()

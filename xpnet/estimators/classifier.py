@@ -226,7 +226,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     @property
     def _threshold(self) -> float:
-        return 0.0 if self._takes_logits else 0.5
+        return 0.0 if self._of_logits else 0.5
 
     def predict(self, X: Any) -> Any:
         """The classes of X's rows, (n,); of several labels at once rows of 0 and 1, (n, n_labels)."""
@@ -238,7 +238,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         """Each class's probability, in the order of `classes_`: (n, n_classes)."""
         raw = self._raw(X, "predict_proba")
         with self.net_.backend.scope():
-            if self._takes_logits:
+            if self._of_logits:
                 raw = ops.softmax(raw) if self.out_activation_ == "softmax" else ops.sigmoid(raw)
             return namespace(raw).concat([1.0 - raw, raw], axis=1) if self._is_single else raw
 
@@ -247,7 +247,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         raw = self._raw(X, "predict_log_proba")
         xp = namespace(raw)
         with self.net_.backend.scope():
-            if not self._takes_logits:
+            if not self._of_logits:
                 return xp.log(xp.concat([1.0 - raw, raw], axis=1) if self._is_single else raw)
             if self.out_activation_ == "softmax":
                 shifted = raw - xp.max(raw, axis=1, keepdims=True)
@@ -272,9 +272,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             choice = self._labels.choices(y, self._threshold)
             if softmax:
                 taken = ops.one_hot(choice, y.shape[1], y.dtype)
-                return taken - ops.softmax(y) if self._takes_logits else taken / xp.max(y, axis=1, keepdims=True)
+                return taken - ops.softmax(y) if self._of_logits else taken / xp.max(y, axis=1, keepdims=True)
             taken = xp.astype(xp.reshape(choice, y.shape), y.dtype)
-            if self._takes_logits:
+            if self._of_logits:
                 return taken - ops.sigmoid(y)
             return (2.0 * taken - 1.0) / (taken * y + (1.0 - taken) * (1.0 - y))
 

@@ -69,7 +69,7 @@ def folded(model: "BaseMLP") -> tuple[list[np.ndarray], list[np.ndarray], str]:
     net = model.net_
     host = net.backend.to_numpy
     leaves = net.leaves()
-    if leaves and type(leaves[-1][1]) in (Softmax, Sigmoid) and not model._takes_logits:
+    if leaves and type(leaves[-1][1]) in (Softmax, Sigmoid) and not model._of_logits:
         leaves = leaves[:-1]  # scikit-learn's own output activation
     coefs: list[np.ndarray] = []
     intercepts: list[np.ndarray] = []
@@ -128,7 +128,7 @@ def take_over(model: "BaseMLP", theirs: Any) -> None:
         params |= {f"{prefix}.weight": weight, f"{prefix}.bias": bias}
     dtype = theirs.coefs_[0].dtype.name
     net.place(get_backend("numpy", "cpu"), dtype, params, {})
-    model.net_ = net
+    model.net_, model._of_logits = net, True
     model.n_layers_ = len(dense) + 1
     model._optimizer = model._slots = None
     model._best, model.stopped_early_ = (net.params, net.state), False
