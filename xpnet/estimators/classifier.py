@@ -14,7 +14,7 @@ from ..backend import Array, Backend, namespace, on_host
 from ..losses import BinaryCrossEntropyWithLogits, SoftmaxCrossEntropy
 from . import convert
 from .base import BaseMLP, keep_parameters
-from .labels import Labels, dense
+from .labels import Labels
 
 
 class MLPClassifier(ClassifierMixin, BaseMLP):
