@@ -145,6 +145,48 @@ def test_a_run_that_a_callback_ended_stays_ended(lib, data, tmp_path, every):
     assert_same(lib, net, again)
 
 
+@pytest.mark.parametrize("every", ["epoch", 1, 3])
+@pytest.mark.parametrize("hook", ["step_end", "epoch_end"])
+@pytest.mark.parametrize("last", [7, 8, 10])
+def test_a_stop_counts_though_the_run_is_interrupted_in_its_epoch(lib, data, tmp_path, hook, last, every):
+    """An unfinished epoch is finished first, as it would have been, and none follows."""
+
+    class Enough(xn.Callback):
+        def stop(self, run):
+            if run.step == (7 if hook == "step_end" else 10):
+                run.stop = True
+
+    class Interrupt(xn.Callback):  # as a signal does
+        def step_end(self, run):
+            if run.step == last:
+                run.history.interrupted = True
+
+    setattr(Enough, hook, Enough.stop)
+    whole, net = network(lib), network(lib)
+    expected = fit(whole, data, callbacks=[Enough()])
+    assert expected.steps == 10
+    history = fit(net, data, callbacks=[Enough(), Interrupt()], checkpoint=xn.Checkpoint(tmp_path, every))
+    assert (history.steps, history.interrupted) == (last, True)
+    again = network(lib, seed=5)
+    history = fit(again, data, callbacks=[Enough()], checkpoint=xn.Checkpoint(tmp_path, every), resume=True)
+    assert (history, history.steps) == (expected, 10)
+    assert_same(lib, whole, again)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_run_killed_between_a_stop_and_the_end_of_its_epoch_finishes_the_epoch(lib, data, tmp_path, every):
+    class Enough(xn.Callback):
+        def step_end(self, run):
+            run.stop = run.step == 6 or run.stop
+
+    whole, again = network(lib), network(lib)
+    expected = fit(whole, data, callbacks=[Enough()])
+    with pytest.raises(StopError):
+        fit(network(lib), data, callbacks=[Enough(), StopAt(8)], checkpoint=xn.Checkpoint(tmp_path, every))
+    assert fit(again, data, callbacks=[Enough()], checkpoint=xn.Checkpoint(tmp_path, every), resume=True) == expected
+    assert_same(lib, whole, again)
+
+
 def test_a_run_that_a_time_limit_ended_goes_on(lib, data, tmp_path):
     class Limit(xn.TimeLimit):
         def train_begin(self, run):

@@ -145,7 +145,7 @@ class Checkpoint(Configured, Callback):
             "facts": self._facts,
             "epoch": run.epoch,
             "step": run.step,
-            "stopped": run.stop and not history.interrupted,  # by a callback: there is no more to come
+            "stopped": run.stopped,
             "steps": history.steps,
             "seconds": history.seconds,
             "learning_rate": None if callable(rate) else rate,

@@ -52,7 +52,7 @@ class Run:
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
         self.epoch = self.step = 0
         self.history = History()
-        self.stop = False
+        self.stopped = False  # by a callback: then there is nothing to go on with later
         self.signal = 0  # the number of the one that stopped it
         self.optimizer = step_function.optimizer
         self.rng = copy.deepcopy(net.rng)  # of the order of the rows
@@ -69,6 +69,20 @@ class Run:
             self._step_function.publish(self._carry, self._net)
             self._published = self._carry
         return self._net
+
+    @property
+    def stop(self) -> bool:
+        """Whether the training is to end: a callback has set it, or the run is interrupted."""
+        return self.stopped or self.history.interrupted
+
+    @stop.setter
+    def stop(self, value: bool) -> None:
+        self.stopped = value
+
+    @property
+    def over(self) -> bool:
+        """Whether no epoch is to follow. One that a resumed run is in the middle of is finished before a stop."""
+        return self.epoch >= self.epochs or self.history.interrupted or (self.stopped and not self._done.size)
 
     @property
     def slots(self) -> Slots:

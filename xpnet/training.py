@@ -104,7 +104,7 @@ def fit(
                     callback.train_begin(run)
                 if saved:
                     saved.restore_callbacks(own)
-                while run.epoch < epochs and not run.stop:
+                while not run.over:
                     call("epoch_begin")
                     order = run.order(rows) if shuffle and len(slices) > 1 else None
                     ahead = min(together, epochs - run.epoch)
@@ -284,7 +284,7 @@ def signals_stop(run: Run, terminate: bool) -> Iterator[None]:
 
     def stop(number: int, frame: object) -> None:
         signal.signal(number, handlers[signal.Signals(number)])
-        run.stop = run.history.interrupted = True
+        run.history.interrupted = True
         run.signal = number
 
     for number in handlers:

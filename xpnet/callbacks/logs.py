@@ -96,7 +96,7 @@ class TimeLimit(Configured, Callback):
 
     def step_end(self, run: "Run") -> None:
         if time.monotonic() >= self.end and run.step < run.epochs * run.steps_per_epoch:
-            run.stop = run.history.interrupted = True
+            run.history.interrupted = True
 
     def epoch_end(self, run: "Run") -> None:
         self.step_end(run)  # validation may have taken long
