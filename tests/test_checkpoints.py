@@ -187,6 +187,24 @@ def test_a_run_killed_between_a_stop_and_the_end_of_its_epoch_finishes_the_epoch
     assert_same(lib, whole, again)
 
 
+@pytest.mark.parametrize("kind", ["sets", "reads"])
+def test_a_rate_that_train_begin_sets_or_reads_is_no_obstacle(lib, data, tmp_path, kind):
+    class Halve(xn.Callback):
+        def train_begin(self, run):
+            self.first = 0.02 if kind == "sets" else run.optimizer.learning_rate
+            run.optimizer.learning_rate = self.first
+
+        def epoch_end(self, run):
+            run.optimizer.learning_rate = self.first * 0.5**run.epoch
+
+    whole, again = network(lib), network(lib)
+    expected = fit(whole, data, callbacks=[Halve()])
+    with pytest.raises(StopError):
+        fit(network(lib), data, callbacks=[Halve(), StopAt(13)], checkpoint=xn.Checkpoint(tmp_path, every=4))
+    assert fit(again, data, callbacks=[Halve()], checkpoint=xn.Checkpoint(tmp_path, every=4), resume=True) == expected
+    assert_same(lib, whole, again)
+
+
 def test_a_run_that_a_time_limit_ended_goes_on(lib, data, tmp_path):
     class Limit(xn.TimeLimit):
         def train_begin(self, run):

@@ -217,11 +217,11 @@ class Saved:
         """Put the run where this one was; the network and the slots are there already."""
         run.go_on(self.epoch, self.step, self.history, self.rng_state, self.losses)
         run.stop = self.stopped
+
+    def restore_callbacks(self, run: "Run", callbacks: Sequence[Callback]) -> None:
+        """Give back what `train_begin` reads and sets as at any beginning: learning rate and callbacks' memory."""
         if self.learning_rate is not None:
             run.optimizer.learning_rate = self.learning_rate
-
-    def restore_callbacks(self, callbacks: Sequence[Callback]) -> None:
-        """Give the callbacks their memory back."""
         for callback, memory in zip([c for c in callbacks if c.memory], self.callbacks, strict=True):
             for name, value in memory.items():
                 setattr(callback, name, value)

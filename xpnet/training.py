@@ -103,7 +103,7 @@ def fit(
                     begun.append(callback)
                     callback.train_begin(run)
                 if saved:
-                    saved.restore_callbacks(own)
+                    saved.restore_callbacks(run, own)
                 while not run.over:
                     call("epoch_begin")
                     order = run.order(rows) if shuffle and len(slices) > 1 else None

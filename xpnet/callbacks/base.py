@@ -12,7 +12,7 @@ class Callback:
     Setting `run.stop = True` ends the training after the current epoch; `run.optimizer.learning_rate` may be set, and
     `run.x`, `run.y` and `run.loss` are what it trains on. One that remembers something from epoch to epoch names it in
     `memory`, for checkpoints: attributes that hold numbers, strings, None, lists of these, arrays, or dicts of arrays
-    by name. They are given back after `train_begin`.
+    by name. They are given back after `train_begin`, as is the learning rate.
     """
 
     memory: tuple[str, ...] = ()
