@@ -1,6 +1,7 @@
 """The container: arrays in the safetensors layout, signed, whole or not at all, and read without trust."""
 
 import contextlib
+import copy
 import gzip
 import hashlib
 import json
@@ -233,6 +234,15 @@ def test_a_file_that_is_none_is_refused_by_path_and_reason(path, kind):
         assert tracemalloc.get_traced_memory()[1] < 2 * len(file) + 16 * MIB
     finally:
         tracemalloc.stop()
+
+
+def test_a_refusal_goes_from_process_to_process(path):
+    path.write_bytes(b"PK")
+    with pytest.raises(FormatError) as caught:
+        container.read(path)
+    for copied in (pickle.loads(pickle.dumps(caught.value)), copy.deepcopy(caught.value)):
+        assert type(copied) is FormatError
+        assert str(copied) == str(caught.value)
 
 
 def test_what_is_refused_is_refused_for_that(path):

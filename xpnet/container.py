@@ -46,7 +46,10 @@ class FormatError(ValueError):
     """A file that is not a sound one of its kind: which file, and why."""
 
     def __init__(self, path: Path, reason: object):
-        super().__init__(f"{os.fspath(path)} is not a sound file: {reason}")
+        super().__init__(os.fspath(path), str(reason))  # from which a copy is made, in another process too
+
+    def __str__(self) -> str:
+        return "{} is not a sound file: {}".format(*self.args)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
