@@ -294,6 +294,21 @@ def test_a_damaged_newest_file_is_passed_over_with_a_warning(lib, data, tmp_path
 
 
 @pytest.mark.numpy_only
+def test_damaged_files_that_were_passed_over_do_not_count_among_the_two_kept(lib, data, tmp_path):
+    names = [f"step-{step:012d}.safetensors" for step in (4, 6, 8, 10, 12)]
+    with pytest.raises(StopError):
+        fit(network(lib), data, callbacks=[StopAt(13)], checkpoint=xn.Checkpoint(tmp_path, every=4))
+    flip(tmp_path / names[4])
+    with pytest.warns(RuntimeWarning), pytest.raises(StopError):
+        fit(network(lib), data, callbacks=[StopAt(11)], checkpoint=xn.Checkpoint(tmp_path, every=2), resume=True)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == names[2:]
+    flip(tmp_path / names[3])
+    with pytest.warns(RuntimeWarning) as warned:
+        history = fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path, every=2), resume=True)
+    assert (len(warned), history.steps) == (2, 20)
+
+
+@pytest.mark.numpy_only
 def test_with_no_sound_file_nothing_begins(lib, data, tmp_path):
     fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path))
     for path in tmp_path.glob("step-*"):

@@ -159,7 +159,7 @@ class Checkpoint(Configured, Callback):
         path = self.folder / f"step-{run.step:012d}.safetensors"
         write(path, arrays, metadata | {"training": json.dumps(training)})
         self._saved = run.epoch, run.step
-        for old in self._files()[:-KEPT]:
+        for old in [file for file in self._files() if file.name <= path.name][:-KEPT]:  # later ones were passed over
             old.unlink()
 
     def leave(self, run: "Run") -> NoReturn:
