@@ -1,5 +1,6 @@
 """Checkpoints: a run that was stopped anywhere goes on to the same bits; what cannot go on is refused and told why."""
 
+import errno
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from xpnet import checkpoints
 from xpnet.container import read, write
 
 N, D, K = 23, 4, 3
@@ -401,6 +403,17 @@ def test_two_runs_do_not_share_a_folder(lib, data, tmp_path):
             assert error.value.filename == str(tmp_path)
 
     fit(network(lib), data, callbacks=[Second()], checkpoint=xn.Checkpoint(tmp_path))
+
+
+@pytest.mark.numpy_only
+def test_a_file_system_without_locks_is_not_taken_for_another_run(lib, data, tmp_path, monkeypatch):
+    def refuse(file):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(checkpoints, "lock", refuse)
+    with pytest.raises(OSError, match=r"files cannot be locked here.*\(No locks available\)") as error:
+        fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path))
+    assert (type(error.value), error.value.filename) == (OSError, str(tmp_path))
 
 
 @pytest.mark.numpy_only

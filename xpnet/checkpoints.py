@@ -1,6 +1,7 @@
 """Checkpoints: a training run's whole state in a file, from which it goes on as if it had never stopped."""
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 KEPT = 2
+HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}  # what locking fails with where another process has the lock
 NAME = re.compile(r"step-(\d{12})\.safetensors")
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in a repr: of this process only
 
@@ -68,6 +70,13 @@ class Checkpoint(Configured, Callback):
             try:
                 lock(file)
             except OSError as error:
+                if error.errno not in HELD:
+                    raise OSError(
+                        error.errno,
+                        "files cannot be locked here, so two runs might use the folder at once; choose one on another "
+                        f"file system ({error.strerror})",
+                        str(self.folder),
+                    ) from error
                 raise BlockingIOError(
                     error.errno,
                     "another run writes its checkpoints here; wait for it or choose another folder",
