@@ -311,6 +311,17 @@ def test_damaged_files_that_were_passed_over_do_not_count_among_the_two_kept(lib
 
 
 @pytest.mark.numpy_only
+def test_a_measure_may_have_any_name(lib, data, tmp_path):
+    metrics = dict.fromkeys(["top/1", "a..b", "f1.macro", "50 %", "%2F", "größe\n", "back\\slash", ""], xn.accuracy)
+    expected = fit(network(lib), data, metrics=metrics)
+    with pytest.raises(StopError):
+        fit(network(lib), data, metrics=metrics, callbacks=[StopAt(13)], checkpoint=xn.Checkpoint(tmp_path))
+    history = fit(network(lib), data, metrics=metrics, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+    assert history == expected
+    assert {f"val_{name}" for name in metrics} < history.keys()
+
+
+@pytest.mark.numpy_only
 def test_with_no_sound_file_nothing_begins(lib, data, tmp_path):
     fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path))
     for path in tmp_path.glob("step-*"):

@@ -146,7 +146,8 @@ class Checkpoint(Configured, Callback):
         arrays, metadata = arrays_of(net), {"format": FORMAT, "version": VERSION}
         with contextlib.suppress(TypeError):  # a network of one's own that JSON cannot describe is resumed all the same
             metadata = metadata_of(net)
-        arrays |= {f"training.history.{k}": np.array(values, dtype=np.float64) for k, values in history.items()}
+        for name, values in history.items():
+            arrays[f"training.history.{as_name(name)}"] = np.array(values, dtype=np.float64)
         arrays["training.losses"] = run.losses
         rate = run.optimizer.learning_rate
         training = {
@@ -185,6 +186,7 @@ class Saved:
 
     def __init__(self, path: "Path", backend: Backend):
         import json
+        from urllib.parse import unquote
 
         from .files import FORMAT, VERSION
 
@@ -206,7 +208,7 @@ class Saved:
                 unpacked(f"training.callbacks.{i}", c, arrays, backend) for i, c in enumerate(told["callbacks"])
             ]
             self.history = History()
-            self.history.update({k: a.tolist() for k, a in named("training.history", arrays).items()})
+            self.history.update({unquote(k): a.tolist() for k, a in named("training.history", arrays).items()})
             self.history.steps, self.history.seconds = int(told["steps"]), float(told["seconds"])
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise FormatError(path, f"its account of the training is unsound: {error!r:.200}") from error
@@ -273,6 +275,13 @@ def unpacked(
 def named(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays under a prefix, without it."""
     return {k.removeprefix(f"{prefix}."): a for k, a in arrays.items() if k.startswith(f"{prefix}.")}
+
+
+def as_name(measure: str) -> str:
+    """A measure's name, which may be any string, as a file holds it: what an array's cannot have is written %2F."""
+    from urllib.parse import quote
+
+    return quote(measure, safe="").replace("..", "%2E%2E")
 
 
 def fingerprint(a: np.ndarray) -> str:
