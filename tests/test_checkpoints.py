@@ -349,6 +349,7 @@ def change(path, **changes):
         ({"format": "keras"}, "it does not say that it is a checkpoint"),
         ({"training": "[" * 100_000}, "account of the training is unsound"),
         ({"epoch": [1]}, "account of the training is unsound"),
+        ({"epoch": float("inf")}, "account of the training is unsound"),
         ({"slots": {"m": {"array": True}, "step": {}}}, "account of the training is unsound"),
         ({"rng": {}}, "account of the training is unsound"),
         ({"callbacks": None}, "account of the training is unsound"),

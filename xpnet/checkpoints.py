@@ -210,7 +210,7 @@ class Saved:
             self.history = History()
             self.history.update({unquote(k): a.tolist() for k, a in named("training.history", arrays).items()})
             self.history.steps, self.history.seconds = int(told["steps"]), float(told["seconds"])
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
             raise FormatError(path, f"its account of the training is unsound: {error!r:.200}") from error
         self.params, self.state = named("params", arrays), named("state", arrays)
 
