@@ -338,6 +338,22 @@ def test_callbacks_read_as_one_writes_them():
     assert repr(xn.Checkpoint("a", every=500)) == f"Checkpoint({Path('a')!r}, every=500)"
 
 
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_log_has_the_first_epochs_row_once_though_the_epoch_comes_again(lib, tmp_path, every):
+    def crash(run):
+        if run.step == STEPS + 1:
+            raise RuntimeError("mine")
+
+    def train(*more, **options):
+        callbacks = [xn.CSVLog(tmp_path / "log.csv"), *more]
+        return fit(network(lib), callbacks, epochs=3, checkpoint=xn.Checkpoint(tmp_path / "a", every), **options)
+
+    with pytest.raises(RuntimeError, match="mine"):
+        train(On(step_end=crash))
+    train(resume=True)
+    assert [row["epoch"] for row in rows(tmp_path / "log.csv")] == ["1", "2", "3"]
+
+
 @pytest.mark.parametrize("at", [4, 8, 13])
 def test_a_run_that_crashed_and_was_resumed_ends_as_one_that_was_not(lib, tmp_path, at):
     """Best weights, waiting and rates go through a checkpoint; the log replaces the rows that come again."""

@@ -45,7 +45,8 @@ class CSVLog(Configured, Callback):
         new = [name for name in row if name not in self.columns]
         if new or not self.begun:
             rows = self._read()
-            while not self.begun and rows and int(rows[-1]["epoch"]) >= run.epoch > 1:
+            again = run.epoch > 1 or not self.append  # what is added in a first epoch follows another run's rows
+            while not self.begun and again and rows and int(rows[-1]["epoch"]) >= run.epoch:
                 rows.pop()
             self.columns += new
             self._rewrite([*rows, row])
