@@ -3,6 +3,7 @@
 import csv
 import math
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -336,6 +337,21 @@ def test_callbacks_read_as_one_writes_them():
     assert repr(xn.CSVLog("a.csv")) == "CSVLog('a.csv')"
     assert repr([xn.Doctor(), xn.Doctor(every=2)]) == "[Doctor(), Doctor(every=2)]"
     assert repr(xn.Checkpoint("a", every=500)) == f"Checkpoint({Path('a')!r}, every=500)"
+
+
+@pytest.mark.numpy_only
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these links nor these modes")
+def test_a_log_stays_a_link_and_as_readable_as_it_was_and_overwrites_no_neighbour(lib, tmp_path):
+    (tmp_path / "far").mkdir()
+    file, link, neighbour = tmp_path / "far" / "file", tmp_path / "log.csv", tmp_path / "log.csv.new"
+    file.touch(0o600)
+    link.symlink_to(file)
+    neighbour.write_text("mine")
+    fit(network(lib), [xn.CSVLog(link)], epochs=3)
+    assert link.is_symlink()
+    assert len(rows(file)) == 3
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert neighbour.read_text() == "mine"
 
 
 @pytest.mark.parametrize("every", [2, 3])

@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..checks import positive
+from ..container import replacing
 from ..settings import Configured
 from .base import Callback
 
@@ -73,13 +74,14 @@ class CSVLog(Configured, Callback):
     def _rewrite(self, rows: list[Row]) -> None:
         """All rows in a new file, which then takes the old one's place: a crash leaves one of the two, whole."""
         import csv
+        import io
 
-        beside = f"{self.path}.new"
-        with open(beside, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(beside, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        with replacing(self.path) as file:
+            file.write(text.getvalue().encode())
 
 
 class TimeLimit(Configured, Callback):
