@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -419,6 +420,25 @@ def test_the_file_is_on_the_disk_before_its_name_and_the_name_before_it_is_said(
     monkeypatch.setattr(os, "replace", lambda *names: (calls.append("rename"), replace(*names)))
     container.write(path, {"a": np.ones(3)}, {})
     assert calls == ["file", "rename", "folder"]
+
+
+def test_what_killed_writes_left_is_removed_after_a_day(path):
+    names = {
+        ".arrays.safetensors.0123456789abcdef.tmp": 2.0,
+        ".arrays.safetensors.fedcba9876543210.tmp": 0.9,  # days; this may be under way
+        ".other.safetensors.0123456789abcdef.tmp": 2.0,
+        ".arrays.safetensors.0123456789abcdef.tmp.mine": 2.0,
+        ".arrays.safetensors.notes.tmp": 2.0,
+        "arrays.safetensors.0123456789abcdef.tmp": 2.0,
+    }
+    for name, days in names.items():
+        (path.parent / name).touch()
+        os.utime(path.parent / name, (time.time() - days * 86_400,) * 2)
+    (path.parent / ".arrays.safetensors.00000000000000ff.tmp").mkdir()
+    os.utime(path.parent / ".arrays.safetensors.00000000000000ff.tmp", (0, 0))
+    container.write(path, {}, {})
+    left = {path.name, ".arrays.safetensors.00000000000000ff.tmp", *list(names)[1:]}
+    assert set(os.listdir(path.parent)) == left
 
 
 def test_without_another_thread_the_file_is_the_same(path, monkeypatch):

@@ -14,6 +14,7 @@ that was damaged; whoever changes a file on purpose can sign it anew, so nothing
 import contextlib
 import errno
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,8 @@ STRANGERS = {  # what other files begin with; as a header's length, each is beyo
     b"\x93NUMPY": "a file of numpy.save",
     b"\x1f\x8b": "compressed with gzip",
 }
+TEMPORARY = re.compile("[0-9a-f]{16}\\.tmp")  # after its beginning
+STALE = 86_400  # seconds: no write that is still to be renamed has stood still for so long
 BLOCK = 2**20  # bytes: what was just read is hashed while it is in the cache; more is written while it is hashed
 
 
@@ -60,8 +63,8 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
 
     A new file is written beside it, flushed to the disk and renamed; it is as readable as the file it replaces, or as
     a new one by the umask. A symbolic link stays, and the file it points to is replaced. Whatever happens, also a full
-    disk or Ctrl-C, the file that was there is intact and no other is left; a process killed in the middle leaves
-    `.NAME.*.tmp` behind, which nothing reads.
+    disk or Ctrl-C, the file that was there is intact and no other is left. A process killed in the middle leaves
+    `.NAME.*.tmp` behind, which nothing reads, and which a later write of the same name removes once it is a day old.
 
     Raises OSError naming `path` where the file system refuses, and where `path` is a folder, a device or a pipe;
     ValueError and TypeError for names and dtypes that no such file can hold, before any file is touched.
@@ -104,16 +107,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         target = os.path.realpath(path)  # through a symbolic link
         mode = _mode_to_keep(path)
         folder, name = os.path.split(target)
-        temporary = os.path.join(folder, f".{name[:40]}.{os.urandom(8).hex()}.tmp")
+        beginning = f".{name[:40]}."
+        temporary = os.path.join(folder, f"{beginning}{os.urandom(8).hex()}.tmp")
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
         with open(os.open(temporary, flags, 0o666 if mode is None else mode), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            now = os.fstat(file.fileno()).st_mtime
         if mode is not None:
             os.chmod(temporary, mode)
         os.replace(temporary, target)
         _flush_folder(folder)
+        _clear(folder, beginning, now - STALE)
     except BaseException as error:
         with contextlib.suppress(OSError, ValueError):  # it is not there, or the path is none
             os.unlink(temporary)
@@ -135,6 +141,18 @@ def _mode_to_keep(path: str) -> int | None:
     if not os.access(path, os.W_OK):  # a rename would not ask
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
     return stat.S_IMODE(found.st_mode) & 0o777
+
+
+def _clear(folder: str, beginning: str, before: float) -> None:
+    """Remove the temporaries of killed writes: not written to since `before`, by the clock of their own file system,
+    which is another than this machine's where the folder is on a network.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:  # the file is there, whatever becomes of these
+        for entry in entries:
+            if entry.name.startswith(beginning) and TEMPORARY.fullmatch(entry.name, len(beginning)):
+                found = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode) and found.st_mtime < before:
+                    os.unlink(entry.path)
 
 
 def _flush_folder(folder: str) -> None:
