@@ -386,6 +386,13 @@ def test_what_must_not_be_replaced_is_not(path, monkeypatch, kind, error):
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_a_folder_that_is_not_there_is_not_taken_for_a_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        container.write(f"{tmp_path}/models/", {}, {})
+    assert caught.value.filename == f"{tmp_path}/models/"
+    assert os.listdir(tmp_path) == []
+
+
 @unix
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
 def test_a_replaced_file_stays_as_readable_as_it_was(path, mode):

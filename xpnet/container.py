@@ -133,6 +133,8 @@ def _mode_to_keep(path: str) -> int | None:
     try:
         found = os.stat(path)
     except FileNotFoundError:
+        if path.endswith(tuple(filter(None, (os.sep, os.altsep)))):  # a folder is meant
+            raise
         return None
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
