@@ -4,6 +4,7 @@ import functools
 import io
 import math
 import re
+import signal
 import sys
 from html import escape
 from html.parser import HTMLParser
@@ -147,6 +148,18 @@ def test_a_file_gets_a_line_for_the_first_and_the_last_epoch(lib, capsys):
     for name, values in history.items():
         assert f"{name}={values[0]:.4f}" in first
         assert f"{name}={values[-1]:.4f}" in last
+
+
+def test_without_a_standard_error_nothing_goes_to_standard_output(lib, capsys, monkeypatch, tmp_path):
+    class Terminate(xn.Callback):
+        def step_end(self, run):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(sys, "stderr", None)
+    fit(lib)
+    with pytest.raises(SystemExit):
+        fit(lib, [Terminate()], checkpoint=xn.Checkpoint(tmp_path))
+    assert capsys.readouterr().out == ""
 
 
 def test_a_file_gets_a_line_now_and_then_and_the_last_finished_epoch(lib, capsys, monkeypatch):

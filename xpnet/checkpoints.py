@@ -174,10 +174,11 @@ class Checkpoint(Configured, Callback):
 
     def leave(self, run: "Run") -> NoReturn:
         """After a signal has stopped the run: say where it stands, and exit as the shell expects."""
-        print(
-            f"fit: stopped at step {run.step}; {self.folder} has its state, resume=True goes on from it",
-            file=sys.stderr,
-        )
+        if sys.stderr is not None:  # print would take None for standard output
+            print(
+                f"fit: stopped at step {run.step}; {self.folder} has its state, resume=True goes on from it",
+                file=sys.stderr,
+            )
         raise SystemExit(128 + run.signal)
 
 

@@ -94,7 +94,7 @@ class Progress(Callback):
         self.bar.set_postfix_str(", ".join(measures[:count]), refresh=False)
 
     def _write(self) -> None:
-        if self.line:
+        if self.line and sys.stderr is not None:  # print would take None for standard output
             print(self.line, file=sys.stderr, flush=True)
             self.line = ""
 
