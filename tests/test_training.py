@@ -663,6 +663,28 @@ def test_an_exception_in_a_callback_propagates_and_leaves_what_was_learned(lib, 
     assert len(ended) == 1
 
 
+def test_a_network_that_is_being_trained_is_not_trained_by_another(lib):
+    refused = []
+
+    def again(run):
+        with pytest.raises(RuntimeError, match="this network is being trained by a fit that has not ended"):
+            fit(run.net)
+        refused.append(run.step)
+        fit(copy.deepcopy(run.net))
+        fit(small(lib))
+
+    net, twin = small(lib), small(lib)
+    fit(net, epochs=2, callbacks=[On(train_begin=again, step_end=again, epoch_end=again)])
+    assert refused == [0, 1, 2, 3, 3, 4, 5, 6, 6]
+    fit(twin, epochs=2)
+    assert bits(net) == bits(twin)
+    fit(net, callbacks=[On(train_end=lambda run: fit(run.net))])
+    assert bits(net) != bits(twin)
+    with pytest.raises(ZeroDivisionError):
+        fit(net, callbacks=[On(step_end=lambda run: 1 / 0)])
+    fit(net)
+
+
 def test_every_callback_comes_to_its_end_whatever_another_raises(lib):
     ended = []
 

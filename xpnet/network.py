@@ -406,8 +406,9 @@ class Sequential(Layer):
         happened: see `Checkpoint`.
 
         Ctrl-C ends the training after the current step, and `fit` returns; a second one raises KeyboardInterrupt at
-        once. Raises ValueError or TypeError for what it cannot train on, before the first step, and DivergenceError
-        when the loss or a gradient stops being finite. The network keeps the last sound parameters.
+        once. Raises ValueError or TypeError for what it cannot train on, before the first step, RuntimeError for a
+        network that another `fit` is training, and DivergenceError when the loss or a gradient stops being finite. The
+        network keeps the last sound parameters.
         """
         return training.fit(
             self,

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from .network import Sequential
 
 AHEAD = 32  # full-batch epochs, which nobody looks at one by one, that a device of its own is given at a time
+
+TRAINED: "weakref.WeakSet[Sequential]" = weakref.WeakSet()  # the networks that a `fit` under way has in hand
 
 Metric = Callable[[Array, Array], Any]
 
@@ -48,6 +51,7 @@ def fit(
     resume: bool,
 ) -> History:
     """`Sequential.fit`, whose docstring it has."""
+    check_not_trained(net)
     epochs = whole("fit: epochs", epochs)
     check_part("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)")
     check_metrics(metrics)
@@ -98,6 +102,7 @@ def fit(
                 callback.step_end(run)
 
         with signals_stop(run, terminate=checkpoint is not None):
+            TRAINED.add(net)
             try:
                 for callback in hooks:
                     begun.append(callback)
@@ -124,6 +129,7 @@ def fit(
                     checkpoint.save(run)
                 run.history.slots = run.slots
             finally:
+                TRAINED.discard(net)
                 run.settle()
                 with contextlib.ExitStack() as ends:  # each that was begun comes to its end, whatever another raises
                     for callback in reversed(begun):
@@ -226,6 +232,15 @@ def weighted(
         if not (np.isfinite(mass).all() and (mass >= 0.0).all() and mass.any()):
             raise ValueError(f"{who}: sample_weight must be finite, at least 0, and not all 0")
         return objective, backend.xp.concat([y, weights[:, None]], axis=1), mass
+
+
+def check_not_trained(net: "Sequential") -> None:
+    """Refuse a network that is being trained: that `fit` would write over what this one learns."""
+    if net in TRAINED:
+        raise RuntimeError(
+            "fit: this network is being trained by a fit that has not ended, in a callback or another thread; train a "
+            "copy, copy.deepcopy(net)"
+        )
 
 
 def check_part(name: str, part: object, needed: Sequence[str], example: str) -> None:
