@@ -10,6 +10,7 @@ large    16,384 rows in batches of 8,192, 4096-8192-8192-10: for GPUs
 batch    the step's time against the batch, 1 to 65,536, of 64-32-16-10
 width    against the width H, 8 to 4,096, of 64-H-H-10 in batches of 128
 depth    against the pairs of Dense and ReLU, 1 to 64, 32 wide, in batches of 32 and of 1
+growth   all three of them, in one picture
 memory   the peak of a fit over what it must hold at once
 
 xpnet is the NumPy backend in plain NumPy, xpnet-fast with its compiled kernels; products are nothing but the step's
@@ -45,6 +46,7 @@ CASES = {name: [name] for name in peers.FIXED} | {
     study: [f"{part}:{size}" for part, sizes in peers.STUDIES.items() if part.startswith(study) for size in sizes]
     for study in ("batch", "width", "depth")
 }
+CASES["growth"] = [*CASES["batch"], *CASES["width"], *CASES["depth"]]
 MEMORY = ["seed", "mini", "wide", "batch:4096", "batch:65536"]
 THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMBA")]
 THREADS += ["VECLIB_MAXIMUM_THREADS", "NPROC"]  # Accelerate's; JAX's

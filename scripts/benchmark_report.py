@@ -183,9 +183,11 @@ def plot(out: dict[str, Any], path: Path) -> None:
         ax.set_title(f"{out['case']}: {results[0]['title']}", loc="left", fontsize=10)
     else:
         studies = by_study(results)
-        figure, axes = plt.subplots(1, len(studies), figsize=(7 * len(studies), 5), layout="constrained", squeeze=False)
-        for ax, (study, of_study) in zip(axes[0], studies.items(), strict=True):
-            curves(ax, study, of_study)
+        columns = min(2, len(studies))
+        rows = -(-len(studies) // columns)
+        figure = plt.figure(figsize=(7 * columns, 5 * rows), layout="constrained")
+        for i, (study, of_study) in enumerate(studies.items(), 1):
+            curves(figure.add_subplot(rows, columns, i), study, of_study)
     figure.supxlabel(f"{m['cpu']}, {m['cores']} cores, {out['dtype']}", fontsize=8, color="#555555")
     figure.savefig(path, dpi=120)
 
