@@ -152,6 +152,35 @@ def test_malformed_gradients_are_refused(backward, message, rng):
         xn.check_gradients(layer, rng.normal(size=(5, FEATURES)))
 
 
+@pytest.mark.parametrize("place", ["everywhere", "in one entry", "beside it"])
+def test_a_value_that_is_not_finite_proves_nothing(lib, place, rng):
+    """Whatever backward says: every comparison with NaN is false, that with the tolerance too."""
+
+    class Broken(xn.Layer):
+        def forward(self, x, training=False):
+            return (x if place == "beside it" else x * scale) ** 0.5, x
+
+        def backward(self, dy, cache):
+            return 7.0 * dy, {}
+
+    class Unsound(xn.MeanSquaredError):
+        def terms(self, prediction, target):
+            return (prediction * scale) ** 0.5, prediction
+
+    x = rng.uniform(1.0, 2.0, size=(5, FEATURES))
+    scale = np.ones(x.shape)
+    scale[{"everywhere": ..., "in one entry": (2, 1), "beside it": (0, 0)}[place]] = np.nan
+    scale = lib.asarray(scale)
+    if place == "beside it":
+        x[2, 1] = 1e-9
+    who = r"beside {}'s entry \[\d, \d\] the value is NaN or infinite"
+    with lib.backend.scope():
+        with pytest.raises(xn.GradientError, match=r"Broken\(\): " + who.format("x")):
+            xn.check_gradients(Broken(), lib.asarray(x))
+        with pytest.raises(xn.GradientError, match=r"Unsound\(.*: " + who.format("prediction")):
+            xn.check_gradients(Unsound(), lib.asarray(x), np.zeros(x.shape))
+
+
 @pytest.mark.numpy_only
 def test_the_gradient_that_training_takes_where_no_dx_is_needed_is_checked_too(rng):
     class Contrary(xn.Dense):

@@ -119,6 +119,12 @@ def _compare(
         if not np.isfinite(exact[name]).all():
             raise GradientError(f"{who}: the gradient of {name} has NaN or infinite entries")
     numeric = {name: _central_differences(value, arrays, name) for name in arrays}
+    for name, slopes in numeric.items():
+        if not np.isfinite(slopes).all():
+            entry = np.argwhere(~np.isfinite(slopes))[0].tolist()
+            raise GradientError(
+                f"{who}: beside {name}'s entry {entry} the value is NaN or infinite; move {name} to where it is not"
+            )
     sizes = {name: _largest(exact[name], numeric[name]) for name in arrays}
     floor = ZERO * max(sizes.values())
     worst, report = (0.0, ""), {}
