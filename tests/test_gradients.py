@@ -1,5 +1,6 @@
 """Every derivative against central differences, in any memory order; and mutants found out."""
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -105,6 +106,23 @@ def test_gradient_of_params_alone_is_the_same(lib, rng):
         assert alone.keys() == grads.keys()
         for name, gradient in grads.items():
             lib.agrees(alone[name], lib.to_numpy(gradient), rtol=1e-15)
+
+
+@pytest.mark.jax_only
+def test_jax_is_checked_in_float64_also_where_nobody_has_asked_for_it_yet(lib, rng):
+    config = importlib.import_module("jax").config
+    before = config.jax_enable_x64
+    x, net = lib.asarray(rng.normal(size=(3, 2)), "float32"), xn.Sequential(xn.Dense(2, 2)).initialize("jax")
+    try:
+        for check in (
+            lambda: xn.check_gradients(net, x, [0, 1, 0], xn.SoftmaxCrossEntropy()),
+            lambda: xn.check_gradients(xn.Sequential(xn.BatchNorm(2), xn.Tanh()), x),
+            lambda: xn.check_gradients(xn.MeanSquaredError(), x, np.zeros(x.shape)),
+        ):
+            config.update("jax_enable_x64", False)
+            assert max(check().values()) < 1e-6
+    finally:
+        config.update("jax_enable_x64", before)
 
 
 # --- a user's own -----------------------------------------------------------------------------------------------------

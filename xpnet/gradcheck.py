@@ -53,10 +53,10 @@ def check_gradients(
     backend = _backend_for(x)
 
     def value(arrays: Arrays) -> float:
-        return float(thing(backend.asarray(arrays["prediction"]), y))
+        return float(thing(backend.asarray(arrays["prediction"], "float64"), y))
 
     arrays = {"prediction": _host(x)}
-    _, gradient = thing.value_and_grad(backend.asarray(arrays["prediction"]), y)
+    _, gradient = thing.value_and_grad(backend.asarray(arrays["prediction"], "float64"), y)
     return _compare(repr(thing), value, arrays, {"prediction": gradient}, tolerance)
 
 
@@ -71,18 +71,19 @@ def _check_layer(
     state = layer.state or layer.initial_state(rng)
     backend = _backend_for(next(iter(layer.params.values()), x))
     arrays = {"x": _host(x)} | {name: _host(a) for name, a in params.items()}
+    placed = {name: backend.asarray(a, "float64") for name, a in arrays.items()}
     twin.assign_state({k: backend.asarray(_host(a, dtype=None)) for k, a in state.items()})
 
-    placed = {name: backend.asarray(a) for name, a in arrays.items()}
-
     def forward(changed: Arrays) -> tuple[Array, Any]:
-        here = {name: placed[name] if a is arrays[name] else backend.asarray(a) for name, a in changed.items()}
+        here = {
+            name: placed[name] if a is arrays[name] else backend.asarray(a, "float64") for name, a in changed.items()
+        }
         twin.assign_params({name: here[name] for name in params})
         return two(twin, "forward", twin.forward(here["x"], training))
 
     output, cache = forward(arrays)
     if loss is None:
-        dy = backend.asarray(rng.standard_normal(output.shape))
+        dy = backend.asarray(rng.standard_normal(output.shape), "float64")
 
         def value(changed: Arrays) -> float:
             return float(backend.xp.sum(dy * forward(changed)[0]))
