@@ -151,6 +151,25 @@ def test_a_users_wrong_loss_is_named(lib, rng):
         xn.check_gradients(Sloppy(), lib.asarray(rng.normal(size=(5, 3))), rng.normal(size=(5, 3)))
 
 
+def test_a_loss_that_is_not_derived_from_ours_is_checked_by_what_training_calls(lib, rng):
+    class Bare:
+        right = True
+
+        def value_and_grad(self, prediction, target):
+            error = prediction - lib.asarray(target)
+            return xn.ops.sum_of_squares(error), (2.0 if self.right else 1.0) * error
+
+    x, y = lib.asarray(rng.normal(size=(5, FEATURES))), rng.normal(size=(5, FEATURES))
+    layer, loss = ready(xn.Dense(FEATURES, FEATURES), lib), Bare()
+    assert xn.check_gradients(loss, x, y)["prediction"] < 1e-6
+    assert max(xn.check_gradients(layer, x, y, loss).values()) < 1e-6
+    loss.right = False
+    with pytest.raises(xn.GradientError, match="the gradient of prediction is wrong"):
+        xn.check_gradients(loss, x, y)
+    with pytest.raises(xn.GradientError, match=r"Dense\(.*the gradient of \w+ is wrong"):
+        xn.check_gradients(layer, x, y, loss)
+
+
 @pytest.mark.parametrize(
     ("backward", "message"),
     [

@@ -53,7 +53,7 @@ def check_gradients(
     backend = _backend_for(x)
 
     def value(arrays: Arrays) -> float:
-        return float(thing(backend.asarray(arrays["prediction"], "float64"), y))
+        return float(thing.value_and_grad(backend.asarray(arrays["prediction"], "float64"), y)[0])
 
     arrays = {"prediction": _host(x)}
     _, gradient = thing.value_and_grad(backend.asarray(arrays["prediction"], "float64"), y)
@@ -91,7 +91,7 @@ def _check_layer(
         _, dy = loss.value_and_grad(output, y)
 
         def value(changed: Arrays) -> float:
-            return float(loss(forward(changed)[0], y))
+            return float(loss.value_and_grad(forward(changed)[0], y)[0])
 
     dx, grads = two(twin, "backward", twin.backward(dy, cache))
     if grads.keys() != params.keys():
