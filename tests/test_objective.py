@@ -96,6 +96,22 @@ def test_fit_takes_the_step_that_value_and_grad_says(lib, rng, monkeypatch, kern
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("make", [xn.SoftmaxCrossEntropy, xn.MeanSquaredError])
+def test_a_batch_whose_weights_are_all_0_moves_nothing(lib, rng, monkeypatch, kernels, make):
+    """Nor does its penalty, which would stand there undivided, as that of all rows is for a sum."""
+    monkeypatch.setenv("XPNET_KERNELS", kernels)
+    x, y = data(cases.one_hot, rng, n=4)
+    weights = [1.0, 2.0, 0.0, 0.0]
+    nets = [plain().initialize(lib.backend, "float64", seed=1) for _ in range(2)]
+    fit = {"optimizer": xn.SGD(0.1, momentum=0.0), "batch_size": 2, "shuffle": False, "l2": 0.5}
+    whole = nets[0].fit(x, y, loss=make(), sample_weight=weights, **fit)
+    half = nets[1].fit(x[:2], y[:2], loss=make(), sample_weight=weights[:2], **fit)
+    assert whole["loss"] == pytest.approx(half["loss"], rel=1e-12)
+    for key, a in nets[1].params.items():
+        lib.agrees(nets[0].params[key], lib.to_numpy(a), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
 @pytest.mark.parametrize("optimizer", [xn.SGD, xn.Nesterov])
 def test_a_step_gives_the_gradient_alone(lib, rng, monkeypatch, kernels, optimizer):
     monkeypatch.setenv("XPNET_KERNELS", kernels)

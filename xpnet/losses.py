@@ -99,12 +99,12 @@ class Objective(Loss):
         return value / count, gradient / count
 
     def share(self, target: Array) -> Any:
-        """What "mean" divides a sum over the rows by: their number, or the sum of their weights."""
+        """What "mean" divides a sum over the rows by: their number, or the sum of their weights, infinite for none."""
         if not self.weighted:
             return target.shape[0]
         xp = namespace(target)
         total = xp.sum(target[:, -1])
-        return xp.where(total > 0.0, total, 1.0)
+        return xp.where(total > 0.0, total, math.inf)
 
     def penalty(self, params: Mapping[str, Array], target: Array) -> tuple[Any, dict[str, Array]]:
         """The L2 penalty on those of the trained parameters that are weights, and its derivative by their names."""
