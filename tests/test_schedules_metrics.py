@@ -240,6 +240,13 @@ def test_a_class_that_never_occurs_has_an_empty_row(lib):
     np.testing.assert_array_equal(lib.to_numpy(matrix), [[1, 0, 1], [0, 0, 0], [0, 0, 1]])
 
 
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_top_k_accuracy_counts_what_is_not_a_number_against_the_class(lib, k):
+    """Every comparison with NaN is false: none would be larger than it."""
+    p = lib.asarray([[np.nan] * 4, [np.nan, 0.1, 0.2, 0.3], [0.5, np.nan, 0.2, 0.3], [0.4, 0.1, 0.2, 0.3]])
+    assert float(xn.top_k_accuracy(p, [0, 0, 0, 0], k)) == (0.25 if k == 1 else 0.5)
+
+
 METRICS = [xn.accuracy, xn.top_k_accuracy, xn.mean_squared_error, xn.confusion_matrix]
 every_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.__name__)
 

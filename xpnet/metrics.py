@@ -26,14 +26,14 @@ def accuracy(prediction: Array, target: Any, threshold: float = 0.5) -> Array:
 
 
 def top_k_accuracy(prediction: Array, target: Any, k: int = 5) -> Array:
-    """The share of rows whose target's class is among the k largest outputs; a tie counts against it."""
+    """The share of rows whose target's class is among the k largest outputs; a tie counts against it, as does NaN."""
     check_prediction("top_k_accuracy", prediction)
     xp = namespace(prediction)
     if k not in range(1, prediction.shape[1] + 1):
         raise ValueError(f"top_k_accuracy: k must lie between 1 and the {prediction.shape[1]} outputs, got {k}")
     own = ops.one_hot(_classes("top_k_accuracy", target, prediction), prediction.shape[1], prediction.dtype) == 1.0
     score = xp.sum(xp.where(own, prediction, 0.0), axis=1, keepdims=True)
-    rivals = xp.sum(xp.astype((prediction >= score) & ~own, xp.int32), axis=1)
+    rivals = xp.sum(xp.astype(~(prediction < score) & ~own, xp.int32), axis=1)
     return _share(rivals < k, prediction)
 
 
