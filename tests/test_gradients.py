@@ -219,6 +219,54 @@ def test_a_value_that_is_not_finite_proves_nothing(lib, place, rng):
 
 
 @pytest.mark.numpy_only
+def test_a_layer_that_keeps_its_call_for_itself_is_found_out(rng):
+    class Forgetful(xn.Layer):
+        def forward(self, x, training=False):
+            self.x = x
+            return x**3, None
+
+        def backward(self, dy, cache):
+            return 3 * self.x**2 * dy, {}
+
+    with pytest.raises(xn.GradientError, match=r"Forgetful\(\): the gradient of x is wrong"):
+        xn.check_gradients(Forgetful(), rng.normal(size=(5, FEATURES)))
+
+
+@pytest.mark.numpy_only
+def test_what_writes_into_the_arrays_it_is_given_is_found_out(rng):
+    """Its own derivative is right, but a layer before it may have kept x, or one after it dy."""
+
+    class OverX(xn.ReLU):
+        def forward(self, x, training=False):
+            return super().forward(np.maximum(x, 0.0, out=x), training)
+
+    class OverDy(xn.ReLU):
+        def backward(self, dy, cache):
+            dy *= cache[-1]
+            return dy, {}
+
+    class OverWeight(xn.Dense):
+        def backward(self, dy, cache):
+            dx, grads = super().backward(dy, cache)
+            self.params["weight"] -= grads["weight"]
+            return dx, grads
+
+    class OverPrediction(xn.MeanSquaredError):
+        def terms(self, prediction, target):
+            prediction -= target
+            return prediction * prediction, 2.0 * prediction
+
+    x = rng.normal(size=(5, FEATURES))
+    before = x.copy()
+    for layer, name in ((OverX(), "x"), (OverDy(), "dy"), (OverWeight(FEATURES, 2), "weight")):
+        with pytest.raises(xn.GradientError, match=rf"\) writes into {name}, an array that it was given"):
+            xn.check_gradients(layer, x)
+    with pytest.raises(xn.GradientError, match=r"OverPrediction\(.*writes into prediction"):
+        xn.check_gradients(OverPrediction(), x, x + 1.0)
+    np.testing.assert_array_equal(x, before)
+
+
+@pytest.mark.numpy_only
 def test_the_gradient_that_training_takes_where_no_dx_is_needed_is_checked_too(rng):
     class Contrary(xn.Dense):
         def backward_params(self, dy, cache):

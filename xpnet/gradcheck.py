@@ -41,8 +41,10 @@ def check_gradients(
     Names: "x" for the input, "prediction" for a loss's, and the parameters'. An error is relative to the largest entry
     of its array. At a corner, such as ReLU's at 0, any slope between the two sides' is right; where several units have
     theirs at one point, as in a row of zeros, a right sum may lie outside them, and the error says so. It works on
-    copies; parameters not yet there are drawn from `seed` and moved off the ones and zeros that hide errors. Raises
-    GradientError for the worst entry above `tolerance`, and for gradients whose names or shapes are not `params`' own.
+    copies; parameters not yet there are drawn from `seed` and moved off the ones and zeros that hide errors. Between
+    forward and backward comes a forward of the same rows in another order, as evaluating in the middle of a step would.
+    Raises GradientError for the worst entry above `tolerance`, for gradients whose names or shapes are not `params`'
+    own, and for what writes into the arrays it is given.
     """
     if isinstance(thing, Layer):
         return _check_layer(thing, x, y, loss, training, tolerance, seed)
@@ -56,7 +58,9 @@ def check_gradients(
         return float(thing.value_and_grad(backend.asarray(arrays["prediction"], "float64"), y)[0])
 
     arrays = {"prediction": _host(x)}
-    _, gradient = thing.value_and_grad(backend.asarray(arrays["prediction"], "float64"), y)
+    prediction = backend.asarray(_host(x), "float64")
+    _, gradient = thing.value_and_grad(prediction, y)
+    _check_untouched(repr(thing), arrays, {"prediction": prediction})
     return _compare(repr(thing), value, arrays, {"prediction": gradient}, tolerance)
 
 
@@ -71,7 +75,7 @@ def _check_layer(
     state = layer.state or layer.initial_state(rng)
     backend = _backend_for(next(iter(layer.params.values()), x))
     arrays = {"x": _host(x)} | {name: _host(a) for name, a in params.items()}
-    placed = {name: backend.asarray(a, "float64") for name, a in arrays.items()}
+    placed = {name: backend.asarray(a.copy(), "float64") for name, a in arrays.items()}
     twin.assign_state({k: backend.asarray(_host(a, dtype=None)) for k, a in state.items()})
 
     def forward(changed: Arrays) -> tuple[Array, Any]:
@@ -93,7 +97,10 @@ def _check_layer(
         def value(changed: Arrays) -> float:
             return float(loss.value_and_grad(forward(changed)[0], y)[0])
 
+    given = {"dy": _host(dy)}
+    forward(arrays | {"x": arrays["x"][::-1].copy()})  # who keeps what a call needs has lost the first one's now
     dx, grads = two(twin, "backward", twin.backward(dy, cache))
+    _check_untouched(repr(layer), arrays | given, placed | {"dy": dy})
     if grads.keys() != params.keys():
         raise GradientError(f"{layer!r}: backward gives gradients {sorted(grads)}, the parameters are {sorted(params)}")
     for name, alone in twin.backward_params(dy, cache).items():  # which training calls where it needs no dx
@@ -103,6 +110,13 @@ def _check_layer(
         ):
             raise GradientError(f"{layer!r}: backward_params gives another gradient of {name} than backward")
     return _compare(repr(layer), value, arrays, {"x": dx} | grads, tolerance)
+
+
+def _check_untouched(who: str, given: Arrays, now: Mapping[str, Array]) -> None:
+    """Refuse what writes into the arrays it is given, which the layers beside it have kept."""
+    for name, array in given.items():
+        if not np.array_equal(_host(now[name]), array, equal_nan=True):
+            raise GradientError(f"{who} writes into {name}, an array that it was given; return a new one")
 
 
 def _compare(
