@@ -321,6 +321,14 @@ def test_a_prediction_that_is_not_a_number_is_not_hidden(lib, kind, p):
     assert np.isnan(lib.to_numpy(gradient)[0, 0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_small_probability_that_is_right_keeps_its_relative_accuracy(lib, dtype):
+    """-log(1 - p) = p + p²/2 + ...: 1 - p would lose the digits of p."""
+    p = 1e-6 if dtype == "float32" else 1e-12
+    value = xn.BinaryCrossEntropy()(lib.asarray([[p]], dtype), np.zeros((1, 1)))
+    np.testing.assert_allclose(lib.to_numpy(value), p + p**2 / 2, rtol=4 * np.finfo(dtype).eps)
+
+
 def test_tiny_losses_keep_their_relative_accuracy(lib):
     """log(1 + e^-z) = e^-z for a large z: nothing is lost to 1."""
     z = np.array([[50.0]])

@@ -218,7 +218,7 @@ class BinaryCrossEntropy(ClassLoss):
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         p = _clipped(prediction)
         xp = namespace(p)
-        terms = -(target * xp.log(p) + (1.0 - target) * xp.log(1.0 - p))
+        terms = -(target * xp.log(p) + (1.0 - target) * xp.log1p(-p))
         return terms, (1.0 - target) / (1.0 - p) - target / p
 
 
