@@ -211,6 +211,29 @@ def test_a_step_can_be_traced_by_jit(lib, digits, name):
     lib.agrees(traced.weights, lib.to_numpy(carry.weights))
 
 
+@pytest.mark.jax_only
+def test_jax_arrays_of_other_devices_come_to_the_networks():
+    program = """
+import numpy as np, jax, xpnet as xn
+jax.config.update("jax_num_cpu_devices", 2)
+first, second = jax.devices()
+rows = jax.sharding.NamedSharding(jax.make_mesh((2,), ("rows",)), jax.sharding.PartitionSpec("rows"))
+x, y = np.random.default_rng(0).normal(size=(40, 6)).astype("float32"), np.arange(40) % 3
+net = xn.Sequential(xn.Dense(6, 3)).initialize("jax")
+expected = net.predict(x)
+for place in (first, second, rows):
+    found = net.predict(jax.device_put(x, place))
+    assert found.devices() == {first}
+    np.testing.assert_array_equal(found, expected)
+how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.SGD(), "batch_size": None}
+with jax.default_device(second):
+    net.fit(jax.numpy.asarray(x), jax.numpy.asarray(y), **how)
+net.fit(jax.device_put(x, rows), jax.device_put(y, second), **how)
+assert net.params["0.weight"].devices() == {first}
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 @pytest.mark.numpy_only
 def test_numpys_buffer_is_small_within_the_scope_alone(lib):
     before = np.getbufsize()

@@ -276,6 +276,12 @@ class _JAX(Backend):
             self._jax.config.update("jax_enable_x64", True)
         return super().dtype(dtype)
 
+    def asarray(self, x: Any, dtype: object = None) -> Array:
+        if isinstance(x, self._jax.Array):  # JAX's own asarray refuses one that lies on another device, or on several
+            one = self._jax.sharding.SingleDeviceSharding  # a device alone would leave the mesh in the array's type
+            x = self._jax.device_put(x, one(self.device) if isinstance(self.device, self._jax.Device) else self.device)
+        return super().asarray(x, dtype)
+
     @property
     def portable_device(self) -> Any:
         return f"{self.device.platform}:{self.device.id}"
