@@ -1,6 +1,7 @@
 """Bad input and extreme numbers: errors that say who, what came and what was expected, and a network left as it was."""
 
 import contextlib
+import importlib
 import math
 import types
 
@@ -232,6 +233,18 @@ BAD_TARGETS = {
 
 def itself(net, x, y, loss):
     return loss(net.predict(x), y)
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint64"])
+def test_integers_beyond_32_bits_are_not_wrapped_around(lib, net, kind):
+    with contextlib.ExitStack() as stack:
+        if lib.name == "jax":
+            stack.enter_context(importlib.import_module("jax").enable_x64(False))
+        x = np.array([[2**40 + 1, 1, 2, 3], [4, 2**32, 5, 6]], kind)
+        y = net.predict(x)
+        np.testing.assert_array_equal(net.backend.to_numpy(y), net.backend.to_numpy(net.predict(x.astype("float32"))))
+        with refused(net, ValueError, "class labels run from", str(2**32)):
+            fit(net, good(2)[0], np.array([0, 2**32], kind))
 
 
 @pytest.mark.parametrize("call", [*WITH_TARGET, "the loss itself"])

@@ -277,6 +277,9 @@ class _JAX(Backend):
         return super().dtype(dtype)
 
     def asarray(self, x: Any, dtype: object = None) -> Array:
+        """As everywhere; integers of 64 bits that JAX would wrap around, without `jax_enable_x64`, become floats."""
+        if isinstance(x, np.ndarray) and x.dtype in (np.int64, np.uint64) and not self._jax.config.jax_enable_x64:
+            x = x if (x == x.astype(f"{x.dtype.kind}4")).all() else x.astype(np.float64)
         if isinstance(x, self._jax.Array):  # JAX's own asarray refuses one that lies on another device, or on several
             one = self._jax.sharding.SingleDeviceSharding  # a device alone would leave the mesh in the array's type
             x = self._jax.device_put(x, one(self.device) if isinstance(self.device, self._jax.Device) else self.device)
