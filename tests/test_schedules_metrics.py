@@ -235,6 +235,15 @@ def test_confusion_matrix_counts_what_was_taken_for_what(lib, form):
         assert lib.to_numpy(matrix).trace() == (TAKEN == CLASSES).sum()
 
 
+@pytest.mark.jax_only
+def test_confusion_matrix_counts_without_float64(lib):
+    import jax
+
+    with jax.enable_x64(False):
+        matrix = xn.confusion_matrix(lib.asarray(SCORES, "float32"), CLASSES)
+    assert lib.to_numpy(matrix).trace() == (TAKEN == CLASSES).sum()
+
+
 def test_a_class_that_never_occurs_has_an_empty_row(lib):
     matrix = xn.confusion_matrix(lib.asarray([[0.0, 1.0, 2.0], [3.0, 0.0, 1.0], [0.0, 0.0, 1.0]]), [0, 0, 2])
     np.testing.assert_array_equal(lib.to_numpy(matrix), [[1, 0, 1], [0, 0, 0], [0, 0, 1]])
@@ -253,7 +262,8 @@ every_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.__name
 
 @every_metric
 def test_metrics_change_neither_prediction_nor_target(lib, metric):
-    scores, target, host = lib.asarray(SCORES), lib.asarray(np.eye(K)[CLASSES]), np.eye(K)[CLASSES]
+    host = np.eye(K)[CLASSES]
+    scores, target = (lib.asarray(a, "float64") for a in (SCORES, host))
     metric(scores, target)
     metric(scores, host)
     np.testing.assert_array_equal(lib.to_numpy(scores), SCORES)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .backend import Array, namespace
+from .backend import Array, is_compiled, namespace
 from .targets import as_classes, as_rows, check_prediction
 
 
@@ -49,8 +49,9 @@ def confusion_matrix(prediction: Array, target: Any) -> Array:
     check_prediction("confusion_matrix", prediction)
     xp = namespace(prediction)
     k = prediction.shape[1]
-    true = ops.one_hot(_classes("confusion_matrix", target, prediction), k, xp.float64)
-    taken = ops.one_hot(xp.astype(xp.argmax(prediction, axis=1), xp.int32), k, xp.float64)
+    exact = xp.int32 if is_compiled(prediction) else xp.float64  # JAX may have no float64, PyTorch no int32 products
+    true = ops.one_hot(_classes("confusion_matrix", target, prediction), k, exact)
+    taken = ops.one_hot(xp.astype(xp.argmax(prediction, axis=1), xp.int32), k, exact)
     return xp.astype(xp.round(true.T @ taken), xp.int32)
 
 
