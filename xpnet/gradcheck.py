@@ -43,6 +43,8 @@ def check_gradients(
     theirs at one point, as in a row of zeros, a right sum may lie outside them, and the error says so. It works on
     copies; parameters not yet there are drawn from `seed` and moved off the ones and zeros that hide errors. Between
     forward and backward comes a forward of the same rows in another order, as evaluating in the middle of a step would.
+    On JAX it sets `jax_enable_x64`, without which there is no float64.
+
     Raises GradientError for the worst entry above `tolerance`, for gradients whose names or shapes are not `params`'
     own, and for what writes into the arrays it is given.
     """
