@@ -235,6 +235,21 @@ def itself(net, x, y, loss):
     return loss(net.predict(x), y)
 
 
+@pytest.mark.parametrize("call", CALLS)
+def test_masked_entries_are_refused(lib, net, call):
+    x, y = good()
+    with refused(net, ValueError, call + "x has masked entries", "fill them"):
+        CALLS[call](net, np.ma.masked_greater(x, 1.0), y)
+    CALLS[call](net, np.ma.masked_array(x), y)
+
+
+@pytest.mark.parametrize("call", WITH_TARGET)
+def test_masked_targets_are_refused(lib, net, call):
+    x, y = good()
+    with refused(net, ValueError, "the target has masked entries", "drop those rows"):
+        CALLS[call](net, x, np.ma.masked_equal(y, 1))
+
+
 @pytest.mark.parametrize("kind", ["int64", "uint64"])
 def test_integers_beyond_32_bits_are_not_wrapped_around(lib, net, kind):
     with contextlib.ExitStack() as stack:

@@ -96,8 +96,11 @@ class Backend:
         """A user's `x` as an array of real numbers here: from NumPy, a list, or this library's own array.
 
         Raises TypeError for another library's array and for dtypes that are not bool, integer, float32 or float64,
-        ValueError for rows of different lengths; `who` begins the message, `remedy` ends it where numbers are missing.
+        ValueError for masked entries and rows of different lengths; `who` begins the message, `remedy` ends it where
+        numbers are missing.
         """
+        if isinstance(x, np.ndarray) and np.ma.is_masked(x):
+            raise ValueError(f"{who} has masked entries, whose numbers mean nothing: fill them or drop those rows")
         if self.owns(x):
             x = self.asarray(x)
             kind = dtype_name(x.dtype)
