@@ -356,6 +356,15 @@ def told(thing):
     return type(thing), {k: told(v) if callable(v) else v for k, v in vars(thing).items()}
 
 
+def test_a_rate_that_is_an_array_is_refused_with_the_remedy(lib):
+    w = lib.asarray([1.0])
+    optimizer = xn.SGD(lambda step: lib.asarray(0.1))
+    with pytest.raises(
+        ValueError, match=r"^SGD: learning_rate's schedule at step 0 .*: float\(\.\.\.\) of it is a number$"
+    ):
+        optimizer.update(w, w, optimizer.init(w))
+
+
 @pytest.mark.numpy_only
 @pytest.mark.parametrize(
     "optimizer",

@@ -38,5 +38,6 @@ def _number(name: str, value: object, expected: str, holds: Callable[[float], bo
     except OverflowError:  # an int beyond any float
         number = math.inf
     if not holds(number):
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+        array = hasattr(value, "__array__") and not isinstance(value, Real)
+        raise ValueError(f"{name} must be {expected}, got {value!r}{': float(...) of it is a number' * array}")
     return number
