@@ -321,6 +321,33 @@ def test_a_measure_may_have_any_name(lib, data, tmp_path):
     assert {f"val_{name}" for name in metrics} < history.keys()
 
 
+class Remembers(xn.Callback):
+    memory = ("seen",)
+
+    def __init__(self, thing):
+        self.thing, self.seen = thing, []
+
+    def epoch_end(self, run):
+        self.seen = [*self.seen, self.thing]
+
+
+@pytest.mark.numpy_only
+def test_a_list_in_a_callbacks_memory_may_hold_numpys_numbers(lib, data, tmp_path):
+    numbers = [np.float32(0.1), np.int64(3), np.bool_(True)]
+    fit(network(lib), data, callbacks=[Remembers(numbers)], epochs=2, checkpoint=xn.Checkpoint(tmp_path))
+    callback = Remembers(numbers)
+    fit(network(lib), data, callbacks=[callback], epochs=3, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+    assert callback.seen == 3 * [numbers]
+
+
+@pytest.mark.numpy_only
+def test_what_a_checkpoint_cannot_hold_is_named(lib, data, tmp_path):
+    with pytest.raises(
+        TypeError, match=r"^fit: a checkpoint cannot hold \{7\}, a set in a callback's memory"
+    ):
+        fit(network(lib), data, callbacks=[Remembers({7})], checkpoint=xn.Checkpoint(tmp_path))
+
+
 @pytest.mark.numpy_only
 def test_with_no_sound_file_nothing_begins(lib, data, tmp_path):
     fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path))

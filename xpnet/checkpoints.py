@@ -167,7 +167,7 @@ class Checkpoint(Configured, Callback):
             ],
         }
         path = self.folder / f"step-{run.step:012d}.safetensors"
-        write(path, arrays, metadata | {"training": json.dumps(training)})
+        write(path, arrays, metadata | {"training": json.dumps(training, default=as_plain)})
         self._saved = run.epoch, run.step
         for old in [file for file in self._files() if file.name <= path.name][:-KEPT]:  # later ones were passed over
             old.unlink()
@@ -255,6 +255,16 @@ def packed(prefix: str, values: Mapping[str, Any], arrays: dict[str, np.ndarray]
         else:
             plain[name] = {"value": value}
     return plain
+
+
+def as_plain(value: object) -> object:
+    """A NumPy number as Python's: a list in a callback's memory may hold some."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(
+        f"fit: a checkpoint cannot hold {value!r}, a {type(value).__name__} in a callback's memory; it holds numbers, "
+        "strings, None, lists of these, arrays, and dicts of arrays by name"
+    )
 
 
 def unpacked(
