@@ -186,6 +186,7 @@ def plot(out: dict[str, Any], path: Path) -> None:
         columns = min(2, len(studies))
         rows = -(-len(studies) // columns)
         figure = plt.figure(figsize=(7 * columns, 5 * rows), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.15, w_pad=0.1)
         for i, (study, of_study) in enumerate(studies.items(), 1):
             curves(figure.add_subplot(rows, columns, i), study, of_study)
     figure.supxlabel(f"{m['cpu']}, {m['cores']} cores, {out['dtype']}", fontsize=8, color="#555555")

@@ -52,7 +52,7 @@ def test_a_race_is_in_the_table_the_json_and_the_picture(tmp_path):
     ("arguments", "message"),
     [
         (["mini", "--contestants", "xpnet", "nobody"], r"'nobody' \(choose from .*xpnet.*products.*torch.*plain"),
-        (["tiny"], "no case 'tiny'; choose from seed, mini, wide, large, batch, width, depth, growth, memory, or one size"),
+        (["tiny"], "no case 'tiny'; choose from seed, mini, wide, large, batch, width, depth, growth, memory, or"),
         (["width:0"], "no case 'width:0'"),
         (["mini", "--turns", "0"], "0: it must be at least 1"),
         (["mini", "--plot", "nowhere/race.png"], "nowhere/race.png is a directory, or in one that is not there"),

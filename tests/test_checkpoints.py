@@ -342,9 +342,7 @@ def test_a_list_in_a_callbacks_memory_may_hold_numpys_numbers(lib, data, tmp_pat
 
 @pytest.mark.numpy_only
 def test_what_a_checkpoint_cannot_hold_is_named(lib, data, tmp_path):
-    with pytest.raises(
-        TypeError, match=r"^fit: a checkpoint cannot hold \{7\}, a set in a callback's memory"
-    ):
+    with pytest.raises(TypeError, match=r"^fit: a checkpoint cannot hold \{7\}, a set in a callback's memory"):
         fit(network(lib), data, callbacks=[Remembers({7})], checkpoint=xn.Checkpoint(tmp_path))
 
 
