@@ -172,13 +172,21 @@ def test_xpnet_kernels_chooses(lib, monkeypatch, choice, kind):
     assert type(training_step(net, xn.MeanSquaredError(), xn.SGD())).__name__ == kind
 
 
-def test_the_network_stays_on_its_device():
-    program = """
-import numpy as np, xpnet as xn
-net = xn.Sequential(xn.Dense(4, 4), xn.BatchNorm(4), xn.Dropout(0.2), xn.Dense(4, 2)).initialize("jax", device="cpu:1")
+@pytest.mark.parametrize("told", ["initialize", "jax", "jax's configuration"])
+def test_the_network_stays_on_its_device(told):
+    place = {
+        "initialize": 'net.initialize("jax", device="cpu:1")',
+        "jax": 'with jax.default_device(jax.devices()[1]): net.initialize("jax")',
+        "jax's configuration": 'jax.config.update("jax_default_device", jax.devices()[1]); net.initialize("jax")',
+    }[told]
+    program = f"""
+import jax, numpy as np, xpnet as xn
+assert xn.get_backend("jax").device.id == 0
+net = xn.Sequential(xn.Dense(4, 4), xn.BatchNorm(4), xn.Dropout(0.2), xn.Dense(4, 2))
+{place}
 x = np.random.default_rng(0).normal(size=(10, 4))
 net.fit(x, x[:, :2], loss=xn.MeanSquaredError(), optimizer=xn.Adam(), epochs=2, batch_size=4)
-print({device.id for a in (net.params | net.state).values() for device in a.devices()})
+print({{device.id for a in (net.params | net.state).values() for device in a.devices()}})
 """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(Path(xn.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", program], env=flags, capture_output=True, text=True, check=False)

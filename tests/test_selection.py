@@ -110,12 +110,15 @@ def test_auto_falls_back_to_numpy_and_trains():
 class Device:
     """A CUDA device that counts how often it was entered and waited for."""
 
-    entered = waited = 0
+    entered = waited = current = 0
 
-    def __init__(self, number):
-        if number > 1:
+    def __init__(self, number=None):
+        self.id = Device.current if number is None else number
+        if self.id > 1:
             raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
-        self.id = number
+
+    def __repr__(self):
+        return f"<CUDA Device {self.id}>"
 
     def __enter__(self):
         Device.entered += 1
@@ -179,6 +182,15 @@ def test_cupys_arrays_are_made_in_its_devices_scope(stand_in):
 
 
 @pytest.mark.numpy_only
+def test_cupys_default_is_its_current_device(stand_in, monkeypatch):
+    first = xn.get_backend("cupy")
+    monkeypatch.setattr(Device, "current", 1)
+    assert (first.device.id, xn.get_backend("cupy").device.id) == (0, 1)
+    monkeypatch.setattr(Device, "current", 0)
+    assert xn.get_backend("cupy") is first
+
+
+@pytest.mark.numpy_only
 def test_cupy_that_computes_wrongly_or_has_no_such_device_cannot_be_used(stand_in):
     with pytest.raises(xn.BackendUnavailableError, match=r"device 'cuda:7' cannot be used .*invalid device ordinal"):
         xn.get_backend("cupy", "cuda:7")
@@ -194,6 +206,23 @@ def test_cupy_that_computes_wrongly_or_has_no_such_device_cannot_be_used(stand_i
 def test_a_number_is_a_cuda_device_of_pytorchs():
     with pytest.raises(xn.BackendUnavailableError, match="device 0 cannot be used"):
         xn.get_backend("torch", 0)
+
+
+@pytest.mark.torch_only
+def test_pytorchs_default_device_is_the_default():
+    import torch
+
+    usual = xn.get_backend("torch")
+    torch.set_default_device("cpu:0")
+    try:
+        assert xn.get_backend("torch").device == torch.device("cpu", 0)
+        torch.set_default_device("meta")
+        with pytest.raises(xn.BackendUnavailableError, match=r"no usable device .*meta"):
+            xn.get_backend("torch")
+    finally:
+        torch.set_default_device(None)
+    assert xn.get_backend("torch") is usual
+    assert usual.device == torch.device("cpu")
 
 
 @pytest.mark.jax_only

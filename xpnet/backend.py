@@ -198,8 +198,7 @@ class _CuPy(Backend):
         try:
             if device is not None and not hasattr(device, "id"):
                 device = int(str(device).removeprefix("cuda").removeprefix(":") or 0)
-            number = getattr(device, "id", device or 0)
-            self.device = cupy.cuda.Device(number)
+            self.device = cupy.cuda.Device(getattr(device, "id", device))  # of None, the current one
             with self.device:  # a driver may be there and its compiler or the card not: compute something
                 works = int(cupy.arange(3).sum()) == 3
         except Exception as error:  # whatever CuPy, the driver or the compiler raise, it is theirs to explain
@@ -239,8 +238,8 @@ class _Torch(Backend):
         super().__init__(device)
         self._torch = importlib.import_module("torch")
         try:
-            self.device = self._torch.device("cpu" if device is None else device)
-            self._torch.zeros(1, device=self.device)
+            self.device = self._torch.device(self._torch.get_default_device() if device is None else device)
+            float(self._torch.zeros(1, device=self.device))  # a "meta" device has no numbers
             self.immediate = self.device.type == "cpu"
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise self._no_device(error, 'Use device="cpu", or a PyTorch build for your hardware.') from error
@@ -266,6 +265,8 @@ class _JAX(Backend):
     def __init__(self, device: Any = None):
         super().__init__(device)
         self._jax = importlib.import_module("jax")
+        if device is None:
+            device = self.device = self._jax.config.jax_default_device
         platform, _, number = (device or "" if isinstance(device, str | None) else f":{device}").partition(":")
         if isinstance(device, str | int | None):
             try:
@@ -325,8 +326,10 @@ _made: dict[tuple[str, str], Backend] = {}
 def get_backend(name: str, device: Any = None) -> Backend:
     """The backend called `name`, on `device` (that library's own name for one; None: its default).
 
-    Names: "numpy", "cupy", "torch", "jax", "array_api_strict", and "auto": CuPy where a CUDA device really answers,
-    else NumPy. Raises ValueError for another name, BackendUnavailableError for one that cannot be had here.
+    The default is what the library takes by itself: CuPy's current device, `torch.get_default_device()`, JAX's
+    `jax_default_device`. Names: "numpy", "cupy", "torch", "jax", "array_api_strict", and "auto": CuPy where a CUDA
+    device really answers, else NumPy. Raises ValueError for another name, BackendUnavailableError for one that cannot
+    be had here.
     """
     if name == "auto":
         try:
@@ -335,9 +338,10 @@ def get_backend(name: str, device: Any = None) -> Backend:
             return get_backend("numpy", device)
     if name not in _BACKENDS:
         raise ValueError(f"get_backend: no backend {name!r}; there are {', '.join(map(repr, _BACKENDS))} and 'auto'")
-    key = name, repr(device)
+    default = _BACKENDS[name]() if device is None else None  # where it is now: it may change
+    key = name, f"default {default.device!r}" if default else repr(device)
     if key not in _made:
-        _made[key] = _BACKENDS[name](device)
+        _made[key] = default or _BACKENDS[name](device)
     return _made[key]
 
 
