@@ -194,6 +194,25 @@ print(hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in net.par
 
 
 @pytest.mark.jax_only
+def test_a_network_runs_within_the_users_jit_grad_and_vmap(lib, rng):
+    import jax
+
+    net = xn.Sequential(xn.Dense(4, 6), xn.BatchNorm(6), xn.Tanh(), xn.Dense(6, 3)).initialize(lib.backend, "float64")
+    x, dy = lib.asarray(rng.normal(size=(5, 4))), lib.asarray(rng.normal(size=(5, 3)))
+    expected, cache = net.forward(x)
+
+    def output(x):
+        return net.forward(x)[0]
+
+    lib.agrees(jax.jit(output)(x), lib.to_numpy(expected))
+    lib.agrees(jax.vmap(lambda row: output(row[None, :])[0])(x), lib.to_numpy(expected))
+    lib.agrees(jax.grad(lambda x: (dy * output(x)).sum())(x), lib.to_numpy(net.backward(dy, cache)[0]))
+    lib.agrees(
+        jax.jit(lambda x, dy: net.backward(dy, net.forward(x)[1])[0])(x, dy), lib.to_numpy(net.backward(dy, cache)[0])
+    )
+
+
+@pytest.mark.jax_only
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_can_be_traced_by_jit(lib, digits, name):
     import jax
