@@ -1,11 +1,15 @@
 """Held against PyTorch: its layers and losses by autograd, its optimizers step for step. Axes: N batch, D in, H out."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xpnet as xn
+from xpnet.kernels import training_step
+from xpnet.losses import Objective
 
 pytestmark = pytest.mark.torch_only
 
@@ -309,3 +313,35 @@ def test_a_training_run_is_pytorchs(torch, digits):
     agree(net.layers[0].params["weight"], module[0].weight.T)
     agree(net.layers[6].params["weight"], module[6].weight.T)
     agree(net.layers[7].params["gamma"], module[7].weight)
+
+
+# --- a device that works on its own, as a GPU does: here the CPU, in a backend that is not told so --------------------
+
+
+@pytest.mark.parametrize("name", ["SGD", "Nesterov", "Adagrad", "RMSprop", "Adam"])
+def test_no_step_waits_for_a_device(torch, rng, monkeypatch, name):
+    usual = xn.get_backend("torch")
+    device = copy.copy(usual)
+    device.immediate = False
+    x, y = usual.asarray(rng.normal(size=(40, 6))), usual.asarray(np.eye(3)[np.arange(40) % 3])
+    layers = xn.Dense(6, 8), xn.BatchNorm(8), xn.Sigmoid(), xn.Dropout(0.2), xn.Dense(8, 5), xn.ReLU(), xn.Dense(5, 3)
+    found = {}
+
+    def refuse(*anything):
+        raise AssertionError("a step waited for the device")
+
+    for backend in (usual, device):
+        net = xn.Sequential(*layers).initialize(backend, "float64", seed=1)
+        objective = Objective(xn.SoftmaxCrossEntropy(), l2=0.1)
+        step = training_step(net, objective, getattr(xn, name)(0.05, clip_norm=1.0, weight_decay=0.01))
+        assert type(step).__name__ == "BufferedStep"
+        carry, values = step.start, []
+        with monkeypatch.context() as patch:
+            for method in ("__float__", "__bool__", "__int__", "item", "tolist", "numpy", "cpu"):
+                if backend is device:
+                    patch.setattr(torch.Tensor, method, refuse)
+            for start in range(0, 40, 10):
+                value, carry = step.on_rows(carry, x, y, slice(start, start + 10), keep=(step.start, carry))
+                values.append(value)
+        found[backend] = [*map(float, values), *usual.to_numpy(carry.weights)]
+    np.testing.assert_array_equal(found[device], found[usual])

@@ -78,6 +78,8 @@ class Calls:
         self.checked: tuple[Any, float] = (None, 0.0)  # a vector of parameters, and a sum that is finite if it is
         self.row_dot = getattr(lib, "vecdot", None) or lib.linalg.vecdot
         self.shares = backend.name == "numpy"  # PyTorch's calls have threads of their own
+        self.immediate = backend.immediate
+        self.scalar: Callable[[Array], Any] = float if backend.immediate else lambda a: a  # else it stays on the device
         if backend.name == "numpy":  # the same as below, in calls that cost less
             self.product, self.sums = product, lib.dot
             self.top = lambda z, out: lib.maximum.reduce(z, 0, None, out)
@@ -276,7 +278,9 @@ class Calls:
         if scale != 1.0:
             e *= factor
         lib.log(sums, out=sums)
-        value = float(lib.dot(sums, ones_n)) - float(lib.dot(fits, ones_k))  # no term is below 0: nothing cancels
+        value = self.scalar(lib.dot(sums, ones_n)) - self.scalar(
+            lib.dot(fits, ones_k)
+        )  # all of one sign: no digit lost
         return value * scale, e
 
     # --- optimizer ---
@@ -299,13 +303,14 @@ class Calls:
         if g is not new:
             new[...] = g
         arrays = [new, w, *[slots[key] for key in names], *[new_slots[key] for key in names]]
+        length = threads.BLOCK if self.immediate else size  # blocks are for a processor's cache
 
-        def advance(block: slice) -> float:
-            new_w, *others = [a[block] for a in arrays] if size > threads.BLOCK else arrays
+        def advance(block: slice) -> Any:
+            new_w, *others = [a[block] for a in arrays] if size > length else arrays
             rule(new_w, *others, *numbers)
-            return float(self.lib.dot(new_w, new_w))
+            return self.scalar(self.lib.dot(new_w, new_w))
 
-        self.checked = new, sum(threads.in_blocks(advance, size, threads.BLOCK, shared=size > threads.LARGE))
+        self.checked = new, sum(threads.in_blocks(advance, size, length, shared=size > threads.LARGE))
         return {"step": step + 1} | {key: new_slots[key] for key in names}
 
     # each takes the gradient from g, limited, and leaves the new parameters there
