@@ -685,6 +685,33 @@ def test_a_network_that_is_being_trained_is_not_trained_by_another(lib):
     fit(net)
 
 
+def test_of_two_threads_that_begin_to_train_a_network_one_is_refused(lib, monkeypatch):
+    reached, begun, refused = threading.Event(), threading.Event(), threading.Event()
+    usual, main, net = xn.training.training_step, threading.current_thread(), small(lib)
+
+    def late(*given):
+        if threading.current_thread() is not main:
+            reached.set()
+            assert begun.wait(30)
+        return usual(*given)
+
+    def other():
+        with pytest.raises(RuntimeError, match="this network is being trained"):
+            fit(net)
+        refused.set()
+
+    def wait(run):
+        begun.set()
+        assert refused.wait(30)
+
+    monkeypatch.setattr(xn.training, "training_step", late)
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert reached.wait(30)
+    fit(net, callbacks=[On(train_begin=wait)])
+    thread.join()
+
+
 def test_every_callback_comes_to_its_end_whatever_another_raises(lib):
     ended = []
 

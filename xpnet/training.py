@@ -102,6 +102,7 @@ def fit(
                 callback.step_end(run)
 
         with signals_stop(run, terminate=checkpoint is not None):
+            check_not_trained(net)  # by now: another thread may have begun since the first look
             TRAINED.add(net)
             try:
                 for callback in hooks:
