@@ -34,6 +34,15 @@ def agree(ours, theirs):
     np.testing.assert_allclose(a, b, rtol=0, atol=RTOL * (np.abs(b).max() or 1.0))
 
 
+def agree_on_dx(layer, training, x, dy, dx, expected):
+    if isinstance(layer, xn.BatchNorm) and training:  # differences of what cancels: as large as its terms
+        gamma = layer.params["gamma"].detach()
+        scale = (gamma.abs().max() * dy.abs().max() / (x.var(0) + layer.eps).min().sqrt()).item()
+        np.testing.assert_allclose(dx, expected, rtol=0, atol=RTOL * max(scale, 1.0))
+    else:
+        agree(dx, expected)
+
+
 def on_torch(layer, rng):
     """The layer with parameters and statistics, float64: random ones, so that none is at a special value."""
     net = xn.Sequential(layer).initialize("torch", "float64")
@@ -111,17 +120,31 @@ def test_a_layer_and_its_gradients_are_pytorchs(torch, name, training, n, d, see
     dy = torch.tensor(rng.standard_normal(tuple(y.shape)))
     dx, grads = layer.backward(dy, cache)
     expected.backward(dy)
-    if isinstance(layer, xn.BatchNorm) and training:  # differences of what cancels: as large as its terms
-        scale = (
-            layer.params["gamma"].abs().max() * dy.abs().max() / (x.detach().var(0) + layer.eps).min().sqrt()
-        ).item()
-        np.testing.assert_allclose(dx, x.grad, rtol=0, atol=RTOL * max(scale, 1.0))
-    else:
-        agree(dx, x.grad)
+    agree_on_dx(layer, training, x.detach(), dy, dx, x.grad)
     their_grads = their_grads()
     assert grads.keys() == their_grads.keys() == layer.params.keys()
     for key, gradient in grads.items():
         agree(gradient, their_grads[key])
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
+@pytest.mark.parametrize("name", LAYERS)
+@often
+@drawn
+def test_autograd_through_a_layers_own_forward_gives_its_backward(torch, name, training, n, d, seed):
+    rng = np.random.default_rng(seed)
+    layer = on_torch(LAYERS[name](d), rng)
+    layer.params = {key: a.requires_grad_() for key, a in layer.params.items()}
+    x = torch.tensor(rng.standard_normal((n, d)) * 3 + 1, requires_grad=True)
+    y, cache = layer.forward(x, training)
+    dy = torch.tensor(rng.standard_normal(tuple(y.shape)))
+    y.backward(dy)
+
+    with torch.no_grad():
+        dx, grads = layer.backward(dy, cache)
+    agree_on_dx(layer, training, x.detach(), dy, dx, x.grad)
+    for key, gradient in grads.items():
+        agree(gradient, layer.params[key].grad)
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
@@ -187,6 +210,10 @@ def test_a_loss_and_its_gradient_are_pytorchs(
     expected.backward()
     agree(value, expected)
     agree(gradient, p.grad)
+
+    p.grad = None
+    kind(**own, reduction=reduction)(p, t).backward()  # autograd through our own value
+    agree(p.grad, gradient)
 
 
 # --- the whole network ------------------------------------------------------------------------------------------------

@@ -192,9 +192,9 @@ class SoftmaxCrossEntropy(ClassLoss):
         sums = xp.sum(e, axis=-1, keepdims=True)
         s *= target
         rows = xp.log(sums[:, 0]) - xp.sum(s, axis=-1)
-        e /= sums
-        e -= target
-        return rows, e
+        p = e / sums
+        p -= target
+        return rows, p
 
 
 class CategoricalCrossEntropy(ClassLoss):

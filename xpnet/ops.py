@@ -2,6 +2,7 @@
 
 No function writes into its arguments, warns at extreme values, or turns a NaN into a number. In-place operators are for
 arrays made a line before: they spare the memory of another, and where arrays are immutable they make one all the same.
+None is for the result of a function such as exp, which PyTorch's autograd keeps: it can go through all of `forward`.
 """
 
 import math
@@ -16,9 +17,7 @@ def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), to full relative accuracy down to the smallest normal number; exp cannot overflow."""
     xp = namespace(x)
     limit = 709.0 if x.dtype == xp.float64 else 88.0  # exp(limit) is the last that is finite
-    e = xp.exp(-xp.maximum(x, -limit))
-    e += 1.0
-    return 1.0 / e
+    return 1.0 / (1.0 + xp.exp(-xp.maximum(x, -limit)))
 
 
 def clip(x: Array, low: float, high: float) -> Array:
