@@ -428,6 +428,28 @@ def test_transform_gives_the_last_hidden_layer(digits):
     np.testing.assert_array_equal(plain.transform(x), x)
 
 
+@pytest.mark.parametrize("incremental", [False, True])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_layer_sizes": (6, 5)}, r"hidden_layer_sizes changed from \[6\] to \[6, 5\]"),
+        ({"activation": "tanh"}, "activation changed from 'relu' to 'tanh'"),
+        ({"batch_norm": True}, "batch_norm changed from False to True"),
+        ({"dropout": 0.5}, "dropout changed from 0.0 to 0.5"),
+        ({"layers": lambda n, k: [xn.Dense(n, k)]}, "layers changed from None to <function"),
+    ],
+)
+def test_training_does_not_go_on_with_a_network_of_other_settings(cancer, change, words, incremental):
+    x, y = cancer
+    model = MLPClassifier(6, max_iter=2, random_state=0, warm_start=True).fit(x, y)
+    before = [a.copy() for a in weights(model)]
+    model.set_params(**change)
+    with pytest.raises(ValueError, match=words + ".* fit a new one, with warm_start=False"):
+        (model.partial_fit if incremental else model.fit)(x, y)
+    assert all(np.array_equal(a, b) for a, b in zip(weights(model), before, strict=True))
+    model.set_params(warm_start=False).fit(x, y).set_params(warm_start=True).fit(x, y)
+
+
 @pytest.mark.parametrize("more", [{}, {"batch_norm": True, "dropout": 0.3}, {"loss": xn.CategoricalCrossEntropy()}])
 @pytest.mark.parametrize("labels", ["ten", "two", "several"])
 def test_input_gradient_is_that_of_the_predicted_classes_log_probability(digits, labels, more):

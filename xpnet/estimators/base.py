@@ -105,6 +105,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     best_validation_score_: Any
     validation_scores_: Any
     validation_loss_curve_: Any
+    _made_from: dict[str, Any]  # the parameters' names and values
     _of_logits: bool  # whether the network gives logits, as the loss took them in the first fit
     _optimizer: Any  # as the last run left it, and its memory; None before
     _slots: Any
@@ -145,11 +146,31 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     # --- fitting --------------------------------------------------------------------------------------------------
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Self:
+    @property
+    def _architecture(self) -> dict[str, Any]:
+        """The parameters that the network is made from."""
         hidden = hidden_sizes(self.hidden_layer_sizes)
+        if self.layers is not None:
+            return {"layers": self.layers}
+        others = ("activation", "batch_norm", "dropout", "layers")
+        return {"hidden_layer_sizes": hidden} | {name: getattr(self, name) for name in others}
+
+    def _check_architecture(self) -> None:
+        """Refuse to go on with a network that was made from other parameters."""
+        before, now = self._made_from, self._architecture
+        for name in now.keys() & before.keys():
+            if now[name] != before[name]:
+                raise ValueError(
+                    f"{name} changed from {before[name]!r} to {now[name]!r} since the network was made, with which "
+                    "training would go on: set it back, or fit a new one, with warm_start=False"
+                )
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Self:
+        architecture = self._architecture
         first = not hasattr(self, "net_") or not (self.warm_start or incremental)
         X, y, sample_weight = as_array(X), as_array(y), as_array(sample_weight)
         if not first:
+            self._check_architecture()
             self._check_namespace(X, "partial_fit" if incremental else "fit")
         X, y = self._validated(X, y, reset=first)
         backend = backend_of(X) if is_array(X) else get_backend("numpy", "cpu")
@@ -161,7 +182,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         weight = self._weights(weight, targets, incremental, backend, dtype)
         self._random_state = check_random_state(self.random_state)
         if first:
-            self._begin(X.shape[1], hidden, targets, backend, dtype)
+            self._begin(X.shape[1], architecture, targets, backend, dtype)
         elif (self._takes_logits, self._outputs(targets)[1]) != (self._of_logits, self.out_activation_):
             raise ValueError(
                 f"loss={self.loss!r} needs another network than the one fitted, which ends in what another loss takes: "
@@ -182,7 +203,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
                 self.net_.layers[0].assign_params(net.layers[0].params)
         return self
 
-    def _begin(self, features: int, hidden: list[int], targets: Any, backend: Backend, dtype: str) -> None:
+    def _begin(self, features: int, architecture: dict[str, Any], targets: Any, backend: Backend, dtype: str) -> None:
         """A new network, and the books of a training that begins."""
         self.n_iter_ = self.t_ = 0
         self.n_outputs_, self.out_activation_ = self._outputs(targets)
@@ -193,10 +214,10 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         if self.layers is not None:
             net = custom_network(self.layers, features, self.n_outputs_, last)
         else:
-            units = [features, *hidden, self.n_outputs_]
+            units = [features, *architecture["hidden_layer_sizes"], self.n_outputs_]
             net = plain_network(units, self.activation, self.batch_norm, self.dropout, last)
         start(net, self._random_state, backend, dtype, self.activation == "logistic", own=self.layers is not None)
-        self.net_ = net
+        self.net_, self._made_from = net, architecture
         self.n_layers_ = len(self._dense) + 1
         self._optimizer = self._slots = None
         self._no_improvement_count = 0

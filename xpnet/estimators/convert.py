@@ -128,7 +128,7 @@ def take_over(model: "BaseMLP", theirs: Any) -> None:
         params |= {f"{prefix}.weight": weight, f"{prefix}.bias": bias}
     dtype = theirs.coefs_[0].dtype.name
     net.place(get_backend("numpy", "cpu"), dtype, params, {})
-    model.net_, model._of_logits = net, True
+    model.net_, model._made_from, model._of_logits = net, model._architecture, True
     model.n_layers_ = len(dense) + 1
     model._optimizer = model._slots = None
     model._best, model.stopped_early_ = (net.params, net.state), False
