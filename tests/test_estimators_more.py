@@ -120,6 +120,8 @@ def test_batch_norm_with_lbfgs_ends_with_the_statistics_of_all_rows(diabetes):
     np.testing.assert_allclose(model.predict(x), training[:, 0], rtol=0, atol=1e-10)
     with pytest.raises(ValueError, match="dropout must be 0"):
         model.set_params(dropout=0.5).fit(x, y)
+    with pytest.raises(ValueError, match="no epochs and steps to call callbacks after; use another solver"):
+        model.set_params(dropout=0.0, callbacks=[xn.Doctor()]).fit(x, y)
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "elu", xn.Tanh, lambda: xn.LeakyReLU(0.05)])

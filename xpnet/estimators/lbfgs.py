@@ -24,6 +24,8 @@ def train(model: "BaseMLP", net: Any, x: Any, y: Array, weight: Array | None) ->
 
     if any(isinstance(layer, Dropout) and layer.rate for _, layer in net.leaves()):
         raise ValueError("solver='lbfgs' needs the same loss at every call: dropout must be 0")
+    if model.callbacks:
+        raise ValueError("solver='lbfgs' has no epochs and steps to call callbacks after; use another solver")
     backend = net.backend
     x, y = pair(net, "fit", x, y, model._loss)
     objective, y, _ = weighted(net, "fit", model._loss, y, weight, float(model.alpha))

@@ -35,7 +35,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         `hidden_layer_sizes`, `activation`, `batch_norm` and `dropout`. They end in the outputs themselves (for
         "poisson" in the rate's logarithm). Each layer starts as its own law has it.
     optimizer : an xpnet optimizer, in place of `solver`, its settings and the learning rate's.
-    callbacks, progress : as in `Sequential.fit`. For sparse X `run.net` reads the numbers of rows, not X.
+    callbacks, progress : as in `Sequential.fit`; "lbfgs" has neither. For sparse X `run.net` reads the numbers of rows,
+        not X.
 
     Attributes that scikit-learn's lacks: `net_`, the network; `history_`, of the last fit; `validation_loss_curve_`,
     beside `validation_scores_` (rows unweighted, without the penalty); `stopped_early_`, of `partial_fit` with early
