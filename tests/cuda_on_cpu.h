@@ -2,6 +2,9 @@
 // its own, which is left at a barrier or shuffle and taken up again when the block or warp is there.
 
 #include <ucontext.h>
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -43,6 +46,7 @@ static Fiber* current;
 static ucontext_t scheduler;
 static unsigned next_thread, threads;
 static std::mt19937 order;  // a GPU's threads have none: in another one each time, a missing barrier shows
+static bool flushes;  // floats smaller than the smallest normal number are 0, as CuPy has its kernels compiled
 static bool fault;  // threads wait for others that never come, or a warp is not whole
 static const std::function<void()>* body;
 
@@ -50,6 +54,9 @@ inline unsigned thread() { return threadIdx.y * blockDim.x + threadIdx.x; }
 
 inline void take_threads() {
     for (;;) {
+#ifdef __SSE__
+        _mm_setcsr(flushes ? _mm_getcsr() | 0x8040 : _mm_getcsr() & ~0x8040);
+#endif
         while (next_thread < threads) {
             threadIdx = {next_thread % blockDim.x, next_thread / blockDim.x, 0};
             ++next_thread;
@@ -130,6 +137,7 @@ int launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, vo
     gridDim = {grid[0], grid[1], 1};
     threads = block[0] * block[1];
     fault = false;
+    flushes = (std::is_same_v<std::remove_cv_t<std::remove_pointer_t<A>>, float> || ...);
     for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
         for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) run_block();
     return fault ? 0 : sizeof...(A);

@@ -25,6 +25,7 @@ ACTIVATIONS = {
 }
 SHAPES = [(1, 1), (3, 2), (5, 33), (2, 700), (40, 64)]  # (H, N): less and more than a warp, and than a block
 EPS = {"float32": np.finfo(np.float32).eps, "float64": np.finfo(np.float64).eps}
+TINY = np.finfo(np.float32).tiny  # CuPy has kernels compiled so that a float below it is 0
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def test_activation_at_zero_far_out_and_at_nan(name, bench):
     on_y = bench.kernels.activation(f, on_z, bias, bench.work)
     on_dy = bench.put(np.ones_like(z))
     on_dz = bench.kernels.activation_backward(f, on_dy, on_z, on_y, bias, on_dy, dbias, bench.work)
-    np.testing.assert_allclose(bench.backend.to_numpy(on_y), y.T, rtol=8 * EPS[bench.dtype])
+    np.testing.assert_allclose(bench.backend.to_numpy(on_y), y.T, rtol=8 * EPS[bench.dtype], atol=TINY)
     if not isinstance(f, xn.ELU):  # whose plain derivative at NaN goes through a minimum
         np.testing.assert_allclose(bench.backend.to_numpy(on_dz), dz, rtol=8 * EPS[bench.dtype], atol=EPS[bench.dtype])
 
@@ -286,7 +287,7 @@ def test_clip_norm_of_any_gradient(name, bench):
     on_w, new_w = bench.put(w), bench.put(g)
     slots = optimizer.init(on_w)
     bench.kernels.update(optimizer, on_w, slots, new_w, slots)
-    np.testing.assert_allclose(bench.backend.to_numpy(new_w), expected, rtol=200 * EPS[bench.dtype])
+    np.testing.assert_allclose(bench.backend.to_numpy(new_w), expected, rtol=200 * EPS[bench.dtype], atol=TINY)
 
 
 def test_an_optimizer_of_ones_own_takes_its_own_step(bench):
