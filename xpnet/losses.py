@@ -129,8 +129,7 @@ class MeanAbsoluteError(Loss):
 
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         error = prediction - target
-        xp = namespace(error)
-        return xp.abs(error), xp.sign(error)
+        return namespace(error).abs(error), ops.sign(error)
 
 
 class Huber(Loss):

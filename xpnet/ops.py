@@ -26,6 +26,12 @@ def clip(x: Array, low: float, high: float) -> Array:
     return xp.minimum(xp.maximum(x, low), high)
 
 
+def sign(x: Array) -> Array:
+    """1, 0 or -1. The namespace's own waits for the device on CuPy."""
+    xp = namespace(x)
+    return xp.where(x > 0.0, 1.0, xp.where(x < 0.0, -1.0, x))
+
+
 # --- over classes -----------------------------------------------------------------------------------------------------
 
 
