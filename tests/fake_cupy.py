@@ -25,6 +25,7 @@ from xpnet import backend
 from xpnet.kernels.cupy import kernel
 
 SOURCE = Path(xpnet.__file__).parent / "kernels" / "cupy.cu"
+CODE = SOURCE.read_text(encoding="utf-8").encode("ascii", "ignore").decode()  # without its comments' formulas
 SHIM = Path(__file__).with_name("cuda_on_cpu.h")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
@@ -210,7 +211,8 @@ def compiled():
 
 class RawModule:
     def __init__(self, *, code, options=(), name_expressions=None):
-        assert code == SOURCE.read_text(encoding="utf-8")
+        code.encode("ascii")  # CuPy writes it in the locale's encoding, Windows' cp1252 perhaps
+        assert code == CODE
         assert options == ("-std=c++17",)
         self.names = name_expressions
 

@@ -176,11 +176,7 @@ def test_the_stand_in_counts_what_waits_and_refuses_what_cupy_refuses(cupy):
         a + np.ones(3)
     with pytest.raises(TypeError):
         np.asarray(a)
-    module = fake_cupy.RawModule(
-        code=fake_cupy.SOURCE.read_text(encoding="utf-8"),
-        options=("-std=c++17",),
-        name_expressions=("statistics<float>",),
-    )
+    module = fake_cupy.RawModule(code=fake_cupy.CODE, options=("-std=c++17",), name_expressions=("statistics<float>",))
     kernel = module.get_function("statistics<float>")
     f = cupy.asarray(np.ones(3, "float32"))
     with pytest.raises(AssertionError, match="argument 0 is float64, expected"):
@@ -211,5 +207,5 @@ def test_every_name_the_kernels_take_from_cupy_exists():
     import cupy
 
     assert all(hasattr(cupy, name) for name in ("dot", "zeros", "empty", "empty_like", "ascontiguousarray"))
-    source = fake_cupy.SOURCE.read_text(encoding="utf-8")
-    cupy.RawModule(code=source, options=("-std=c++17",), name_expressions=("adam<float>",))  # compiled when called
+    options = {"options": ("-std=c++17",), "name_expressions": ("adam<float>",)}
+    cupy.RawModule(code=fake_cupy.CODE, **options)  # compiled when called
