@@ -36,11 +36,23 @@ EXPRESSIONS = [f"{k}<{t}, {f}>" for t in ("float", "double") for k in OVER_ROWS 
 EXPRESSIONS += [f"{k}<{t}>" for t in ("float", "double") for k in OTHERS]
 
 
+class Launches(list):
+    """Names, and those of launches outside any device's scope: arrays may lie on another than the current device."""
+
+    def __init__(self):
+        self.outside = []
+
+    def append(self, name):
+        super().append(name)
+        if not Device.entered:
+            self.outside.append(name)
+
+
 class Log:
     """What the device was asked for: names of launches and waits, shapes of transfers to it."""
 
     def __init__(self):
-        self.launches, self.waits, self.transfers = [], [], []
+        self.launches, self.waits, self.transfers = Launches(), [], []
 
 
 log = Log()
@@ -254,6 +266,8 @@ def run(name, grid, block, args, *, shared_mem=0):
 
 
 class Device:
+    entered = 0  # by scopes within one another
+
     def __init__(self, number):
         self.id = getattr(number, "id", number or 0)
 
@@ -266,10 +280,11 @@ class Device:
         return f"<CUDA Device {self.id}>"
 
     def __enter__(self):
+        Device.entered += 1
         return self
 
     def __exit__(self, *error):
-        pass
+        Device.entered -= 1
 
     def synchronize(self):
         log.waits.append("synchronize")

@@ -187,6 +187,23 @@ def test_the_stand_in_counts_what_waits_and_refuses_what_cupy_refuses(cupy):
         kernel((1,), (32,), (f, f, f, np.int64(3)))
 
 
+@pytest.mark.numpy_only
+def test_all_work_on_a_network_is_done_on_its_device(cupy):
+    x, y = np.random.default_rng(0).normal(size=(30, 6)), np.arange(30) % 5
+    net = every_layer().initialize(cupy, seed=0)
+    net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=xn.SGD(), batch_size=8, validation_data=(x, y))
+    net.value_and_grad(x, y, xn.SoftmaxCrossEntropy(), sample_weight=np.ones(30), l2=0.1)
+    net.evaluate(x, y, xn.SoftmaxCrossEntropy(), batch_size=8)
+    prediction = net.predict(x)
+    net.set_params(net.params)
+    net.set_state(net.state)
+    net.clone().to("cupy", dtype="float64")
+    for measure in (xn.accuracy, xn.confusion_matrix, lambda p, t: xn.top_k_accuracy(p, t, 2)):
+        measure(prediction, y)
+    xn.mean_squared_error(prediction, np.eye(5)[y])
+    assert log.launches.outside == []
+
+
 # --- the real things, as far as they go without a GPU -----------------------------------------------------------------
 
 

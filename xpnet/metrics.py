@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .backend import Array, is_compiled, namespace
+from .backend import Array, backend_of, is_compiled, namespace
 from .targets import as_classes, as_rows, check_prediction
 
 
@@ -18,11 +18,12 @@ def accuracy(prediction: Array, target: Any, threshold: float = 0.5) -> Array:
     check_prediction("accuracy", prediction)
     xp = namespace(prediction)
     n, k = prediction.shape
-    if k == 1 or np.shape(target) == (n, k):
-        rows = as_rows("accuracy", target, prediction)
-        if k == 1 or bool(xp.any(xp.abs(xp.sum(rows, axis=1) - 1.0) > 1e-3)):
-            return _share((prediction >= threshold) == (rows >= 0.5), prediction)
-    return _share(xp.argmax(prediction, axis=1) == _classes("accuracy", target, prediction), prediction)
+    with backend_of(prediction).scope():
+        if k == 1 or np.shape(target) == (n, k):
+            rows = as_rows("accuracy", target, prediction)
+            if k == 1 or bool(xp.any(xp.abs(xp.sum(rows, axis=1) - 1.0) > 1e-3)):
+                return _share((prediction >= threshold) == (rows >= 0.5), prediction)
+        return _share(xp.argmax(prediction, axis=1) == _classes("accuracy", target, prediction), prediction)
 
 
 def top_k_accuracy(prediction: Array, target: Any, k: int = 5) -> Array:
@@ -31,17 +32,19 @@ def top_k_accuracy(prediction: Array, target: Any, k: int = 5) -> Array:
     xp = namespace(prediction)
     if k not in range(1, prediction.shape[1] + 1):
         raise ValueError(f"top_k_accuracy: k must lie between 1 and the {prediction.shape[1]} outputs, got {k}")
-    own = ops.one_hot(_classes("top_k_accuracy", target, prediction), prediction.shape[1], prediction.dtype) == 1.0
-    score = xp.sum(xp.where(own, prediction, 0.0), axis=1, keepdims=True)
-    rivals = xp.sum(xp.astype(~(prediction < score) & ~own, xp.int32), axis=1)
-    return _share(rivals < k, prediction)
+    with backend_of(prediction).scope():
+        own = ops.one_hot(_classes("top_k_accuracy", target, prediction), prediction.shape[1], prediction.dtype) == 1.0
+        score = xp.sum(xp.where(own, prediction, 0.0), axis=1, keepdims=True)
+        rivals = xp.sum(xp.astype(~(prediction < score) & ~own, xp.int32), axis=1)
+        return _share(rivals < k, prediction)
 
 
 def mean_squared_error(prediction: Array, target: Any) -> Array:
     """The mean of (prediction - target)² over every element."""
     check_prediction("mean_squared_error", prediction)
-    error = prediction - as_rows("mean_squared_error", target, prediction)
-    return namespace(error).mean(error * error)
+    with backend_of(prediction).scope():
+        error = prediction - as_rows("mean_squared_error", target, prediction)
+        return namespace(error).mean(error * error)
 
 
 def confusion_matrix(prediction: Array, target: Any) -> Array:
@@ -50,9 +53,10 @@ def confusion_matrix(prediction: Array, target: Any) -> Array:
     xp = namespace(prediction)
     k = prediction.shape[1]
     exact = xp.int32 if is_compiled(prediction) else xp.float64  # JAX may have no float64, PyTorch no int32 products
-    true = ops.one_hot(_classes("confusion_matrix", target, prediction), k, exact)
-    taken = ops.one_hot(xp.astype(xp.argmax(prediction, axis=1), xp.int32), k, exact)
-    return xp.astype(xp.round(true.T @ taken), xp.int32)
+    with backend_of(prediction).scope():
+        true = ops.one_hot(_classes("confusion_matrix", target, prediction), k, exact)
+        taken = ops.one_hot(xp.astype(xp.argmax(prediction, axis=1), xp.int32), k, exact)
+        return xp.astype(xp.round(true.T @ taken), xp.int32)
 
 
 def _classes(who: str, target: Any, prediction: Array) -> Array:

@@ -212,8 +212,8 @@ class Sequential(Layer):
                 raise ValueError(f"{who}: {name} has shape {tuple(new.shape)}, expected {tuple(old.shape)}")
             with backend.scope():
                 copies[name] = backend.xp.astype(new, old.dtype)
-            if not ops.all_finite(copies[name]):
-                raise ValueError(f"{who}: {name} has NaN or infinite entries")
+                if not ops.all_finite(copies[name]):
+                    raise ValueError(f"{who}: {name} has NaN or infinite entries")
         return copies
 
     @property
