@@ -14,7 +14,9 @@ growth   all three of them, in one picture
 memory   the peak of a fit over what it must hold at once
 
 xpnet is the NumPy backend in plain NumPy, xpnet-fast with its compiled kernels; products are nothing but the step's
-matrix products, plain the step as a tutorial writes it in NumPy. sklearn has no batch norm.
+matrix products, plain the step as a tutorial writes it in NumPy. sklearn has no batch norm. On a GPU:
+
+    large --contestants xpnet-cupy products-cupy torch-cuda torch-compile-cuda
 """
 
 import argparse
@@ -41,7 +43,7 @@ import xpnet as xn
 
 DEFAULT = ["xpnet", "xpnet-fast", "products", "jax", "torch", "sklearn", "plain"]
 DEFAULT_OF_STUDIES = ["xpnet", "xpnet-fast", "jax", "torch"]
-REFERENCES = ["jax", "torch", "products", "plain"]
+REFERENCES = ["jax", "torch", "products", "plain", "torch-cuda", "torch-compile-cuda", "products-cupy"]
 CASES = {name: [name] for name in peers.FIXED} | {
     study: [f"{part}:{size}" for part, sizes in peers.STUDIES.items() if part.startswith(study) for size in sizes]
     for study in ("batch", "width", "depth")
@@ -51,6 +53,11 @@ MEMORY = ["seed", "mini", "wide", "batch:4096", "batch:65536"]
 THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMBA")]
 THREADS += ["VECLIB_MAXIMUM_THREADS", "NPROC"]  # Accelerate's; JAX's
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": 1 << 30, "MALLOC_TRIM_THRESHOLD_": 1 << 30, "MALLOC_TOP_PAD_": 64 << 20}
+TF32 = {  # each library's switch for float32 products on NVIDIA's tensor cores, and its value without and with
+    "CUPY_TF32": ("0", "1"),
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": ("0", "1"),
+    "JAX_DEFAULT_MATMUL_PRECISION": ("float32", "tensorfloat32"),
+}
 PAUSE = 0.25  # seconds before a turn, in which threads that spin after the last one's products go to sleep
 
 # --- the contestant's process -----------------------------------------------------------------------------------------
@@ -148,6 +155,7 @@ def start(case: str, name: str, options: argparse.Namespace) -> subprocess.Popen
         environment["XPNET_KERNELS"] = "generic"
     if options.threads:
         environment |= dict.fromkeys(THREADS, str(options.threads))
+    environment |= {switch: values[options.tf32] for switch, values in TF32.items()}
     if options.malloc:
         environment |= {key: str(value) for key, value in MALLOC.items()}
     command = [sys.executable, __file__, case, "--worker", name, "--dtype", options.dtype]
@@ -197,7 +205,8 @@ def race(case: str, names: list[str], options: argparse.Namespace, bar: tqdm) ->
     bar.set_description(case)
     contestants = [Contestant(case, name, options) for name in names]
     present = [c for c in contestants if "absent" not in c.ready]
-    same_work({c.name: c.ready["losses"] for c in present}, rtol=2e-3 if options.dtype == "float32" else 1e-8)
+    rtol = 2e-2 if options.tf32 else 2e-3 if options.dtype == "float32" else 1e-8
+    same_work({c.name: c.ready["losses"] for c in present}, rtol)
     for _ in range(options.turns):
         for contestant in present:
             contestant.turn()
@@ -303,6 +312,9 @@ def arguments() -> argparse.Namespace:
         "--steps", type=count, help="in a turn, rounded to whole epochs; default: about a second of them"
     )
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="default: float32")
+    parser.add_argument(
+        "--tf32", action="store_true", help="on NVIDIA GPUs, multiply float32 rounded to 10 binary digits"
+    )
     parser.add_argument("--threads", type=count, metavar="N", help="each library's; default: what it chooses itself")
     parser.add_argument("--malloc", action="store_true", help="raise glibc's thresholds, for every contestant alike")
     parser.add_argument("--json", type=a_file, metavar="FILE", help="write every turn's time, and all that is printed")
@@ -332,7 +344,7 @@ def main() -> None:
     if options.worker:
         return work(options.worker, peers.case(options.case), options.dtype, options.steps)
     out = {"case": options.case, "machine": report.machine()}
-    out |= {key: getattr(options, key) for key in ("dtype", "threads", "malloc")}
+    out |= {key: getattr(options, key) for key in ("dtype", "tf32", "threads", "malloc")}
     if options.case == "memory":
         out |= {"versions": {"xpnet": xn.__version__, "numpy": np.__version__}, "memory": memories(options)}
     else:

@@ -66,6 +66,8 @@ def head(out: dict[str, Any]) -> list[str]:
         steps = f" of {counted(out['steps'], 'step')}" if out["steps"] else ""
         setting.append(counted(out["turns"], "turn") + steps)
     setting.append(counted(out["threads"], "thread") if out["threads"] else "threads as each library chooses")
+    if out["tf32"]:
+        setting.append("TF32")
     setting.append("malloc's thresholds raised" if out["malloc"] else "malloc as it comes")
     versions = {name: f"{name} {version}" for name, version in out["versions"].items()}
     versions["numpy"] += f" ({m['blas']})"
@@ -89,14 +91,17 @@ def contestants(results: dict[str, Any]) -> list[str]:
     """A row for each: ms/step, and the ratios of medians."""
     name = max(map(len, ["contestant", *results]))
     references = list(next(iter(results.values()))["ratios"])
-    over = f"{'median over that of':>{max(10 * len(references), 22)}}" if references else ""
+    widths = [max(10, len(r) + 2) for r in references]
+    over = f"{'median over that of':>{max(sum(widths), 22)}}" if references else ""
     lines = [
         f"{'':<{name}}{'ms/step':>30}{over}",
-        f"{'contestant':<{name}}{'median':>10}{'min':>10}{'max':>10}" + "".join(f"{r:>10}" for r in references),
+        f"{'contestant':<{name}}{'median':>10}{'min':>10}{'max':>10}"
+        + "".join(f"{r:>{w}}" for r, w in zip(references, widths, strict=True)),
     ]
     for who, r in results.items():
         times = "".join(f"{r[key]:>10,.3f}" for key in ("median", "min", "max"))
-        lines.append(f"{who:<{name}}{times}" + "".join(f"{ratio:>10.2f}" for ratio in r["ratios"].values()))
+        ratios = zip(r["ratios"].values(), widths, strict=True)
+        lines.append(f"{who:<{name}}{times}" + "".join(f"{ratio:>{w}.2f}" for ratio, w in ratios))
     return lines
 
 

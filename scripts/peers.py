@@ -7,6 +7,7 @@ Axes: N batch, D in, H out.
 """
 
 import functools
+import importlib
 import itertools
 import os
 import shutil
@@ -167,26 +168,28 @@ class XpNetFast(XpNet):
         super().__init__(case, dtype)
 
 
-# --- NumPy ------------------------------------------------------------------------------------------------------------
+# --- products, plain NumPy --------------------------------------------------------------------------------------------
 
 
 class Products:
-    """Nothing but a step's matrix products, into arrays that are there: what no NumPy code can be faster than."""
+    """Nothing but a step's matrix products, into arrays that are there: what no code on this library can be faster
+    than. On CuPy they are cuBLAS's.
+    """
 
-    device = "cpu"
-
-    def __init__(self, case: Case, dtype: str):
-        self.case = case
+    def __init__(self, case: Case, dtype: str, backend: str = "numpy"):
+        self.case, self.backend = case, xn.get_backend(backend)
+        self.dot, self.device = importlib.import_module(backend).dot, self.backend.device_name
         rng = np.random.default_rng(0)
 
-        def array(*shape: int) -> np.ndarray:
-            return rng.standard_normal(shape, dtype=dtype)
+        def array(*shape: int) -> Any:
+            return self.backend.asarray(rng.standard_normal(shape, dtype=dtype))
 
         n, sizes = case.batch, case.sizes
         rows, columns = [], []  # the products' (a, b, out) with rows contiguous, or the batch
         for i, (d, h) in enumerate(itertools.pairwise(sizes)):
             x, y, dw = array(n, d), array(n, h), array(d, h)
-            w = np.eye(d, h, dtype=dtype) - 2 / max(d, h)  # orthonormal: x W Wᵀ, fed back as x, neither grows nor fades
+            # orthonormal: x W Wᵀ, fed back as x, neither grows nor fades
+            w = self.backend.asarray(np.eye(d, h, dtype=dtype) - 2 / max(d, h))
             xt, yt = (array(d, n) if i else x.T), array(h, n)  # the data itself has its rows contiguous
             rows += [(x, w, y), (x.T, y, dw)]
             columns += [(w.T, xt, yt), (xt, yt.T, dw)]
@@ -201,12 +204,13 @@ class Products:
         for _ in range(5):
             began = time.perf_counter()
             self.step()
+            self.backend.synchronize()
             times.append(time.perf_counter() - began)
         return sorted(times)[2]
 
     def step(self) -> None:
         for a, b, out in self.products:
-            np.matmul(a, b, out=out)
+            self.dot(a, b, out=out)
 
     def first_losses(self) -> None:
         return None
@@ -214,6 +218,7 @@ class Products:
     def turn(self, steps: int) -> None:
         for _ in range(self.case.epochs(steps) * self.case.batches):
             self.step()
+        self.backend.synchronize()
 
 
 class Plain:
@@ -491,6 +496,7 @@ PEERS = {
     "xpnet-jax": Peer(functools.partial(XpNet, backend="jax"), "jax"),
     "xpnet-cupy": Peer(functools.partial(XpNet, backend="cupy"), "cupy"),
     "products": Peer(Products),
+    "products-cupy": Peer(functools.partial(Products, backend="cupy"), "cupy"),
     "jax": Peer(Jax, "jax", JAX),
     "jax-scan": Peer(JaxScan, "jax", JAX),
     "torch": Peer(Torch, "torch", TORCH),

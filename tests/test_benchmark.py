@@ -21,6 +21,12 @@ def run(*arguments, **environment):
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
 
 
+def without(library, folder):
+    """A PYTHONPATH on which the library cannot be imported."""
+    (folder / f"{library}.py").write_text(f"raise ImportError('no {library} today')")
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 @pytest.fixture
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
@@ -32,6 +38,7 @@ def test_a_race_is_in_the_table_the_json_and_the_picture(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     out = json.loads(file.read_text())
     assert {"case", "machine", "dtype", "threads", "malloc", "turns", "steps", "versions", "absent"} <= out.keys()
+    assert not out["tf32"]
     assert out["absent"] == {}
     (result,) = out["results"]
     assert (result["case"], result["batch"]) == ("mini", 32)
@@ -70,8 +77,7 @@ def test_what_it_cannot_do_is_refused_with_the_choices_named(scripts, monkeypatc
 
 
 def test_a_peer_that_is_not_installed_is_named_and_skipped(tmp_path):
-    (tmp_path / "jax.py").write_text("raise ImportError('no jax today')")
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = without("jax", tmp_path)
     done = run("depth:2", "--contestants", "jax", "plain", *QUICK, PYTHONPATH=path)
     assert (done.returncode, done.stderr) == (0, "")
     *_, plain, absent = done.stdout.splitlines()
@@ -91,6 +97,29 @@ def test_contestants_whose_losses_part_are_named(scripts):
     benchmark.same_work(losses, rtol=0.1)
     with pytest.raises(SystemExit, match=r"not the same work(.|\n)*median \[2.0, 1.0\]\nc \[2.0, 1.05\]$"):
         benchmark.same_work(losses, rtol=0.01)
+
+
+def test_products_are_the_references_of_who_does_more(tmp_path):
+    file, path = tmp_path / "race.json", without("cupy", tmp_path)
+    names = ("--contestants", "xpnet", "products", "products-cupy")
+    done = run("width:64", *names, *QUICK, "--tf32", "--json", str(file), PYTHONPATH=path)
+    assert (done.returncode, done.stderr) == (0, "")
+    out = json.loads(file.read_text())
+    assert out["tf32"]
+    assert out["results"][0]["contestants"]["products"]["losses"] is None
+    (absent,) = out["absent"].values()
+    assert "products-cupy is left out: " + absent in done.stdout
+    assert "no cupy today" in absent
+
+
+def test_columns_are_as_wide_as_their_names(scripts):
+    import benchmark_report as report
+
+    ratios = {"jax": 1.0, "torch-compile-cuda": 0.25}
+    results = {name: {"median": 1.0, "min": 1.0, "max": 1.0, "ratios": ratios} for name in ratios}
+    _, head, *rows = report.contestants(results)
+    assert head.split() == ["contestant", "median", "min", "max", *ratios]
+    assert {len(row) for row in rows} == {len(head)}
 
 
 def test_memory_adds_up():
@@ -117,11 +146,11 @@ def test_a_study_has_a_row_for_each_size_and_a_cost_for_each_layer(scripts, tmp_
     assert slopes == pytest.approx({"xpnet": 20.0, "torch": 50.0})
     assert report.per_layer(results[:3]) == {}
 
-    setting = {"case": "depth", "dtype": "float32", "threads": 1, "malloc": True, "turns": 2, "steps": 3}
+    setting = {"case": "depth", "dtype": "float32", "tf32": True, "threads": 1, "malloc": True, "turns": 2, "steps": 3}
     versions = {"numpy": np.__version__}
     out = setting | {"machine": report.machine(), "versions": versions, "results": results, "per_layer_us": slopes}
     text = report.text(out)
-    assert "2 turns of 3 steps, 1 thread, malloc's thresholds raised" in text
+    assert "2 turns of 3 steps, 1 thread, TF32, malloc's thresholds raised" in text
     assert [line.split() for line in text.splitlines()].count(["4", "4.000", "0.580", "1.200"]) == 2
     assert "xpnet 20.0 µs, torch 50.0 µs" in text.replace("\n", " ")
     report.plot(out, tmp_path / "depth.png")
