@@ -1,8 +1,11 @@
 """What a notebook, a terminal and a log file show of networks, histories and training."""
 
+import copy
 import functools
 import io
+import json
 import math
+import pickle
 import re
 import signal
 import sys
@@ -11,6 +14,7 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from tqdm.std import tqdm
 
@@ -105,6 +109,28 @@ def test_a_history_is_shown_with_its_numbers_and_curves():
     assert text.count("<svg") == 1
     assert "currentColor" in text
     assert "0 epochs, 0 steps" in xn.History()._repr_html_()
+
+
+@pytest.mark.numpy_only
+def test_a_history_prints_as_a_line_and_stays_a_dict():
+    numbers = {"loss": [3.0, 0.31234], "val_loss": [7.0, 2.0], "val_accuracy": [0.5, 0.9]}
+    history = xn.History()
+    assert repr(history) == "History(0 epochs)"
+    history.update(numbers)
+    assert repr(history) == str(history) == "History(2 epochs, loss 0.3123, val_loss 2, val_accuracy 0.9)"
+    history.interrupted = True
+    assert repr(history).startswith("History(2 epochs, interrupted, loss")
+    assert history == numbers
+    assert repr(dict(history)) == str(numbers)
+    back = pickle.loads(pickle.dumps(history))
+    assert back == history
+    assert repr(back) == repr(history)
+    assert repr(copy.deepcopy(history)) == repr(history)
+    assert json.loads(json.dumps(history)) == numbers
+    assert pd.DataFrame(history).shape == (2, 3)
+    history.clear()
+    history["own"] = 3.0  # a callback's slip: not a list
+    assert repr(history) == "History(0 epochs, interrupted, own ?)"
 
 
 @pytest.mark.numpy_only

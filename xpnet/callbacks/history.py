@@ -14,7 +14,8 @@ class History(dict[str, list[float]]):
 
     Also `steps` (of training), `seconds` (in them, validation and callbacks left out), `interrupted` (by Ctrl-C or a
     TimeLimit), and `slots`, what the optimizer remembers at the end: `fit(..., slots=history.slots)` trains on with it.
-    A notebook shows it as a table with a small curve for each measure.
+    Printed it is one line, with each measure's last number; `dict(history)` shows all of them, a notebook a table with
+    a small curve for each measure.
     """
 
     def __init__(self) -> None:
@@ -30,7 +31,16 @@ class History(dict[str, list[float]]):
             "'val_loss' and the metrics, 'val_accuracy' among them"
         )
 
+    def __repr__(self) -> str:
+        shown = [count(self._epochs, "epoch"), *["interrupted"] * self.interrupted]
+        return f"History({', '.join([*shown, *(f'{name} {last(values)}' for name, values in self.items())])})"
+
+    @property
+    def _epochs(self) -> int:
+        return max((len(values) for values in self.values() if hasattr(values, "__len__")), default=0)
+
     def record(self, measures: dict[str, float]) -> None:
+        """Append to each measure's list, which is begun if need be."""
         for name, value in measures.items():
             self.setdefault(name, []).append(value)
 
@@ -50,10 +60,22 @@ class History(dict[str, list[float]]):
             real = [v for v in values if math.isfinite(v)] or [math.nan]
             numbers = (values[0], min(real), max(real), values[-1]) if values else (math.nan,) * 4
             rows.append((name, *(f"{v:.4g}" for v in numbers), sparkline(values)))
-        epochs = max(map(len, self.values()), default=0)
         ended = ", interrupted" if self.interrupted else ""
-        plural = "" if epochs == 1 else "s"
-        return table(head, rows, f"{epochs:,} epoch{plural}, {self.steps:,} steps in {self.seconds:.1f} s{ended}")
+        caption = f"{count(self._epochs, 'epoch')}, {count(self.steps, 'step')} in {self.seconds:.1f} s{ended}"
+        return table(head, rows, caption)
+
+
+def count(number: int, what: str) -> str:
+    """A number of things, in words."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def last(values: Any) -> str:
+    """The last of a measure's numbers, shortly; what a callback put there instead must not make `repr` fail."""
+    try:
+        return f"{values[-1]:.4g}"
+    except (TypeError, ValueError, LookupError):
+        return "?"
 
 
 def sparkline(values: Sequence[float]) -> figure:
