@@ -835,6 +835,34 @@ def test_a_copied_or_pickled_network_predicts_trains_and_stands_alone(lib, twin_
     assert bits(net) == bits(twin)
 
 
+def test_layers_that_have_their_arrays_are_a_network_at_once(lib):
+    net = small(lib, dtype="float32")
+    body = xn.Sequential(*net.layers[:-1])
+    hidden = body.predict(X)
+    lib.agrees(net.layers[-1].forward(hidden)[0], lib.to_numpy(net.predict(X)))
+    assert (body.backend.name, body.dtype) == (lib.name, "float32")
+    assert "float32 on" in body._repr_html_()
+    head = small(lib, xn.Dense(8, 2), dtype="float32")
+    other = xn.Sequential(body, *head.layers)
+    before = bits(net)
+    fit(other, y=Y % 2)
+    assert bits(net, "4.weight", "4.bias") == {name: before[name] for name in ("4.weight", "4.bias")}
+    assert bits(net) != before  # the body is the same one
+    assert [float(n) for n in lib.to_numpy(body.predict(X))[0]] != [float(n) for n in lib.to_numpy(hidden)[0]]
+
+
+@pytest.mark.numpy_only
+def test_layers_of_which_one_has_no_arrays_or_others_are_no_network_yet():
+    net = xn.Sequential(xn.Dense(4, 8), xn.Tanh()).initialize()
+    head = xn.Sequential(xn.Dense(8, 3)).initialize(dtype="float64")
+    for layers in [(*net.layers, xn.Dense(8, 3)), (*net.layers, *head.layers), (xn.Tanh(),), ()]:
+        made = xn.Sequential(*layers)
+        assert made.dtype == "float32"
+        assert "not initialized" in made._repr_html_()
+        with pytest.raises(RuntimeError, match=r"call net\.initialize"):
+            made.predict(X)
+
+
 # --- the default backend ----------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from . import ops, training
-from .backend import DTYPES, Array, Backend, default_backend, dtype_name, get_backend
+from .backend import DTYPES, Array, Backend, backend_of, default_backend, dtype_name, get_backend
 from .callbacks import Callback, History
 from .checkpoints import Checkpoint
 from .layers.base import Layer, Shape, two
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 class Sequential(Layer):
     """Layers one after another; a layer itself. `layers` is the tuple of them.
+
+    Layers that have their arrays bring them along: `Sequential(*net.layers[:-1])` is the network up to its last layer,
+    ready to use, and shares its arrays.
 
     forward:   x₀ = x,  x_{i+1} = layer_i(x_i)          backward:  dx_i = backward_i(dx_{i+1}), the chain rule
 
@@ -44,8 +47,7 @@ class Sequential(Layer):
                 raise ValueError(
                     f"Sequential: layer {name}, {layer!r}, stands in it twice; its arrays cannot be shared"
                 )
-        self._backend: Backend | None = None
-        self.dtype = "float32"
+        self._home: tuple[Backend, str] | None = None  # once it is initialized: where its arrays live, and their dtype
         self.rng = np.random.default_rng(0)
         shape: Shape | None = None
         for i, layer in enumerate(layers):
@@ -242,7 +244,7 @@ class Sequential(Layer):
 
     def _repr_html_(self) -> str:
         """The summary as a notebook shows it."""
-        place = "not initialized" if self._backend is None else f"{self.dtype} on {self._backend.describe()}"
+        place = f"{home[1]} on {home[0].describe()}" if (home := self._found()) else "not initialized"
         caption = f"{self.parameter_count:,} parameters, {place}"
         return table(("", "layer", "output shape", "parameters"), self._rows(), caption, left=2)
 
@@ -251,9 +253,28 @@ class Sequential(Layer):
     @property
     def backend(self) -> Backend:
         """Where the parameters live. RuntimeError before `initialize`."""
-        if self._backend is None:
+        if (home := self._found()) is None:
             raise RuntimeError("this network has no parameters yet: call net.initialize(backend=...) first")
-        return self._backend
+        return home[0]
+
+    @property
+    def dtype(self) -> str:
+        """Of the parameters: "float32" or "float64"."""
+        home = self._found()
+        return "float32" if home is None else home[1]
+
+    def _found(self) -> tuple[Backend, str] | None:
+        """Where its arrays live and their dtype; those of another network, if that has given each layer its own."""
+        if self._home is not None:
+            return self._home
+        layers = [layer for _, layer in self.leaves()]
+        arrays = [a for layer in layers for a in (*layer.params.values(), *layer.state.values())]
+        bare = [layer for layer in layers if not (layer.params or layer.state)]
+        if not arrays or any(layer.param_shapes() or layer.state_shapes() for layer in bare):
+            return None
+        backends = {backend_of(a) for a in arrays}
+        dtypes = {name for a in arrays if (name := dtype_name(a.dtype)) in DTYPES}
+        return (backends.pop(), dtypes.pop()) if len(backends) == len(dtypes) == 1 else None
 
     def initialize(
         self, backend: str | Backend | None = None, dtype: object = "float32", seed: int = 0, device: Any = None
@@ -300,7 +321,7 @@ class Sequential(Layer):
         self.assign_state(state)
 
     def _belong(self, backend: Backend, dtype: str) -> None:
-        self._backend, self.dtype = backend, dtype
+        self._home = backend, dtype
         for layer in self.layers:
             if isinstance(layer, Sequential):
                 layer._belong(backend, dtype)
