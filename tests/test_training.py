@@ -1051,6 +1051,75 @@ def test_gradients_that_are_not_the_parameters_do_not_train(lib, twist, message)
     assert bits(net) == before
 
 
+class Own(xn.Loss):
+    """A loss whose `terms` is any function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def terms(self, prediction, target):
+        return self.function(prediction, target)
+
+
+class Alone:
+    """A loss with nothing but its `value_and_grad`."""
+
+    def __init__(self, function):
+        self.value_and_grad = function
+
+    def __repr__(self):
+        return "Alone()"
+
+
+class Rule(xn.Optimizer):
+    def rule(self, w, g, slots, rate):
+        return w - rate * g
+
+
+def squares(prediction, target):
+    return (prediction - target) ** 2
+
+
+def total(a):
+    return xn.backend.namespace(a).sum(a)
+
+
+OWN_PARTS = {
+    "terms: one": ({"loss": Own(squares)}, TypeError, r"Own.*: terms gave a \w+, expected the tuple \(terms, gradient"),
+    "terms: added up": (
+        {"loss": Own(lambda p, t: (total(squares(p, t)), p - t))},
+        ValueError,
+        r"Own.*: terms gave a loss of shape \(\) for a prediction of shape \(4, 3\); expected that of each element or",
+    ),
+    "alone: one": (
+        {"loss": Alone(lambda p, t: total(squares(p, t)))},
+        TypeError,
+        r"Alone\(\): value_and_grad gave a \w+, expected the tuple \(value, gradient\)",
+    ),
+    "alone: elements": (
+        {"loss": Alone(lambda p, t: (squares(p, t), 2 * (p - t)))},
+        ValueError,
+        r"Alone\(\): value_and_grad gave a value of shape \(4, 3\), expected one number",
+    ),
+    "rule: one": (
+        {"optimizer": Rule(0.1)},
+        TypeError,
+        r"Rule\(0.1\): rule gave a \w+, expected the tuple \(w, {name: array}\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("part", OWN_PARTS)
+def test_a_loss_or_an_optimizer_that_gives_too_little_is_told_what_is_missing(lib, part):
+    options, error, message = OWN_PARTS[part]
+    net = small(lib, xn.Dense(4, 3))
+    before = bits(net)
+    with pytest.raises(error, match=message):
+        fit(net, y=T, **{"loss": SQUARED} | options)
+    assert bits(net) == before
+
+
 def test_a_parameters_own_name_may_have_dots(lib):
     net = small(lib, Linear(lambda xp, g: {"inner.w": g}))
     assert net.params.keys() == {"0.inner.w"}

@@ -1,8 +1,17 @@
-"""Checks on the numbers that a user sets. `name` begins the message: "Dense: in_features". Each returns the number."""
+"""Checks on what a user sets and what a user's own class gives. `name` begins the message: "Dense: in_features"."""
 
 import math
 from collections.abc import Callable
 from numbers import Integral, Real
+from typing import Any
+
+PAIRS = {  # what the methods of a user's own classes give
+    "forward": "(y, cache)",
+    "backward": "(dx, {name: gradient})",
+    "terms": "(terms, gradient)",
+    "value_and_grad": "(value, gradient)",
+    "rule": "(w, {name: array})",
+}
 
 
 def whole(name: str, value: object) -> int:
@@ -41,3 +50,11 @@ def _number(name: str, value: object, expected: str, holds: Callable[[float], bo
         array = hasattr(value, "__array__") and not isinstance(value, Real)
         raise ValueError(f"{name} must be {expected}, got {value!r}{': float(...) of it is a number' * array}")
     return number
+
+
+def two(thing: object, method: str, given: Any) -> tuple[Any, Any]:
+    """What a layer's, loss's or optimizer's `method` gave, if it is a pair: an array of two rows would unpack, too."""
+    if isinstance(given, tuple) and len(given) == 2:
+        return given
+    came = f"a tuple of {len(given)}" if isinstance(given, tuple) else f"a {type(given).__name__}"
+    raise TypeError(f"{thing!r}: {method} gave {came}, expected the tuple {PAIRS[method]}")

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, Backend, backend_of, default_backend, get_backend, is_array, on_host
-from .layers.base import Layer, two
+from .checks import two
+from .layers.base import Layer
 from .losses import Loss
 from .network import Sequential
 from .optimizers import SGD

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import ops
 from .backend import Array, backend_of, namespace
-from .checks import non_negative, positive
+from .checks import non_negative, positive, two
 from .settings import Configured
 from .targets import NAMES, as_classes, as_rows, check_prediction
 
@@ -41,7 +41,13 @@ class Loss(Configured, ABC):
 
     def reduced(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         """`value_and_grad` for a target that `encode` has made: nothing is checked, nothing waits for the device."""
-        terms, gradient = self.terms(prediction, target)
+        terms, gradient = two(self, "terms", self.terms(prediction, target))
+        shape = tuple(np.shape(terms))
+        if not shape or shape != tuple(prediction.shape[: len(shape)]):
+            raise ValueError(
+                f"{self!r}: terms gave a loss of shape {shape} for a prediction of shape {tuple(prediction.shape)}; "
+                "expected that of each element or of each row, which `reduction` adds up"
+            )
         value = namespace(terms).sum(terms)
         if self.reduction == "sum":
             return value, gradient
@@ -64,7 +70,14 @@ class Loss(Configured, ABC):
 
 def reduced(loss: Loss) -> Callable[[Array, Array], tuple[Array, Array]]:
     """The loss for encoded targets; one not derived from `Loss` has only its `value_and_grad`."""
-    return getattr(loss, "reduced", None) or loss.value_and_grad
+
+    def checked(prediction: Array, target: Array) -> tuple[Array, Array]:
+        value, gradient = two(loss, "value_and_grad", loss.value_and_grad(prediction, target))
+        if shape := tuple(np.shape(value)):
+            raise ValueError(f"{loss!r}: value_and_grad gave a value of shape {shape}, expected one number")
+        return value, gradient
+
+    return getattr(loss, "reduced", None) or checked
 
 
 class Objective(Loss):
@@ -85,7 +98,7 @@ class Objective(Loss):
 
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         weights = target[:, -1]
-        terms, gradient = self.loss.terms(prediction, target[:, :-1])
+        terms, gradient = two(self.loss, "terms", self.loss.terms(prediction, target[:, :-1]))
         return terms * (weights if terms.ndim == 1 else weights[:, None]), gradient * weights[:, None]
 
     def reduced(self, prediction: Array, target: Array) -> tuple[Array, Array]:

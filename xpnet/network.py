@@ -10,7 +10,8 @@ from . import ops, training
 from .backend import DTYPES, Array, Backend, backend_of, default_backend, dtype_name, get_backend
 from .callbacks import Callback, History
 from .checkpoints import Checkpoint
-from .layers.base import Layer, Shape, two
+from .checks import two
+from .layers.base import Layer, Shape
 from .losses import Loss
 from .notebook import table
 from .optimizers import Optimizer, Slots

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import ops
 from .backend import Array, namespace
-from .checks import fraction, non_negative, positive
+from .checks import fraction, non_negative, positive, two
 from .schedules import Schedule
 from .settings import Configured, arguments
 
@@ -69,7 +69,7 @@ class Optimizer(Configured, ABC):
         """Decay and rule, from a gradient that is limited already: elementwise, so any part of the vectors will do."""
         if self.weight_decay:
             g = self.decayed(w, g, slots)
-        return self.rule(w, g, slots, *coefficients)
+        return two(self, "rule", self.rule(w, g, slots, *coefficients))
 
     @abstractmethod
     def rule(self, w: Array, g: Array, slots: Slots, *coefficients: Any) -> tuple[Array, Slots]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import ops
 from ..backend import Array, Backend, namespace
-from ..layers.base import Layer, two
+from ..checks import two
+from ..layers.base import Layer
 from ..layers.batchnorm import BatchNorm
 from ..layers.dense import Dense
 from ..losses import Loss, SoftmaxCrossEntropy

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from ..backend import Array
+from ..checks import two
 from ..settings import Configured
 
 if TYPE_CHECKING:
@@ -113,12 +114,3 @@ class Layer(Configured, ABC):
         if tuple(dy.shape) != tuple(cache[1]):
             raise ValueError(f"{self!r}: backward expected dy of shape {tuple(cache[1])}, got {tuple(dy.shape)}")
         return cache[2:]
-
-
-def two(layer: Layer, method: str, given: Any) -> tuple[Any, Any]:
-    """What a layer's `forward` or `backward` gave, if it is two things: an array of two rows would unpack, too."""
-    if isinstance(given, tuple) and len(given) == 2:
-        return given
-    wanted = {"forward": "(y, cache)", "backward": "(dx, {name: gradient})"}[method]
-    came = f"a tuple of {len(given)}" if isinstance(given, tuple) else f"a {type(given).__name__}"
-    raise TypeError(f"{layer!r}: {method} gave {came}, expected the tuple {wanted}")
