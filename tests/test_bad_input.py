@@ -328,6 +328,16 @@ def test_a_batch_size_or_number_of_epochs_that_is_no_count_is_refused(net, count
 
 
 @pytest.mark.numpy_only
+@pytest.mark.parametrize("made", [lambda t: xn.Dense(4, 3, t), lambda t: xn.BatchNorm(4, trainable=t)])
+def test_a_word_where_trainable_stands_is_no_activation(made):
+    with pytest.raises(ValueError, match=r": trainable must be True or False, got 'relu': an activation is a layer"):
+        made("relu")
+    with pytest.raises(ValueError, match=r": trainable must be True or False, got 1$"):
+        made(1)
+    assert made(np.False_).trainable is False
+
+
+@pytest.mark.numpy_only
 @pytest.mark.parametrize(
     ("build", "error", "words"),
     [

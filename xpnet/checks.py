@@ -5,6 +5,8 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 PAIRS = {  # what the methods of a user's own classes give
     "forward": "(y, cache)",
     "backward": "(dx, {name: gradient})",
@@ -19,6 +21,14 @@ def whole(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     return int(value)
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False; a word there is most likely meant as an activation, as Keras's layers take it."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    hint = ": an activation is a layer of its own, such as ReLU()" if isinstance(value, str) else ""
+    raise ValueError(f"{name} must be True or False, got {value!r}{hint}")
 
 
 def positive(name: str, value: object) -> float:
