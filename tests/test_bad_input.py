@@ -6,6 +6,7 @@ import math
 import types
 
 import numpy as np
+import pandas as pd
 import pytest
 from cases import FEATURES, LAYERS, Scale, ready
 
@@ -69,6 +70,12 @@ def with_entry(value, a=None):
     return a
 
 
+def with_object(entry, a):
+    a = a.astype(object)
+    a[2, 1] = entry
+    return a
+
+
 class Foreign:
     """The least that passes for an array of some other library."""
 
@@ -104,9 +111,11 @@ BAD_TYPES = {
     "long double": (lambda a: a.astype(np.longdouble), f"dtype {np.dtype(np.longdouble).name}"),
     "complex64": (lambda a: a.astype(np.complex64), "dtype complex64"),
     "complex128": (lambda a: a.astype(complex), "dtype complex128"),
-    "objects": (lambda a: a.astype(object), "dtype object"),
+    "objects": (lambda a: a.astype(object), "dtype object, with nothing but numbers in it; expected"),
+    "objects, one a name": (lambda a: with_object("a", a), "dtype object, with 'a' in it; expected float32"),
+    "objects, one missing": (lambda a: with_object(pd.NA, a), "dtype object, with <NA> in it; expected float32"),
     "strings": (lambda a: a.astype(str), "dtype str"),
-    "nothing": (lambda a: np.full(a.shape, None), "dtype object"),
+    "nothing": (lambda a: np.full(a.shape, None), "dtype object, with None in it"),
     "another library's": (Foreign, f"{__name__}.Foreign", "its own arrays and NumPy's", "net.to("),
 }
 
@@ -139,7 +148,7 @@ def test_lists_that_are_not_of_one_length_are_no_array(net, call):
 
 @pytest.mark.parametrize("loss", [xn.SoftmaxCrossEntropy(), xn.BinaryCrossEntropyWithLogits()], ids=repr)
 @pytest.mark.parametrize("shape", [(ROWS,), (ROWS, 1), (ROWS, 3)], ids=str)
-@pytest.mark.parametrize(("kind", "name"), [(str, "str"), (object, "object"), ("S2", "bytes")])
+@pytest.mark.parametrize(("kind", "name"), [(str, "str"), (object, "object, with 'a' in it"), ("S2", "bytes")])
 def test_names_of_classes_are_refused_with_the_way_to_integers(net, loss, shape, kind, name):
     x, _ = good()
     words = f"the target has dtype {name};", "integers or booleans", "names, y = np.unique(y, return_inverse=True)"

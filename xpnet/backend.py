@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,9 @@ class Backend:
         if not real and kind not in DTYPES:
             if kind.startswith(("str", "bytes")):
                 kind = kind.rstrip("0123456789")  # not str672, an array of words
+            if kind == "object":
+                strangers = (f"{entry!r:.60}" for entry in x.flat if not isinstance(entry, Real))
+                kind += f", with {next(strangers, 'nothing but numbers')} in it"
             raise TypeError(f"{who} has dtype {kind}; expected float32, float64, integers or booleans: {remedy}")
         return self.asarray(x)
 
