@@ -1155,6 +1155,13 @@ def test_a_sequential_of_ones_own_trains_by_its_own_backward(lib, tmp_path):
         net.save(tmp_path / "net.safetensors")
 
 
+class OtherHooks(xn.Callback):
+    """With a hook of Keras's name."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        raise AssertionError
+
+
 def test_a_move_that_fails_moves_nothing(lib):
     class Full(type(lib.backend)):
         def asarray(self, x, dtype=None):
@@ -1176,6 +1183,7 @@ def test_a_move_that_fails_moves_nothing(lib):
         ({"metrics": {"accuracy": "accuracy"}}, "metrics must be functions by name"),
         ({"callbacks": xn.Callback()}, "callbacks must be a list of xn.Callback objects"),
         ({"callbacks": ["progress"]}, "callbacks must be a list of xn.Callback objects"),
+        ({"callbacks": [OtherHooks()]}, "OtherHooks has none of a callback's hooks, so nothing of it would be called"),
     ],
 )
 def test_options_of_the_wrong_kind_are_found_before_the_first_step(lib, options, message):

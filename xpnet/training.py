@@ -28,6 +28,8 @@ AHEAD = 32  # full-batch epochs, which nobody looks at one by one, that a device
 
 TRAINED: "weakref.WeakSet[Sequential]" = weakref.WeakSet()  # the networks that a `fit` under way has in hand
 
+HOOKS = "train_begin", "epoch_begin", "step_end", "epoch_end", "train_end"
+
 Metric = Callable[[Array, Array], Any]
 
 
@@ -263,9 +265,20 @@ def check_callbacks(callbacks: Sequence[Callback] | None) -> Sequence[Callback]:
     """The callbacks, if they are a sequence of them; None is none."""
     if isinstance(callbacks, Callback) or not all(isinstance(c, Callback) for c in callbacks or ()):
         raise TypeError(f"fit: callbacks must be a list of xn.Callback objects, got {callbacks!r}")
+    for callback in callbacks or ():
+        if type(callback) is not Callback and not any(own_hook(callback, hook) for hook in HOOKS):
+            raise TypeError(
+                f"fit: {type(callback).__name__} has none of a callback's hooks, so nothing of it would be called: "
+                f"name its methods {', '.join(HOOKS)}, each of (self, run)"
+            )
     if any(isinstance(c, Checkpoint) for c in callbacks or ()):
         raise TypeError("fit: give the Checkpoint as checkpoint=..., by itself, not among the callbacks")
     return callbacks or ()
+
+
+def own_hook(callback: Callback, hook: str) -> bool:
+    """Whether a hook is the callback's own, not the one of `Callback` that does nothing."""
+    return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
 
 
 def check_checkpoint(checkpoint: object, resume: bool) -> None:
