@@ -1162,6 +1162,38 @@ class OtherHooks(xn.Callback):
         raise AssertionError
 
 
+@pytest.mark.parametrize("metric", [lambda p: 0.0, lambda p, t: p, lambda p, t: 1 / 0], ids=["one", "rows", "0"])
+def test_an_error_in_a_metric_names_it_and_what_it_was_given(lib, metric):
+    net = small(lib)
+    with pytest.raises((TypeError, ValueError, RuntimeError, ZeroDivisionError)) as caught:  # each library has its own
+        net.evaluate(X, Y, CROSS, {"mine": metric})
+    assert caught.value.__notes__ == [
+        "in the metric 'mine', which evaluate calls with the prediction, of shape (12, 3), and the target as the loss "
+        "has it, of shape (12, 3), for one number"
+    ]
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("given", "came"), [(0.2, "a float"), (X, "a ndarray"), ((X, Y, Y), "a tuple of 3"), ([X], "a list of 1")]
+)
+def test_validation_data_that_is_no_pair_is_told_what_came(given, came):
+    net = xn.Sequential(xn.Dense(4, 3)).initialize()
+    with pytest.raises(ValueError, match=rf"validation_data must be a pair \(x, y\), got {came}; xn.data.train_test_"):
+        fit(net, validation_data=given)
+
+
+@pytest.mark.numpy_only
+def test_of_two_targets_the_one_at_fault_is_told():
+    net = xn.Sequential(xn.Dense(4, 3)).initialize()
+    with pytest.raises(ValueError, match="class labels run from 1 to 3") as caught:
+        fit(net, validation_data=(X, Y % 3 + 1))
+    assert caught.value.__notes__ == ["in fit's validation_data"]
+    with pytest.raises(ValueError, match="class labels run from 1 to 3") as caught:
+        fit(net, y=Y % 3 + 1)
+    assert not hasattr(caught.value, "__notes__")
+
+
 def test_a_move_that_fails_moves_nothing(lib):
     class Full(type(lib.backend)):
         def asarray(self, x, dtype=None):

@@ -67,9 +67,12 @@ def fit(
     objective, y, mass = weighted(net, "fit", loss, y, sample_weight, l2)
     held_out = None
     if validation_data is not None:
-        if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
-            raise ValueError("fit: validation_data must be a pair (x, y)")
-        held_out = pair(net, "fit: validation data", *validation_data, loss)
+        check_validation_data(validation_data)
+        try:
+            held_out = pair(net, "fit: validation data", *validation_data, loss)
+        except (ValueError, TypeError) as error:
+            error.add_note("in fit's validation_data")
+            raise
     hooks = [*([Progress()] if progress else []), *own, *([checkpoint] if checkpoint else [])]
 
     with net.backend.scope(), checkpoint.locked() if checkpoint else contextlib.nullcontext():
@@ -188,7 +191,17 @@ def scored(
         threshold = getattr(loss, "threshold", None)
         metrics = {} if threshold is None else {"accuracy": lambda p, t: accuracy(p, t, threshold)}
     value, _ = reduced(loss)(prediction, y)
-    return {"loss": float(value)} | {name: float(metric(prediction, y)) for name, metric in metrics.items()}
+    scores = {"loss": float(value)}
+    for name, metric in metrics.items():
+        try:
+            scores[name] = float(metric(prediction, y))
+        except Exception as error:
+            error.add_note(
+                f"in the metric {name!r}, which {who} calls with the prediction, of shape {tuple(prediction.shape)}, "
+                f"and the target as the loss has it, of shape {tuple(y.shape)}, for one number"
+            )
+            raise
+    return scores
 
 
 def forward_in_batches(net: "Sequential", who: str, x: Array, batch_size: int | None) -> Array:
@@ -259,6 +272,17 @@ def check_metrics(metrics: object) -> None:
     """Refuse metrics that are not functions by name."""
     if metrics is not None and not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
         raise TypeError(f'metrics must be functions by name, such as {{"accuracy": xn.accuracy}}, got {metrics!r}')
+
+
+def check_validation_data(given: Any) -> None:
+    """Refuse what is no pair, such as Keras's share of the rows."""
+    sized = isinstance(given, (tuple, list))
+    if not sized or len(given) != 2:
+        came = f"a {type(given).__name__}" + (f" of {len(given)}" if sized else "")
+        raise ValueError(
+            f"fit: validation_data must be a pair (x, y), got {came}; xn.data.train_test_split(x, y) gives the four "
+            "arrays x_train, x_val, y_train, y_val"
+        )
 
 
 def check_callbacks(callbacks: Sequence[Callback] | None) -> Sequence[Callback]:
