@@ -595,6 +595,53 @@ def test_a_layer_that_has_no_parameters_yet_says_so(lib):
     assert not xn.Dense.params
 
 
+def test_a_layer_held_by_another_that_is_no_sequential_says_so(lib):
+    class Holder(Scale):
+        def forward(self, x, training=False):
+            return xn.Dense(4, 3).forward(x, training)
+
+    with pytest.raises(RuntimeError, match=r"holds as an attribute is not found by it: derive the other from xn\.Seq"):
+        xn.Sequential(xn.Dense(4, 4), Holder(4)).initialize(lib.backend).predict(good()[0])
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("layer", "end"),
+    [
+        ([xn.ReLU()], r"64, 32\); the layers of a list are given one by one: Sequential\(\*layers\)"),
+        (xn.ReLU, r"64, 32\): call the class, ReLU\(\.\.\.\)"),
+        ("relu", r"64, 32\)"),
+        (max, r"64, 32\)"),
+    ],
+    ids=["list", "class", "name", "function"],
+)
+def test_what_is_no_layer_is_refused_with_the_remedy_for_it(layer, end):
+    with pytest.raises(TypeError, match=rf"^Sequential: layer 1 is .*, expected a Layer such as Dense\({end}$"):
+        xn.Sequential(xn.Dense(4, 3), layer)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("name", ["cuda", "cuda:1", "cpu", "mps"])
+def test_a_device_given_for_a_backend_is_told_where_it_belongs(net, name):
+    with refused(net, ValueError, f"no backend '{name}'", f"that is a device, as in backend='torch', device='{name}'"):
+        net.to(name)
+
+
+def test_classes_given_for_outputs_are_told_from_them(lib, net):
+    _, y = good()
+    taken = lib.asarray(np.asarray(y, float))
+    for call in (xn.accuracy, xn.confusion_matrix, xn.SoftmaxCrossEntropy()):
+        with pytest.raises(ValueError, match=r"got shape \(10,\): give the outputs as predict gives them, not classes"):
+            call(taken, y)
+
+
+def test_slots_and_init_are_of_one_array_and_of_an_earlier_fit(net):
+    with refused(net, ValueError, "slots has nothing; SGD() keeps step, velocity: give an earlier history's"):
+        fit(net, *good(), slots=xn.History())
+    with pytest.raises(TypeError, match=r"SGD\(\)\.init takes one array, got a dict: call it for each of its arrays"):
+        xn.SGD().init(net.params)
+
+
 def test_a_prediction_is_never_the_callers_own_array(lib):
     net = xn.Sequential(xn.Dropout(0.5)).initialize(lib.backend, "float64")
     x = lib.asarray(np.ones((2, 3)))

@@ -341,7 +341,10 @@ def get_backend(name: str, device: Any = None) -> Backend:
         except BackendUnavailableError:
             return get_backend("numpy", device)
     if name not in _BACKENDS:
-        raise ValueError(f"get_backend: no backend {name!r}; there are {', '.join(map(repr, _BACKENDS))} and 'auto'")
+        known = f"there are {', '.join(map(repr, _BACKENDS))} and 'auto'"
+        device = str(name).partition(":")[0] in ("cuda", "gpu", "cpu", "mps")
+        hint = f"; that is a device, as in backend='torch', device={name!r}" if device else ""
+        raise ValueError(f"get_backend: no backend {name!r}; {known}{hint}")
     default = _BACKENDS[name]() if device is None else None  # where it is now: it may change
     key = name, f"default {default.device!r}" if default else repr(device)
     if key not in _made:

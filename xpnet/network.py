@@ -38,8 +38,7 @@ class Sequential(Layer):
         for i, layer in enumerate(layers):
             if not isinstance(layer, Layer):
                 raise TypeError(
-                    f"Sequential: layer {i} is {layer!r}, expected a Layer such as Dense(64, 32); the layers of a list "
-                    "are given one by one: Sequential(*layers)"
+                    f"Sequential: layer {i} is {layer!r}, expected a Layer such as Dense(64, 32){remedy(layer)}"
                 )
         self.layers = layers
         leaves = self.leaves()
@@ -477,6 +476,15 @@ class Sequential(Layer):
         from .onnx_export import export_onnx
 
         export_onnx(self, path)
+
+
+def remedy(given: object) -> str:
+    """What to do with something that stands where a layer is expected."""
+    if isinstance(given, type):
+        return f": call the class, {given.__name__}(...)"
+    if isinstance(given, (list, tuple)):
+        return "; the layers of a list are given one by one: Sequential(*layers)"
+    return ""
 
 
 def streams(seed: int) -> "tuple[Generator, Generator, Generator]":

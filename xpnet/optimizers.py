@@ -10,6 +10,7 @@ then `weight_decay` λ adds λ w, the gradient of λ‖w‖²/2 (AdamW decays ap
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from . import ops
@@ -48,7 +49,9 @@ class Optimizer(Configured, ABC):
         self.clip_norm = None if clip_norm is None else positive(self._named("clip_norm"), clip_norm)
 
     def init(self, w: Array) -> Slots:
-        """The slots to start from."""
+        """The slots to start from, for an array w; of several arrays, such as `net.params`, each has its own."""
+        if isinstance(w, Mapping):
+            raise TypeError(f"{self!r}.init takes one array, got a {type(w).__name__}: call it for each of its arrays")
         return {"step": 0} | {name: namespace(w).zeros_like(w) for name in self.memory}
 
     def lookahead(self, w: Array, slots: Slots) -> Array:

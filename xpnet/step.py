@@ -61,7 +61,10 @@ class Step:
         """Start from an optimizer's memory instead of from none: that of an earlier run, which is copied."""
         own = self.slots(self.start)
         if slots.keys() != own.keys():
-            raise ValueError(f"fit: slots has {', '.join(slots)}; {self.optimizer!r} keeps {', '.join(own)}")
+            raise ValueError(
+                f"fit: slots has {', '.join(slots) or 'nothing'}; {self.optimizer!r} keeps {', '.join(own)}: give an "
+                "earlier history's, slots=history.slots"
+            )
         copies = dict(slots)
         for name, fresh in own.items():
             if not hasattr(fresh, "shape"):  # the count of steps

@@ -14,7 +14,8 @@ def check_prediction(who: str, prediction: Array, matrix: bool = True) -> None:
         raise TypeError(f"{who}: prediction must be an array, got a {type(prediction).__name__}")
     shape = tuple(prediction.shape)
     if not shape or 0 in shape or (matrix and len(shape) != 2):
-        raise ValueError(f"{who}: prediction must be (n, outputs) with n >= 1, got shape {shape}")
+        hint = ": give the outputs as predict gives them, not classes" if len(shape) == 1 and shape[0] else ""
+        raise ValueError(f"{who}: prediction must be (n, outputs) with n >= 1, got shape {shape}{hint}")
     if dtype_name(prediction.dtype) not in DTYPES:
         raise TypeError(f"{who}: the prediction has dtype {prediction.dtype}, expected float32 or float64")
 

@@ -21,7 +21,10 @@ class NotYet(dict[str, Array]):
     """The arrays of a layer that has none so far: empty, unchangeable, and clear about what is missing."""
 
     def __missing__(self, name: str) -> Array:
-        raise RuntimeError(f"a layer has no {name} yet: call net.initialize(backend=...) first")
+        raise RuntimeError(
+            f"a layer has no {name} yet: call net.initialize(backend=...) first; a layer that another one holds as "
+            "an attribute is not found by it: derive the other from xn.Sequential, with super().__init__(*layers)"
+        )
 
     def __setitem__(self, name: str, array: Array) -> None:
         raise TypeError(f"assign the whole dict, params = {{{name!r}: ...}}: this one is shared by all layers")
