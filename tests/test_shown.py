@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import io
 import json
 import math
@@ -146,6 +147,19 @@ def test_a_curve_has_gaps_where_nothing_is_finite_and_few_points_however_long():
     (points,) = [part.split('"')[0].split() for part in history._repr_html_().split('points="')[1:]]
     assert POINTS / 2 < len(points) <= POINTS + 1
     assert (points[0], points[-1]) == ("1.0,2.0", "99.0,18.0")
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (xn.Adam, ["learning_rate", "weight_decay", "clip_value", "clip_norm"]),
+        (xn.SoftmaxCrossEntropy, ["reduction"]),
+        (xn.ReduceOnPlateau, ["monitor", "mode", "min_delta"]),
+    ],
+)
+def test_help_describes_what_a_class_takes_from_its_base(cls, words):
+    assert [word for word in words if f"`{word}`" not in inspect.getdoc(cls.__init__)] == []
 
 
 # --- a file and a terminal --------------------------------------------------------------------------------------------

@@ -19,7 +19,9 @@ from .targets import NAMES, as_classes, as_rows, check_prediction
 
 
 class Loss(Configured, ABC):
-    """The base: `reduction="sum"` adds up every element, "mean" divides that by what `mean_over` says.
+    """The base: `loss(prediction, target)` is the value, `value_and_grad` adds its derivative. Predictions are (N, K).
+
+    `reduction="sum"` adds up every element, "mean" divides that by what `mean_over` says.
 
     A subclass writes `terms`, which may trust its arguments: they are floating arrays of one shape, (N, K) in training;
     called by itself, a loss of single elements takes any shape.
@@ -31,6 +33,10 @@ class Loss(Configured, ABC):
     threshold: float | None = None  # the prediction that stands for probability 1/2, where outputs are classes
 
     def __init__(self, reduction: str = "mean"):
+        """`reduction`: "mean" is over the batch for losses of classes and over every element for others; "sum" adds up.
+
+        Raises ValueError for another.
+        """
         if reduction not in ("mean", "sum"):
             raise ValueError(f'{type(self).__name__}: reduction must be "mean" or "sum", got {reduction!r}')
         self.reduction = reduction
@@ -162,7 +168,7 @@ class Huber(Loss):
 
 
 class ClassLoss(Loss):
-    """The base of the losses over classes: "mean" is over the batch, targets are integer classes or one-hot rows."""
+    """The base of the losses over classes: "mean" is over the batch, targets are classes 0 to K - 1 or one-hot rows."""
 
     mean_over = "rows"
     matrix = True  # and a row's target entries add up to 1

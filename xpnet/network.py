@@ -277,12 +277,14 @@ class Sequential(Layer):
         return (backends.pop(), dtypes.pop()) if len(backends) == len(dtypes) == 1 else None
 
     def initialize(
-        self, backend: str | Backend | None = None, dtype: object = "float32", seed: int = 0, device: Any = None
+        self, backend: str | Backend | None = None, dtype: object = "float32", seed: int | None = 0, device: Any = None
     ) -> Self:
         """Draw new parameters and place them, once and for all: returns the network.
 
         `backend` is a name for `get_backend` (None: what `use_backend` says), `dtype` "float32" or "float64". The
-        numbers are drawn on the host in float64: one `seed` gives the same network on every backend.
+        numbers are drawn on the host in float64: one `seed` gives the same network on every backend, and the same order
+        of rows in `fit`; None gives another each time. `device` is the backend's own name for one, such as "cuda:1".
+        Raises BackendUnavailableError where there is no such backend or device, ValueError for what is none.
         """
         place = resolve(backend, device)
         rng, shuffling, statistics = streams(seed)
@@ -291,7 +293,10 @@ class Sequential(Layer):
         return self
 
     def to(self, backend: str | Backend, device: Any = None, dtype: object = None) -> Self:
-        """Move parameters and statistics, all of them or, on an error, none: returns the network."""
+        """Move parameters and statistics, all of them or, on an error, none: returns the network.
+
+        The arguments are those of `initialize`; `dtype` None keeps it.
+        """
         place, old = resolve(backend, device), self.backend
         params, state = ({k: old.to_numpy(a) for k, a in arrays.items()} for arrays in (self.params, self.state))
         self.place(place, self.dtype if dtype is None else dtype, params, state)
@@ -360,7 +365,7 @@ class Sequential(Layer):
         return self.predict(x)
 
     def predict(self, x: Any, batch_size: int | None = None) -> Array:
-        """The outputs for x (n, features), NumPy's or the backend's own; they stay on the backend.
+        """The outputs (n, outputs) for x (n, features), NumPy's or the backend's own; they stay on the backend.
 
         With `batch_size`, that many rows at a time. Raises ValueError or TypeError for an x it cannot take.
         """
@@ -372,9 +377,9 @@ class Sequential(Layer):
     def value_and_grad(
         self, x: Any, y: Any, loss: Loss, sample_weight: Any = None, l2: float = 0.0
     ) -> tuple[Array, dict[str, Array]]:
-        """The loss in training mode, and its derivative with respect to every parameter; nothing is assigned.
+        """The loss in training mode, 0-d, and its derivative by every parameter, {name: array}; nothing is assigned.
 
-        `sample_weight` and `l2` as in `fit`.
+        `sample_weight` and `l2` as in `fit`. Raises ValueError or TypeError for what it cannot take.
         """
         x, y = training.pair(self, "value_and_grad", x, y, loss)
         objective, y, _ = training.weighted(self, "value_and_grad", loss, y, sample_weight, l2)
@@ -423,8 +428,9 @@ class Sequential(Layer):
         to the loss of a batch, divided like it by the rows or their weights: scikit-learn's alpha. Validation has
         neither.
 
-        `checkpoint` saves the run's whole state as it goes, and `resume=True` goes on from there as if nothing had
-        happened: see `Checkpoint`.
+        `callbacks` are called in their order; `progress` shows a bar, or lines where the output is a file. `checkpoint`
+        saves the run's whole state as it goes, and `resume=True` goes on from there as if nothing had happened: see
+        `Checkpoint`.
 
         Ctrl-C ends the training after the current step, and `fit` returns; a second one raises KeyboardInterrupt at
         once. Raises ValueError or TypeError for what it cannot train on, before the first step, RuntimeError for a
@@ -459,11 +465,17 @@ class Sequential(Layer):
         metrics: Mapping[str, training.Metric] | None = None,
         batch_size: int | None = None,
     ) -> dict[str, float]:
-        """The loss and the metrics (as in `fit`) of the outputs for x: {"loss": ..., "accuracy": ...}."""
+        """The loss and the metrics (as in `fit`) of the outputs for x: {"loss": ..., "accuracy": ...}.
+
+        With `batch_size`, that many rows at a time. Raises ValueError or TypeError for what it cannot take.
+        """
         return training.evaluate(self, x, y, loss, metrics, batch_size)
 
     def save(self, path: "Path") -> None:
-        """Write architecture, parameters and statistics to a safetensors file; `xpnet.load` reads it."""
+        """Write architecture, parameters and statistics to a safetensors file; `xpnet.load` reads it.
+
+        Whole or not at all. Raises OSError where it cannot be written, TypeError for layers that JSON cannot describe.
+        """
         from .files import save
 
         save(self, path)
@@ -487,7 +499,7 @@ def remedy(given: object) -> str:
     return ""
 
 
-def streams(seed: int) -> "tuple[Generator, Generator, Generator]":
+def streams(seed: int | None) -> "tuple[Generator, Generator, Generator]":
     """The random numbers of a seed: for parameters, for the order of rows, for statistics."""
     try:
         rng = np.random.default_rng(seed)

@@ -23,7 +23,12 @@ Slots = dict[str, Any]
 
 
 class Optimizer(Configured, ABC):
-    """The base: the learning rate or its schedule, clipping, weight decay, and the count of steps."""
+    """The base: the learning rate or its schedule, clipping, weight decay, and the count of steps.
+
+    By hand, for an array w with `slots = optimizer.init(w)`: `w, slots = optimizer.update(w, gradient, slots)`, the
+    gradient taken at `optimizer.lookahead(w, slots)`. One's own: derive from `Optimizer`, name in `memory` the arrays
+    that it keeps, and write `rule(self, w, g, slots, rate)`, which returns the next w and those arrays by name.
+    """
 
     memory: tuple[str, ...] = ()  # the names of the arrays it keeps, which start at zero
 
@@ -36,6 +41,12 @@ class Optimizer(Configured, ABC):
         clip_norm: float | None = None,
         **unknown: Any,
     ):
+        """`learning_rate`: η, a number above 0 or a function from the step, counted from 0, such as `CosineDecay`.
+
+        The gradient g of all parameters is limited first: `clip_value` c clips each entry to [-c, c], then `clip_norm`
+        c multiplies g by min(1, c / ‖g‖₂). Then `weight_decay` λ adds λ w to it (in AdamW it is apart from g).
+        Raises ValueError for a number that cannot be, TypeError for a setting that there is not.
+        """
         if unknown:  # also those of a subclass, which passes on what it does not know
             raise TypeError(
                 f"{type(self).__name__}: no setting {', '.join(map(repr, unknown))}; there are "

@@ -20,7 +20,7 @@ class Formula(Configured):
 
 
 class Constant(Formula):
-    """rate"""
+    """rate, at every step."""
 
     def __init__(self, rate: float):
         self.rate = positive("Constant: rate", rate)

@@ -7,7 +7,9 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Five hooks that do nothing. Each is given the run: `net` as trained so far, `epoch`, `step`, `history`, `stop`.
+    """Five hooks that do nothing: write those you need. Each is given the run, an `xpnet.run.Run`.
+
+    It has `net` as trained so far, `epoch`, `step` and `history`; `run.history.record({"mine": 1.0})` adds a measure.
 
     Setting `run.stop = True` ends the training after the current epoch; `run.optimizer.learning_rate` may be set, and
     `run.x`, `run.y` and `run.loss` are what it trains on. One that remembers something from epoch to epoch names it in

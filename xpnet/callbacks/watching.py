@@ -26,6 +26,10 @@ class Watching(Configured, Callback):
     memory: tuple[str, ...] = ("best", "best_epoch", "wait")
 
     def __init__(self, monitor: str, patience: int, min_delta: float, mode: str):
+        """`monitor` names a measure of the history; `mode` says whether it should fall, "min", or rise, "max".
+
+        "auto" tells from the name. An epoch counts as better that beats the best by more than `min_delta`.
+        """
         who = type(self).__name__
         if not isinstance(monitor, str):
             raise TypeError(f'{who}: monitor must be the name of a measure, such as "val_loss", got {monitor!r}')

@@ -35,7 +35,8 @@ class Layer(Configured, ABC):
 
     A layer holds `params` and `state` (dicts of arrays) and its settings, nothing else. A call never changes it: what
     backward needs travels in the cache, and only training assigns new parameters and statistics. Settings are kept
-    under their constructor arguments' names; `repr`, saving and copying rely on it.
+    under their constructor arguments' names; `repr`, saving and copying rely on it. `trainable = False` freezes it: its
+    parameters stay as they are, and the gradient passes on.
     """
 
     params: dict[str, Array] = NotYet()
@@ -68,7 +69,7 @@ class Layer(Configured, ABC):
 
     @abstractmethod
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
-        """The output y for input x, and the cache that `backward` takes."""
+        """The output y for input x, and the cache that `backward` takes; `training` is for layers that then differ."""
 
     @abstractmethod
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:

@@ -22,8 +22,9 @@ class Dense(Layer):
                db = Σ_n dy              (H,)
                dx = dy Wᵀ               (N, D)
 
-    x (N, D), weight W (D, H), bias b (H,). `initializer` names the function of `xpnet.initializers` that draws W; b
-    starts at zero. Source: Rumelhart, Hinton & Williams 1986, eqs. 1 and 4 to 7.
+    x (N, D), weight W (D, H), bias b (H,). `initializer` names the function of `xpnet.initializers` that draws W:
+    "fan_in_uniform", "glorot_uniform" or "he_normal"; b starts at zero. `trainable=False` freezes both.
+    Source: Rumelhart, Hinton & Williams 1986, eqs. 1 and 4 to 7.
     """
 
     def __init__(
