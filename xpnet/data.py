@@ -1,6 +1,11 @@
 """Data: scikit-learn's digits, splitting, minibatches."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -20,7 +25,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def train_test_split(
-    x: np.ndarray, y: np.ndarray, test_size: float | int = 0.25, seed: int | None = 0
+    x: "ArrayLike", y: "ArrayLike", test_size: float | int = 0.25, seed: int | None = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """x_train, x_test, y_train, y_test: shuffled by `seed`, or the last rows as they stand with `seed=None`.
 

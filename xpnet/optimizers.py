@@ -11,7 +11,7 @@ then `weight_decay` λ adds λ w, the gradient of λ‖w‖²/2 (AdamW decays ap
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from . import ops
 from .backend import Array, namespace
@@ -20,6 +20,31 @@ from .schedules import Schedule
 from .settings import Configured, arguments
 
 Slots = dict[str, Any]
+
+
+class Norm(TypedDict, total=False):
+    """Of the settings that all optimizers take by keyword, the one that none has among its own arguments."""
+
+    clip_norm: float | None
+
+
+class Decay(Norm, total=False):
+    """Those of an optimizer with a `clip_value` among its own."""
+
+    weight_decay: float
+
+
+class Common(Decay, total=False):
+    """All of them."""
+
+    clip_value: float | None
+
+
+class AdamCommon(Norm, total=False):
+    """Those of an Adam with a `weight_decay` among its own."""
+
+    bias_correction: bool
+    clip_value: float | None
 
 
 class Optimizer(Configured, ABC):
@@ -86,8 +111,11 @@ class Optimizer(Configured, ABC):
         return two(self, "rule", self.rule(w, g, slots, *coefficients))
 
     @abstractmethod
-    def rule(self, w: Array, g: Array, slots: Slots, *coefficients: Any) -> tuple[Array, Slots]:
-        """The formula in the class's docstring: the next w and the arrays in `memory`."""
+    def rule(self, w: Array, g: Array, slots: Slots, *coefficients: Any, **none: Any) -> tuple[Array, Slots]:
+        """The formula in the class's docstring: the next w and the arrays in `memory`.
+
+        One's own takes the numbers that `coefficients` gives, (self, w, g, slots, rate) by default.
+        """  # with **none, type checkers let it name them
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -121,7 +149,7 @@ class SGD(Optimizer):
 
     memory = ("velocity",)
 
-    def __init__(self, learning_rate: float | Schedule = 0.01, momentum: float = 0.8, **common: Any):
+    def __init__(self, learning_rate: float | Schedule = 0.01, momentum: float = 0.8, **common: Unpack[Common]):
         super().__init__(learning_rate, **common)
         self.momentum = fraction(self._named("momentum"), momentum)
 
@@ -139,7 +167,7 @@ class Nesterov(SGD):
         learning_rate: float | Schedule = 0.001,
         momentum: float = 0.4,
         clip_value: float | None = 1.0,
-        **common: Any,
+        **common: Unpack[Decay],
     ):
         super().__init__(learning_rate, momentum, clip_value=clip_value, **common)
 
@@ -152,7 +180,7 @@ class Adagrad(Optimizer):
 
     memory = ("squares",)
 
-    def __init__(self, learning_rate: float | Schedule = 0.01, eps: float = 1e-8, **common: Any):
+    def __init__(self, learning_rate: float | Schedule = 0.01, eps: float = 1e-8, **common: Unpack[Common]):
         super().__init__(learning_rate, **common)
         self.eps = positive(self._named("eps"), eps)
 
@@ -166,7 +194,9 @@ class RMSprop(Optimizer):
 
     memory = ("squares",)
 
-    def __init__(self, learning_rate: float | Schedule = 0.01, rho: float = 0.9, eps: float = 1e-8, **common: Any):
+    def __init__(
+        self, learning_rate: float | Schedule = 0.01, rho: float = 0.9, eps: float = 1e-8, **common: Unpack[Common]
+    ):
         super().__init__(learning_rate, **common)
         self.rho = fraction(self._named("rho"), rho)
         self.eps = positive(self._named("eps"), eps)
@@ -193,7 +223,7 @@ class Adam(Optimizer):
         beta2: float = 0.999,
         eps: float = 1e-8,
         bias_correction: bool = True,
-        **common: Any,
+        **common: Unpack[Common],
     ):
         super().__init__(learning_rate, **common)
         self.beta1 = fraction(self._named("beta1"), beta1)
@@ -228,7 +258,7 @@ class AdamW(Adam):
         beta2: float = 0.999,
         eps: float = 1e-8,
         weight_decay: float = 0.01,
-        **common: Any,
+        **common: Unpack[AdamCommon],
     ):
         super().__init__(learning_rate, beta1, beta2, eps, weight_decay=weight_decay, **common)
 

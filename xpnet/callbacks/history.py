@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..notebook import figure, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 POINTS = 120  # of a sparkline: more than its pixels can show
 
@@ -44,7 +47,7 @@ class History(dict[str, list[float]]):
         for name, value in measures.items():
             self.setdefault(name, []).append(value)
 
-    def plot(self) -> Any:
+    def plot(self) -> "Figure":
         """Draw the loss, and beside it each other measure, training with validation; returns matplotlib's figure.
 
         `xpnet.plots.training` is the same. In a notebook, end the line with a semicolon, or it is shown twice.

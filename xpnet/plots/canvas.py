@@ -1,6 +1,9 @@
 """What the pictures share: colours, axes and figures to draw into."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#555555"
 
@@ -10,7 +13,7 @@ def axes(ax: Any, size: tuple[float, float] | None = None) -> Any:
     return pyplot().subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
-def panels(figure: Any, count: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
+def panels(figure: Any, count: int, columns: int, size: tuple[float, float]) -> tuple["Figure", list[Any]]:
     """The figure, given or new, and `count` axes in it, row by row, each of `size` inches where it is new."""
     columns = min(columns, count)
     rows = -(-count // columns)

@@ -1,26 +1,29 @@
 """Curves over the epochs."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .canvas import BLUE, GREY, ORANGE, axes, panels, pyplot
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 LOSSES, RATES = "loss", "learning_rate"  # what is drawn on a log scale, where it is above 0
 APART = 11  # points between two numbers beside the curves' ends
 
 
-def training(history: Mapping[str, Sequence[float]], figure: Any = None) -> Any:
+def training(history: Mapping[str, Sequence[float]], figure: Any = None) -> "Figure":
     """The loss, and beside it each other measure, training with validation: as `History.plot` draws it."""
     names = list(dict.fromkeys(name.removeprefix("val_") for name in history))
     if not names:
         raise ValueError("plots.training: the history is empty; it has numbers once an epoch is finished")
     names.sort(key=lambda name: (name != LOSSES, name == RATES))
-    figure, drawn = panels(figure, len(names), 3, (4.6, 3.4))
+    made, drawn = panels(figure, len(names), 3, (4.6, 3.4))
     for name, ax in zip(names, drawn, strict=True):
         learning_curves(history, name, ax)
-    return figure
+    return made
 
 
 def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss", ax: Any = None) -> Any:

@@ -10,6 +10,8 @@ from ..layers.dense import Dense
 from .canvas import BLUE, ORANGE, axes, panels
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ..losses import Loss
     from ..network import Sequential
 
@@ -60,19 +62,21 @@ def first_layer_weights(
     return ax
 
 
-def activation_histograms(net: "Sequential", x: Any, columns: int = 3, figure: Any = None) -> Any:
+def activation_histograms(net: "Sequential", x: Any, columns: int = 3, figure: Any = None) -> "Figure":
     """How the outputs of each layer for x spread, in inference: a panel for each layer, zeros left out and counted."""
     x = net.check_input("activation_histograms: x", x)
     with net.backend.scope():
         looks = probe.forward(net, x, training=False)
     arrays = [net.backend.to_numpy(look.output).ravel() for look in looks]
-    figure, drawn = panels(figure, len(looks), columns, (3.6, 2.3))
+    made, drawn = panels(figure, len(looks), columns, (3.6, 2.3))
     for look, values, ax in zip(looks, arrays, drawn, strict=True):
         _histogram(ax, values[values != 0], f"{look.name}  {look.layer!r}", f"output{zeros(values)}", BLUE)
-    return figure
+    return made
 
 
-def gradient_histograms(net: "Sequential", x: Any, y: Any, loss: "Loss", columns: int = 3, figure: Any = None) -> Any:
+def gradient_histograms(
+    net: "Sequential", x: Any, y: Any, loss: "Loss", columns: int = 3, figure: Any = None
+) -> "Figure":
     """How large the gradients of each layer's parameters are, in training mode: log₁₀|g|, one scale for all panels.
 
     Layers whose panel lies far to the left of the last one's hardly learn: the gradient vanishes on its way to them.
@@ -91,11 +95,11 @@ def gradient_histograms(net: "Sequential", x: Any, y: Any, loss: "Loss", columns
             sizes.append(np.log10(np.abs(g.astype(np.float64)), where=g != 0, out=np.full(g.shape, np.nan)))
     known = np.concatenate([size[np.isfinite(size)] for size in sizes])
     low, high = (known.min(), known.max()) if known.size else (-1.0, 0.0)
-    figure, drawn = panels(figure, len(named), columns, (3.6, 2.3))
+    made, drawn = panels(figure, len(named), columns, (3.6, 2.3))
     for (look, g), size, ax in zip(named, sizes, drawn, strict=True):
         label = f"log₁₀|gradient|{zeros(g)}"
         _histogram(ax, size[g != 0], f"{look.name}  {look.layer!r}", label, ORANGE, (low, high))
-    return figure
+    return made
 
 
 def zeros(values: np.ndarray) -> str:
