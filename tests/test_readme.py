@@ -1,9 +1,11 @@
 """What the README shows runs, and says what it says."""
 
+import copy
 import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import xpnet as xn
@@ -11,7 +13,7 @@ import xpnet as xn
 pytestmark = pytest.mark.numpy_only
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-FIRST, REGRESSION, LAYER, OUTPUT_SHAPE, _, CHECKPOINT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+FIRST, REGRESSION, BY_HAND, LAYER, OUTPUT_SHAPE, _, CHECKPOINT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_first_example_trains_on_the_digits(capsys):
@@ -50,6 +52,40 @@ def test_the_run_with_a_checkpoint_starts_and_resumes_with_the_first_examples_na
     assert len(losses[1]) == 9
     assert losses[1] == losses[2]
     assert (tmp_path / "runs" / "a").is_dir()
+
+
+def test_an_epoch_by_hand_is_an_epoch_of_fit(capsys):
+    """But for the biases under batch norm, whose gradient is rounding, and the means that follow them."""
+    scope, rest = {}, {"0.bias", "3.bias", "1.mean", "4.mean"}
+    exec(FIRST.replace("epochs=20", "epochs=1"), scope)
+    twin = copy.deepcopy(scope["net"])
+    exec(BY_HAND, scope)
+    options = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.Adam(learning_rate=0.01)}
+    twin.fit(scope["x"], scope["y"], **options, batch_size=128, shuffle=False)
+    arrays, expected = ({k: a for k, a in (n.params | n.state).items() if k not in rest} for n in (scope["net"], twin))
+    for name, a in arrays.items():
+        np.testing.assert_allclose(a, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_what_other_libraries_users_look_for_is_had_as_told(capsys):
+    scope = {"np": np}
+    exec(FIRST.replace("epochs=20", "epochs=1"), scope)
+    hidden = "xn.Sequential(*net.layers[:-1]).predict(x)"
+    assert f"`{hidden}`" in README
+    assert eval(hidden, scope).shape == (1797, 16)
+    assert "`net.layers[0].trainable = False`" in README
+    assert pd.DataFrame(scope["history"]).shape == (1, 3)
+
+    class Skip(xn.Sequential):
+        def forward(self, x, training=False):
+            y, cache = super().forward(x, training)
+            return x + y, cache
+
+        def backward(self, dy, cache):
+            dx, gradients = super().backward(dy, cache)
+            return dy + dx, gradients
+
+    xn.check_gradients(xn.Sequential(xn.Dense(3, 4), Skip(xn.Dense(4, 4), xn.Tanh())), np.ones((2, 3)))
 
 
 def test_a_layer_that_changes_the_shape_says_so_as_shown():
