@@ -627,6 +627,19 @@ def test_a_device_given_for_a_backend_is_told_where_it_belongs(net, name):
         net.to(name)
 
 
+@pytest.mark.parametrize("watching", [xn.EarlyStopping(), xn.ReduceOnPlateau("val_accuracy")], ids=repr)
+def test_watching_validation_without_any_is_refused_before_the_first_epoch(net, watching):
+    words = f"{type(watching).__name__}: no {watching.monitor!r} in the history, which has 'loss'", "validation_data"
+    with refused(net, ValueError, *words):
+        fit(net, *good(), callbacks=[xn.TimeLimit(60.0), watching])
+
+    class Records(xn.Callback):
+        def epoch_end(self, run):
+            run.history.record({watching.monitor: 1.0})
+
+    assert watching.monitor in fit(net, *good(), callbacks=[Records(), watching])
+
+
 def test_classes_given_for_outputs_are_told_from_them(lib, net):
     _, y = good()
     taken = lib.asarray(np.asarray(y, float))

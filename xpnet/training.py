@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backend import Array
-from .callbacks import Callback, History, Progress
+from .callbacks import Callback, CSVLog, Doctor, EarlyStopping, History, Progress, ReduceOnPlateau, TimeLimit
+from .callbacks.watching import Watching
 from .checkpoints import Checkpoint
 from .checks import whole
 from .data import minibatches
@@ -28,6 +29,7 @@ AHEAD = 32  # full-batch epochs, which nobody looks at one by one, that a device
 
 TRAINED: "weakref.WeakSet[Sequential]" = weakref.WeakSet()  # the networks that a `fit` under way has in hand
 
+SILENT = {CSVLog, Doctor, EarlyStopping, ReduceOnPlateau, TimeLimit}  # callbacks that record nothing of validation
 HOOKS = "train_begin", "epoch_begin", "step_end", "epoch_end", "train_end"
 
 Metric = Callable[[Array, Array], Any]
@@ -59,6 +61,7 @@ def fit(
     check_metrics(metrics)
     check_checkpoint(checkpoint, resume)
     own = check_callbacks(callbacks)
+    check_monitored(own, validation_data is not None)
     x, y = pair(net, "fit", x, y, loss)
     rows = x.shape[0]
     batch_size = rows if batch_size is None else whole("fit: batch_size", batch_size)
@@ -298,6 +301,15 @@ def check_callbacks(callbacks: Sequence[Callback] | None) -> Sequence[Callback]:
     if any(isinstance(c, Checkpoint) for c in callbacks or ()):
         raise TypeError("fit: give the Checkpoint as checkpoint=..., by itself, not among the callbacks")
     return callbacks or ()
+
+
+def check_monitored(callbacks: Sequence[Callback], validated: bool) -> None:
+    """Refuse to watch a measure of validation without any, before the first epoch rather than after it."""
+    for callback in callbacks:
+        if type(callback) not in SILENT:  # it may record one
+            return
+        if isinstance(callback, Watching) and callback.monitor.startswith("val_") and not validated:
+            raise callback.missing(["loss"])
 
 
 def own_hook(callback: Callback, hook: str) -> bool:

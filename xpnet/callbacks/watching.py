@@ -1,6 +1,7 @@
 """What is done when a measure stops getting better: stop, or lower the learning rate."""
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..backend import Array
@@ -62,11 +63,7 @@ class Watching(Configured, Callback):
     def improved(self, run: "Run") -> bool:
         """Whether the epoch just finished is the best so far, which is then noted."""
         if self.monitor not in run.history:
-            raise ValueError(
-                f"{type(self).__name__}: no {self.monitor!r} in the history, which has "
-                f"{', '.join(map(repr, run.history))}. What begins with val_ needs fit's validation_data (an "
-                "estimator: early_stopping=True); a callback that records it must come before this one"
-            )
+            raise self.missing(run.history)
         value = run.history[self.monitor][-1]
         gain = math.inf if self.best is None else (self.best - value if self.falls else value - self.best)
         if math.isnan(value) or not gain > self.min_delta:
@@ -74,6 +71,14 @@ class Watching(Configured, Callback):
             return False
         self.best, self.best_epoch, self.wait = value, run.epoch, 0
         return True
+
+    def missing(self, measures: Iterable[str]) -> ValueError:
+        """What to raise where there is nothing to monitor."""
+        return ValueError(
+            f"{type(self).__name__}: no {self.monitor!r} in the history, which has {', '.join(map(repr, measures))}. "
+            "What begins with val_ needs fit's validation_data (an estimator: early_stopping=True); a callback that "
+            "records it must come before this one"
+        )
 
 
 class EarlyStopping(Watching):
