@@ -48,6 +48,12 @@ def test_arrays_in_any_memory_order_are_taken(lib):
 
 
 @pytest.mark.numpy_only
+def test_what_use_backend_shows_at_a_prompt_is_the_backend():
+    with (chosen := xn.use_backend("numpy")):
+        assert repr(chosen) == "use_backend(Backend('numpy', device='cpu'))"
+
+
+@pytest.mark.numpy_only
 def test_unknown_name_is_refused_with_the_names_there_are():
     with pytest.raises(ValueError, match=r"no backend 'tensorflow'; there are 'numpy', 'cupy', 'torch'.*'auto'"):
         xn.get_backend("tensorflow")

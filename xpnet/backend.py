@@ -382,6 +382,9 @@ class use_backend:  # noqa: N801  # reads as the function it is used as
         self._before = _default
         _default = name, device
 
+    def __repr__(self) -> str:
+        return f"use_backend({self.backend!r})"
+
     def __enter__(self) -> Backend:
         return self.backend
 

@@ -50,6 +50,7 @@ def misclassified(images: Any, predicted: Any, true: Any, most: int = 24, column
     """The images whose predicted class is not the true one, each with both.
 
     `images` (n, height, width), or square ones as rows (n, height · width); `predicted` and `true` are classes (n,).
+    The first `most` are drawn, `columns` in a row.
     """
     images, predicted, true = _as_images(on_host(images)), on_host(predicted), on_host(true)
     for name, classes in [("predicted", predicted), ("true", true)]:

@@ -23,7 +23,8 @@ def first_layer_weights(
 ) -> Any:
     """The weights of the first Dense layer, each unit's as an image of `shape` (height, width); red is above 0.
 
-    Without a shape, for inputs that are no images: the weights as one matrix, a row for each unit.
+    Of the first `most` units, `columns` images in a row. Without a shape, for inputs that are no images: the weights as
+    one matrix, a row for each unit.
     """
     found = next(((name, layer) for name, layer in net.leaves() if isinstance(layer, Dense)), None)
     if found is None:
@@ -63,7 +64,10 @@ def first_layer_weights(
 
 
 def activation_histograms(net: "Sequential", x: Any, columns: int = 3, figure: Any = None) -> "Figure":
-    """How the outputs of each layer for x spread, in inference: a panel for each layer, zeros left out and counted."""
+    """How the outputs of each layer for x spread, in inference: a panel for each layer, zeros left out and counted.
+
+    `columns` panels in a row.
+    """
     x = net.check_input("activation_histograms: x", x)
     with net.backend.scope():
         looks = probe.forward(net, x, training=False)
