@@ -39,6 +39,7 @@ def fit(
     net: "Sequential",
     x: Any,
     y: Any,
+    *,
     loss: Loss,
     optimizer: Optimizer,
     epochs: int,
@@ -87,9 +88,8 @@ def fit(
         if saved:
             net.set_params(saved.params)
             net.set_state(saved.state)
-        step = training_step(net, objective, copy.copy(optimizer))
-        if saved:
             slots = saved.slots
+        step = training_step(net, objective, copy.copy(optimizer))
         if slots is not None:
             step.go_on(slots)
         run = Run(net, step, epochs, len(slices))
@@ -100,10 +100,6 @@ def fit(
             saved.restore(run)
 
         begun: list[Callback] = []
-
-        def call(hook: str) -> None:
-            for callback in hooks:
-                getattr(callback, hook)(run)
 
         def step_end() -> None:
             for callback in hooks:
@@ -119,7 +115,8 @@ def fit(
                 if saved:
                     saved.restore_callbacks(run, own)
                 while not run.over:
-                    call("epoch_begin")
+                    for callback in hooks:
+                        callback.epoch_begin(run)
                     order = run.order(rows) if shuffle and len(slices) > 1 else None
                     ahead = min(together, epochs - run.epoch)
                     given = slices * ahead
@@ -133,7 +130,8 @@ def fit(
                     if held_out is not None:
                         scores = scored(run.net, "fit", *held_out, loss, metrics, max(batch_size, 1024))
                         run.history.record({f"val_{name}": score for name, score in scores.items()})
-                    call("epoch_end")
+                    for callback in hooks:
+                        callback.epoch_end(run)
                 if checkpoint:
                     checkpoint.save(run)
                 run.history.slots = run.slots
