@@ -329,6 +329,11 @@ def test_settings_that_make_no_sense_are_refused_by_name(make, message):
         make()
 
 
+def test_callbacks_given_by_an_iterator_are_called(lib):
+    history = fit(network(lib), iter([xn.ReduceOnPlateau("loss")]), epochs=2)
+    assert history["learning_rate"] == [0.1, 0.1]
+
+
 @pytest.mark.numpy_only
 def test_callbacks_read_as_one_writes_them():
     assert repr(xn.EarlyStopping(patience=3)) == "EarlyStopping(patience=3)"

@@ -1216,6 +1216,7 @@ def test_a_move_that_fails_moves_nothing(lib):
         ({"callbacks": xn.Callback()}, "callbacks must be a list of xn.Callback objects"),
         ({"callbacks": ["progress"]}, "callbacks must be a list of xn.Callback objects"),
         ({"callbacks": [OtherHooks()]}, "OtherHooks has none of a callback's hooks, so nothing of it would be called"),
+        ({"callbacks": 5}, "callbacks must be a list of xn.Callback objects"),
     ],
 )
 def test_options_of_the_wrong_kind_are_found_before_the_first_step(lib, options, message):

@@ -5,7 +5,7 @@ import copy
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -286,19 +286,20 @@ def check_validation_data(given: Any) -> None:
         )
 
 
-def check_callbacks(callbacks: Sequence[Callback] | None) -> Sequence[Callback]:
-    """The callbacks, if they are a sequence of them; None is none."""
-    if isinstance(callbacks, Callback) or not all(isinstance(c, Callback) for c in callbacks or ()):
+def check_callbacks(callbacks: Any) -> list[Callback]:
+    """The callbacks as a list, if they are some, in any iterable; None is none."""
+    own: list[Any] = list(callbacks or ()) if isinstance(callbacks or (), Iterable) else [None]
+    if not all(isinstance(c, Callback) for c in own):
         raise TypeError(f"fit: callbacks must be a list of xn.Callback objects, got {callbacks!r}")
-    for callback in callbacks or ():
+    for callback in own:
         if type(callback) is not Callback and not any(own_hook(callback, hook) for hook in HOOKS):
             raise TypeError(
                 f"fit: {type(callback).__name__} has none of a callback's hooks, so nothing of it would be called: "
                 f"name its methods {', '.join(HOOKS)}, each of (self, run)"
             )
-    if any(isinstance(c, Checkpoint) for c in callbacks or ()):
+    if any(isinstance(c, Checkpoint) for c in own):
         raise TypeError("fit: give the Checkpoint as checkpoint=..., by itself, not among the callbacks")
-    return callbacks or ()
+    return own
 
 
 def check_monitored(callbacks: Sequence[Callback], validated: bool) -> None:
