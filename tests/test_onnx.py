@@ -93,7 +93,8 @@ def test_a_network_too_large_for_the_format_is_refused(tmp_path, monkeypatch):
 def test_a_layer_of_ones_own_is_refused_by_name(tmp_path, place):
     layer = Scale(4) if place == "outside" else xn.Sequential(Scale(4))
     net = xn.Sequential(xn.Dense(4, 4), layer).initialize()
-    with pytest.raises(TypeError, match=r"layer .*Scale\(4\), is a layer of your own, for which ONNX has no operator"):
+    name = r"1" if place == "outside" else r"1\.0"
+    with pytest.raises(TypeError, match=rf"layer {name}, Scale\(4\), is a layer of your own, for which ONNX has no"):
         net.export_onnx(tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []
 

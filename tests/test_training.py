@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import FEATURES, LAYERS, ready, tutorial_network
+from cases import FEATURES, LAYERS, Scale, ready, tutorial_network
 
 import xpnet as xn
 
@@ -1137,6 +1137,20 @@ class Twice(xn.Sequential):
 
     def backward(self, dy, cache):
         return super().backward(2.0 * dy, cache)
+
+
+class Forest(Scale):
+    """A layer whose settings have the names of what a Sequential has."""
+
+    def __init__(self, features, leaves=2, parts=3, layers=4, is_plain=True):
+        super().__init__(features)
+        self.leaves, self.parts, self.layers, self.is_plain = leaves, parts, layers, is_plain
+
+
+def test_a_layer_may_call_its_settings_as_it_likes(lib):
+    net, twin = (small(lib, xn.Dense(4, 3), layer(3), xn.Tanh()) for layer in (Forest, Scale))
+    assert fit(net, loss=xn.MeanSquaredError(), y=T) == fit(twin, loss=xn.MeanSquaredError(), y=T)
+    assert bits(net) == bits(twin)
 
 
 def test_a_sequential_of_ones_own_trains_by_its_own_backward(lib, tmp_path):

@@ -159,6 +159,19 @@ class Sequential(Layer):
             found += layer.leaves(f"{name}.") if isinstance(layer, Sequential) else [(name, layer)]
         return found
 
+    def parts(self, prefix: str = "") -> list[tuple[str, Layer]]:
+        """The layers as they follow one another, with their names: those of a plain Sequential within it one by one,
+        a subclass as one layer, since it may have a forward and backward of its own.
+        """
+        found: list[tuple[str, Layer]] = []
+        for i, layer in enumerate(self.layers):
+            name = f"{prefix}{i}"
+            if isinstance(layer, Sequential) and layer.is_plain:
+                found += layer.parts(f"{name}.")
+            else:
+                found.append((name, layer))
+        return found
+
     @property
     def params(self) -> dict[str, Array]:  # type: ignore[override]
         """All parameters by name: a new dict of the layers' own arrays."""

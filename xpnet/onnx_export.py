@@ -46,8 +46,15 @@ def export_onnx(net: Sequential, path: Path) -> None:
     size = net.parameter_count * np.dtype(net.dtype).itemsize
     if size > SIZE_LIMIT:
         raise ValueError(f"export_onnx: the parameters take {size} bytes; an ONNX file holds at most {SIZE_LIMIT}")
+    if not net.is_plain:
+        raise TypeError(f"export_onnx: {type(net).__name__} is a Sequential of its own, with ways that ONNX has not")
     nodes, weights, at = [], [], "x"
-    for prefix, layer in plain_leaves(net):
+    for prefix, layer in net.parts():
+        if type(layer) not in OPERATORS:
+            raise TypeError(
+                f"export_onnx: layer {prefix}, {layer!r}, is a layer of your own, for which ONNX has no operator; put "
+                "it together from xpnet's layers, or apply it outside the file"
+            )
         operator, names, attributes = OPERATORS[type(layer)]
         if not operator:
             continue
@@ -72,21 +79,3 @@ def export_onnx(net: Sequential, path: Path) -> None:
     checker.check_model(model)
     with replacing(path) as file:
         file.write(model.SerializeToString())
-
-
-def plain_leaves(net: Sequential) -> list[tuple[str, Layer]]:
-    """The layers one after another, with their names. TypeError for one that ONNX has not."""
-    found: list[tuple[str, Layer]] = []
-    if not net.is_plain:
-        raise TypeError(f"export_onnx: {type(net).__name__} is a Sequential of its own, with ways that ONNX has not")
-    for i, layer in enumerate(net.layers):
-        if isinstance(layer, Sequential):
-            found += [(f"{i}.{name}", leaf) for name, leaf in plain_leaves(layer)]
-        elif type(layer) in OPERATORS:
-            found.append((str(i), layer))
-        else:
-            raise TypeError(
-                f"export_onnx: layer {i}, {layer!r}, is a layer of your own, for which ONNX has no operator; put it "
-                "together from xpnet's layers, or apply it outside the file"
-            )
-    return found

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 from .backend import Array
 from .layers.base import Layer
 from .losses import Loss, reduced
-from .step import parts
 
 if TYPE_CHECKING:
     from .network import Sequential
@@ -25,7 +24,7 @@ class Look:
 def forward(net: "Sequential", x: Array, training: bool) -> list[Look]:
     """Each layer's output, those of plain networks within it one by one; a subclass is one layer, the network."""
     looks = []
-    for name, layer in parts(net) if net.is_plain else [("network", net)]:
+    for name, layer in net.parts() if net.is_plain else [("network", net)]:
         x, cache = layer.forward(x, training)
         looks.append(Look(name, layer, x, cache))
     return looks

@@ -11,7 +11,6 @@ from .losses import Loss, Objective, reduced
 from .optimizers import Optimizer, Slots
 
 if TYPE_CHECKING:
-    from .layers.base import Layer
     from .network import Sequential
 
 
@@ -170,13 +169,3 @@ def checked(grads: dict[str, Array], name: str, shape: tuple[int, ...], dtype: A
             f"and {dtype}; xn.check_gradients finds such layers"
         )
     return g
-
-
-def parts(net: "Sequential", prefix: str = "") -> list[tuple[str, "Layer"]]:
-    """The layers by name as they follow one another, those within a plain Sequential one by one."""
-    found: list[tuple[str, Layer]] = []
-    for i, layer in enumerate(net.layers):
-        name = f"{prefix}{i}"
-        plain: Any = layer if getattr(layer, "is_plain", False) else None
-        found += parts(plain, f"{name}.") if plain else [(name, layer)]
-    return found

@@ -17,7 +17,7 @@ from ..layers.batchnorm import BatchNorm
 from ..layers.dense import Dense
 from ..losses import Loss, SoftmaxCrossEntropy
 from ..optimizers import Optimizer, Slots
-from ..step import Carry, Step, checked, parts
+from ..step import Carry, Step, checked
 
 if TYPE_CHECKING:
     from ..network import Sequential
@@ -165,9 +165,8 @@ class Block:
 class Single:
     """Any other layer as a stage, by its own forward and backward."""
 
-    def __init__(self, prefix: str, layer: Layer):
-        self.prefix, self.layer = prefix, layer
-        leaves = layer.leaves(f"{prefix}.") if hasattr(layer, "leaves") else [(prefix, layer)]
+    def __init__(self, prefix: str, layer: Layer, leaves: list[tuple[str, Layer]]):
+        self.prefix, self.layer = prefix, layer  # which is its only leaf, but for a network with ways of its own
         self.params = [(leaf, key, f"{p}.{key}") for p, leaf in leaves if leaf.trainable for key in leaf.params]
         self.states = [(leaf, {key: f"{p}.{key}" for key in leaf.state}) for p, leaf in leaves if leaf.state]
 
@@ -244,11 +243,13 @@ class BufferedStep(Step):
         stages: list[Any] = []
         shared = workspace()
         self.work = workspace()
-        for prefix, layer in parts(self.worker):
+        leaves = self.worker.leaves()
+        for prefix, layer in self.worker.parts():
             if stages and isinstance(stages[-1], Block) and stages[-1].take(prefix, layer):
                 continue
             block = Block(self.kernels, workspace(), shared)
-            stages.append(block if block.take(prefix, layer) else Single(prefix, layer))
+            own = [(name, leaf) for name, leaf in leaves if f"{name}.".startswith(f"{prefix}.")]
+            stages.append(block if block.take(prefix, layer) else Single(prefix, layer, own))
         for stage, after in itertools.pairwise(stages):
             if isinstance(stage, Block) and isinstance(after, Single):
                 stage.dy_from, stage.frees_y = f"{after}: backward", False

@@ -281,7 +281,14 @@ def layers_of(net: Any) -> Iterator[Layer]:
     """The network and all layers in it, also those of networks within it."""
     yield net
     for layer in net.layers:
-        yield from layers_of(layer) if hasattr(layer, "leaves") else [layer]
+        yield from layers_of(layer) if is_network(layer) else [layer]
+
+
+def is_network(part: object) -> bool:
+    """Whether it is a Sequential, whose module imports this one's."""
+    from ..network import Sequential
+
+    return isinstance(part, Sequential)
 
 
 def losses_in(loss: Loss) -> list[Loss]:
@@ -292,7 +299,7 @@ def losses_in(loss: Loss) -> list[Loss]:
 def handed(part: object) -> set[str]:
     """The attributes of a part that a step is handed at each call, or does not depend on."""
     if isinstance(part, Layer):
-        return {"params", "state", *(("rng", "_backend") if hasattr(part, "leaves") else ())}
+        return {"params", "state", *(("rng", "_backend") if is_network(part) else ())}
     return {"learning_rate"} if isinstance(part, Optimizer) and is_ours(part) else set()  # in its `coefficients`
 
 
@@ -302,7 +309,7 @@ def settings(net: "Sequential", loss: Loss, optimizer: Optimizer) -> list[dict[s
     for part in (*layers_of(net), *losses_in(loss), optimizer):
         own, rest = getattr(part, "__dict__", {}), handed(part)
         own = {name: a for name, a in own.items() if name not in rest}
-        if hasattr(part, "leaves"):
+        if is_network(part):
             own["layers"] = len(own["layers"])
         if isinstance(part, Objective):
             del own["loss"]  # which follows
