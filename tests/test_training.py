@@ -1208,6 +1208,34 @@ def test_of_two_targets_the_one_at_fault_is_told():
     assert not hasattr(caught.value, "__notes__")
 
 
+class Beside(xn.Sequential):
+    """A Sequential of one's own: its two layers stand side by side, (n, 4) to (n, 8), and its cache is its own."""
+
+    def forward(self, x, training=False):
+        (a, first), (b, second) = (layer.forward(x, training) for layer in self.layers)
+        return xn.ops.namespace(x).concat([a, b], axis=1), (first, second)
+
+    def backward(self, dy, cache):
+        (dx, a), (more, b) = (
+            layer.backward(dy[:, 4 * i : 4 * i + 4], own)
+            for i, (layer, own) in enumerate(zip(self.layers, cache, strict=True))
+        )
+        return dx + more, {f"{i}.{name}": g for i, grads in enumerate((a, b)) for name, g in grads.items()}
+
+    def output_shape(self, input_shape):
+        return (*input_shape[:-1], 8)
+
+
+def test_a_sequential_of_ones_own_that_diverges_is_looked_at_by_its_own_forward(lib):
+    net = Beside(xn.Dense(4, 4), xn.Dense(4, 4)).initialize(lib.backend)
+    problem = {"y": np.ones((12, 8)), "loss": xn.MeanSquaredError()}
+    fit(net, **problem)
+    before = bits(net)
+    with pytest.raises(xn.DivergenceError, match="in epoch 1, batch 1: the loss"):
+        fit(net, X * 1e25, **problem)  # finite in float32, its square not
+    assert bits(net) == before
+
+
 def test_a_move_that_fails_moves_nothing(lib):
     class Full(type(lib.backend)):
         def asarray(self, x, dtype=None):

@@ -96,9 +96,9 @@ class Sequential(Layer):
 
     def next_state(self, cache: Any) -> dict[str, Array]:
         state: dict[str, Array] = {}
-        for i, (layer, own) in enumerate(zip(self.layers, cache[2], strict=True)):
+        for i, layer in enumerate(self.layers):
             if layer.state:
-                state |= {f"{i}.{name}": value for name, value in layer.next_state(own).items()}
+                state |= {f"{i}.{name}": value for name, value in layer.next_state(cache[2][i]).items()}
         return state
 
     def output_shape(self, input_shape: Shape) -> Shape:

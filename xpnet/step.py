@@ -140,21 +140,25 @@ class Step:
     def fault(self, carry: Carry, x: Array, y: Array) -> str:
         """In a step that does not stay finite: where it first is not, in words; "" where that is in neither pass."""
         self._bind(carry)
-        layers, caches = self.worker.layers, []
-        for i, layer in enumerate(layers):
+        net, caches = self.worker, []
+        layers = [(f"layer {i}, {layer!r}", layer) for i, layer in enumerate(net.layers)]
+        lowest = self.lowest
+        if not net.is_plain:  # a subclass may have a forward and backward of its own
+            layers, lowest = [(f"the network, {net!r}", net)], 0
+        for name, layer in layers:
             x, cache = layer.forward(x, training=True)
             caches.append(cache)
             if not ops.all_finite(x):
-                return f"the output of layer {i}, {layer!r}"
+                return f"the output of {name}"
             if not all(ops.all_finite(a) for a in layer.next_state(cache).values()):
-                return f"the running statistics of layer {i}, {layer!r}"
+                return f"the running statistics of {name}"
         value, dy = self.loss(x, y)
         if not (math.isfinite(float(value)) and ops.all_finite(dy)):
             return "the loss"
-        for i in reversed(range(self.lowest, len(layers))):
-            dy, grads = layers[i].backward(dy, caches[i])
+        for (name, layer), cache in reversed(list(zip(layers, caches, strict=True))[lowest:]):
+            dy, grads = layer.backward(dy, cache)
             if not all(ops.all_finite(g) for g in (dy, *grads.values())):
-                return f"the gradient at layer {i}, {layers[i]!r}"
+                return f"the gradient at {name}"
         return ""
 
 
