@@ -103,7 +103,7 @@ __device__ Int stride() { return Int(gridDim.x) * blockDim.x; }
 template <typename T, typename F>
 __global__ void __launch_bounds__(512) activation(const T* z, const T* bias, T alpha, Int n, T* y) {
     const Int row = blockIdx.x, start = row * n;
-    const T shift = bias ? bias[row] : T(0);
+    const T shift = bias[row];
     for (Int i = Int(blockIdx.y) * blockDim.x + threadIdx.x; i < n; i += Int(gridDim.y) * blockDim.x)
         y[start + i] = F::value(z[start + i] + shift, alpha);
 }
@@ -113,11 +113,10 @@ template <typename T, typename F>
 __global__ void __launch_bounds__(512) activation_backward(
     const T* dy, const T* z, const T* y, const T* bias, T alpha, Int n, T* dz, T* dbias) {
     const Int row = blockIdx.x, start = row * n;
-    const T shift = bias ? bias[row] : T(0);
+    const T shift = bias[row];
     T sum = 0;
     for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x)
         sum += dz[i] = dy[i] * F::slope(z[i] + shift, y[i], alpha);
-    if (!dbias) return;
     sum = over_block<Sum>(sum);
     if (threadIdx.x == 0) dbias[row] = sum;
 }

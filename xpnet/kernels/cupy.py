@@ -43,12 +43,12 @@ def launch(expression: str, grid: tuple[int, ...], block: tuple[int, ...], dtype
 
 
 def threads(n: int) -> int:
-    """Of a block whose threads share n numbers: whole warps."""
+    """How many a block has whose threads share n numbers: whole warps."""
     return min(THREADS, -(-n // 32) * 32)
 
 
 def blocks(size: int, most: int) -> int:
-    """For a vector, THREADS numbers each; or so many, that take more."""
+    """How many share a vector, THREADS numbers each, or more where they would be more than `most`."""
     return min(-(-size // THREADS), most)
 
 
@@ -74,7 +74,7 @@ class CuPyKernels:
         """Launch a kernel whose template takes an activation, with `columns` blocks for each row of (H, N)."""
         function = "Identity" if f is None else type(f).__name__
         expression = f"{name}<{C_TYPES[like.dtype.name]}, {function}>"
-        launch(expression, (like.shape[0], columns), (threads(row(like)),), like.dtype, *arguments)
+        launch(expression, (like.shape[0], columns), (threads(like.shape[1]),), like.dtype, *arguments)
 
     def _over_vector(self, name: str, like: Array, most: int, *arguments: Any) -> None:
         expression = f"{name}<{C_TYPES[like.dtype.name]}>"
@@ -82,12 +82,11 @@ class CuPyKernels:
 
     # --- activation ---
 
-    def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work) -> Array:
+    def activation(self, f: Layer | None, z: Array, bias: Array, work: Work) -> Array:
         """y = f(z + bias). z stays: backward takes the derivative there."""
-        if f is None and bias is None:
-            return z
-        y, n = work("y", tuple(z.shape)), row(z)
-        self._over_rows("activation", f, y, blocks(n, 65535), self._rows(z, y), bias, alpha(f), n, y)
+        h, n = z.shape
+        y = work("y", (h, n))
+        self._over_rows("activation", f, y, blocks(n, 65535), z, bias, alpha(f), n, y)
         return y
 
     def activation_backward(
@@ -96,16 +95,14 @@ class CuPyKernels:
         dy: Array,
         z: Array,
         y: Array,
-        bias: Array | None,
+        bias: Array,
         dz: Array,
-        dbias: Array | None,
+        dbias: Array,
         work: Work,
     ) -> Array:
         """dz = dy f', dbias = Σ_n dz. dz may be dy."""
-        if f is None and bias is None:
-            return dy
-        dy, z = self._rows(dy, y), self._rows(z, y)
-        self._over_rows("activation_backward", f, dz, 1, dy, z, y, bias, alpha(f), row(dz), dz, dbias)
+        arguments = self._rows(dy, y), z, y, bias, alpha(f), y.shape[1], dz, dbias
+        self._over_rows("activation_backward", f, dz, 1, *arguments)
         return dz
 
     # --- batch norm ---
@@ -198,11 +195,6 @@ class CuPyKernels:
         before, after = [slots[key] for key in names], [new_slots[key] for key in names]
         self._over_vector(name, w, 2048, w, new, *before, size, limits[0], norm, *limits[1:], new, *after)
         return {"step": step + 1} | {key: new_slots[key] for key in names}
-
-
-def row(a: Array) -> int:
-    """How many numbers a row has: N, and where a layer gives more than two axes, all but the first."""
-    return int(a.size // a.shape[0])
 
 
 def alpha(f: Layer | None) -> float:
