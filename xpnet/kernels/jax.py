@@ -66,11 +66,15 @@ class CompiledStep(Step):
         super().__init__(net, loss, optimizer)
         self.parts = self.worker, loss, optimizer
         self.handed, self.of_loss = handed(optimizer), [getattr(part, "__dict__", {}) for part in losses_in(loss)]
-        self.plain: Step | None = None  # takes the steps, once they have turned out not to compile
-        self.by_layers: Step | None = None  # gives the gradient alone
+        self.compiles = True  # until a step turns out not to
         self.fixed = {name: a for name, a in self.worker.params.items() if name not in self.names}
         self.donates = sum(map(math.prod, self.shapes)) >= DONATE
         self._look()
+
+    @functools.cached_property
+    def by_layers(self) -> Step:
+        """`Step` itself: for steps that do not compile, for the gradient alone, and to find a fault."""
+        return Step(*self.parts)
 
     def _begin(self) -> Carry:
         pairs = tuple(zip(self.names, self.shapes, strict=True))
@@ -100,7 +104,7 @@ class CompiledStep(Step):
     def on_rows(
         self, carry: Carry, x: Array, y: Array, rows: slice | np.ndarray, keep: tuple[Carry, ...]
     ) -> tuple[Array, Carry]:
-        if self.plain is None:
+        if self.compiles:
             step, memory = carry.slots["step"], carry.slots["memory"]
             numbers = self.optimizer.coefficients(step)
             first, size = (rows.start, rows.stop - rows.start) if isinstance(rows, slice) else (rows, None)
@@ -109,8 +113,8 @@ class CompiledStep(Step):
             if function is not None:
                 value, weights, memory, state = function(*args)
                 return value, Carry(weights, {"step": step + 1, "memory": memory}, state)
-            self.plain = Step(*self.parts)
-        return self.plain(self._flat(carry), x[rows, ...], y[rows, ...])
+            self.compiles = False
+        return self.by_layers(self._flat(carry), x[rows, ...], y[rows, ...])
 
     def _function(self, donate: bool, args: tuple[Any, ...]) -> Function | None:
         """The compiled step for such arguments; None where it cannot be compiled."""
@@ -147,12 +151,11 @@ class CompiledStep(Step):
         return not any(a.is_deleted() for a in arrays) and bool(np.asarray(all_finite(arrays)))
 
     def gradient(self, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
-        self.by_layers = self.by_layers or Step(*self.parts)
         return self.by_layers.gradient(weights, x, y)
 
     def _remember(self, slots: Slots) -> None:
-        arrays = [dict(zip(self.names, ops.split(slots[k], self.shapes), strict=True)) for k in slots if k != "step"]
         names = [k for k in slots if k != "step"]
+        arrays = [dict(zip(self.names, ops.split(slots[k], self.shapes), strict=True)) for k in names]
         memory = tuple(
             {k: ops.join([own[name] for name, _ in group]) for k, own in zip(names, arrays, strict=True)}
             for group in self.groups
@@ -171,7 +174,7 @@ class CompiledStep(Step):
         return None
 
     def fault(self, carry: Carry, x: Array, y: Array) -> str:
-        return Step(*self.parts).fault(self._flat(carry), x, y)
+        return self.by_layers.fault(self._flat(carry), x, y)
 
 
 class UntraceableError(Exception):
