@@ -14,7 +14,7 @@ import numpy as np
 from .backend import Array, Backend
 from .callbacks import Callback, History
 from .checks import whole
-from .container import FormatError, read, write
+from .container import FormatError, read, under, write
 from .optimizers import Slots
 from .settings import Configured
 
@@ -209,11 +209,11 @@ class Saved:
                 unpacked(f"training.callbacks.{i}", c, arrays, backend) for i, c in enumerate(told["callbacks"])
             ]
             self.history = History()
-            self.history.update({unquote(k): a.tolist() for k, a in named("training.history", arrays).items()})
+            self.history.update({unquote(k): a.tolist() for k, a in under("training.history", arrays).items()})
             self.history.steps, self.history.seconds = int(told["steps"]), float(told["seconds"])
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
             raise FormatError(path, f"its account of the training is unsound: {error!r:.200}") from error
-        self.params, self.state = named("params", arrays), named("state", arrays)
+        self.params, self.state = under("params", arrays), under("state", arrays)
 
     def check_facts(self, now: dict[str, str]) -> None:
         """Refuse a run that depends on other things, with the list of them."""
@@ -281,11 +281,6 @@ def unpacked(
         else:
             values[name] = each["value"]
     return values
-
-
-def named(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays under a prefix, without it."""
-    return {k.removeprefix(f"{prefix}."): a for k, a in arrays.items() if k.startswith(f"{prefix}.")}
 
 
 def as_name(measure: str) -> str:

@@ -190,6 +190,11 @@ def read(path: Path, signed: bool = True) -> tuple[dict[str, np.ndarray], dict[s
             raise FormatError(path, error) from None
 
 
+def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with the prefix and a dot, without these."""
+    return {k.removeprefix(f"{prefix}."): a for k, a in arrays.items() if k.startswith(f"{prefix}.")}
+
+
 def _open(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # or opening a pipe would wait for its writer
 

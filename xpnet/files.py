@@ -84,10 +84,9 @@ def load(
     except UNSOUND as error:
         raise FormatError(path, error) from error
 
-    params = {k.removeprefix("params."): place.asarray(a, dtype) for k, a in arrays.items() if k.startswith("params.")}
-    state = {  # copied: alone, they would keep the whole file's buffer once the parameters are trained
-        k.removeprefix("state."): place.asarray(a.copy(), a.dtype) for k, a in arrays.items() if k.startswith("state.")
-    }
+    params = {k: place.asarray(a, dtype) for k, a in container.under("params", arrays).items()}
+    # copied: alone, they would keep the whole file's buffer once the parameters are trained
+    state = {k: place.asarray(a.copy(), a.dtype) for k, a in container.under("state", arrays).items()}
     net.hold(place, dtype, {k: params[k] for k in net.param_shapes()}, {k: state[k] for k in net.state_shapes()})
     net.rng = streams(0)[1]
     return net
@@ -208,10 +207,8 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
 
     Raises FormatError for a file that is not exactly that, TypeError for a network with a layer that torch has not.
     """
-    host = net.backend.to_numpy
-    theirs = torch_names(net)
+    theirs, own = torch_names(net), arrays_of(net)
     arrays, _ = container.read(path, signed=False)
-    own = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
     counters = {name.rpartition(".")[0] + f".{COUNTER}" for name in theirs.values() if name.endswith("running_mean")}
     found = {}
     try:
@@ -229,7 +226,7 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
             a = arrays[other]
             if a.dtype.kind != "f":
                 raise ValueError(f"{other} has dtype {a.dtype.name}, expected floating point")
-            if a.shape != (shape := tuple(own[name].shape)[::-1]):
+            if a.shape != (shape := own[name].shape[::-1]):
                 raise ValueError(f"{other} has shape {a.shape}, expected {shape}")
             with np.errstate(over="ignore"):
                 found[name] = a.T.astype(net.dtype)
@@ -237,10 +234,8 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
                 raise ValueError(f"{other} has entries that are NaN or infinite in {net.dtype}")
     except ValueError as error:
         raise FormatError(path, error) from None
-    params = {k: found[f"params.{k}"] for k in net.params}
-    state = {k: found.get(f"state.{k}", host(a)) for k, a in net.state.items()}
-    net.set_params(params)
-    net.set_state(state)
+    net.set_params(container.under("params", own | found))
+    net.set_state(container.under("state", own | found))
     return net
 
 
@@ -251,9 +246,8 @@ def save_torch(net: Sequential, path: Path) -> None:
     only where its momentum is None, is 0 for statistics as they start and else 1. Raises TypeError for a network with
     a layer that torch has not, OSError where the file system refuses.
     """
-    host = net.backend.to_numpy
-    own = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
-    arrays = {other: host(own[name]).T for name, other in torch_names(net).items()}
+    own = arrays_of(net)
+    arrays = {other: own[name].T for name, other in torch_names(net).items()}
     for name in [name for name in arrays if name.endswith("running_mean")]:
         prefix = name.removesuffix("running_mean")
         fresh = (arrays[name] == 0).all() and (arrays[f"{prefix}running_var"] == 1).all()
