@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, Backend, backend_of, default_backend, get_backend, is_array, on_host
+from .backend import Array, Backend, backend_of, default_backend, is_array, on_host
 from .checks import two
 from .layers.base import Layer
 from .losses import Loss
@@ -244,14 +244,14 @@ def compare_backends(
     """
     tolerance = {"float64": 1e-10, "float32": 1e-4}[net.dtype] if tolerance is None else tolerance
     x, y = _host(x, dtype=None), _host(y, dtype=None)
-    places = [b if isinstance(b, Backend) else get_backend(b) for b in backends]
-    if len(places) < 2:
+    if len(backends) < 2:
         raise ValueError(f"compare_backends: give at least two backends, got {backends!r}")
-    twins = [net.clone().to(place) for place in places]
+    twins = [net.clone().to(backend) for backend in backends]
+    names = [twin.backend.name for twin in twins]
     report: dict[str, float] = {}
     for step in range(1, steps + 1):
         (reference, *others) = [_one_step(twin, x, y, loss, learning_rate) for twin in twins]
-        for place, other in zip(places[1:], others, strict=True):
+        for where, other in zip(names[1:], others, strict=True):
             for name, expected in reference.items():
                 kind = name.partition(" ")[0]
                 scale = _largest(*(a for n, a in reference.items() if n.startswith(kind)))
@@ -260,7 +260,7 @@ def compare_backends(
                 if not worst <= tolerance:
                     entry = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
                     raise GradientError(
-                        f"compare_backends: step {step}: {name} on {place.name} parts from {places[0].name} at "
+                        f"compare_backends: step {step}: {name} on {where} parts from {names[0]} at "
                         f"{list(entry)}: {other[name][entry]:.9g} and {expected[entry]:.9g}, relative difference "
                         f"{worst:.2g} above {tolerance:.2g}"
                     )
