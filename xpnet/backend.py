@@ -271,8 +271,8 @@ class _JAX(Backend):
         self._jax = importlib.import_module("jax")
         if device is None:
             device = self.device = self._jax.config.jax_default_device
-        platform, _, number = (device or "" if isinstance(device, str | None) else f":{device}").partition(":")
-        if isinstance(device, str | int | None):
+        if isinstance(device, str | int | None):  # "cuda", "cuda:1", 1
+            platform, _, number = (f":{device}" if isinstance(device, int) else device or "").partition(":")
             try:
                 self.device = self._jax.devices(platform or None)[int(number or 0)]
             except (RuntimeError, IndexError, ValueError) as error:

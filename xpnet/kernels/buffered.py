@@ -279,7 +279,7 @@ class BufferedStep(Step):
             rates += [xp.full_like(a, 1.0 - layer.momentum) for a in parts[2 * i : 2 * i + 2]]
             mean, var = layer.state["mean"], layer.state["var"]
             seen = not bool(xp.all((mean == 0.0) & (var == 1.0)))
-            first += [rates[-2] if seen else xp.ones_like(rates[-2]), rates[-1] if seen else xp.ones_like(rates[-1])]
+            first += rates[-2:] if seen else [xp.ones_like(a) for a in rates[-2:]]
         self.rates, self.first_rates = ops.join(rates), ops.join(first)
         self.start = self.start._replace(state={NORMS: old} | others)
 
@@ -301,10 +301,8 @@ class BufferedStep(Step):
                 return True
         return super().finite(carry)
 
-    def __call__(self, carry: Carry, x: Array, y: Array, keep: tuple[Carry, ...] = ()) -> tuple[Array, Carry]:
-        if keep == ():
-            keep = (self.start, carry)
-        return self._take(carry, x, y, keep)
+    def __call__(self, carry: Carry, x: Array, y: Array) -> tuple[Array, Carry]:
+        return self._take(carry, x, y, (self.start, carry))
 
     def on_rows(self, carry: Carry, x: Array, y: Array, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
         return self._take(carry, x[rows, ...], y[rows, ...], keep)
