@@ -13,7 +13,7 @@ from .network import Sequential
 from .optimizers import SGD
 
 STEP = float(np.finfo(np.float64).eps ** (1 / 3))  # where a central difference's truncation and rounding balance
-ZERO = 1e-3  # arrays whose gradient is this much below the largest are measured against that instead
+ZERO = 1e-3  # of the largest gradient's size: an array whose own is smaller has its error measured against this
 
 
 class GradientError(AssertionError):
@@ -40,11 +40,12 @@ def check_gradients(
     check_gradients(loss, prediction, y)   a loss
 
     Names: "x" for the input, "prediction" for a loss's, and the parameters'. An error is relative to the largest entry
-    of its array. At a corner, such as ReLU's at 0, any slope between the two sides' is right; where several units have
-    theirs at one point, as in a row of zeros, a right sum may lie outside them, and the error says so. It works on
-    copies; parameters not yet there are drawn from `seed` and moved off the ones and zeros that hide errors. Between
-    forward and backward comes a forward of the same rows in another order, as evaluating in the middle of a step would.
-    On JAX it sets `jax_enable_x64`, without which there is no float64.
+    of its array, or to a thousandth of the largest of all where that is more. At a corner, such as ReLU's at 0, any
+    slope between the two sides' is right; where several units have theirs at one point, as in a row of zeros, a right
+    sum may lie outside them, and the error says so. It works on copies; parameters not yet there are drawn from `seed`
+    and moved off the ones and zeros that hide errors. Between forward and backward comes a forward of the same rows in
+    another order, as evaluating in the middle of a step would. On JAX it sets `jax_enable_x64`, without which there is
+    no float64.
 
     Raises GradientError for the worst entry above `tolerance`, for gradients whose names or shapes are not `params`'
     own, and for what writes into the arrays it is given.

@@ -316,7 +316,10 @@ class Sequential(Layer):
         return self
 
     def place(self, backend: Backend, dtype: object, params: dict[str, Any], state: dict[str, Any]) -> None:
-        """Hold these NumPy parameters, as views of one new vector, and these statistics."""
+        """Move these NumPy arrays to the backend and hold them, the parameters as views of one vector.
+
+        Raises ValueError for another dtype than "float32" and "float64", and for what is not finite in it.
+        """
         name = dtype_name(dtype)
         if name not in DTYPES:
             raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
@@ -513,7 +516,7 @@ def remedy(given: object) -> str:
 
 
 def streams(seed: int | None) -> "tuple[Generator, Generator, Generator]":
-    """The random numbers of a seed: for parameters, for the order of rows, for statistics."""
+    """Three generators from one seed: for parameters, for the order of the rows, for running statistics."""
     try:
         rng = np.random.default_rng(seed)
     except (TypeError, ValueError) as error:

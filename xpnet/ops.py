@@ -53,7 +53,7 @@ def one_hot(labels: Array, classes: int, dtype: object) -> Array:
 
 
 def linear(x: Array, weight: Array) -> Array:
-    """X @ weight, (N, D) by (D, H), with the batch contiguous in memory: the elementwise functions keep that order, and
+    """x @ weight, (N, D) by (D, H), with the batch contiguous in memory: the elementwise functions keep that order, and
     everything over the batch or the classes runs several times faster in it. A compiler lays arrays out by itself.
     """
     return x @ weight if is_compiled(x) else (weight.T @ x.T).T

@@ -6,7 +6,7 @@
 
 In the formulas η is the learning rate of the step, t counts steps from 1, and all operations are elementwise. Before
 them, every optimizer limits g: `clip_value` c to [-c, c] entry by entry, then `clip_norm` c by g · min(1, c / ‖g‖₂);
-then `weight_decay` λ adds λ w, the gradient of λ‖w‖²/2 (AdamW decays apart from g).
+then `weight_decay` λ adds λ w, the gradient of λ‖w‖²/2, with w where g was taken (AdamW decays apart from g).
 """
 
 from abc import ABC, abstractmethod

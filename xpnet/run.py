@@ -41,7 +41,7 @@ class Run:
 
     `epoch` and `step` count what is finished, `step` over the whole run. `net` is the network as trained so far.
     `optimizer` is the run's own copy: a `learning_rate` that is set there holds from the next step on. `x`, `y` (as
-    the loss encodes it) and `loss` are what it trains on.
+    the loss encodes it, and where rows are weighted one more column with the weights) and `loss` are what it trains on.
     """
 
     x: Array

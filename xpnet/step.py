@@ -110,8 +110,8 @@ class Step:
         return value, gradients, self.worker.next_state(cache)
 
     def on_rows(self, carry: Carry, x: Array, y: Array, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
-        """The step on these rows of x and y. It may write over all arrays that earlier steps gave, but those of the
-        carries in `keep` and, until a loss that is finite has been found, those of the last two.
+        """The step on these rows of x and y. It may write over all arrays that earlier steps gave, except those of the
+        carries in `keep` and, until its own loss has turned out finite, those of the last two.
         """
         return self(carry, x[rows, ...], y[rows, ...])
 

@@ -217,7 +217,7 @@ def forward_in_batches(net: "Sequential", who: str, x: Array, batch_size: int | 
 
 
 def pair(net: "Sequential", who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Array]:
-    """X and y checked and moved to the network's backend, y encoded as its loss takes it."""
+    """x and y checked and moved to the network's backend, y encoded as its loss takes it."""
     check_part(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()")
     x = net.check_input(f"{who}: x", x)
     if np.shape(y)[:1] != (x.shape[0],):

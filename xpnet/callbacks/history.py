@@ -43,7 +43,7 @@ class History(dict[str, list[float]]):
         return max((len(values) for values in self.values() if hasattr(values, "__len__")), default=0)
 
     def record(self, measures: dict[str, float]) -> None:
-        """Append to each measure's list, which is begun if need be."""
+        """Append an epoch's number to each measure's list, which is begun if need be."""
         for name, value in measures.items():
             self.setdefault(name, []).append(value)
 

@@ -70,7 +70,7 @@ class Progress(Callback):
         self.bar.close()
 
     def _fit_in(self, run: "Run", measures: list[str]) -> None:
-        """Show the measures, and leave away what a narrow terminal would cut off: what is behind them, then the bar,
+        """Show the measures, and leave out what a narrow terminal would cut off: what is behind them, then the bar,
         then the last of them.
         """
         columns, form, count = getattr(self.bar, "ncols", None), FORMS[0], len(measures)

@@ -26,9 +26,8 @@ class Bound:
 
     def __init__(self, calls: "Calls", f: Layer | None, z: Array, work: Work, own: bool, eps: float | None):
         h, n = shape = tuple(z.shape)
-        self.rows = (
-            max(1, threads.BLOCK // n) if calls.shares and h * n > threads.LARGE else h
-        )  # gone through at a time
+        shared = calls.shares and h * n > threads.LARGE
+        self.rows = max(1, threads.BLOCK // n) if shared else h  # gone through at a time
         self.whole = self.rows == h
         self.zero, self.one = calls.number(work, 0.0), calls.number(work, 1.0)
         self.ones = calls.filled(work, "ones", (n,), 1.0)
@@ -161,7 +160,7 @@ class Calls:
         self.sums(self._slope(b, f, dy, dz), b.ones, out=dbias)
 
     def _slope(self, b: Bound, f: Layer | None, dy: Array, dz: Array) -> Array:
-        """Dy f'"""
+        """dz = dy f'; dy itself without an f."""
         lib, y = self.lib, b.y
         if f is None:
             return dy
@@ -278,10 +277,8 @@ class Calls:
         if scale != 1.0:
             e *= factor
         lib.log(sums, out=sums)
-        value = self.scalar(lib.dot(sums, ones_n)) - self.scalar(
-            lib.dot(fits, ones_k)
-        )  # all of one sign: no digit lost
-        return value * scale, e
+        logs, fit = self.scalar(lib.dot(sums, ones_n)), self.scalar(lib.dot(fits, ones_k))
+        return (logs - fit) * scale, e  # logs are at least 0 and fit at most: no digit is lost
 
     # --- optimizer ---
 

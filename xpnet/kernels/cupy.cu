@@ -308,6 +308,7 @@ __global__ void __launch_bounds__(512) root_mean_square(
 }
 
 // Adam with left = 1, AdamW with decay = 0: m ← β₁ m + (1 - β₁) g; v ← β₂ v + (1 - β₂) g²; w ← left w - η m / (√v + eps)
+// with the bias corrections in η and eps, the `size` and `shift` of rules.py
 template <typename T>
 __global__ void __launch_bounds__(512) adam(
     const T* w, const T* gradient, const T* m, const T* v, Int size, T clip, const T* norm, T clip_norm, T decay,

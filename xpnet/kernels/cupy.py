@@ -63,7 +63,7 @@ class CuPyKernels:
             self.count = self.cupy.zeros(1, dtype="uint32")  # of the blocks that are done, see last_block
 
     def product(self, a: Array, b: Array, out: Array) -> Array:
-        """A @ b"""
+        """a @ b"""
         return self.cupy.dot(a, b, out=out)
 
     def _rows(self, a: Array, like: Array) -> Array:

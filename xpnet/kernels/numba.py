@@ -273,7 +273,7 @@ def softmax_slope(e, over, factor, target):
 
 @exact
 def clipped(g, limit):
-    """G within ±limit. NaN stays."""
+    """g within ±limit. NaN stays."""
     g = limit if g > limit else g
     return -limit if g < -limit else g
 

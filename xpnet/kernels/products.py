@@ -8,7 +8,7 @@ SMALL, MOST = 10**6, 2**22  # multiplications
 
 
 def product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """A @ b of two matrices; one of SMALL to MOST multiplications in several products, parted along its longest axis.
+    """a @ b of two matrices; one of SMALL to MOST multiplications in several products, parted along its longest axis.
 
     OpenBLAS multiplies up to SMALL without copying the matrices into blocks first, at nearly twice the speed, and in
     the caller's thread: others would take the results into their own caches.

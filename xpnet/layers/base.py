@@ -107,7 +107,7 @@ class Layer(Configured, ABC):
     # --- for the layers of this package ---
 
     def check_features(self, shape: Shape, features: int, *, matrix: bool = False) -> None:
-        """Refuse an input whose last axis is not `features` long, and where `matrix` is asked for, one not (N, D)."""
+        """Refuse an input whose last axis is not `features` long, and with `matrix` one that has not two axes."""
         if not shape or shape[-1] != features or (matrix and len(shape) != 2):
             raise ValueError(f"{self!r}: expected input of shape (n, {features}), got {tuple(shape)}")
 
