@@ -256,6 +256,13 @@ def test_top_k_accuracy_counts_what_is_not_a_number_against_the_class(lib, k):
     assert float(xn.top_k_accuracy(p, [0, 0, 0, 0], k)) == (0.25 if k == 1 else 0.5)
 
 
+def test_accuracy_counts_what_is_not_a_number_as_wrong(lib):
+    p = lib.asarray([[np.nan] * 3, [np.nan, 0.1, 0.2], [0.5, np.nan, 0.2], [0.4, 0.1, 0.2]])
+    assert float(xn.accuracy(p, [0, 0, 0, 0])) == float(xn.top_k_accuracy(p, [0, 0, 0, 0], 1)) == 0.25
+    assert float(xn.accuracy(p, np.zeros((4, 3)), 0.45)) == 6 / 12  # several at once, all of them no: 0.5 is wrong too
+    assert float(xn.accuracy(p[:, :1], [0, 0, 0, 0], 0.45)) == 0.25
+
+
 METRICS = [xn.accuracy, xn.top_k_accuracy, xn.mean_squared_error, xn.confusion_matrix]
 every_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.__name__)
 

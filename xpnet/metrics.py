@@ -13,7 +13,7 @@ def accuracy(prediction: Array, target: Any, threshold: float = 0.5) -> Array:
     """The share of rows whose largest output is the target's class.
 
     With one output, or target rows that do not add up to 1 (several classes at once), instead the share of entries
-    on the right side of `threshold`: 0.5 for probabilities, 0 for logits.
+    on the right side of `threshold`: 0.5 for probabilities, 0 for logits. Where an output is NaN it is wrong.
     """
     check_prediction("accuracy", prediction)
     xp = namespace(prediction)
@@ -22,8 +22,10 @@ def accuracy(prediction: Array, target: Any, threshold: float = 0.5) -> Array:
         if k == 1 or np.shape(target) == (n, k):
             rows = as_rows("accuracy", target, prediction)
             if k == 1 or bool(xp.any(xp.abs(xp.sum(rows, axis=1) - 1.0) > 1e-3)):
-                return _share((prediction >= threshold) == (rows >= 0.5), prediction)
-        return _share(xp.argmax(prediction, axis=1) == _classes("accuracy", target, prediction), prediction)
+                right = (prediction >= threshold) == (rows >= 0.5)
+                return _share(right & ~xp.isnan(prediction), prediction)
+        right = xp.argmax(prediction, axis=1) == _classes("accuracy", target, prediction)
+        return _share(right & ~xp.isnan(xp.max(prediction, axis=1)), prediction)
 
 
 def top_k_accuracy(prediction: Array, target: Any, k: int = 5) -> Array:
