@@ -1222,6 +1222,9 @@ class Beside(xn.Sequential):
         )
         return dx + more, {f"{i}.{name}": g for i, grads in enumerate((a, b)) for name, g in grads.items()}
 
+    def backward_params(self, dy, cache):
+        return self.backward(dy, cache)[1]
+
     def output_shape(self, input_shape):
         return (*input_shape[:-1], 8)
 

@@ -48,7 +48,7 @@ class Step:
             )
         self.names = list(self.trained)
         self.shapes = [tuple(layer.params[key].shape) for layer, key in self.trained.values()]
-        self.lowest = int(self.names[0].partition(".")[0])  # the layers below need no gradient
+        self.lowest = int(self.names[0].partition(".")[0]) if net.is_plain else 0  # the layers below need no gradient
         self.stateful = [(layer, [(k, f"{p}.{k}") for k in layer.state]) for p, layer in leaves if layer.state]
         self.start = self._begin()
 
@@ -100,7 +100,8 @@ class Step:
         """Forward, loss and backward: the loss, the gradients in the order of `names`, the next statistics."""
         prediction, cache = self.worker.forward(x, training=True)
         value, dy = self.loss(prediction, y)
-        grads = self.worker.backward_params(dy, cache, self.lowest)
+        lowest = [self.lowest] if self.worker.is_plain else []  # a subclass's own backward_params may take none
+        grads = self.worker.backward_params(dy, cache, *lowest)
         dtype = self.start.weights.dtype
         gradients = {k: checked(grads, k, shape, dtype) for k, shape in zip(self.names, self.shapes, strict=True)}
         if self.objective.l2:
@@ -142,9 +143,8 @@ class Step:
         self._bind(carry)
         net, caches = self.worker, []
         layers = [(f"layer {i}, {layer!r}", layer) for i, layer in enumerate(net.layers)]
-        lowest = self.lowest
         if not net.is_plain:  # a subclass may have a forward and backward of its own
-            layers, lowest = [(f"the network, {net!r}", net)], 0
+            layers = [(f"the network, {net!r}", net)]
         for name, layer in layers:
             x, cache = layer.forward(x, training=True)
             caches.append(cache)
@@ -155,7 +155,7 @@ class Step:
         value, dy = self.loss(x, y)
         if not (math.isfinite(float(value)) and ops.all_finite(dy)):
             return "the loss"
-        for (name, layer), cache in reversed(list(zip(layers, caches, strict=True))[lowest:]):
+        for (name, layer), cache in reversed(list(zip(layers, caches, strict=True))[self.lowest :]):
             dy, grads = layer.backward(dy, cache)
             if not all(ops.all_finite(g) for g in (dy, *grads.values())):
                 return f"the gradient at {name}"
