@@ -808,6 +808,15 @@ def test_the_summary_counts_the_tutorials_network():
     assert net.initialize("numpy").parameter_count == sum(a.size for a in net.params.values()) == 2894
 
 
+@pytest.mark.numpy_only
+def test_a_network_that_begins_with_one_of_activations_knows_its_inputs():
+    net = xn.Sequential(xn.Sequential(xn.Tanh(), xn.Dropout(0.1)), xn.Dense(4, 3)).initialize("numpy")
+    assert net.input_shape == (4,)
+    assert "(N, 3)" in net.summary()
+    with pytest.raises(ValueError, match=r"predict: x has shape \(4,\), expected \(n, 4\); for a single row give x"):
+        net.predict(X[0])
+
+
 def test_moving_a_network_there_and_back_keeps_every_bit(lib):
     net = small(lib, dtype="float32")
     fit(net)

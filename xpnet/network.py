@@ -109,7 +109,7 @@ class Sequential(Layer):
     @property
     def input_shape(self) -> Shape | None:  # type: ignore[override]
         """Without the batch; None where the layers take any."""
-        for layer in self.layers:
+        for _, layer in self.parts():
             if layer.input_shape is not None or type(layer).output_shape is not Layer.output_shape:
                 return layer.input_shape
         return None
