@@ -4,6 +4,7 @@ The only file that imports array_api_compat, cupy, torch, jax or array_api_stric
 """
 
 import contextlib
+import functools
 import importlib
 import os
 from collections.abc import Iterator, Sequence
@@ -54,6 +55,14 @@ def device_of(x: Array) -> Any:
 
 def dtype_name(dtype: object) -> str:
     """The plain name of a dtype given as a name or as any library's dtype object: numpy.float32 -> "float32"."""
+    try:
+        return _dtype_name(dtype)
+    except TypeError:  # a list, which has no hash
+        return str(dtype)
+
+
+@functools.lru_cache(typed=True)  # array_api_strict warns where its dtypes are compared with NumPy's
+def _dtype_name(dtype: object) -> str:
     if dtype is None:  # NumPy's float64
         return "None"
     try:
@@ -103,9 +112,8 @@ class Backend:
         if isinstance(x, np.ndarray) and np.ma.is_masked(x):
             raise ValueError(f"{who} has masked entries, whose numbers mean nothing: fill them or drop those rows")
         if self.owns(x):
-            x = self.asarray(x)
             kind = dtype_name(x.dtype)
-            real = self.xp.isdtype(x.dtype, ("bool", "integral"))
+            real = kind in DTYPES or self.xp.isdtype(x.dtype, ("bool", "integral"))
         elif is_array(x) and not isinstance(x, np.ndarray):
             raise TypeError(
                 f"{who} is a {type(x).__module__}.{type(x).__name__}, but the {self.name} backend takes its own arrays "
@@ -117,9 +125,9 @@ class Backend:
             except ValueError as error:  # a list of lists that are not of one length
                 raise ValueError(f"{who} is no array: {error}") from error
             kind = x.dtype.name
-            real = x.dtype.kind in "biu"
+            real = kind in DTYPES or x.dtype.kind in "biu"
             x = x.astype(x.dtype.newbyteorder("="), copy=False)  # files of other machines, FITS files
-        if not real and kind not in DTYPES:
+        if not real:
             if kind.startswith(("str", "bytes")):
                 kind = kind.rstrip("0123456789")  # not str672, an array of words
             if kind == "object":

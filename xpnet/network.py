@@ -348,7 +348,10 @@ class Sequential(Layer):
                 layer._belong(backend, dtype)
 
     def check_input(self, who: str, x: Any) -> Array:
-        """A user's x as an array of this network's backend and dtype: (n, features), n >= 1, all of it finite."""
+        """A user's x as an array of this network's backend and dtype: (n, features), n >= 1, all of it finite.
+
+        For callers within the backend's `scope`, which they need for what follows, too.
+        """
         x = self.backend.adopt(who, x)
         shape = tuple(x.shape)
         if self.input_shape is not None and shape[1:] != self.input_shape:
@@ -363,15 +366,14 @@ class Sequential(Layer):
             raise ValueError(f"{who} has shape {shape}, expected {wanted}{hint}")
         if not shape or not shape[0]:
             raise ValueError(f"{who} has shape {shape}: no rows; expected at least one")
-        with self.backend.scope():
-            x = self.backend.xp.astype(x, self.backend.dtype(self.dtype), copy=False)
-            if not ops.all_finite(x):
-                bad = ~np.isfinite(self.backend.to_numpy(x).reshape(shape[0], -1))
-                row, column = np.argwhere(bad)[0]
-                raise ValueError(
-                    f"{who} has {bad.sum()} NaN or infinite entries in {self.dtype}, the first in row {row}, column "
-                    f"{column}; drop, fill or rescale them"
-                )
+        x = self.backend.xp.astype(x, self.backend.dtype(self.dtype), copy=False)
+        if not ops.all_finite(x):
+            bad = ~np.isfinite(self.backend.to_numpy(x).reshape(shape[0], -1))
+            row, column = np.argwhere(bad)[0]
+            raise ValueError(
+                f"{who} has {bad.sum()} NaN or infinite entries in {self.dtype}, the first in row {row}, column "
+                f"{column}; drop, fill or rescale them"
+            )
         return x
 
     # --- what one does with it ------------------------------------------------------------------------------------
@@ -385,8 +387,8 @@ class Sequential(Layer):
 
         With `batch_size`, that many rows at a time. Raises ValueError or TypeError for an x it cannot take.
         """
-        x = self.check_input("predict: x", x)
         with self.backend.scope():
+            x = self.check_input("predict: x", x)
             y = training.forward_in_batches(self, "predict", x, batch_size)
             return self.backend.xp.asarray(y, copy=True) if y is x else y  # x may be the caller's own
 

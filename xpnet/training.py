@@ -219,11 +219,11 @@ def forward_in_batches(net: "Sequential", who: str, x: Array, batch_size: int | 
 def pair(net: "Sequential", who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Array]:
     """x and y checked and moved to the network's backend, y encoded as its loss takes it."""
     check_part(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()")
-    x = net.check_input(f"{who}: x", x)
-    if np.shape(y)[:1] != (x.shape[0],):
-        rows = f"{np.shape(y)[0]} rows" if np.shape(y) else "no rows"
-        raise ValueError(f"{who}: x has {x.shape[0]} rows and y {rows}; each row of x needs its target")
     with net.backend.scope():
+        x = net.check_input(f"{who}: x", x)
+        if np.shape(y)[:1] != (x.shape[0],):
+            rows = f"{np.shape(y)[0]} rows" if np.shape(y) else "no rows"
+            raise ValueError(f"{who}: x has {x.shape[0]} rows and y {rows}; each row of x needs its target")
         outputs = net.forward(x[:1, ...])[0].shape[1:]
         if not hasattr(loss, "encode"):
             return x, net.backend.adopt(f"{who}: y", y)

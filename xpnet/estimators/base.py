@@ -343,8 +343,8 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         """The derivative with respect to X, from that with respect to the network's outputs."""
         X = self._checked(X, "input_gradient")
         net = self.net_
-        x = net.check_input("input_gradient: X", X if is_array(X) else X.toarray())
         with net.backend.scope():
+            x = net.check_input("input_gradient: X", X if is_array(X) else X.toarray())
             y, cache = net.forward(x)
             gradient: Array = net.backward(dy(y), cache)[0]
         return gradient
