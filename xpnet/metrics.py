@@ -19,12 +19,15 @@ def accuracy(prediction: Array, target: Any, threshold: float = 0.5) -> Array:
     xp = namespace(prediction)
     n, k = prediction.shape
     with backend_of(prediction).scope():
-        if k == 1 or np.shape(target) == (n, k):
+        if k > 1 and np.shape(target) != (n, k):
+            classes = as_classes("accuracy", target, prediction)
+        else:
             rows = as_rows("accuracy", target, prediction)
             if k == 1 or bool(xp.any(xp.abs(xp.sum(rows, axis=1) - 1.0) > 1e-3)):
                 right = (prediction >= threshold) == (rows >= 0.5)
                 return _share(right & ~xp.isnan(prediction), prediction)
-        right = xp.argmax(prediction, axis=1) == _classes("accuracy", target, prediction)
+            classes = xp.argmax(rows, axis=1)
+        right = xp.argmax(prediction, axis=1) == classes
         return _share(right & ~xp.isnan(xp.max(prediction, axis=1)), prediction)
 
 
