@@ -1,6 +1,7 @@
 """Schedules against their formulas; metrics against plain NumPy and counts by hand."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -261,6 +262,19 @@ def test_accuracy_counts_what_is_not_a_number_as_wrong(lib):
     assert float(xn.accuracy(p, [0, 0, 0, 0])) == float(xn.top_k_accuracy(p, [0, 0, 0, 0], 1)) == 0.25
     assert float(xn.accuracy(p, np.zeros((4, 3)), 0.45)) == 6 / 12  # several at once, all of them no: 0.5 is wrong too
     assert float(xn.accuracy(p[:, :1], [0, 0, 0, 0], 0.45)) == 0.25
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("metric", [xn.accuracy, xn.top_k_accuracy, xn.confusion_matrix], ids=lambda m: m.__name__)
+def test_metrics_of_classes_take_a_byte_for_each_output_at_most(metric):
+    scores = np.random.default_rng(0).random((10_000, 100), dtype=np.float32)
+    classes = np.arange(10_000) % 100
+    tracemalloc.start()
+    try:
+        metric(scores, classes)
+        assert tracemalloc.get_traced_memory()[1] < scores.size + 50 * len(classes)
+    finally:
+        tracemalloc.stop()
 
 
 METRICS = [xn.accuracy, xn.top_k_accuracy, xn.mean_squared_error, xn.confusion_matrix]

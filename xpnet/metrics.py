@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from . import ops
-from .backend import Array, backend_of, is_compiled, namespace
+from .backend import Array, backend_of, device_of, namespace
 from .targets import as_classes, as_rows, check_prediction
 
 
@@ -38,10 +37,10 @@ def top_k_accuracy(prediction: Array, target: Any, k: int = 5) -> Array:
     if k not in range(1, prediction.shape[1] + 1):
         raise ValueError(f"top_k_accuracy: k must lie between 1 and the {prediction.shape[1]} outputs, got {k}")
     with backend_of(prediction).scope():
-        own = ops.one_hot(_classes("top_k_accuracy", target, prediction), prediction.shape[1], prediction.dtype) == 1.0
-        score = xp.sum(xp.where(own, prediction, 0.0), axis=1, keepdims=True)
-        rivals = xp.sum(xp.astype(~(prediction < score) & ~own, xp.int32), axis=1)
-        return _share(rivals < k, prediction)
+        own = _classes("top_k_accuracy", target, prediction)
+        score = xp.take_along_axis(prediction, own[:, None], axis=1)
+        below = xp.count_nonzero(prediction < score, axis=1)  # what ties is not, nor is NaN
+        return _share(below >= prediction.shape[1] - k, prediction)
 
 
 def mean_squared_error(prediction: Array, target: Any) -> Array:
@@ -57,19 +56,19 @@ def confusion_matrix(prediction: Array, target: Any) -> Array:
     check_prediction("confusion_matrix", prediction)
     xp = namespace(prediction)
     k = prediction.shape[1]
-    exact = xp.int32 if is_compiled(prediction) else xp.float64  # JAX may have no float64, PyTorch no int32 products
     with backend_of(prediction).scope():
-        true = ops.one_hot(_classes("confusion_matrix", target, prediction), k, exact)
-        taken = ops.one_hot(xp.astype(xp.argmax(prediction, axis=1), xp.int32), k, exact)
-        return xp.astype(xp.round(true.T @ taken), xp.int32)
+        true = _classes("confusion_matrix", target, prediction)
+        cells = xp.sort(true * k + xp.argmax(prediction, axis=1))  # counted by where each one's run begins
+        edges = xp.searchsorted(cells, xp.arange(k * k + 1, dtype=cells.dtype, device=device_of(cells)))
+        return xp.reshape(xp.astype(edges[1:] - edges[:-1], xp.int32), (k, k))
 
 
 def _classes(who: str, target: Any, prediction: Array) -> Array:
-    """Classes (N,), int32, from classes or from rows with a largest entry."""
-    if np.shape(target) != tuple(prediction.shape) or prediction.shape[1] == 1:
-        return as_classes(who, target, prediction)
+    """Classes (N,), of the integers that `argmax` gives, from classes or from rows with a largest entry."""
     xp = namespace(prediction)
-    return xp.astype(xp.argmax(as_rows(who, target, prediction), axis=1), xp.int32)
+    if np.shape(target) != tuple(prediction.shape) or prediction.shape[1] == 1:
+        return xp.astype(as_classes(who, target, prediction), xp.asarray(0).dtype)
+    return xp.argmax(as_rows(who, target, prediction), axis=1)
 
 
 def _share(right: Array, prediction: Array) -> Array:
