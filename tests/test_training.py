@@ -389,6 +389,21 @@ def test_running_averages_start_from_the_first_batch_and_follow_momentum_after(l
     assert len(seen) == 3
 
 
+@pytest.mark.numpy_only
+def test_a_layer_is_given_the_parameters_that_bear_its_name():
+    class Gate(xn.ReLU):
+        def initial_params(self, rng):
+            return {"in.weight": np.ones(3), "0": np.ones(2)}
+
+    net = xn.Sequential(Gate(), xn.Sequential(Gate(), xn.Sequential(Gate()))).initialize()
+    names = [f"{layer}.{own}" for layer in ("0", "1.0", "1.1.0") for own in ("in.weight", "0")]
+    assert list(net.params) == names
+    given = {name: np.full(3, float(i)) for i, name in enumerate(names)}
+    net.assign_params(dict(reversed(given.items())) | {"": 0, "0": 0, "2.weight": 0, "1.2.weight": 0, "weight": 0})
+    assert net.params.keys() == given.keys()
+    assert all(net.params[name] is a for name, a in given.items())
+
+
 def test_a_nested_network_trains_as_the_flat_one(lib):
     flat = small(lib, xn.Dense(4, 8), xn.BatchNorm(8), xn.Dropout(0.2), xn.Tanh(), xn.Dense(8, 3))
     inner = xn.Sequential(xn.BatchNorm(8), xn.Sequential(xn.Dropout(0.2), xn.Tanh()))

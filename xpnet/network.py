@@ -192,12 +192,16 @@ class Sequential(Layer):
 
     def _by_layer(self, arrays: Mapping[str, Array]) -> list[tuple[Layer, dict[str, Array]]]:
         """Each layer with its share of the arrays, under its own names; layers without one left out."""
-        shares = []
-        for prefix, layer in self.leaves():
-            own = f"{prefix}."
-            if share := {name.removeprefix(own): a for name, a in arrays.items() if name.startswith(own)}:
-                shares.append((layer, share))
-        return shares
+        leaves = self.leaves()
+        shares: dict[str, dict[str, Array]] = {prefix: {} for prefix, _ in leaves}
+        for name, a in arrays.items():
+            prefix, _, own = name.partition(".")
+            while own and prefix not in shares:  # of a layer within another Sequential
+                more, _, own = own.partition(".")
+                prefix = f"{prefix}.{more}"
+            if own:
+                shares[prefix][own] = a
+        return [(layer, shares[prefix]) for prefix, layer in leaves if shares[prefix]]
 
     def set_params(self, params: Mapping[str, Any]) -> None:
         """Copy in all parameters, NumPy arrays welcome: exactly the names and shapes of `params`, finite.
