@@ -328,9 +328,9 @@ class Sequential(Layer):
         if name not in DTYPES:
             raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
 
-        arrays = {key: np.array(a) for key, a in (params | state).items()}
+        arrays = {key: np.asarray(a) for key, a in (params | state).items()}
         with backend.scope():
-            arrays = {key: a.astype(name) if a.dtype.kind == "f" else a for key, a in arrays.items()}
+            arrays = {key: a.astype(name if a.dtype.kind == "f" else a.dtype) for key, a in arrays.items()}  # copies
         if broken := [key for key, a in arrays.items() if not np.isfinite(a).all()]:
             raise ValueError(f"{', '.join(broken)}: NaN or infinite in {name}")
         placed = {}
