@@ -18,10 +18,16 @@ def group(name: str) -> list[str]:
     return nox.project.dependency_groups(PYPROJECT, name)
 
 
+# a process for each core, each with one thread: their threads would wait for one another
+PARALLEL = ["--numprocesses=auto", "--maxprocesses=8"]
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+
+
 def suite(session: nox.Session, backend: str, *options: str, name: str | None = None) -> None:
     """The same suite, on one backend; `coverage` adds up what the backends' runs have covered."""
-    data = {"COVERAGE_FILE": f".coverage.{name or backend}"}
-    session.run("pytest", f"--backend={backend}", "--cov", "--cov-report=", *options, *session.posargs, env=data)
+    env = ONE_THREAD | {"COVERAGE_FILE": f".coverage.{name or backend}"}
+    measured = "--cov", "--cov-report="
+    session.run("pytest", f"--backend={backend}", *measured, *PARALLEL, *options, *session.posargs, env=env)
 
 
 @nox.session(name="tests-numpy")
@@ -36,7 +42,7 @@ def tests_numba(session: nox.Session) -> None:
     """On NumPy with the loops that Numba compiles, and training once more in the plain step they are held against."""
     session.install("-e", ".[fast]", *group("test"))
     suite(session, "numpy", name="numba")
-    session.run("pytest", "tests/test_training.py", env={"XPNET_KERNELS": "reference"})
+    session.run("pytest", "tests/test_training.py", *PARALLEL, env=ONE_THREAD | {"XPNET_KERNELS": "reference"})
 
 
 @nox.session(name="tests-oldest", default=False)
@@ -46,7 +52,7 @@ def tests_oldest(session: nox.Session) -> None:
     needed = [*project["dependencies"], *project["optional-dependencies"]["sklearn"]]
     session.install("-e", ".", *group("test"), *[f"{one.replace('>=', '==')}.*" for one in needed])
     names = "training", "gradients", "kernels_fit", "files", "estimators", "estimators_more", "estimators_sklearn"
-    session.run("pytest", *[f"tests/test_{name}.py" for name in names])
+    session.run("pytest", *[f"tests/test_{name}.py" for name in names], *PARALLEL, env=ONE_THREAD)
 
 
 @nox.session(name="tests-cupy")
@@ -58,7 +64,7 @@ def tests_cupy(session: nox.Session) -> None:
     probe = "import xpnet; print(xpnet.get_backend('cupy').describe())"
     answer = session.run("python", "-c", probe, silent=True, success_codes=[0, 1]) or ""
     if "Error" not in answer:
-        suite(session, "cupy")
+        suite(session, "cupy", "--numprocesses=0")  # which share one device
         return
     reason = answer.strip().splitlines()[-1]
     if os.environ.get("XPNET_REQUIRE_GPU") == "1":
