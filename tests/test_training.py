@@ -792,6 +792,8 @@ class Terminal(io.StringIO):
 
 def test_the_progress_bar_shows_epoch_loss_and_metrics(lib, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "30")
     history = fit(small(lib), epochs=2, validation_data=(X, Y), progress=True)
     shown = sys.stderr.getvalue()
     assert "epoch 2/2" in shown
