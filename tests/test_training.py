@@ -682,8 +682,12 @@ def test_a_network_that_is_being_trained_is_not_trained_by_another(lib):
     refused = []
 
     def again(run):
-        with pytest.raises(RuntimeError, match="this network is being trained by a fit that has not ended"):
+        with pytest.raises(
+            RuntimeError, match=r"layer 0, Dense\(4, .*\), is being trained by a fit that has not ended"
+        ):
             fit(run.net, X[:, :1])  # refused before anything else is looked at, or a checkpoint restored
+        with pytest.raises(RuntimeError, match=r"layer 0, BatchNorm\(8\), is being trained"):  # as a part of another
+            fit(xn.Sequential(*net.layers[1:]), np.ones((12, 8)))
         refused.append(run.step)
         fit(copy.deepcopy(run.net))
         fit(small(lib))
@@ -711,7 +715,7 @@ def test_of_two_threads_that_begin_to_train_a_network_one_is_refused(lib, monkey
         return usual(*given)
 
     def other():
-        with pytest.raises(RuntimeError, match="this network is being trained"):
+        with pytest.raises(RuntimeError, match="is being trained"):
             fit(net)
         refused.set()
 
@@ -1284,6 +1288,7 @@ def test_a_move_that_fails_moves_nothing(lib):
     [
         ({"metrics": ["accuracy"]}, 'metrics must be functions by name, such as {"accuracy": xn.accuracy}, got'),
         ({"metrics": {"accuracy": "accuracy"}}, "metrics must be functions by name"),
+        ({"slots": 5}, "slots must be an optimizer's memory by name, such as an earlier history.slots, got 5"),
         ({"callbacks": xn.Callback()}, "callbacks must be a list of xn.Callback objects"),
         ({"callbacks": ["progress"]}, "callbacks must be a list of xn.Callback objects"),
         ({"callbacks": [OtherHooks()]}, "OtherHooks has none of a callback's hooks, so nothing of it would be called"),
@@ -1297,6 +1302,12 @@ def test_options_of_the_wrong_kind_are_found_before_the_first_step(lib, options,
         fit(net, validation_data=(X, Y), **options)
     assert bits(net) == before
     fit(net, callbacks=None)
+
+
+@pytest.mark.numpy_only
+def test_a_metric_does_not_take_the_losss_name():
+    with pytest.raises(ValueError, match="a metric cannot be named 'loss'"):
+        xn.Sequential(xn.Dense(4, 3)).initialize().evaluate(X, Y, CROSS, metrics={"loss": xn.accuracy})
 
 
 @pytest.mark.numpy_only

@@ -1,6 +1,7 @@
 """One training step as a pure function: forward, loss, backward, optimizer."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -59,6 +60,10 @@ class Step:
     def go_on(self, slots: Slots) -> None:
         """Start from an optimizer's memory instead of from none: that of an earlier run, which is copied."""
         own = self.slots(self.start)
+        if not isinstance(slots, Mapping):
+            raise TypeError(
+                f"fit: slots must be an optimizer's memory by name, such as an earlier history.slots, got {slots!r}"
+            )
         if slots.keys() != own.keys():
             raise ValueError(
                 f"fit: slots has {', '.join(slots) or 'nothing'}; {self.optimizer!r} keeps {', '.join(own)}: give an "

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import signal
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 AHEAD = 32  # full-batch epochs, which nobody looks at one by one, that a device of its own is given at a time
 
-TRAINED: "weakref.WeakSet[Sequential]" = weakref.WeakSet()  # the networks that a `fit` under way has in hand
+TRAINED: set[int] = set()  # the layers, by their id, that a `fit` under way trains
 
 SILENT = {CSVLog, Doctor, EarlyStopping, ReduceOnPlateau, TimeLimit}  # callbacks that record nothing of validation
 HOOKS = "train_begin", "epoch_begin", "step_end", "epoch_end", "train_end"
@@ -106,8 +105,8 @@ def fit(
                 callback.step_end(run)
 
         with signals_stop(run, terminate=checkpoint is not None):
-            check_not_trained(net)  # by now: another thread may have begun since the first look
-            TRAINED.add(net)
+            trained = check_not_trained(net)  # by now: another thread may have begun since the first look
+            TRAINED.update(trained)
             try:
                 for callback in hooks:
                     begun.append(callback)
@@ -136,7 +135,7 @@ def fit(
                     checkpoint.save(run)
                 run.history.slots = run.slots
             finally:
-                TRAINED.discard(net)
+                TRAINED.difference_update(trained)
                 run.settle()
                 with contextlib.ExitStack() as ends:  # each that was begun comes to its end, whatever another raises
                     for callback in reversed(begun):
@@ -251,13 +250,16 @@ def weighted(
         return objective, backend.xp.concat([y, weights[:, None]], axis=1), mass
 
 
-def check_not_trained(net: "Sequential") -> None:
-    """Refuse a network that is being trained: that `fit` would write over what this one learns."""
-    if net in TRAINED:
-        raise RuntimeError(
-            "fit: this network is being trained by a fit that has not ended, in a callback or another thread; train a "
-            "copy, copy.deepcopy(net)"
-        )
+def check_not_trained(net: "Sequential") -> list[int]:
+    """The ids of the layers to train. Refuse one that is being trained: one fit would write over another's work."""
+    layers = [(prefix, layer) for prefix, layer in net.leaves() if layer.trainable and layer.params]
+    for prefix, layer in layers:
+        if id(layer) in TRAINED:
+            raise RuntimeError(
+                f"fit: layer {prefix}, {layer!r}, is being trained by a fit that has not ended, in a callback or "
+                "another thread; train a copy, copy.deepcopy(net)"
+            )
+    return [id(layer) for _, layer in layers]
 
 
 def check_part(name: str, part: object, needed: Sequence[str], example: str) -> None:
@@ -273,6 +275,8 @@ def check_metrics(metrics: object) -> None:
     """Refuse metrics that are not functions by name."""
     if metrics is not None and not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
         raise TypeError(f'metrics must be functions by name, such as {{"accuracy": xn.accuracy}}, got {metrics!r}')
+    if metrics is not None and "loss" in metrics:
+        raise ValueError("a metric cannot be named 'loss': the loss is among what is returned, by that name")
 
 
 def check_validation_data(given: Any) -> None:
