@@ -33,6 +33,7 @@ ORDER = [  # each module imports only from those before it
     "kernels.__init__",
     "run",
     "checkpoints",
+    "arguments",
     "training",
     "network",
     "gradcheck files onnx_export",

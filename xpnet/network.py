@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from . import ops, training
+from . import arguments, ops, training
 from .backend import DTYPES, Array, Backend, backend_of, default_backend, dtype_name, get_backend
 from .callbacks import Callback, History
 from .checkpoints import Checkpoint
@@ -403,8 +403,8 @@ class Sequential(Layer):
 
         `sample_weight` and `l2` as in `fit`. Raises ValueError or TypeError for what it cannot take.
         """
-        x, y = training.pair(self, "value_and_grad", x, y, loss)
-        objective, y, _ = training.weighted(self, "value_and_grad", loss, y, sample_weight, l2)
+        x, y = arguments.pair(self, "value_and_grad", x, y, loss)
+        objective, y, _ = arguments.weighted(self, "value_and_grad", loss, y, sample_weight, l2)
         with self.backend.scope():
             prediction, cache = self.forward(x, training=True)
             value, dy = objective.reduced(prediction, y)

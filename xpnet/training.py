@@ -1,17 +1,27 @@
-"""The training loop, evaluation, and the checks on what they are given."""
+"""The training loop, and evaluation."""
 
 import contextlib
 import copy
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arguments import (
+    check_callbacks,
+    check_checkpoint,
+    check_metrics,
+    check_monitored,
+    check_part,
+    check_smallest_batch,
+    check_validation_data,
+    pair,
+    weighted,
+)
 from .backend import Array
-from .callbacks import Callback, CSVLog, Doctor, EarlyStopping, History, Progress, ReduceOnPlateau, TimeLimit
-from .callbacks.watching import Watching
+from .callbacks import Callback, History, Progress
 from .checkpoints import Checkpoint
 from .checks import whole
 from .data import minibatches
@@ -27,9 +37,6 @@ if TYPE_CHECKING:
 AHEAD = 32  # full-batch epochs, which nobody looks at one by one, that a device of its own is given at a time
 
 TRAINED: set[int] = set()  # the layers, by their id, that a `fit` under way trains
-
-SILENT = {CSVLog, Doctor, EarlyStopping, ReduceOnPlateau, TimeLimit}  # callbacks that record nothing of validation
-HOOKS = "train_begin", "epoch_begin", "step_end", "epoch_end", "train_end"
 
 Metric = Callable[[Array, Array], Any]
 
@@ -212,42 +219,7 @@ def forward_in_batches(net: "Sequential", who: str, x: Array, batch_size: int | 
     return net.backend.xp.concat(parts, axis=0)
 
 
-# --- checks -----------------------------------------------------------------------------------------------------------
-
-
-def pair(net: "Sequential", who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Array]:
-    """x and y checked and moved to the network's backend, y encoded as its loss takes it."""
-    check_part(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()")
-    with net.backend.scope():
-        x = net.check_input(f"{who}: x", x)
-        if np.shape(y)[:1] != (x.shape[0],):
-            rows = f"{np.shape(y)[0]} rows" if np.shape(y) else "no rows"
-            raise ValueError(f"{who}: x has {x.shape[0]} rows and y {rows}; each row of x needs its target")
-        outputs = net.forward(x[:1, ...])[0].shape[1:]
-        if not hasattr(loss, "encode"):
-            return x, net.backend.adopt(f"{who}: y", y)
-        like = net.backend.xp.zeros((x.shape[0], *outputs), dtype=x.dtype, device=net.backend.device)
-        return x, loss.encode(y, like)
-
-
-def weighted(
-    net: "Sequential", who: str, loss: Loss, y: Array, sample_weight: Any, l2: float
-) -> tuple[Objective, Array, np.ndarray | None]:
-    """What to minimize, the targets it takes, and the weights on the host, None without."""
-    if sample_weight is None:
-        return Objective(loss, l2), y, None
-    objective, backend = Objective(loss, l2, weighted=True), net.backend
-    weights = backend.adopt(f"{who}: sample_weight", sample_weight)
-    shape, expected = tuple(weights.shape), (y.shape[0],)
-    if shape != expected or y.ndim != 2:
-        wanted = f"one number for each row, {expected}" if y.ndim == 2 else "outputs of shape (n, k)"
-        raise ValueError(f"{who}: sample_weight has shape {shape}, expected {wanted}")
-    with backend.scope():
-        weights = backend.xp.astype(weights, y.dtype)
-        mass = backend.to_numpy(weights).astype(np.float64)
-        if not (np.isfinite(mass).all() and (mass >= 0.0).all() and mass.any()):
-            raise ValueError(f"{who}: sample_weight must be finite, at least 0, and not all 0")
-        return objective, backend.xp.concat([y, weights[:, None]], axis=1), mass
+# --- one fit at a time, and signals -----------------------------------------------------------------------------------
 
 
 def check_not_trained(net: "Sequential") -> list[int]:
@@ -260,82 +232,6 @@ def check_not_trained(net: "Sequential") -> list[int]:
                 "another thread; train a copy, copy.deepcopy(net)"
             )
     return [id(layer) for _, layer in layers]
-
-
-def check_part(name: str, part: object, needed: Sequence[str], example: str) -> None:
-    """Refuse a loss or an optimizer that is none, such as a name or a class, or that lacks a method."""
-    lacking = [method for method in needed if not hasattr(part, method)]
-    if isinstance(part, type) or lacking == list(needed):
-        raise TypeError(f"{name} must be an object such as {example}, got {part!r}")
-    if lacking:
-        raise TypeError(f"{name} has no {' and no '.join(lacking)}, which {example} has: {part!r}")
-
-
-def check_metrics(metrics: object) -> None:
-    """Refuse metrics that are not functions by name."""
-    if metrics is not None and not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
-        raise TypeError(f'metrics must be functions by name, such as {{"accuracy": xn.accuracy}}, got {metrics!r}')
-    if metrics is not None and "loss" in metrics:
-        raise ValueError("a metric cannot be named 'loss': the loss is among what is returned, by that name")
-
-
-def check_validation_data(given: Any) -> None:
-    """Refuse what is no pair, such as Keras's share of the rows."""
-    sized = isinstance(given, (tuple, list))
-    if not sized or len(given) != 2:
-        came = f"a {type(given).__name__}" + (f" of {len(given)}" if sized else "")
-        raise ValueError(
-            f"fit: validation_data must be a pair (x, y), got {came}; xn.data.train_test_split(x, y) gives the four "
-            "arrays x_train, x_val, y_train, y_val"
-        )
-
-
-def check_callbacks(callbacks: Any) -> list[Callback]:
-    """The callbacks as a list, if they are some, in any iterable; None is none."""
-    own: list[Any] = list(callbacks or ()) if isinstance(callbacks or (), Iterable) else [None]
-    if not all(isinstance(c, Callback) for c in own):
-        raise TypeError(f"fit: callbacks must be a list of xn.Callback objects, got {callbacks!r}")
-    for callback in own:
-        if type(callback) is not Callback and not any(own_hook(callback, hook) for hook in HOOKS):
-            raise TypeError(
-                f"fit: {type(callback).__name__} has none of a callback's hooks, so nothing of it would be called: "
-                f"name its methods {', '.join(HOOKS)}, each of (self, run)"
-            )
-    if any(isinstance(c, Checkpoint) for c in own):
-        raise TypeError("fit: give the Checkpoint as checkpoint=..., by itself, not among the callbacks")
-    return own
-
-
-def check_monitored(callbacks: Sequence[Callback], validated: bool) -> None:
-    """Refuse to watch a measure of validation without any, before the first epoch rather than after it."""
-    for callback in callbacks:
-        if type(callback) not in SILENT:  # it may record one
-            return
-        if isinstance(callback, Watching) and callback.monitor.startswith("val_") and not validated:
-            raise callback.missing(["loss"])
-
-
-def own_hook(callback: Callback, hook: str) -> bool:
-    """Whether a hook is the callback's own, not the one of `Callback` that does nothing."""
-    return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
-
-
-def check_checkpoint(checkpoint: object, resume: bool) -> None:
-    """Refuse what is no Checkpoint, and going on without one."""
-    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
-        raise TypeError(f"fit: checkpoint must be an xn.Checkpoint(folder), got {checkpoint!r}")
-    if resume and checkpoint is None:
-        raise ValueError("fit: resume=True needs checkpoint=xn.Checkpoint(folder), the folder to go on from")
-
-
-def check_smallest_batch(net: "Sequential", rows: int, smallest: int) -> None:
-    """Refuse batches that a layer cannot train on, before the first step rather than in the last."""
-    for prefix, layer in net.leaves():
-        if smallest < layer.smallest_batch:
-            raise ValueError(
-                f"fit: {rows} rows leave a batch of {smallest} for layer {prefix}, {layer!r}, which needs at least "
-                f"{layer.smallest_batch} to train on; choose another batch_size"
-            )
 
 
 @contextlib.contextmanager

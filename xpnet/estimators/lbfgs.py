@@ -7,12 +7,12 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from .. import ops
+from ..arguments import pair, weighted
 from ..backend import Array
 from ..kernels import training_step
 from ..layers.batchnorm import BatchNorm
 from ..layers.dropout import Dropout
 from ..optimizers import SGD
-from ..training import pair, weighted
 
 if TYPE_CHECKING:
     from .base import BaseMLP

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import probe, training
+from .. import arguments, probe
 from ..layers.dense import Dense
 from .canvas import BLUE, ORANGE, axes, panels
 
@@ -85,7 +85,7 @@ def gradient_histograms(
 
     Layers whose panel lies far to the left of the last one's hardly learn: the gradient vanishes on its way to them.
     """
-    x, y = training.pair(net, "gradient_histograms", x, y, loss)
+    x, y = arguments.pair(net, "gradient_histograms", x, y, loss)
     with net.backend.scope():
         looks = probe.forward(net, x, training=True)
         probe.backward(looks, y, loss)
