@@ -512,7 +512,8 @@ def test_a_folder_that_cannot_be_is_an_oserror_naming_it(lib, data, tmp_path):
 
 
 PROGRAM = """
-    import sys, time, numpy as np, xpnet as xn
+    import signal, sys, time, numpy as np, xpnet as xn
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(40, 4)), rng.integers(3, size=40)
     class Tell(xn.Callback):
