@@ -20,7 +20,7 @@ import importlib
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -287,7 +287,7 @@ def layers_of(net: Any) -> Iterator[Layer]:
         yield from layers_of(layer) if is_network(layer) else [layer]
 
 
-def is_network(part: object) -> bool:
+def is_network(part: object) -> "TypeGuard[Sequential]":
     """Whether it is a Sequential, whose module imports this one's."""
     from ..network import Sequential
 
@@ -302,7 +302,7 @@ def losses_in(loss: Loss) -> list[Loss]:
 def handed(part: object) -> set[str]:
     """The attributes of a part that a step is handed at each call, or does not depend on."""
     if isinstance(part, Layer):
-        return {"params", "state", *(("rng", "_backend") if is_network(part) else ())}
+        return {"params", "state", *(("rng", "_home") if is_network(part) else ())}
     return {"learning_rate"} if isinstance(part, Optimizer) and is_ours(part) else set()  # in its `coefficients`
 
 
@@ -313,7 +313,7 @@ def settings(net: "Sequential", loss: Loss, optimizer: Optimizer) -> list[dict[s
         own, rest = getattr(part, "__dict__", {}), handed(part)
         own = {name: a for name, a in own.items() if name not in rest}
         if is_network(part):
-            own["layers"] = len(own["layers"])
+            own |= {"layers": len(own["layers"]), "dtype": part.dtype}
         if isinstance(part, Objective):
             del own["loss"]  # which follows
         found.append({name: np.asarray(a).tobytes() if hasattr(a, "__array__") else a for name, a in own.items()})
