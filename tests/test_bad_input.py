@@ -772,3 +772,9 @@ def test_parameters_that_are_not_finite_diverge_at_once(lib, number):
 def test_a_seed_that_is_none(lib, seed):
     with pytest.raises(ValueError, match="initialize: seed must be a whole number of at least 0, got "):
         xn.Sequential(xn.Dense(2, 2)).initialize(lib.backend, seed=seed)
+
+
+@pytest.mark.numpy_only
+def test_a_list_is_no_dtype():
+    with pytest.raises(ValueError, match=r"""dtype must be "float32" or "float64", got \['float32'\]"""):
+        xn.Sequential(xn.Dense(2, 2)).initialize(dtype=["float32"])

@@ -5,7 +5,7 @@ import pytest
 from cases import FEATURES, tutorial_network
 
 import xpnet as xn
-from xpnet.callbacks.doctor import ROWS
+from xpnet.callbacks.doctor import ROWS, first_fault
 
 CROSS = xn.SoftmaxCrossEntropy()
 RNG = np.random.default_rng(0)
@@ -342,3 +342,8 @@ def test_it_prints_by_itself(capsys):
     shown = capsys.readouterr().out
     assert shown.count("16 of 16 dead units") == 1
     assert shown.endswith(f"{doctor}\n")
+
+
+def test_a_loss_that_is_not_finite_behind_outputs_that_are_is_the_first_fault(lib):
+    assert first_fault([], lib.asarray(np.inf)) == ("the loss", "it is not finite")
+    assert first_fault([], lib.asarray(1.0)) is None

@@ -1,5 +1,9 @@
 """What the estimators add to scikit-learn's, each promise by itself; and the way there and back."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -609,3 +613,59 @@ def test_what_scikit_learn_cannot_express_is_named(digits):
         with pytest.raises(TypeError, match="to_sklearn: ") as error:
             model.to_sklearn()
         assert named in str(error.value)
+
+
+# --- what is refused, and what is said --------------------------------------------------------------------------------
+
+
+def test_lbfgs_prints_its_iterations_where_asked(diabetes, capsys):
+    model = MLPRegressor(hidden_layer_sizes=3, solver="lbfgs", max_iter=4, verbose=True, random_state=0).fit(*diabetes)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(", loss = ")[0] for line in lines] == [f"Iteration {i}" for i in range(1, 5)]
+    assert float(lines[-1].partition(" = ")[2]) == pytest.approx(model.loss_, rel=1e-7)
+
+
+def test_ctrl_c_ends_the_training_with_scikit_learns_warning(cancer):
+    class Interrupt(xn.Callback):
+        def epoch_end(self, run):
+            if run.epoch == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.warns(UserWarning, match=r"^Training interrupted by user\.$"):
+            model = MLPClassifier(4, callbacks=[Interrupt()], random_state=0).fit(*cancer)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert model.n_iter_ == 2
+
+
+def test_calls_of_partial_fit_agree_on_classes_and_outputs(cancer, diabetes):
+    x, y = cancer
+    model = MLPClassifier(4, random_state=0).partial_fit(x, y, classes=["ill", "well"])
+    with pytest.raises(ValueError, match="is not the same as on last call to partial_fit, was: "):
+        model.partial_fit(x, y, classes=["dead", "ill", "well"])
+    x, y = diabetes
+    model = MLPRegressor(hidden_layer_sizes=4, random_state=0).partial_fit(x, y)
+    with pytest.raises(ValueError, match="y has 2 outputs, expected 1 as in the first fit"):
+        model.partial_fit(x, np.stack([y, y], axis=1))
+
+
+def test_several_labels_of_several_classes_are_refused(digits):
+    x, y = digits
+    with pytest.raises(ValueError, match="Multioutput target data is not supported with label binarization"):
+        MLPClassifier(4).fit(x, np.stack([y, y], axis=1))
+
+
+def test_transform_needs_the_last_dense_layer_by_itself(digits):
+    model = MLPClassifier(layers=lambda n, k: [xn.Dense(n, 4), xn.Sequential(xn.ReLU(), xn.Dense(4, k))], max_iter=1)
+    with pytest.raises(TypeError, match=r"transform needs the last Dense layer by itself, it is within Sequential\("):
+        model.fit(*digits).transform(digits[0])
+
+
+def test_without_scikit_learn_the_error_says_how_to_install_it():
+    program = "import sys; sys.modules['sklearn'] = None; import xpnet.estimators"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: xpnet.estimators needs scikit-learn: pip install 'xpnet[sklearn]'"
+    )

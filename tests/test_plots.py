@@ -276,3 +276,9 @@ def test_digits_need_scikit_learn_and_say_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'xpnet\[sklearn\]'"):
         xn.data.load_digits()
+
+
+def test_gradient_histograms_of_a_network_without_parameters_are_refused(plots):
+    net = xn.Sequential(xn.ReLU()).initialize()
+    with pytest.raises(ValueError, match="gradient_histograms: no layer of the network has parameters"):
+        plots.gradient_histograms(net, np.ones((4, 3)), [0, 1, 2, 0], CROSS)

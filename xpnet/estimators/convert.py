@@ -96,8 +96,6 @@ def folded(model: "BaseMLP") -> tuple[list[np.ndarray], list[np.ndarray], str]:
         raise TypeError(f"to_sklearn: scikit-learn has no {before!r} behind the last Dense")
     if len(set(between)) > 1:
         raise TypeError(f"to_sklearn: scikit-learn has one activation for all hidden layers, here are {between}")
-    if type(model.net_.leaves()[0][1]) not in (Dense, Dropout):
-        raise TypeError(f"to_sklearn: the first layer must be a Dense, it is {model.net_.leaves()[0][1]!r}")
     return coefs, intercepts, between[0] if between else "relu"
 
 
