@@ -1,5 +1,6 @@
 """The benchmark script runs its races and says what they came to; nothing here is timed."""
 
+import argparse
 import json
 import os
 import re
@@ -110,6 +111,18 @@ def test_products_are_the_references_of_who_does_more(tmp_path):
     (absent,) = out["absent"].values()
     assert "products-cupy is left out: " + absent in done.stdout
     assert "no cupy today" in absent
+
+
+@pytest.mark.parametrize(("tf32", "switch"), [(False, ["0", "0", "float32"]), (True, ["1", "1", "tensorfloat32"])])
+def test_every_library_is_told_whether_it_may_multiply_in_tf32(scripts, monkeypatch, tf32, switch):
+    import benchmark
+
+    given = []
+    monkeypatch.setattr(benchmark.subprocess, "Popen", lambda command, env, **pipes: given.append(env))
+    options = argparse.Namespace(tf32=tf32, threads=None, malloc=False, dtype="float32", steps=None)
+    benchmark.start("large", "xpnet-cupy", options)
+    names = "CUPY_TF32", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "JAX_DEFAULT_MATMUL_PRECISION"
+    assert [given[0][name] for name in names] == switch
 
 
 def test_columns_are_as_wide_as_their_names(scripts):

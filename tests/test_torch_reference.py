@@ -106,45 +106,31 @@ LAYERS = {  # ours for D features
 @pytest.mark.parametrize("name", LAYERS)
 @often
 @drawn
-def test_a_layer_and_its_gradients_are_pytorchs(torch, name, training, n, d, seed):
+def test_a_layer_and_its_gradients_are_pytorchs_and_what_autograd_finds_in_our_own_forward(
+    torch, name, training, n, d, seed
+):
     rng = np.random.default_rng(seed)
     layer = on_torch(LAYERS[name](d), rng)
-    x = torch.tensor(rng.standard_normal((n, d)) * 3 + 1, requires_grad=True)
     module, their_grads = THEIRS[type(layer)](torch, layer)
     module.train(training)
+    layer.params = {key: a.requires_grad_() for key, a in layer.params.items()}
 
-    y, cache = layer.forward(x.detach(), training)
+    x = torch.tensor(rng.standard_normal((n, d)) * 3 + 1, requires_grad=True)
+    y, cache = layer.forward(x, training)
     expected = module(x)
     agree(y, expected)
 
     dy = torch.tensor(rng.standard_normal(tuple(y.shape)))
-    dx, grads = layer.backward(dy, cache)
-    expected.backward(dy)
-    agree_on_dx(layer, training, x.detach(), dy, dx, x.grad)
-    their_grads = their_grads()
-    assert grads.keys() == their_grads.keys() == layer.params.keys()
-    for key, gradient in grads.items():
-        agree(gradient, their_grads[key])
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
-@pytest.mark.parametrize("name", LAYERS)
-@often
-@drawn
-def test_autograd_through_a_layers_own_forward_gives_its_backward(torch, name, training, n, d, seed):
-    rng = np.random.default_rng(seed)
-    layer = on_torch(LAYERS[name](d), rng)
-    layer.params = {key: a.requires_grad_() for key, a in layer.params.items()}
-    x = torch.tensor(rng.standard_normal((n, d)) * 3 + 1, requires_grad=True)
-    y, cache = layer.forward(x, training)
-    dy = torch.tensor(rng.standard_normal(tuple(y.shape)))
-    y.backward(dy)
-
     with torch.no_grad():
         dx, grads = layer.backward(dy, cache)
-    agree_on_dx(layer, training, x.detach(), dy, dx, x.grad)
-    for key, gradient in grads.items():
-        agree(gradient, layer.params[key].grad)
+    for output, named in ((expected, their_grads), (y, lambda: {k: a.grad for k, a in layer.params.items()})):
+        x.grad = None
+        output.backward(dy)
+        agree_on_dx(layer, training, x.detach(), dy, dx, x.grad)
+        found = named()
+        assert grads.keys() == found.keys() == layer.params.keys()
+        for key, gradient in grads.items():
+            agree(gradient, found[key])
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------

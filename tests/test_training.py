@@ -704,6 +704,16 @@ def test_a_network_that_is_being_trained_is_not_trained_by_another(lib):
     fit(net)
 
 
+def test_a_frozen_layer_may_be_in_two_networks_that_train(lib):
+    net = small(lib, xn.Dense(4, 8, trainable=False), xn.Tanh(), xn.Dense(8, 3))
+    other = xn.Sequential(net.layers[0], *copy.deepcopy(net).layers[1:])
+    twin, before = copy.deepcopy(net), bits(other)
+    fit(net, callbacks=[On(epoch_end=lambda run: fit(other))])
+    fit(twin)
+    assert bits(other) != before
+    assert bits(net) == bits(twin)
+
+
 def test_of_two_threads_that_begin_to_train_a_network_one_is_refused(lib, monkeypatch):
     reached, begun, refused = threading.Event(), threading.Event(), threading.Event()
     usual, main, net = xn.training.training_step, threading.current_thread(), small(lib)

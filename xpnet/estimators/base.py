@@ -155,14 +155,13 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         others = ("activation", "batch_norm", "dropout", "layers")
         return {"hidden_layer_sizes": hidden} | {name: getattr(self, name) for name in others}
 
-    def _check_architecture(self) -> None:
+    def _check_architecture(self, now: dict[str, Any]) -> None:
         """Refuse to go on with a network that was made from other parameters."""
-        before, now = self._made_from, self._architecture
-        for name in now.keys() & before.keys():
-            if now[name] != before[name]:
+        for name, before in self._made_from.items():
+            if now.get(name, before) != before:
                 raise ValueError(
-                    f"{name} changed from {before[name]!r} to {now[name]!r} since the network was made, with which "
-                    "training would go on: set it back, or fit a new one, with warm_start=False"
+                    f"{name} changed from {before!r} to {now[name]!r} since the network was made, with which training "
+                    "would go on: set it back, or fit a new one, with warm_start=False"
                 )
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Self:
@@ -170,7 +169,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         first = not hasattr(self, "net_") or not (self.warm_start or incremental)
         X, y, sample_weight = as_array(X), as_array(y), as_array(sample_weight)
         if not first:
-            self._check_architecture()
+            self._check_architecture(architecture)
             self._check_namespace(X, "partial_fit" if incremental else "fit")
         X, y = self._validated(X, y, reset=first)
         backend = backend_of(X) if is_array(X) else get_backend("numpy", "cpu")
