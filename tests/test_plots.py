@@ -1,6 +1,7 @@
 """The pictures show the numbers they are given, from every backend."""
 
 import builtins
+import itertools
 import math
 import re
 import subprocess
@@ -27,6 +28,21 @@ def drawn(figure):
     """Draw it as a file would have it: what cannot be drawn raises or warns here."""
     figure.canvas.draw()
     return figure
+
+
+def apart(artists):
+    """None of these, as drawn, lies on another, but for a point."""
+    boxes = [artist.get_window_extent() for artist in artists]
+    return not any(
+        a.x0 + 1 < b.x1 and b.x0 + 1 < a.x1 and a.y0 + 1 < b.y1 and b.y0 + 1 < a.y1
+        for a, b in itertools.combinations(boxes, 2)
+    )
+
+
+def inside(figure, artists):
+    """The figure cuts nothing off them."""
+    boxes = [artist.get_window_extent() for artist in artists]
+    return all(b.x0 >= 0 and b.y0 >= 0 and b.x1 <= figure.bbox.x1 and b.y1 <= figure.bbox.y1 for b in boxes)
 
 
 def history(**measures):
@@ -116,6 +132,50 @@ def test_a_confusion_matrix_of_many_classes_leaves_the_counts_to_the_colours(plo
     drawn(ax.figure)
 
 
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("classes", [1, 3, 30])
+def test_where_nothing_is_wrong_the_confusion_matrix_has_no_colour(plots, classes):
+    image = plots.confusion_matrix(np.diag(np.full(classes, 9))).images[0]
+    assert image.get_clim() == (0, 1)
+    assert not image.norm(image.get_array()).any()
+
+
+@pytest.mark.numpy_only
+def test_a_confusion_matrix_of_shares_writes_two_decimals(plots):
+    ax = plots.confusion_matrix(np.array([[2 / 3, 1 / 3], [0.0, 1.0]]))
+    assert [text.get_text() for text in ax.texts] == ["0.67", "0.33", "1"]
+    assert ax.images[0].norm(1 / 3) == 0.5
+    ax = plots.confusion_matrix(np.array([[0.5, 0.5], [np.nan, np.nan]]))  # of a class without rows
+    assert ax.images[0].get_clim() == (0, 1)
+    drawn(ax.figure)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("classes", "count", "written"), [(10, 9_999_999, 100), (25, 9_999, 625), (25, 99_999, 0)])
+def test_the_counts_do_not_cover_one_another(plots, classes, count, written):
+    ax = plots.confusion_matrix(np.full((classes, classes), count))
+    drawn(ax.figure)
+    assert len(ax.texts) == written
+    assert apart(ax.texts)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("classes", "letters"), [(3, 50), (25, 12), (300, 3)])
+def test_the_classes_names_leave_room_for_the_matrix_and_for_one_another(plots, classes, letters):
+    ax = plots.confusion_matrix(np.eye(classes, dtype=int), names=["n" * letters] * classes)
+    drawn(ax.figure)
+    assert ax.get_window_extent().width > 3 * ax.figure.dpi
+    for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+        assert apart(labels)
+        assert inside(ax.figure, labels)
+
+
+@pytest.mark.numpy_only
+def test_names_that_are_not_one_for_each_class_are_refused(plots):
+    with pytest.raises(ValueError, match=r"^confusion_matrix: 2 names for 3 classes; give one for each"):
+        plots.confusion_matrix(np.eye(3), names=["no", "yes"])
+
+
 def test_misclassified_shows_the_wrong_ones_alone(lib, plots):
     images = np.arange(5 * 4).reshape(5, 2, 2)
     predicted, true = lib.asarray(np.array([0, 1, 2, 3, 4])), np.array([0, 9, 2, 8, 4])
@@ -136,7 +196,34 @@ def test_misclassified_shows_flat_square_images_too(lib, plots):
 
 
 @pytest.mark.numpy_only
-@pytest.mark.parametrize("shape", [(5,), (5, 8), (5, 0), (5, 8, 8, 1)])
+@pytest.mark.parametrize(
+    ("shape", "names", "columns"),
+    [
+        ((4, 100), ["0", "1"], 6),
+        ((100, 4), ["0", "1"], 6),
+        ((8, 8), ["0", "1"], 1),
+        ((8, 8), ["Iris versicolor", "Iris virginica"], 6),
+    ],
+)
+def test_the_classes_beside_images_of_any_shape_can_be_read(plots, shape, names, columns):
+    true, predicted = np.array(names)[[0] * 9], np.array(names)[[1] * 9]
+    ax = plots.misclassified(np.ones((9, *shape)), predicted, true, most=8, columns=columns)
+    drawn(ax.figure)
+    assert apart([*ax.texts, *ax.images])
+    assert inside(ax.figure, [ax.title, *ax.texts, *ax.images])
+    assert max(ax.figure.get_size_inches()) < 12
+
+
+@pytest.mark.numpy_only
+def test_the_classes_fit_in_axes_that_are_given_too(plots):
+    _, own = __import__("matplotlib.pyplot").pyplot.subplots(figsize=(3, 2.5))
+    ax = plots.misclassified(np.ones((30, 8, 8)), np.zeros(30, int), np.ones(30, int), ax=own)
+    drawn(ax.figure)
+    assert apart([*ax.texts, *ax.images])
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("shape", [(5,), (5, 8), (5, 0), (5, 0, 8), (5, 8, 8, 1)])
 def test_misclassified_refuses_what_are_no_images(plots, shape):
     message = (
         rf"^misclassified: images of shape {re.escape(str(shape))}, expected \(n, height, width\), .*; give images"

@@ -1,5 +1,6 @@
-"""What the pictures share: colours, axes and figures to draw into."""
+"""What the pictures share: colours, axes and figures to draw into, sizes."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,12 @@ def panels(figure: Any, count: int, columns: int, size: tuple[float, float]) -> 
     if figure is None:
         figure = pyplot().figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+
+
+def inches(height: int, width: int, side: float) -> tuple[float, float]:
+    """The height and width of an image that covers about as much as a square of this side, no side far longer."""
+    scale = min(side / math.sqrt(height * width), 1.5 * side / max(height, width))
+    return height * scale, width * scale
 
 
 def pyplot() -> Any:

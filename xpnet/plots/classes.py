@@ -6,16 +6,19 @@ from typing import Any
 import numpy as np
 
 from ..backend import on_host
-from .canvas import GREY, ORANGE, axes
+from .canvas import GREY, ORANGE, axes, inches
 
-WRITTEN = 25  # classes, up to which each count has room to be written
+WRITTEN = 25  # classes, up to which each count has room to be written, if it is short
+NAMED = 100  # classes that have room for a name; of more, every second or third has one
+DIGIT = 0.08  # inches of a digit of 8 points, and some room
+SHORT = 14  # letters, which have room in one line above an image
 
 
 def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
     """How many of each class (row) were taken for each class (column); the diagonal is right, the colour the errors.
 
-    `counts` (K, K) are those of `xn.confusion_matrix(prediction, y)`. With many classes they are left to the colours.
-    `names` are the classes', in their order.
+    `counts` (K, K) are those of `xn.confusion_matrix(prediction, y)`, or shares of them. With many classes they are
+    left to the colours. `names` are the classes', in their order.
     """
     counts = on_host(counts)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
@@ -24,23 +27,34 @@ def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
             "give xn.confusion_matrix(prediction, y)"
         )
     k = len(counts)
-    side = min(max(4.8, 0.32 * k + 1.5), 10.0)
-    ax = axes(ax, (side + 0.6, side))
+    labels = None if names is None else [str(name) for name in names]
+    if labels is not None and len(labels) != k:
+        raise ValueError(f"confusion_matrix: {len(labels)} names for {k} classes; give one for each, in their order")
+    texts = {
+        place: f"{round(float(n), 2):g}" if counts.dtype.kind == "f" else str(n) for place, n in np.ndenumerate(counts)
+    }
+    cell = max(0.32, DIGIT * max(map(len, texts.values())))
+    written = k <= WRITTEN and cell * k <= 8.5
+    side = min(max(4.8, cell * k + 1.5), 10.0)
+    size = 8 if written else 6
+    longest = max(map(len, labels)) if labels else 0
+    upright = k * longest > 40
+    beside = DIGIT * longest * size / 8
+    ax = axes(ax, (side + 0.6 + beside, side + beside * upright))
     wrong = counts - np.diag(np.diag(counts))
-    image = ax.imshow(wrong, cmap="Reds", vmin=0, vmax=max(2 * int(wrong.max()), 1) if k <= WRITTEN else None)
-    if k <= WRITTEN:
-        for (row, column), count in np.ndenumerate(counts):
-            if count:
+    image = ax.imshow(wrong, cmap="Reds", vmin=0, vmax=(1 + written) * float(np.nanmax(wrong, initial=0)) or 1)
+    if written:
+        for (row, column), text in texts.items():
+            if counts[row, column]:
                 colour = GREY if row == column else "black"
-                ax.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+                ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
         ax.set(xticks=range(k), yticks=range(k))
     else:
         ax.figure.colorbar(image, ax=ax, label="errors", shrink=0.8, aspect=25)
-    if names is not None:
-        size = 8 if k <= WRITTEN else 6
-        labels = [str(name) for name in names]
-        ax.set_xticks(range(k), labels, rotation=90 if k * max(map(len, labels)) > 40 else 0, fontsize=size)
-        ax.set_yticks(range(k), labels, fontsize=size)
+    if labels is not None:
+        every = slice(None, None, -(-k // NAMED))
+        ax.set_xticks(range(k)[every], labels[every], rotation=90 if upright else 0, fontsize=size)
+        ax.set_yticks(range(k)[every], labels[every], fontsize=size)
     ax.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
     ax.spines[:].set_visible(False)
     return ax
@@ -61,17 +75,27 @@ def misclassified(images: Any, predicted: Any, true: Any, most: int = 24, column
             )
     wrong = np.flatnonzero(predicted != true)
     shown = wrong[:most]
-    height, width = images.shape[1:]
-    gap, head = max(2, round(width / 4)), max(3, round(3 * height / 8))  # beside an image, and above it for its text
+    labels = [(str(true[i]), f"as {predicted[i]}") for i in shown]
+    short = all(len(" ".join(label)) <= SHORT for label in labels)
+    texts = [(" " if short else "\n").join(label) for label in labels]
+    longest = max((len(line) for text in texts for line in text.splitlines()), default=0)
+    height, width = inches(images.shape[1], images.shape[2], 0.85)  # as all that follows, in a figure of its own
+    cell, head = max(width + 0.2, DIGIT * longest), 0.22 if short else 0.36
+    columns = max(min(columns, len(shown)), 1)
     rows = max(-(-len(shown) // columns), 1)
-    ax = axes(ax, (columns * 1.05, 0.5 + rows * 1.05 * (height + head) / (width + gap)))
-    for place, i in enumerate(shown):
+    size = 8.0
+    if ax is not None:
+        room = ax.get_window_extent()
+        fits = min(room.width / (columns * cell), room.height / (rows * (height + head))) / ax.figure.dpi
+        size *= min(max(1.25 * fits, 0.5), 1.0)
+    ax = axes(ax, (max(columns * cell, 4.0), 0.5 + rows * (height + head)))
+    for place, (i, text) in enumerate(zip(shown, texts, strict=True)):
         row, column = divmod(place, columns)
-        left, top = column * (width + gap), row * (height + head)
-        ax.imshow(images[i], cmap="gray_r", extent=(left, left + width, top + height, top), interpolation="nearest")
-        label = f"{true[i]} as {predicted[i]}"
-        ax.text(left + width / 2, top - head / 5, label, ha="center", va="bottom", fontsize=8, color=ORANGE)
-    ax.set(xlim=(-1, columns * (width + gap) - 1), ylim=(rows * (height + head) - head + 1, -head - 1))
+        middle, top = (column + 0.5) * cell, row * (height + head) + head
+        box = middle - width / 2, middle + width / 2, top + height, top
+        ax.imshow(images[i], cmap="gray_r", extent=box, interpolation="nearest")
+        ax.text(middle, top - 0.04, text, ha="center", va="bottom", fontsize=size, color=ORANGE)
+    ax.set(xlim=(0, columns * cell), ylim=(rows * (height + head), 0))
     ax.set_aspect("equal")
     more = "" if len(shown) == len(wrong) else f", the first {len(shown)} shown"
     ax.set_title(f"{len(wrong)} of {len(images)} wrong{more}")
@@ -84,9 +108,9 @@ def _as_images(images: np.ndarray) -> np.ndarray:
     shape = images.shape
     if len(shape) == 2 and shape[1] and math.isqrt(shape[1]) ** 2 == shape[1]:
         return images.reshape(shape[0], math.isqrt(shape[1]), -1)
-    if len(shape) != 3:
+    if len(shape) != 3 or 0 in shape[1:]:
         raise ValueError(
             f"misclassified: images of shape {shape}, expected (n, height, width), or (n, height · width) of square "
-            "ones; give images.reshape(n, height, width)"
+            "ones; give images.reshape(n, height, width), and of colours images.mean(axis=-1)"
         )
     return images
