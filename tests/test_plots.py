@@ -45,6 +45,12 @@ def inside(figure, artists):
     return all(b.x0 >= 0 and b.y0 >= 0 and b.x1 <= figure.bbox.x1 and b.y1 <= figure.bbox.y1 for b in boxes)
 
 
+def numbers(axis):
+    """The labels of an axis that are in sight."""
+    low, high = sorted(axis.get_view_interval())
+    return [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+
+
 def history(**measures):
     made = xn.History()
     made.update(measures)
@@ -267,7 +273,7 @@ def test_the_first_weights_are_shown_unit_by_unit_as_images(lib, plots):
     assert np.isnan(sheet[6:, 4:]).all()  # no sixth unit
     assert ax.images[0].get_clim() == (-np.abs(weight).max(), np.abs(weight).max())
     drawn(ax.figure)
-    assert "the first 2 of 5 units" in plots.first_layer_weights(net, (2, 3), most=2).get_title()
+    assert "the first 2 of 5 units" in plots.first_layer_weights(net, (2, 3), most=2).get_title().replace("\n", " ")
     np.testing.assert_array_equal(plots.first_layer_weights(net).images[0].get_array(), weight.T)
 
 
@@ -276,6 +282,35 @@ def test_weights_that_are_no_images_are_refused_with_what_would_do(lib, plots):
         plots.first_layer_weights(network(lib), (8, 8))
     with pytest.raises(ValueError, match="has no Dense layer"):
         plots.first_layer_weights(network(lib, xn.BatchNorm(6)))
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("shape", "units"), [((8, 8), 1), ((1, 64), 5), ((64, 1), 5), (None, 100)])
+def test_weights_of_any_shape_and_a_long_title_stay_in_a_figure_of_usual_size(plots, shape, units):
+    net = xn.Sequential(xn.Dense(64, units, trainable=False, initializer="he_normal")).initialize()
+    ax = plots.first_layer_weights(net, shape)
+    drawn(ax.figure)
+    assert inside(ax.figure, [ax.title])
+    assert max(ax.figure.get_size_inches()) < 14
+
+
+@pytest.mark.numpy_only
+def test_inputs_and_units_are_counted_in_whole_numbers(plots):
+    ax = plots.first_layer_weights(xn.Sequential(xn.Dense(1, 2)).initialize())
+    drawn(ax.figure)
+    assert [label.get_text() for label in (*numbers(ax.xaxis), *numbers(ax.yaxis))] == ["0", "0", "1"]
+
+
+@pytest.mark.numpy_only
+def test_the_titles_and_numbers_of_histograms_do_not_cover_one_another(plots):
+    frozen = [xn.Dense(1, 1, trainable=False, initializer="glorot_uniform") for _ in range(3)]
+    net = xn.Sequential(*frozen).initialize()
+    net.set_params({name: np.full(a.shape, float(a.ndim == 2)) for name, a in net.params.items()})
+    figure = drawn(plots.activation_histograms(net, np.array([[-1e-4], [-0.0191]])))
+    titles = [ax.title for ax in figure.axes]
+    assert apart(titles)
+    assert inside(figure, titles)
+    assert all(apart(numbers(ax.xaxis)) for ax in figure.axes)
 
 
 def test_histograms_count_every_output_of_every_layer(lib, plots):

@@ -1,6 +1,7 @@
-"""What the pictures share: colours, axes and figures to draw into, sizes."""
+"""What the pictures share: colours, axes and figures to draw into, sizes and titles that fit."""
 
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,13 @@ def inches(height: int, width: int, side: float) -> tuple[float, float]:
     """The height and width of an image that covers about as much as a square of this side, no side far longer."""
     scale = min(side / math.sqrt(height * width), 1.5 * side / max(height, width))
     return height * scale, width * scale
+
+
+def set_title(ax: Any, text: str, size: int) -> None:
+    """A title of `size` points, in lines that stay within what is the axes' of the figure's width."""
+    place = ax.get_subplotspec()
+    share = ax.figure.bbox.width / ax.figure.dpi / (place.get_gridspec().ncols if place else 1)
+    ax.set_title(textwrap.fill(text, max(12, int(0.85 * 72 * share / (0.6 * size)))), fontsize=size)
 
 
 def pyplot() -> Any:

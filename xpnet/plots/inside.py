@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import arguments, probe
 from ..layers.dense import Dense
-from .canvas import BLUE, ORANGE, axes, panels
+from .canvas import BLUE, ORANGE, axes, inches, panels, set_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,11 +45,12 @@ def first_layer_weights(
         ax = axes(ax)
         image = ax.imshow(shown, aspect="auto", **colours)
         ax.set(xlabel="input", ylabel="unit")
+        ax.locator_params(integer=True, min_n_ticks=1)
     else:
         columns = min(columns, len(shown))
         rows = -(-len(shown) // columns)
-        size = 0.75 if columns > 4 else 1.2  # inches
-        ax = axes(ax, (max(4.8, 1.2 + size * columns), max(1.6, 0.6 + size * rows * shape[0] / shape[1])))
+        tall, wide = inches(*shape, 0.75 if columns > 4 else 1.2)
+        ax = axes(ax, (max(4.8, 1.2 + wide * columns), max(1.6, 0.6 + tall * rows)))
         height, width = shape
         gap = max(1, round(0.1 * width))
         sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
@@ -58,8 +59,8 @@ def first_layer_weights(
             sheet[row : row + height, column : column + width] = unit.reshape(shape)
         image = ax.imshow(sheet, **colours)
         ax.axis("off")
-    ax.set_title(f"Weights of layer {name}, {layer!r}{more}", fontsize=10)
-    ax.figure.colorbar(image, ax=ax, shrink=0.8, aspect=25)
+    set_title(ax, f"Weights of layer {name}, {layer!r}{more}", 10)
+    ax.figure.colorbar(image, ax=ax, label="weight", shrink=0.8, aspect=25, panchor=False)
     return ax
 
 
@@ -125,9 +126,10 @@ def _histogram(
             low, high = low - 0.5, high + 0.5
         ax.hist(known, bins=BINS, range=(low, high), color=colour)
         ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
+        ax.locator_params("x", nbins=5)
     else:
         ax.set_xticks([])
-    ax.set_title(title, fontsize=9)
+    set_title(ax, title, 9)
     ax.set_xlabel(label, fontsize=8)
     ax.set_yticks([])
     ax.tick_params(labelsize=8)
