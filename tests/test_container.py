@@ -189,7 +189,7 @@ REFUSED = {
     "1e999": (file_of(entry(shape="[1e999]"), EIGHT), "expected a whole number of 0 or above"),
     "a leading zero": (file_of(entry(shape="[02]"), EIGHT), "expected"),
     "a comma too many": (file_of(entry(shape="[2,]"), EIGHT), "expected a whole number of 0 or above"),
-    "an unknown dtype": (file_of(entry('"BF16"'), EIGHT), "'a' has dtype 'BF16'; there are F64, "),
+    "an unknown dtype": (file_of(entry('"BF16"'), EIGHT), "'a' has dtype 'BF16'; convert it to one of F64, "),
     "a dtype that is none": (file_of(entry("3"), EIGHT), "expected a string"),
     "an unknown key": (file_of(entry(shape='[2],"file":"x"'), EIGHT), "'a' has 'file', which is no part of an array"),
     "a key twice": (file_of(entry(shape='[2],"shape":[2]'), EIGHT), "its header has 'shape' twice"),

@@ -61,7 +61,18 @@ def test_statistics_as_they_start_count_as_no_batch(tmp_path):
 
 SPOILT = {
     "another program's": (lambda a: {"w": np.ones(3)}, "0.bias, 0.weight.* missing, of a state dict that matches"),
-    "without a bias": (lambda a: {k: v for k, v in a.items() if k != "0.bias"}, "0.bias missing"),
+    "of a model with a Flatten before": (
+        lambda a: {f"{int(k[0]) + 1}{k[1:]}": v for k, v in a.items()},
+        r"0.bias, 0.weight, .* missing, .*; it holds 2.bias, .* such as Flatten, put an empty Sequential\(\) into",
+    ),
+    "within a module": (
+        lambda a: {f"net.{k}": v for k, v in a.items()},
+        "it holds net.0.bias, .* save the state dict of the torch.nn.Sequential alone",
+    ),
+    "without a bias": (
+        lambda a: {k: v for k, v in a.items() if k != "0.bias"},
+        "0.bias missing, .* for bias=False zeros",
+    ),
     "without a count": (lambda a: {k: v for k, v in a.items() if "tracked" not in k}, "1.num_batches_tracked missing"),
     "with a layer more": (lambda a: a | {"4.weight": np.ones(2, "f4")}, "it holds 4.weight, which Sequential"),
     "not transposed": (
@@ -101,6 +112,25 @@ def test_other_floating_point_is_converted(tmp_path, dtype):
     again, net = load_torch(twin(), tmp_path / "net.safetensors"), load_torch(twin(), FILE)
     for name, a in net.params.items():  # eighths, which all of them hold
         np.testing.assert_array_equal(again.params[name], a, strict=True)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x80\x02", b""])
+def test_a_file_of_torch_save_is_refused_with_what_to_do(tmp_path, start):
+    (tmp_path / "net.pt").write_bytes(start + bytes(99 if start else 0))
+    with pytest.raises(xn.FormatError) as caught:
+        load_torch(twin(), tmp_path / "net.pt")
+    assert any("save_file(model.state_dict(), path) writes" in note for note in caught.value.__notes__)
+    assert any("torch.load(path, weights_only=True)" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.numpy_only
+def test_an_empty_sequential_stands_for_a_layer_that_torch_alone_has(tmp_path):
+    arrays = {f"{int(k[0]) + 1}{k[1:]}": a for k, a in load_file(FILE).items()}  # after a Flatten
+    save_file(arrays, tmp_path / "net.safetensors")
+    net = xn.Sequential(xn.Sequential(), *twin().layers).initialize(seed=1)
+    load_torch(net, tmp_path / "net.safetensors")
+    np.testing.assert_array_equal(net.predict(X.astype("f4")), load_torch(twin(), FILE).predict(X.astype("f4")))
 
 
 class Scale(xn.Layer):

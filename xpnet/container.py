@@ -213,7 +213,9 @@ def _read(file: Any, size: int, signed: bool) -> tuple[dict[str, np.ndarray], di
     if signed:
         signature = metadata.pop("sha256", "")
         if len(signature) != 64 or not header.startswith(SIGNATURE + signature.encode() + b'"'):
-            raise UnsoundError("it is not signed: its header does not begin with a SHA-256")
+            raise UnsoundError(
+                "it is not signed: its header does not begin with a SHA-256; files.load_torch reads state dicts"
+            )
         header[len(SIGNATURE) : len(SIGNATURE) + 64] = UNSIGNED
         digest = hashlib.sha256(start + header)
     data = np.empty(size - 8 - length, np.uint8)

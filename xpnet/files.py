@@ -8,7 +8,7 @@ A checkpoint is such a file with a training run's state beside: `training` in th
 And PyTorch's: the state dict of a `torch.nn.Sequential` of the same layers, in a safetensors file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -197,8 +197,8 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
 
     `safetensors.torch.save_file(model.state_dict(), path)` writes such a file. Matching is a model whose layer i is
     torch's twin of layer i: Linear of Dense, its weight transposed, BatchNorm1d of BatchNorm, any without arrays of an
-    activation or Dropout, and Sequential of Sequential. Numbers are converted to the network's dtype; `net` must be
-    initialized, and is unchanged where anything fails.
+    activation or Dropout, and Sequential of Sequential, an empty one of what only torch has, such as Flatten. Numbers
+    are converted to the network's dtype; `net` must be initialized, and is unchanged where anything fails.
 
     A state dict has no settings: eps, momentum, slopes and rates are the network's own. For the predictions of torch's
     defaults say `BatchNorm(features, momentum=0.9, eps=1e-5)`, `LeakyReLU(0.01)` and `ELU(1.0)`; torch's momentum=0.1
@@ -208,15 +208,18 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
     Raises FormatError for a file that is not exactly that, TypeError for a network with a layer that torch has not.
     """
     theirs, own = torch_names(net), arrays_of(net)
-    arrays, _ = container.read(path, signed=False)
+    try:
+        arrays, _ = container.read(path, signed=False)
+    except FormatError as error:
+        error.add_note(
+            "load_torch reads what safetensors.torch.save_file(model.state_dict(), path) writes; where torch.save has "
+            "written the file, give that torch.load(path, weights_only=True)"
+        )
+        raise
     counters = {name.rpartition(".")[0] + f".{COUNTER}" for name in theirs.values() if name.endswith("running_mean")}
     found = {}
     try:
-        expected = counters | set(theirs.values())
-        if missing := expected - arrays.keys():
-            raise ValueError(f"{', '.join(sorted(missing)):.200} missing, of a state dict that matches {net!r:.200}")
-        if strangers := arrays.keys() - expected:
-            raise ValueError(f"it holds {', '.join(sorted(strangers)):.200}, which {net!r:.200} has not")
+        check_torch_names(net, counters | set(theirs.values()), arrays.keys())
         for counter in counters:
             if arrays[counter].shape != () or arrays[counter].dtype != np.int64:
                 raise ValueError(
@@ -237,6 +240,25 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
     net.set_params(container.under("params", own | found))
     net.set_state(container.under("state", own | found))
     return net
+
+
+def check_torch_names(net: Sequential, expected: set[str], names: Set[str]) -> None:
+    """Refuse a state dict with other names than these, and say what would do."""
+    missing, strangers = (", ".join(sorted(some)) for some in (expected - names, names - expected))
+    if missing and strangers:
+        raise ValueError(
+            f"{missing:.200} missing, of a state dict that matches {net!r:.200}; it holds {strangers:.200}. The names "
+            "begin with the layers' numbers, from 0: for a layer that only torch has, such as Flatten, put an empty "
+            "Sequential() into the network, and save the state dict of the torch.nn.Sequential alone"
+        )
+    if missing:
+        raise ValueError(
+            f"{missing:.200} missing, of a state dict that matches {net!r:.200}. Put what does the same into it: for "
+            "bias=False zeros, for affine=False a weight of ones and a bias of zeros; a BatchNorm1d with "
+            "track_running_stats=False has no match"
+        )
+    if strangers:
+        raise ValueError(f"it holds {strangers:.200}, which {net!r:.200} has not")
 
 
 def save_torch(net: Sequential, path: Path) -> None:

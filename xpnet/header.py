@@ -138,7 +138,7 @@ class _Parser:
             if key == "dtype":
                 code = self._string()
                 if code not in DTYPES:
-                    raise UnsoundError(f"{name!r} has dtype {code!r:.80}; there are {', '.join(DTYPES)}")
+                    raise UnsoundError(f"{name!r} has dtype {code!r:.80}; convert it to one of {', '.join(DTYPES)}")
                 dtype = DTYPES[code]
             elif key == "shape":
                 shape = self._numbers(AXES_LIMIT)
