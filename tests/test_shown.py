@@ -298,6 +298,16 @@ def test_a_measure_is_short_whatever_its_size(value, shown):
     assert progress.brief(value) == shown
 
 
+def test_the_bar_of_a_resumed_run_shows_the_last_epoch_before_it_ends_another(lib, monkeypatch, tmp_path):
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (80, 20))
+    fit(lib, checkpoint=xn.Checkpoint(tmp_path))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    history = fit(lib, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+    (shown,) = sys.stderr.getvalue().replace("\r", "\n").splitlines()[-1:]
+    assert shown.startswith("epoch 4/4 |")
+    assert f", loss={history['loss'][-1]:.4f}" in shown
+
+
 def test_a_notebook_has_a_bar_though_its_standard_error_is_no_terminal(lib, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel", object())
     fit(lib)

@@ -40,23 +40,23 @@ class Progress(Callback):
             self.bar = tqdm(
                 total=total, initial=done, unit="step", dynamic_ncols=True, leave=stays, bar_format=FORMS[0]
             )
-            self._fit_in(run, [])
+            self._name(run, run.epoch)
+            self._fit_in(run, last(run))
 
     def epoch_begin(self, run: "Run") -> None:
         if self.bar is not None:
-            self.bar.set_description_str(f"epoch {run.epoch + 1}/{run.epochs}", refresh=False)
+            self._name(run, run.epoch + 1)
 
     def step_end(self, run: "Run") -> None:
         if self.bar is not None:
             self.bar.update()
 
     def epoch_end(self, run: "Run") -> None:
-        measures = [f"{name}={brief(values[-1])}" for name, values in run.history.items()]
         if self.bar is not None:
-            self._fit_in(run, measures)
+            self._fit_in(run, last(run))
             return
         now = time.monotonic()
-        self.line = f"epoch {run.epoch}/{run.epochs}, {now - self.began:.1f} s: {', '.join(measures)}"
+        self.line = f"epoch {run.epoch}/{run.epochs}, {now - self.began:.1f} s: {', '.join(last(run))}"
         if now >= self.next:
             self.next = now + SECONDS
             self._write()
@@ -68,6 +68,9 @@ class Progress(Callback):
         if run.stop and not run.history.interrupted:  # stopped early, as a callback wanted: no fault to show in red
             self.bar.total = self.bar.n
         self.bar.close()
+
+    def _name(self, run: "Run", epoch: int) -> None:
+        self.bar.set_description_str(f"epoch {epoch}/{run.epochs}", refresh=False)
 
     def _fit_in(self, run: "Run", measures: list[str]) -> None:
         """Show the measures, and leave out what a narrow terminal would cut off: what is behind them, then the bar,
@@ -97,6 +100,11 @@ class Progress(Callback):
         if self.line and sys.stderr is not None:  # print would take None for standard output
             print(self.line, file=sys.stderr, flush=True)
             self.line = ""
+
+
+def last(run: "Run") -> list[str]:
+    """The last epoch's measures."""
+    return [f"{name}={brief(values[-1])}" for name, values in run.history.items()]
 
 
 def brief(value: float) -> str:
