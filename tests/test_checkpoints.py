@@ -342,7 +342,7 @@ def test_a_list_in_a_callbacks_memory_may_hold_numpys_numbers(lib, data, tmp_pat
 
 @pytest.mark.numpy_only
 def test_what_a_checkpoint_cannot_hold_is_named(lib, data, tmp_path):
-    with pytest.raises(TypeError, match=r"^fit: a checkpoint cannot hold \{7\}, a set in a callback's memory"):
+    with pytest.raises(TypeError, match=r"^fit: a checkpoint cannot hold \{7\}, of type set, in a callback's memory"):
         fit(network(lib), data, callbacks=[Remembers({7})], checkpoint=xn.Checkpoint(tmp_path))
 
 
@@ -353,8 +353,9 @@ def test_with_no_sound_file_nothing_begins(lib, data, tmp_path):
         flip(path)
     net = network(lib, seed=2)
     before = arrays_of(lib, net)
-    with pytest.warns(RuntimeWarning), pytest.raises(xn.FormatError, match="step-000000000015"):
+    with pytest.warns(RuntimeWarning), pytest.raises(xn.FormatError, match="step-000000000015") as caught:
         fit(net, data, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+    assert caught.value.__notes__ == [f"fit: no checkpoint in {tmp_path} is sound; begin anew in another folder"]
     assert all(np.array_equal(a, before[k]) for k, a in arrays_of(lib, net).items())
 
 

@@ -112,6 +112,7 @@ class Checkpoint(Configured, Callback):
                 saved = Saved(path, net.backend)
             except FormatError as error:
                 if i == len(files) - 1:
+                    error.add_note(f"fit: no checkpoint in {self.folder} is sound; begin anew in another folder")
                     raise
                 warnings.warn(f"fit: {error}: going on from the checkpoint before it", RuntimeWarning, stacklevel=5)
                 continue
@@ -262,8 +263,8 @@ def as_plain(value: object) -> object:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(
-        f"fit: a checkpoint cannot hold {value!r}, a {type(value).__name__} in a callback's memory; it holds numbers, "
-        "strings, None, lists of these, arrays, and dicts of arrays by name"
+        f"fit: a checkpoint cannot hold {value!r}, of type {type(value).__name__}, in a callback's memory; it holds "
+        "numbers, strings, None, lists of these, arrays, and dicts of arrays by name"
     )
 
 
