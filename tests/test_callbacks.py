@@ -248,6 +248,19 @@ def test_a_crash_loses_no_finished_epoch(lib, tmp_path):
     assert [row["epoch"] for row in rows(path)] == ["1", "2"]
 
 
+@pytest.mark.parametrize("mine", [[None] * 4, [None, None, 1.5, None]])
+def test_a_log_that_is_removed_amid_the_training_begins_again_with_its_columns(lib, tmp_path, mine):
+    path = tmp_path / "log.csv"
+
+    def remove(run):
+        if run.epoch == 2:
+            path.unlink()
+
+    fit(network(lib), [Scripted("mine", mine), xn.CSVLog(path), On(epoch_end=remove)], epochs=4)
+    assert [row["epoch"] for row in rows(path)] == ["3", "4"]
+    assert all(row["loss"] for row in rows(path))
+
+
 def test_a_measure_that_comes_later_or_now_and_then_has_its_column(lib, tmp_path):
     path = tmp_path / "log.csv"
     fit(network(lib), [Scripted("mine", [None, 1.5, None, math.nan]), xn.CSVLog(path)], epochs=4)

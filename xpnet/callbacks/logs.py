@@ -44,8 +44,9 @@ class CSVLog(Configured, Callback):
         fresh = {name: values[-1] for name, values in run.history.items() if len(values) > self.lengths.get(name, 0)}
         row: Row = {"epoch": run.epoch} | fresh
         new = [name for name in row if name not in self.columns]
-        if new or not self.begun:
-            rows = self._read()
+        there = os.path.exists(self.path)  # unless it was removed as the training went on
+        if new or not self.begun or not there:
+            rows = self._read() if there else []
             again = run.epoch > 1 or not self.append  # what is added in a first epoch follows another run's rows
             while not self.begun and again and rows and int(rows[-1]["epoch"]) >= run.epoch:
                 rows.pop()
