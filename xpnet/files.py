@@ -48,6 +48,12 @@ def arrays_of(net: Sequential) -> dict[str, np.ndarray]:
 
 def metadata_of(net: Sequential) -> dict[str, str]:
     """The metadata of a model file. TypeError for a network that JSON cannot describe."""
+    for name, layer in [("network", net), *((f"layer {name}", layer) for name, layer in net.parts())]:
+        if isinstance(layer, Sequential) and not layer.is_plain:
+            raise TypeError(
+                f"save: {name}, {type(layer).__name__} is a Sequential of its own, and its layers alone would be "
+                "saved; keep the arrays of net.params and net.state, as with numpy.savez, and set them in a new one"
+            )
     try:
         network = plain_json.dumps({"dtype": net.dtype, "layers": describe(net)})
     except (TypeError, ValueError, AttributeError) as error:
@@ -95,6 +101,8 @@ def load(
 def known(custom_layers: Sequence[type[Layer]]) -> dict[str, type[Layer]]:
     """The classes that a file may name. ValueError where two have one name."""
     table = {cls.__name__: cls for cls in LAYERS}
+    if isinstance(custom_layers, type):
+        raise TypeError(f"load: custom_layers is a list of classes: give [{custom_layers.__name__}]")
     for cls in custom_layers:
         if not isinstance(cls, type) or not issubclass(cls, Layer) or issubclass(cls, Sequential):
             raise TypeError(f"load: custom_layers are classes of layers, Sequential aside, got {cls!r}")
@@ -118,8 +126,6 @@ def restored(metadata: Mapping[str, str], table: Mapping[str, type[Layer]]) -> t
 
 def describe(net: Sequential) -> list[dict[str, Any]]:
     """The layers as JSON: names of classes and their settings."""
-    if type(net) is not Sequential:
-        raise TypeError(f"{type(net).__name__} is a Sequential of its own, and its layers alone would be saved")
     return [
         {"layer": "Sequential", "layers": describe(layer)}
         if isinstance(layer, Sequential)
