@@ -367,6 +367,16 @@ def test_auto_says_so_and_does_without_a_numba_that_cannot_be_imported(error, ba
         assert chosen(backend) == (BufferedStep, "Calls")
 
 
+@pytest.mark.numba_only
+def test_auto_says_so_and_does_without_a_numba_that_compiles_nothing(backend, monkeypatch):
+    """As coverage and debuggers have it, with NUMBA_DISABLE_JIT=1: the loops' intrinsics are no code for Python."""
+    monkeypatch.setenv("XPNET_KERNELS", "auto")
+    monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
+    monkeypatch.delitem(sys.modules, "xpnet.kernels.numba", raising=False)
+    with pytest.warns(RuntimeWarning, match=r"\(NUMBA_DISABLE_JIT is set, so it compiles nothing\): training goes on"):
+        assert chosen(backend) == (BufferedStep, "Calls")
+
+
 def test_another_choice_is_refused_by_name_before_the_first_step(backend, monkeypatch):
     monkeypatch.setenv("XPNET_KERNELS", "fast")
     net = network(backend)

@@ -43,7 +43,7 @@ def kernels_for(backend: Backend, compiled: bool) -> Any:
             from .numba import NumbaKernels
 
             return NumbaKernels(backend)
-        except (ImportError, RuntimeError) as error:  # a Numba for another NumPy, or no folder for compiled code
+        except (ImportError, RuntimeError) as error:  # for another NumPy, switched off, or no folder for its code
             warnings.warn(
                 f"Numba is installed and cannot be used ({error}): training goes on without it. Mend it, or set "
                 "XPNET_KERNELS=generic",
