@@ -60,9 +60,11 @@ def train(model: "BaseMLP", net: Any, x: Any, y: Array, weight: Array | None) ->
     if norms:
         settle_statistics(net, x, norms)
     if result.status != 0:
+        more = f"\nIncrease the number of iterations to improve the convergence (max_iter={model.max_iter})."
         warnings.warn(
-            f"lbfgs failed to converge after {result.nit} iteration(s) (status={result.status}):\n{result.message}\n\n"
-            "Increase the number of iterations to improve the convergence, or scale the data.",
+            f"lbfgs failed to converge after {model.n_iter_} iteration(s) (status={result.status}):\n{result.message}\n"
+            f"{more if model.n_iter_ == model.max_iter else ''}\nYou might also want to scale the data as shown in:\n"
+            "    https://scikit-learn.org/stable/modules/preprocessing.html",
             ConvergenceWarning,
             stacklevel=5,
         )
