@@ -237,8 +237,10 @@ def test_warm_start_goes_on_as_scikit_learns(problems):
         books_agree(mine, their)
 
 
-def test_a_random_state_object_moves_on_as_with_scikit_learns(problems):
-    mine, their, x, y = both(problems["two"])
+@pytest.mark.parametrize("more", [{}, {"batch_size": 1000}, {"batch_size": 1000, "shuffle": False}], ids=str)
+@pytest.mark.filterwarnings("ignore:Got `batch_size` less than 1 or larger")
+def test_a_random_state_object_moves_on_as_with_scikit_learns(problems, more):
+    mine, their, x, y = both(problems["two"], **more)
     one, other = np.random.RandomState(5), np.random.RandomState(5)
     mine.set_params(random_state=one).fit(x, y)
     their.set_params(random_state=other).fit(x, y)

@@ -97,6 +97,10 @@ class Rules(Callback):
         self.stopped = False
         self.schedule = model.learning_rate if model.optimizer is None and model.solver in SCHEDULED else "constant"
 
+    def epoch_begin(self, run: "Run") -> None:
+        if self.model.shuffle and run.steps_per_epoch == 1:
+            run.rng.permutation(self.rows)  # of no account to a single batch; scikit-learn's random state moves on
+
     def epoch_end(self, run: "Run") -> None:
         model = self.model
         model.n_iter_ += 1
