@@ -285,10 +285,13 @@ def test_sparse_x_is_never_made_dense(monkeypatch):
     assert model.coefs_[0].shape == (300_000, 2)
 
 
-def test_sparse_label_rows_come_back_sparse(problems):
+@pytest.mark.parametrize("kind", ["array", "matrix"])
+def test_sparse_label_rows_come_back_sparse_and_of_their_kind(problems, kind):
+    """An array's rows are of one axis and its `*` is elementwise; a matrix has two and multiplies as matrices do."""
     mine, their, x, y = both(problems["several labels"])
-    a, b = mine.fit(x, sparse.csr_array(y)).predict(x), their.fit(x, sparse.csr_array(y)).predict(x)
-    assert sparse.issparse(a)
+    rows = getattr(sparse, f"csc_{kind}")(y)
+    a, b = mine.fit(x, rows).predict(x), their.fit(x, rows).predict(x)
+    assert type(a) is getattr(sparse, f"csr_{kind}")
     assert sparse.issparse(b)
     np.testing.assert_array_equal(a.toarray(), b.toarray())
 

@@ -20,7 +20,7 @@ class Labels:
         kind = type_of_target(y)
         if kind == "multiclass-multioutput":
             raise ValueError("Multioutput target data is not supported with label binarization")
-        self.sparse = hasattr(y, "tocsr")
+        self.sparse = type(y.tocsr()) if hasattr(y, "tocsr") else None
         if kind == "multilabel-indicator":
             self.kind, self.classes = "multilabel", np.arange(y.shape[1])
         else:
@@ -31,7 +31,7 @@ class Labels:
     def known(cls, classes: np.ndarray, kind: str) -> "Labels":
         """Of these classes; `kind` is scikit-learn's word for it."""
         labels = cls.__new__(cls)
-        labels.kind, labels.classes, labels.sparse = kind.removesuffix("-indicator"), classes, False
+        labels.kind, labels.classes, labels.sparse = kind.removesuffix("-indicator"), classes, None
         return labels
 
     @property
@@ -73,13 +73,9 @@ class Labels:
         return xp.astype(above if self.kind == "multilabel" else above[:, 0], xp.asarray(0).dtype)
 
     def predicted(self, choices: Array, classes: Array) -> Any:
-        """The labels of `choices`: where they are numbers, on the backend; for sparse labels, a sparse array."""
+        """The labels of `choices`: where they are numbers, on the backend; sparse as they came."""
         if self.kind == "multilabel":
-            if not self.sparse:
-                return choices
-            from scipy import sparse
-
-            return sparse.csr_array(choices)
+            return choices if self.sparse is None else self.sparse(choices)
         if isinstance(classes, np.ndarray):
             choices = on_host(choices)
             return classes[np.minimum(choices, len(classes) - 1)]  # of a single class, that one
