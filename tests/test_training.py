@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -931,6 +932,28 @@ def test_use_backend_holds_within_its_block_or_for_the_process(place):
     assert default() is numpy
     xn.use_backend(*place)
     assert default() is wanted
+
+
+def test_a_block_of_use_backend_is_its_own_threads(place):
+    """Blocks that end in the order they began in leave the default as it was."""
+    wanted, numpy = xn.get_backend(*place), xn.get_backend("numpy")
+
+    def other():
+        before = default()
+        with xn.use_backend("numpy"):
+            begun.set()
+            assert ended.wait(10)
+            return before, default()
+
+    begun, ended = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with xn.use_backend(*place):
+            seen = pool.submit(other)
+            assert begun.wait(10)
+            assert default() is wanted
+        ended.set()
+        assert seen.result() == (numpy, numpy)
+    assert default() is numpy
 
 
 def test_xpnet_backend_sets_the_default_at_import(lib):

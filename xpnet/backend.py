@@ -4,6 +4,7 @@ The only file that imports array_api_compat, cupy, torch, jax or array_api_stric
 """
 
 import contextlib
+import contextvars
 import functools
 import importlib
 import os
@@ -374,33 +375,40 @@ def on_host(a: Any) -> np.ndarray:
 
 # --- the default ------------------------------------------------------------------------------------------------------
 
-_default: tuple[str, Any] = (os.environ.get("XPNET_BACKEND") or "numpy", None)
+Choice = tuple[str, Any]  # a backend's name and device
+
+_default: Choice = (os.environ.get("XPNET_BACKEND") or "numpy", None)  # the process's
+_blocks: contextvars.ContextVar[tuple[Choice, ...]] = contextvars.ContextVar("blocks", default=())  # around the caller
 
 
 class use_backend:  # noqa: N801  # reads as the function it is used as
     """Set the backend that `initialize()` takes when it is given none.
 
-    `use_backend("cupy")` holds for the process; `with use_backend("cupy"):` until the block ends. The environment
-    variable XPNET_BACKEND sets it at import; with neither it is NumPy. Raises as `get_backend` does.
+    `use_backend("cupy")` holds for the process; `with use_backend("cupy"):` until the block ends, in its thread or
+    asynchronous task. The environment variable XPNET_BACKEND sets it at import; with neither it is NumPy. Raises as
+    `get_backend` does.
     """
 
     def __init__(self, name: str, device: Any = None):
         global _default
         self.backend = get_backend(name, device)
-        self._before = _default
-        _default = name, device
+        self._before, self._choice = _default, (name, device)
+        _default = self._choice
 
     def __repr__(self) -> str:
         return f"use_backend({self.backend!r})"
 
     def __enter__(self) -> Backend:
+        global _default
+        if _default is self._choice:  # which is the block's, not the process's
+            _default = self._before
+        _blocks.set((*_blocks.get(), self._choice))
         return self.backend
 
     def __exit__(self, *error: object) -> None:
-        global _default
-        _default = self._before
+        _blocks.set(_blocks.get()[:-1])
 
 
 def default_backend() -> Backend:
     """The backend that `use_backend` or XPNET_BACKEND chose, else NumPy's."""
-    return get_backend(*_default)
+    return get_backend(*(_default, *_blocks.get())[-1])
