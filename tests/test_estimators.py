@@ -369,6 +369,18 @@ def test_frames_give_names_to_the_features():
         model.predict(x.rename(columns={"dose": "weight"}))
 
 
+@pytest.mark.parametrize("dtype", [object, "U20", ">i4", "int8", bool, "M8[D]"])
+def test_classes_have_the_dtype_that_scikit_learn_gives_them(problems, dtype):
+    """A column of a data frame holds words as objects, which NumPy's functions for words refuse."""
+    mine, their, x, y = both(problems["two"])
+    y = y.astype(dtype) if dtype in (object, "U20") else (y == "well").astype(int).astype(dtype)
+    for fit in (lambda m: m.fit(x, y), lambda m: m.partial_fit(x[:64], y[:64], classes=np.unique(y))):
+        for a, b in zip(*[(fit(m).classes_, m.predict(x)) for m in (mine, their)], strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+        mine, their, *_ = both(problems["two"])
+
+
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 WRONG_PARAMETERS = [

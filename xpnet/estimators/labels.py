@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 
 from .. import ops
 from ..backend import Array, Backend, namespace, on_host
@@ -24,7 +24,7 @@ class Labels:
         if kind == "multilabel-indicator":
             self.kind, self.classes = "multilabel", np.arange(y.shape[1])
         else:
-            self.classes = np.unique(on_host(y))
+            self.classes = unique_labels(on_host(y))
             self.kind = "binary" if len(self.classes) <= 2 else "multiclass"
 
     @classmethod
@@ -45,7 +45,8 @@ class Labels:
             check_classification_targets(y)
             if y.ndim != 1:
                 raise ValueError(f"y has shape {y.shape}, expected (n,) as in the first fit")
-            return np.unique(on_host(y))
+            seen: np.ndarray = unique_labels(on_host(y))
+            return seen
         if y.ndim != 2 or y.shape[1] != len(self.classes):
             raise ValueError(f"y has shape {y.shape}, expected (n, {len(self.classes)}) as in the first fit")
         return self.classes
