@@ -521,6 +521,10 @@ def test_what_needs_a_fit_says_so(diabetes, kind):
             method(diabetes[0])
     with pytest.raises(NotFittedError, match=f"This {kind.__name__} instance is not fitted yet"):
         model.to_sklearn()
+    for name in ("coefs_", "intercepts_"):
+        assert not hasattr(model, name)
+        with pytest.raises(NotFittedError, match=f"This {kind.__name__} instance is not fitted yet"):
+            getattr(model, name)
 
 
 def test_float32_stays_float32(digits, diabetes):

@@ -262,6 +262,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     @property
     def _dense(self) -> list[Dense]:
+        check_is_fitted(self)
         return [layer for _, layer in self.net_.leaves() if isinstance(layer, Dense)]
 
     @property
