@@ -211,6 +211,17 @@ def test_batch_norm_keeps_a_variance_that_a_large_mean_would_drown(bench):
     bench.agrees(var, [1.25], 4)
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["own", "another's"])
+def test_batch_norm_takes_the_variance_about_what_the_sum_of_a_long_row_loses_of_its_mean(own, bench):
+    n = 20_000
+    z = 1e6 + np.arange(n, dtype=bench.dtype)[None, :] % 4  # exact in both types, and so is each square below
+    one, mean, var = bench.put(np.ones(1, bench.dtype)), bench.empty(1), bench.empty(1)
+    on_z = bench.own(z) if own else bench.put(np.repeat(z, 3, axis=0), "turned")[:1]  # scattered, summed one by one
+    bench.kernels.batch_norm(None, on_z, one, one, 0.01, mean, var, bench.work, own)
+    bench.agrees(mean, [1e6 + 1.5], 1)
+    bench.agrees(var, [1.25], n**0.5)  # a rounding at each of n sums, at random
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_batch_norm_shows_nan_in_its_own_feature_alone(name, poison, bench):

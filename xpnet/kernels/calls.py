@@ -198,10 +198,8 @@ class Calls:
         lib = self.lib
         self.sums(z, b.average, out=mean)
         centred = lib.subtract(z, mean[:, None], out=b.centred)
-        if centred is not z:  # another's z, whose rows may be scattered: sums along them lose digits
-            rest = self.sums(centred, b.average, out=b.small)
-            mean += rest
-            centred -= b.small_column
+        mean += self.sums(centred, b.average, out=b.small)  # what a sum of large numbers loses of its mean
+        centred -= b.small_column
         self.row_dot(centred, centred, out=var)
         var *= b.share
         deviation = lib.add(var, b.eps, out=b.deviation)

@@ -146,20 +146,24 @@ def batch_norm(kind, z, gamma, beta, eps, mean, var, scale, y):
     """y = f(γ (z - μ) scale + β), scale = 1 / √(v + eps)"""
     n = z.shape[1]
     one = y.dtype.type(1.0)
+    zero = y.dtype.type(0.0)
     share = one / y.dtype.type(n)
     for i in range(z.shape[0]):
-        total = y.dtype.type(0.0)
+        total = zero
         for j in range(n):
             total += z[i, j]
         m = total * share
-        total = y.dtype.type(0.0)
-        rest = y.dtype.type(0.0)
+        rest = zero
+        for j in range(n):
+            rest += z[i, j] - m
+        m += rest * share  # what a sum of large numbers loses of its mean
+        total = zero
+        rest = zero
         for j in range(n):
             c = z[i, j] - m
             total += c * c
             rest += c
-        rest *= share  # what the first sum has lost of the mean
-        m += rest
+        rest *= share  # what is less than the mean's last digit
         v = total * share - rest * rest
         s = one / np.sqrt(v + y.dtype.type(eps))
         mean[i] = m
