@@ -69,6 +69,16 @@ def test_loss_agrees_with_numpy(lib, name, reduction, dtype, rtol, rng):
     np.testing.assert_array_equal(lib.to_numpy(there), t)
 
 
+def test_a_sum_over_a_long_batch_keeps_its_digits(lib, rng):
+    n = 10**6
+    x = rng.normal(size=(n, 2)).astype("float32")
+    on_x = lib.asarray(x)
+    with lib.backend.scope():
+        sums = lib.to_numpy(xn.ops.dot_over_batch(on_x, on_x))
+    rounding = float(np.finfo("float32").eps)
+    np.testing.assert_allclose(sums, (x.astype("float64") ** 2).sum(axis=0), rtol=n**0.5 * rounding)  # n, at random
+
+
 @pytest.mark.parametrize(("dtype", "rtol"), PRECISIONS, ids=["float64", "float32"])
 def test_digits_network_agrees_with_numpy(lib, digits, dtype, rtol):
     x, y = digits

@@ -71,7 +71,7 @@ def sum_over_batch(x: Array) -> Array:
 
 def dot_over_batch(x: Array, y: Array) -> Array:
     """The sum of each column of x * y, (N, D) and (N, D) -> (D,), without forming the product."""
-    return namespace(x).sum(x * y, axis=0) if is_compiled(x) else namespace(x).vecdot(x, y, axis=-2)
+    return namespace(x).sum(x * y, axis=0) if is_compiled(x) else namespace(x).linalg.vecdot(x, y, axis=-2)
 
 
 # --- random bits ------------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def split(flat: Array, shapes: Iterable[tuple[int, ...]]) -> list[Array]:
 def sum_of_squares(x: Array) -> Array:
     """Σ x², 0-d, without forming the squares."""
     flat = namespace(x).reshape(x, (-1,))
-    return namespace(x).vecdot(flat, flat)
+    return namespace(x).linalg.vecdot(flat, flat)
 
 
 def all_finite(x: Array) -> bool:
