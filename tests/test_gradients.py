@@ -312,6 +312,51 @@ def test_corners_that_meet_are_told_of_and_gone_a_little_beside():
     assert max(xn.check_gradients(net, x + 0.01).values()) < 1e-6
 
 
+def off_by_a_thousandth(thing):
+    """The same with a backward that is wrong by that."""
+
+    class Off(type(thing)):
+        def backward(self, dy, cache):
+            dx, grads = super().backward(dy, cache)
+            return 1.001 * dx, grads
+
+        def backward_params(self, dy, cache, *lowest):
+            return self.backward(dy, cache)[1]
+
+        def terms(self, prediction, target):
+            terms, gradient = super().terms(prediction, target)
+            return terms, 1.001 * gradient
+
+    return Off(*getattr(thing, "layers", ()), **{} if hasattr(thing, "layers") else thing.settings())
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("scale", [1e-12, 1e-9, 1e-5, 1.0, 1e4])
+def test_what_varies_over_a_scale_of_its_own_is_told_right_from_wrong(scale, rng):
+    """A step of 6e-6, or of that share of a number above 1, is then too long, or lost in the value's rounding."""
+    x, p, y = rng.normal(size=(6, 3)), np.full((2, 3), min(scale, 0.5)), scale * (3.0 + rng.normal(size=(6, 1)))
+    net = xn.Sequential(xn.Dense(3, 8), xn.Tanh(), xn.Dense(8, 1)).initialize(dtype="float64", seed=1)
+    for thing, *data in (
+        (xn.BatchNorm(3, eps=1e-30), scale * x),
+        (xn.BatchNorm(3), x + 100.0 * scale),
+        (xn.CategoricalCrossEntropy(), p, [0, 1]),
+        (xn.BinaryCrossEntropy(), p, np.ones(p.shape)),
+        (net, x, y, xn.MeanSquaredError()),
+    ):
+        assert max(xn.check_gradients(thing, *data).values()) < 1e-6
+        with pytest.raises(xn.GradientError, match=r"the gradient of \w+ is wrong at"):
+            xn.check_gradients(off_by_a_thousandth(thing), *data)
+
+
+@pytest.mark.numpy_only
+def test_what_the_values_rounding_hides_is_not_called_wrong(rng):
+    x, y = rng.normal(size=(6, 3)), 1e9 * (3.0 + rng.normal(size=(6, 1)))
+    net = xn.Sequential(xn.Dense(3, 8), xn.Tanh(), xn.Dense(8, 1)).initialize(dtype="float64", seed=1)
+    for thing, *data in ((net, x, y, xn.MeanSquaredError()), (xn.Sigmoid(), 1e6 * np.abs(x) * [1.0, 1.0, -1.0])):
+        with pytest.raises(xn.GradientError, match=r"cannot be told at \[.*; the value's rounding hides it: scale"):
+            xn.check_gradients(thing, *data)
+
+
 @pytest.mark.numpy_only
 def test_check_gradients_says_what_it_was_not_given(rng):
     x = rng.normal(size=(5, FEATURES))
