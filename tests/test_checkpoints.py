@@ -289,8 +289,9 @@ def test_a_damaged_newest_file_is_passed_over_with_a_warning(lib, data, tmp_path
     net = network(lib, seed=2)
     with pytest.warns(
         RuntimeWarning, match=r"step-000000000012\.safetensors .*SHA-256.*going on from the checkpoint before"
-    ):
+    ) as caught:
         history = fit(net, data, checkpoint=xn.Checkpoint(tmp_path, every=4), resume=True)
+    assert caught[0].filename == __file__
     assert history == expected
     assert_same(lib, whole, net)
 

@@ -114,7 +114,7 @@ class Checkpoint(Configured, Callback):
                 if i == len(files) - 1:
                     error.add_note(f"fit: no checkpoint in {self.folder} is sound; begin anew in another folder")
                     raise
-                warnings.warn(f"fit: {error}: going on from the checkpoint before it", RuntimeWarning, stacklevel=5)
+                warnings.warn(f"fit: {error}: going on from the checkpoint before it", RuntimeWarning, stacklevel=3)
                 continue
             saved.check_facts(self._facts)
             return saved

@@ -1,20 +1,17 @@
 """Networks: layers one after another, with the parameters' names, backend and numbers, and what one does with them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from . import arguments, ops, training
 from .backend import DTYPES, Array, Backend, backend_of, default_backend, dtype_name, get_backend
-from .callbacks import Callback, History
-from .checkpoints import Checkpoint
 from .checks import two
 from .layers.base import Layer, Shape
 from .losses import Loss
 from .notebook import table
-from .optimizers import Optimizer, Slots
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -417,81 +414,8 @@ class Sequential(Layer):
                 grads |= {name: grads[name] + slope for name, slope in slopes.items()}
             return value, grads
 
-    def fit(
-        self,
-        x: Any,
-        y: Any,
-        *,
-        loss: Loss,
-        optimizer: Optimizer,
-        epochs: int = 1,
-        batch_size: int | None = 32,
-        shuffle: bool = True,
-        validation_data: tuple[Any, Any] | None = None,
-        metrics: Mapping[str, training.Metric] | None = None,
-        callbacks: Sequence[Callback] | None = (),
-        progress: bool = False,
-        sample_weight: Any = None,
-        l2: float = 0.0,
-        slots: Slots | None = None,
-        checkpoint: Checkpoint | None = None,
-        resume: bool = False,
-    ) -> History:
-        """Train on x (n, features) and targets y (n, ...), NumPy's or the backend's own; returns the history.
-
-        Each epoch goes through all rows, shuffled unless `shuffle=False`, in batches of `batch_size` (None: all at
-        once), the last one smaller where they do not divide. `validation_data` (x, y) is evaluated after each epoch
-        with the loss and `metrics`, a dict of functions of (prediction, target), the target as the loss encodes it
-        (classes as one-hot rows); None means accuracy, where outputs are classes. The random order continues from call
-        to call, from `initialize`'s seed; the optimizer starts afresh, or from `slots`, an earlier history's.
-
-        `sample_weight` (n,), numbers of at least 0, weights the rows: a mean over them is Σ w L / Σ w in each batch, a
-        sum Σ w L. `l2` adds l2/2 Σ W² over the trained parameters with two axes or more (weights, not biases or gammas)
-        to the loss of a batch, divided like it by the rows or their weights: scikit-learn's alpha. Validation has
-        neither.
-
-        `callbacks` are called in their order; `progress` shows a bar, or lines where the output is a file. `checkpoint`
-        saves the run's whole state as it goes, and `resume=True` goes on from there as if nothing had happened: see
-        `Checkpoint`.
-
-        Ctrl-C ends the training after the current step, and `fit` returns; a second one raises KeyboardInterrupt at
-        once. Raises ValueError or TypeError for what it cannot train on, before the first step, RuntimeError for a
-        network that another `fit` is training, and DivergenceError when the loss or a gradient stops being finite. The
-        network keeps the last sound parameters.
-        """
-        return training.fit(
-            self,
-            x,
-            y,
-            loss=loss,
-            optimizer=optimizer,
-            epochs=epochs,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            validation_data=validation_data,
-            metrics=metrics,
-            callbacks=callbacks,
-            progress=progress,
-            sample_weight=sample_weight,
-            l2=l2,
-            slots=slots,
-            checkpoint=checkpoint,
-            resume=resume,
-        )
-
-    def evaluate(
-        self,
-        x: Any,
-        y: Any,
-        loss: Loss,
-        metrics: Mapping[str, training.Metric] | None = None,
-        batch_size: int | None = None,
-    ) -> dict[str, float]:
-        """The loss and the metrics (as in `fit`) of the outputs for x: {"loss": ..., "accuracy": ...}.
-
-        With `batch_size`, that many rows at a time. Raises ValueError or TypeError for what it cannot take.
-        """
-        return training.evaluate(self, x, y, loss, metrics, batch_size)
+    fit = training.fit  # with their arguments and docstrings
+    evaluate = training.evaluate
 
     def save(self, path: "Path") -> None:
         """Write architecture, parameters and statistics to a safetensors file; `xpnet.load` reads it.

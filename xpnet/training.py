@@ -1,4 +1,4 @@
-"""The training loop, and evaluation."""
+"""The training loop, and evaluation: the methods `fit` and `evaluate` of a network."""
 
 import contextlib
 import copy
@@ -48,20 +48,40 @@ def fit(
     *,
     loss: Loss,
     optimizer: Optimizer,
-    epochs: int,
-    batch_size: int | None,
-    shuffle: bool,
-    validation_data: tuple[Any, Any] | None,
-    metrics: Mapping[str, Metric] | None,
-    callbacks: Sequence[Callback] | None,
-    progress: bool,
-    sample_weight: Any,
-    l2: float,
-    slots: Slots | None,
-    checkpoint: Checkpoint | None,
-    resume: bool,
+    epochs: int = 1,
+    batch_size: int | None = 32,
+    shuffle: bool = True,
+    validation_data: tuple[Any, Any] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    callbacks: Sequence[Callback] | None = (),
+    progress: bool = False,
+    sample_weight: Any = None,
+    l2: float = 0.0,
+    slots: Slots | None = None,
+    checkpoint: Checkpoint | None = None,
+    resume: bool = False,
 ) -> History:
-    """`Sequential.fit`, whose docstring it has."""
+    """Train on x (n, features) and targets y (n, ...), NumPy's or the backend's own; returns the history.
+
+    Each epoch goes through all rows, shuffled unless `shuffle=False`, in batches of `batch_size` (None: all at once),
+    the last one smaller where they do not divide. `validation_data` (x, y) is evaluated after each epoch with the loss
+    and `metrics`, a dict of functions of (prediction, target), the target as the loss encodes it (classes as one-hot
+    rows); None means accuracy, where outputs are classes. The random order continues from call to call, from
+    `initialize`'s seed; the optimizer starts afresh, or from `slots`, an earlier history's.
+
+    `sample_weight` (n,), numbers of at least 0, weights the rows: a mean over them is Σ w L / Σ w in each batch, a sum
+    Σ w L. `l2` adds l2/2 Σ W² over the trained parameters with two axes or more (weights, not biases or gammas) to the
+    loss of a batch, divided like it by the rows or their weights: scikit-learn's alpha. Validation has neither.
+
+    `callbacks` are called in their order; `progress` shows a bar, or lines where the output is a file. `checkpoint`
+    saves the run's whole state as it goes, and `resume=True` goes on from there as if nothing had happened: see
+    `Checkpoint`.
+
+    Ctrl-C ends the training after the current step, and `fit` returns; a second one raises KeyboardInterrupt at once.
+    Raises ValueError or TypeError for what it cannot train on, before the first step, RuntimeError for a network that
+    another `fit` is training, and DivergenceError when the loss or a gradient stops being finite. The network keeps the
+    last sound parameters.
+    """
     check_not_trained(net)
     epochs = whole("fit: epochs", epochs)
     check_part("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)")
@@ -173,10 +193,13 @@ def evaluate(
     x: Any,
     y: Any,
     loss: Loss,
-    metrics: Mapping[str, Metric] | None,
-    batch_size: int | None,
+    metrics: Mapping[str, Metric] | None = None,
+    batch_size: int | None = None,
 ) -> dict[str, float]:
-    """`Sequential.evaluate`, whose docstring it has."""
+    """The loss and the metrics (as in `fit`) of the outputs for x: {"loss": ..., "accuracy": ...}.
+
+    With `batch_size`, that many rows at a time. Raises ValueError or TypeError for what it cannot take.
+    """
     check_metrics(metrics)
     x, y = pair(net, "evaluate", x, y, loss)
     with net.backend.scope():
