@@ -214,3 +214,11 @@ def test_weights_need_a_loss_of_terms(lib, rng):
     with pytest.raises(TypeError, match=r"sample_weight needs a loss that derives from xn\.Loss, got .*Bare"):
         network(lib).fit(x, y, loss=Bare(), optimizer=xn.Adam(), sample_weight=np.ones(N))
     network(lib).fit(x, y, loss=Bare(), optimizer=xn.Adam(), l2=0.1)
+
+
+def test_a_reduction_that_is_none_is_told_with_the_users_loss(lib, rng):
+    x, y = data(cases.values, rng)
+    loss = xn.MeanSquaredError()
+    loss.reduction = "none"
+    with pytest.raises(ValueError, match=r'^MeanSquaredError: reduction must be "mean" or "sum", got \'none\'$'):
+        network(lib).fit(x, y, loss=loss, optimizer=xn.Adam())

@@ -6,7 +6,7 @@ its derivative with respect to the prediction it was given. One's own loss: deri
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,7 @@ class Loss(Configured, ABC):
 
         Raises ValueError for another.
         """
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f'{type(self).__name__}: reduction must be "mean" or "sum", got {reduction!r}')
-        self.reduction = reduction
+        self.reduction = checked_reduction(self, reduction)
 
     @abstractmethod
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
@@ -74,16 +72,21 @@ class Loss(Configured, ABC):
         return as_rows(type(self).__name__, target, prediction)
 
 
-def reduced(loss: Loss) -> Callable[[Array, Array], tuple[Array, Array]]:
-    """The loss for encoded targets; one not derived from `Loss` has only its `value_and_grad`."""
+def checked_reduction(loss: object, reduction: str) -> str:
+    """What is given as the reduction of `loss`, if it is one."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f'{type(loss).__name__}: reduction must be "mean" or "sum", got {reduction!r}')
+    return reduction
 
-    def checked(prediction: Array, target: Array) -> tuple[Array, Array]:
-        value, gradient = two(loss, "value_and_grad", loss.value_and_grad(prediction, target))
-        if shape := tuple(np.shape(value)):
-            raise ValueError(f"{loss!r}: value_and_grad gave a value of shape {shape}, expected one number")
-        return value, gradient
 
-    return getattr(loss, "reduced", None) or checked
+def on_encoded(loss: Loss, prediction: Array, target: Array) -> tuple[Array, Array]:
+    """The loss and its derivative for an encoded target; one not derived from `Loss` has only its `value_and_grad`."""
+    if hasattr(loss, "reduced"):
+        return loss.reduced(prediction, target)
+    value, gradient = two(loss, "value_and_grad", loss.value_and_grad(prediction, target))
+    if shape := tuple(np.shape(value)):
+        raise ValueError(f"{loss!r}: value_and_grad gave a value of shape {shape}, expected one number")
+    return value, gradient
 
 
 class Objective(Loss):
@@ -96,7 +99,7 @@ class Objective(Loss):
     """
 
     def __init__(self, loss: Any, l2: float = 0.0, weighted: bool = False):
-        super().__init__(getattr(loss, "reduction", "mean"))
+        self.reduction = checked_reduction(loss, getattr(loss, "reduction", "mean"))
         if weighted and not isinstance(loss, Loss):
             raise TypeError(f"sample_weight needs a loss that derives from xn.Loss, got {loss!r}")
         self.loss, self.weighted = loss, weighted
@@ -109,7 +112,7 @@ class Objective(Loss):
 
     def reduced(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         if not self.weighted:
-            return reduced(self.loss)(prediction, target)
+            return on_encoded(self.loss, prediction, target)
         terms, gradient = self.terms(prediction, target)
         value = namespace(terms).sum(terms)
         if self.reduction == "sum":
@@ -130,6 +133,13 @@ class Objective(Loss):
         scale = self.l2 / (1.0 if self.reduction == "sum" else self.share(target))
         weights = {name: a for name, a in params.items() if a.ndim > 1}  # biases, gammas and betas have one axis
         return 0.5 * scale * sum(map(ops.sum_of_squares, weights.values())), {k: scale * w for k, w in weights.items()}
+
+    def penalized(
+        self, value: Array, grads: dict[str, Array], params: Mapping[str, Array], target: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """The value and the gradients of the data's part, with the penalty's added."""
+        more, slopes = self.penalty(params, target)
+        return value + more, grads | {name: grads[name] + slope for name, slope in slopes.items()}
 
 
 # --- squared, absolute, Huber -----------------------------------------------------------------------------------------

@@ -407,11 +407,9 @@ class Sequential(Layer):
             value, dy = objective.reduced(prediction, y)
             grads = self.backward_params(dy, cache)
             if l2:
-                trained = [(p, layer.params) for p, layer in self.leaves() if layer.trainable]
-                weights = {f"{p}.{k}": a for p, params in trained for k, a in params.items()}
-                more, slopes = objective.penalty(weights, y)
-                value = value + more
-                grads |= {name: grads[name] + slope for name, slope in slopes.items()}
+                trained = [(prefix, layer.params) for prefix, layer in self.leaves() if layer.trainable]
+                params = {f"{prefix}.{key}": a for prefix, own in trained for key, a in own.items()}
+                value, grads = objective.penalized(value, grads, params, y)
             return value, grads
 
     fit = training.fit  # with their arguments and docstrings

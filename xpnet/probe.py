@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from .backend import Array
 from .layers.base import Layer
-from .losses import Loss, reduced
+from .losses import Loss, on_encoded
 
 if TYPE_CHECKING:
     from .network import Sequential
@@ -32,7 +32,7 @@ def forward(net: "Sequential", x: Array, training: bool) -> list[Look]:
 
 def backward(looks: list[Look], y: Array, loss: Loss) -> Array:
     """Fill in the gradients of the loss for these encoded targets; returns the loss."""
-    value, dy = reduced(loss)(looks[-1].output, y)
+    value, dy = on_encoded(loss, looks[-1].output, y)
     for look in reversed(looks):
         dy, look.grads = look.layer.backward(dy, look.cache)
     return value

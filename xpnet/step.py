@@ -8,7 +8,7 @@ import numpy as np
 
 from . import ops
 from .backend import Array
-from .losses import Loss, Objective, reduced
+from .losses import Loss, Objective
 from .optimizers import Optimizer, Slots
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Step:
         self.worker = net.clone()
         self.optimizer = optimizer
         self.objective = loss if isinstance(loss, Objective) else Objective(loss)
-        self.loss = reduced(self.objective)
+        self.loss = self.objective.reduced
         leaves = self.worker.leaves()
         self.trained = {f"{p}.{k}": (layer, k) for p, layer in leaves if layer.trainable for k in layer.params}
         if not self.trained:
@@ -110,9 +110,8 @@ class Step:
         dtype = self.start.weights.dtype
         gradients = {k: checked(grads, k, shape, dtype) for k, shape in zip(self.names, self.shapes, strict=True)}
         if self.objective.l2:
-            more, slopes = self.objective.penalty({k: a.params[own] for k, (a, own) in self.trained.items()}, y)
-            value = value + more
-            gradients |= {name: gradients[name] + slope for name, slope in slopes.items()}
+            params = {name: layer.params[key] for name, (layer, key) in self.trained.items()}
+            value, gradients = self.objective.penalized(value, gradients, params, y)
         return value, gradients, self.worker.next_state(cache)
 
     def on_rows(self, carry: Carry, x: Array, y: Array, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:

@@ -26,7 +26,7 @@ from .checkpoints import Checkpoint
 from .checks import whole
 from .data import minibatches
 from .kernels import training_step
-from .losses import Loss, Objective, reduced
+from .losses import Loss, Objective, on_encoded
 from .metrics import accuracy
 from .optimizers import Optimizer, Slots
 from .run import Run, batches_of
@@ -220,7 +220,7 @@ def scored(
     if metrics is None:
         threshold = getattr(loss, "threshold", None)
         metrics = {} if threshold is None else {"accuracy": lambda p, t: accuracy(p, t, threshold)}
-    value, _ = reduced(loss)(prediction, y)
+    value, _ = on_encoded(loss, prediction, y)
     scores = {"loss": float(value)}
     for name, metric in metrics.items():
         try:
