@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from xpnet.callbacks.history import counted
+
 WIDTH = 100  # of the terminal
 STUDIES = {  # each one's column in the table, axis in the picture, title
     "batch": ("batch", "rows in a batch", "batch: 64-32-16-10"),
@@ -80,11 +82,6 @@ def head(out: dict[str, Any]) -> list[str]:
         f"{m['cpu']}, {m['cores']} cores, {m['os']}, Python {m['python']}",
         *textwrap.wrap(", ".join([*versions.values(), *elsewhere]), WIDTH),
     ]
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things in words."""
-    return f"{number:,} {what}{'s' * (number > 1)}"
 
 
 def contestants(results: dict[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from ..losses import BinaryCrossEntropy, BinaryCrossEntropyWithLogits, Categoric
 from ..ops import all_finite
 from ..settings import Configured
 from .base import Callback
+from .history import counted
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -288,8 +289,7 @@ class Doctor(Configured, Callback):
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        count = len(self.findings)
-        yield f"Doctor: {count} finding{'s' * (count != 1)}" if count else "Doctor: nothing found"
+        yield f"Doctor: {counted(len(self.findings), 'finding') if self.findings else 'nothing found'}"
         for finding in self.findings:
             yield f"  epoch {finding.epoch:>3}  {finding.kind}: {finding.layer}"
         if self.vitals:

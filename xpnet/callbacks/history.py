@@ -35,7 +35,7 @@ class History(dict[str, list[float]]):
         )
 
     def __repr__(self) -> str:
-        shown = [count(self._epochs, "epoch"), *["interrupted"] * self.interrupted]
+        shown = [counted(self._epochs, "epoch"), *["interrupted"] * self.interrupted]
         return f"History({', '.join([*shown, *(f'{name} {last(values)}' for name, values in self.items())])})"
 
     @property
@@ -64,12 +64,12 @@ class History(dict[str, list[float]]):
             numbers = (values[0], min(real), max(real), values[-1]) if values else (math.nan,) * 4
             rows.append((name, *(f"{v:.4g}" for v in numbers), sparkline(values)))
         ended = ", interrupted" if self.interrupted else ""
-        caption = f"{count(self._epochs, 'epoch')}, {count(self.steps, 'step')} in {self.seconds:.1f} s{ended}"
+        caption = f"{counted(self._epochs, 'epoch')}, {counted(self.steps, 'step')} in {self.seconds:.1f} s{ended}"
         return table(head, rows, caption)
 
 
-def count(number: int, what: str) -> str:
-    """A number of things, in words."""
+def counted(number: int, what: str) -> str:
+    """A number of things, in words: "1 epoch", "2,000 steps"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
