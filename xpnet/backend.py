@@ -412,3 +412,15 @@ class use_backend:  # noqa: N801  # reads as the function it is used as
 def default_backend() -> Backend:
     """The backend that `use_backend` or XPNET_BACKEND chose, else NumPy's."""
     return get_backend(*(_default, *_blocks.get())[-1])
+
+
+def resolve(backend: str | Backend | None, device: Any) -> Backend:
+    """The backend that a user means by a name, a Backend, or None: the default."""
+    if isinstance(backend, Backend):
+        if device is not None:
+            raise ValueError(f"{backend!r} has its device; give device={device!r} with a name, or neither")
+        return backend
+    if backend is None:
+        chosen = default_backend()
+        return chosen if device is None else get_backend(chosen.name, device)
+    return get_backend(backend, device)

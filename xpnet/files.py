@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from . import container, plain_json
-from .backend import DTYPES, Backend
+from .backend import DTYPES, Backend, resolve
 from .container import FormatError, Path
 from .layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
 from .layers.base import Layer
 from .layers.batchnorm import BatchNorm
 from .layers.dense import Dense
 from .layers.dropout import Dropout
-from .network import Sequential, resolve, streams
+from .network import Sequential, streams
 
 FORMAT = "xpnet"
 VERSION = "1"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from . import arguments, ops, training
-from .backend import DTYPES, Array, Backend, backend_of, default_backend, dtype_name, get_backend
+from .backend import DTYPES, Array, Backend, backend_of, dtype_name, resolve
 from .checks import two
 from .layers.base import Layer, Shape
 from .losses import Loss
@@ -457,15 +457,3 @@ def count(layer: Layer) -> int:
     """How many numbers a layer's parameters hold, or will hold once it is initialized."""
     shapes = {name: tuple(a.shape) for name, a in layer.params.items()} or layer.param_shapes()
     return sum(map(math.prod, shapes.values()))
-
-
-def resolve(backend: str | Backend | None, device: Any) -> Backend:
-    """The backend that a user means by a name, a Backend, or None: the default."""
-    if isinstance(backend, Backend):
-        if device is not None:
-            raise ValueError(f"{backend!r} has its device; give device={device!r} with a name, or neither")
-        return backend
-    if backend is None:
-        chosen = default_backend()
-        return chosen if device is None else get_backend(chosen.name, device)
-    return get_backend(backend, device)
