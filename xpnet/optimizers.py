@@ -16,8 +16,8 @@ from typing import Any, TypedDict, Unpack
 from . import ops
 from .backend import Array, namespace
 from .checks import fraction, non_negative, positive, two
-from .schedules import Schedule
-from .settings import Configured, arguments
+from .schedules import Schedule, checked_rate
+from .settings import Configured, defaults
 
 Slots = dict[str, Any]
 
@@ -75,11 +75,9 @@ class Optimizer(Configured, ABC):
         if unknown:  # also those of a subclass, which passes on what it does not know
             raise TypeError(
                 f"{type(self).__name__}: no setting {', '.join(map(repr, unknown))}; there are "
-                f"{', '.join(arguments(type(self)))}"
+                f"{', '.join(defaults(type(self)))}"
             )
-        self.learning_rate = (
-            learning_rate if callable(learning_rate) else positive(self._named("learning_rate"), learning_rate)
-        )
+        self.learning_rate = checked_rate(self._named("learning_rate"), learning_rate)
         self.weight_decay = non_negative(self._named("weight_decay"), weight_decay)
         self.clip_value = None if clip_value is None else positive(self._named("clip_value"), clip_value)
         self.clip_norm = None if clip_norm is None else positive(self._named("clip_norm"), clip_norm)

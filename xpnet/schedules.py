@@ -9,6 +9,16 @@ from .settings import Configured
 Schedule = Callable[[int], float]
 
 
+def checked_rate(name: str, given: float | Schedule) -> float | Schedule:
+    """A rate, if it is above 0; a schedule as it is."""
+    return given if callable(given) else positive(name, given)
+
+
+def rate_at(rate: float | Schedule, step: int) -> float:
+    """The rate at a step, of a schedule or of a number, which is the same at every step."""
+    return rate(step) if callable(rate) else rate
+
+
 class Formula(Configured):
     """The base of the schedules here: two with the same settings are equal."""
 
@@ -72,9 +82,10 @@ class WarmUp(Formula):
     """
 
     def __init__(self, then: float | Schedule, steps: int):
-        self.then = then if callable(then) else positive("WarmUp: then", then)
+        self.then = checked_rate("WarmUp: then", then)
         self.steps = whole("WarmUp: steps", steps)
 
     def __call__(self, step: int) -> float:
-        then = self.then if callable(self.then) else Constant(self.then)
-        return then(0) * (step + 1) / self.steps if step < self.steps else then(step - self.steps)
+        if step < self.steps:
+            return rate_at(self.then, 0) * (step + 1) / self.steps
+        return rate_at(self.then, step - self.steps)

@@ -24,7 +24,7 @@ class WrittenOut:
         names = {p.name for p in shown}
         more = [
             Parameter(name, Parameter.KEYWORD_ONLY, default=Parameter.empty if default is REQUIRED else default)
-            for name, default in arguments(cls).items()
+            for name, default in defaults(cls).items()
             if name not in names
         ]
         return own.replace(parameters=[*shown, *more])
@@ -37,12 +37,12 @@ class Configured:
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
-        return {name: getattr(self, name) for name in arguments(type(self))}
+        return {name: getattr(self, name) for name in defaults(type(self))}
 
     def __repr__(self) -> str:
         """As one would write it: arguments without a default by position, others by name where they differ from it."""
         shown = []
-        for name, default in arguments(type(self)).items():
+        for name, default in defaults(type(self)).items():
             value = repr(getattr(self, name, "?"))  # repr must not fail: error messages are made of it
             if default is REQUIRED:
                 shown.append(value)
@@ -51,8 +51,8 @@ class Configured:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def arguments(cls: type) -> dict[str, Any]:
-    """The names of a constructor's arguments with their defaults; through **keywords, those of its base's too."""
+def defaults(cls: type) -> dict[str, Any]:
+    """A constructor's arguments by name, each with its default or REQUIRED; past **keywords, its base's as well."""
     found: dict[str, Any] = {}
     for base in cls.__mro__:
         code = getattr(vars(base).get("__init__"), "__code__", None)

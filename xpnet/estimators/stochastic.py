@@ -13,7 +13,7 @@ from ..backend import Array
 from ..callbacks import Callback
 from ..layers.batchnorm import BatchNorm
 from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop, Slots
-from ..schedules import Formula
+from ..schedules import Formula, rate_at
 from .networks import Order
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ class CorrectedRate(Formula):
         self.rate, self.beta1, self.beta2 = rate, beta1, beta2
 
     def __call__(self, step: int) -> float:
-        rate: float = self.rate(step) if callable(self.rate) else self.rate
-        return rate * math.sqrt(1 - self.beta2 ** (step + 1)) / (1 - self.beta1 ** (step + 1))
+        return rate_at(self.rate, step) * math.sqrt(1 - self.beta2 ** (step + 1)) / (1 - self.beta1 ** (step + 1))
 
 
 class NesterovMomentum(SGD):
