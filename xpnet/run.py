@@ -10,7 +10,6 @@ import numpy as np
 
 from .backend import Array, Backend
 from .callbacks import History
-from .losses import Objective
 from .optimizers import Slots
 from .step import Carry, Step
 
@@ -44,12 +43,9 @@ class Run:
     the loss encodes it, and where rows are weighted one more column with the weights) and `loss` are what it trains on.
     """
 
-    x: Array
-    y: Array
-    loss: Objective
-
-    def __init__(self, net: "Sequential", step_function: Step, epochs: int, steps_per_epoch: int):
-        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+    def __init__(self, net: "Sequential", step_function: Step, x: Array, y: Array, slices: list[slice], epochs: int):
+        self.x, self.y, self.loss = x, y, step_function.objective
+        self.epochs, self.steps_per_epoch = epochs, len(slices)
         self.epoch = self.step = 0
         self.history = History()
         self.stopped = False  # by a callback: then there is nothing to go on with later
@@ -60,7 +56,7 @@ class Run:
         self._done: np.ndarray = NONE  # the losses that a resumed run has brought of its first epoch
         self._values: list[Any] = []  # those of the epoch's steps since
         self._slots_moved = False  # by a step that was not finite
-        self._net, self._step_function = net, step_function
+        self._net, self._step_function, self._slices = net, step_function, slices
         self._carry = self._published = self._safe = self._start = step_function.start
 
     @property
@@ -122,12 +118,10 @@ class Run:
         self.epoch += 1
         self.rng_before, self._done, self._values = None, NONE, []
 
-    def train(
-        self, batches: Callable[[int], Iterator[Batch]], step_end: Callable[[], None], epochs: int = 1
-    ) -> np.ndarray:
-        """Take a step on each batch that is not done yet, until Ctrl-C; returns the losses of all of them.
+    def train(self, order: np.ndarray | None, step_end: Callable[[], None], epochs: int = 1) -> np.ndarray:
+        """Take the steps of an epoch, its rows in this `order`, or those of several `epochs` of a single step each.
 
-        `batches(n)` are those but for the first n, of one epoch, or of several `epochs` of a single step.
+        Returns the losses of all of them, also of those that were done before the run was resumed; fewer after Ctrl-C.
 
         Where the device works on its own, the host waits for it once, at the end. If something is not finite then, the
         steps are taken again one by one to find the first fault. Elsewhere each is looked at when it is done.
@@ -136,15 +130,16 @@ class Run:
         step, immediate = self._step_function, self._net.backend.immediate
         done = number = len(self._done)
         last = epochs * self.steps_per_epoch
+        left = (self._slices * epochs)[done:]
         self._start = before = self._carry
         began = time.perf_counter()
-        for batch in batches(done):
+        for batch in batches_of(step, self.x, self.y, left, order):
             number, before = number + 1, self._carry
             keep = () if immediate else (self._start, self._safe, *[before] * (number == last))
             value, self._carry = step.on_rows(before, *batch, keep)
             if immediate:
                 if not (math.isfinite(value) and step.finite(self._carry)):
-                    raise self._divergence(number, before, batch, math.isfinite(value))
+                    raise self._fault_in_step(number, before, batch, math.isfinite(value))
                 self._safe = before
             self._values.append(value)
             self.step += 1
@@ -158,30 +153,31 @@ class Run:
         self.history.steps = self.step
         if not immediate:
             if not (sound and np.isfinite(losses).all()):
-                raise self._divergence_in(batches(done), losses, done)
+                raise self._fault_in_epoch(batches_of(step, self.x, self.y, left, order), losses, done)
             self._safe = before if number == last else self._start
         return losses
 
-    def _divergence_in(self, batches: Iterator[Batch], losses: np.ndarray, done: int) -> DivergenceError:
+    def _fault_in_epoch(self, batches: Iterator[Batch], losses: np.ndarray, done: int) -> DivergenceError:
         """Take the epoch's steps again, up to the first that does not stay finite."""
         carry, step = self._start, self._step_function
         for number, batch in enumerate(batches, done + 1):
             value, after = step.on_rows(carry, *batch, (self._start, self._safe, carry))
             finite = math.isfinite(float(value))
             if not (finite and step.finite(after)):
-                return self._divergence(number, carry, batch, finite)
+                return self._fault_in_step(number, carry, batch, finite)
             self._safe, carry = carry, after
         self._carry = self._safe
-        return self._diverged(int(np.isfinite(losses).argmin()) + 1, "the loss, once and not again")
+        return self._divergence(int(np.isfinite(losses).argmin()) + 1, "the loss, once and not again")
 
-    def _divergence(self, number: int, carry: Carry, batch: Batch, finite: bool) -> DivergenceError:
+    def _fault_in_step(self, number: int, carry: Carry, batch: Batch, finite: bool) -> DivergenceError:
         """The step from `carry` on batch `number` does not stay finite, though its loss may be."""
         x, y, rows = batch
         self._carry = carry if finite else self._safe
-        fault = self._step_function.fault(carry, x[rows, ...], y[rows, ...])
-        return self._diverged(number, fault or ("the optimizer's update" if finite else "the loss, once and not again"))
+        in_the_passes = self._step_function.fault(carry, x[rows, ...], y[rows, ...])
+        elsewhere = "the optimizer's update" if finite else "the loss, once and not again"
+        return self._divergence(number, in_the_passes or elsewhere)
 
-    def _diverged(self, number: int, fault: str) -> DivergenceError:
+    def _divergence(self, number: int, fault: str) -> DivergenceError:
         self._slots_moved = True
         before, batch = divmod(number - 1, self.steps_per_epoch)
         for loss in self.losses[:before]:  # finished epochs, which had a single step each

@@ -29,7 +29,7 @@ from .kernels import training_step
 from .losses import Loss, Objective, on_encoded
 from .metrics import accuracy
 from .optimizers import Optimizer, Slots
-from .run import Run, batches_of
+from .run import Run
 
 if TYPE_CHECKING:
     from .network import Sequential
@@ -118,10 +118,9 @@ def fit(
         step = training_step(net, objective, copy.copy(optimizer))
         if slots is not None:
             step.go_on(slots)
-        run = Run(net, step, epochs, len(slices))
+        run = Run(net, step, x, y, slices, epochs)
         watched = hooks or held_out or net.backend.immediate  # epoch by epoch, or each step as it is done
         together = 1 if watched or len(slices) > 1 else AHEAD
-        run.x, run.y, run.loss = x, y, objective
         if saved:
             saved.restore(run)
 
@@ -144,9 +143,7 @@ def fit(
                     for callback in hooks:
                         callback.epoch_begin(run)
                     order = run.order(rows) if shuffle and len(slices) > 1 else None
-                    ahead = min(together, epochs - run.epoch)
-                    given = slices * ahead
-                    losses = run.train(lambda skip: batches_of(step, x, y, given[skip:], order), step_end, ahead)  # noqa: B023
+                    losses = run.train(order, step_end, min(together, epochs - run.epoch))
                     if len(losses) < len(slices):  # Ctrl-C: an unfinished epoch has no history
                         break
                     for first in range(0, len(losses), len(slices)):
