@@ -151,6 +151,18 @@ def test_a_users_wrong_loss_is_named(lib, rng):
         xn.check_gradients(Sloppy(), lib.asarray(rng.normal(size=(5, 3))), rng.normal(size=(5, 3)))
 
 
+def test_a_value_that_is_nan_where_it_is_checked_hides_no_wrong_gradient(lib, rng):
+    class Hole(xn.MeanSquaredError):
+        def terms(self, prediction, target):
+            xp = xn.ops.namespace(prediction)
+            error = prediction - target
+            return xp.where(error == 0.0, xp.nan, error * error), 3.0 * error + 1.0
+
+    x = rng.normal(size=(1, 1))
+    with pytest.raises(xn.GradientError, match="the value is NaN or infinite; move prediction"):
+        xn.check_gradients(Hole(), lib.asarray(x), x)
+
+
 def test_a_loss_that_is_not_derived_from_ours_is_checked_by_what_training_calls(lib, rng):
     class Bare:
         right = True

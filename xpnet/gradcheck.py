@@ -9,13 +9,15 @@ import numpy as np
 from .backend import Array, Backend, backend_of, default_backend, is_array, on_host
 from .checks import two
 from .layers.base import Layer
-from .losses import Loss
+from .losses import Loss, on_encoded
 from .network import Sequential
 from .optimizers import SGD
 
 STEP = float(np.finfo(np.float64).eps ** (1 / 3))  # where a central difference's truncation and rounding balance
 ROUNDINGS = 2 * float(np.finfo(np.float64).eps)  # of a value, that a difference of two of them has at least
 ZERO = 1e-3  # of the largest gradient's size: an array whose own is smaller has its error measured against this
+CORNER = "; a corner lies there: if several units have theirs, move x a little"
+HIDDEN = "; the value's rounding hides it: scale what is large in it"
 
 
 class GradientError(AssertionError):
@@ -60,13 +62,14 @@ def check_gradients(
     if y is None:
         raise ValueError("check_gradients: a loss needs a target: check_gradients(loss, prediction, target)")
     backend = _backend_for(x)
-
-    def value(arrays: Arrays) -> float:
-        return float(thing.value_and_grad(backend.asarray(arrays["prediction"], "float64"), y)[0])
-
     arrays = {"prediction": _host(x)}
     prediction = backend.asarray(_host(x), "float64")
     _, gradient = thing.value_and_grad(prediction, y)
+    value_at = _loss_for(thing, y, prediction)
+
+    def value(changed: Arrays) -> float:
+        return value_at(backend.asarray(changed["prediction"], "float64"))
+
     _check_untouched(repr(thing), arrays, {"prediction": prediction})
     return _compare(repr(thing), value, arrays, {"prediction": gradient}, tolerance)
 
@@ -100,9 +103,10 @@ def _check_layer(
             return float(backend.xp.sum(dy * forward(changed)[0]))
     else:
         _, dy = loss.value_and_grad(output, y)
+        value_at = _loss_for(loss, y, output)
 
         def value(changed: Arrays) -> float:
-            return float(loss.value_and_grad(forward(changed)[0], y)[0])
+            return value_at(forward(changed)[0])
 
     given = {"dy": _host(dy)}
     forward(arrays | {"x": arrays["x"][::-1].copy()})  # who keeps what a call needs has lost the first one's now
@@ -112,11 +116,21 @@ def _check_layer(
         raise GradientError(f"{layer!r}: backward gives gradients {sorted(grads)}, the parameters are {sorted(params)}")
     for name, alone in twin.backward_params(dy, cache).items():  # which training calls where it needs no dx
         exact = _host(grads[name])
-        if np.shape(alone) != exact.shape or np.abs(_host(alone) - exact).max(initial=0.0) > tolerance * _largest(
-            exact
-        ):
+        if np.shape(alone) != exact.shape or _largest(_host(alone) - exact) > tolerance * _largest(exact):
             raise GradientError(f"{layer!r}: backward_params gives another gradient of {name} than backward")
     return _compare(repr(layer), value, arrays, {"x": dx} | grads, tolerance)
+
+
+def _loss_for(loss: Loss, y: Any, prediction: Array) -> Callable[[Array], float]:
+    """The loss as a function of predictions like this one alone: y is checked and encoded once."""
+    target = loss.encode(y, prediction) if hasattr(loss, "encode") else y
+    backend = backend_of(prediction)
+
+    def value_at(prediction: Array) -> float:
+        with backend.scope():
+            return float(on_encoded(loss, prediction, target)[0])
+
+    return value_at
 
 
 def _check_untouched(who: str, given: Arrays, now: Mapping[str, Array]) -> None:
@@ -147,37 +161,34 @@ def _compare(
             raise GradientError(
                 f"{who}: beside {name}'s entry {entry} the value is NaN or infinite; move {name} to where it is not"
             )
+    if not math.isfinite(value(arrays)):
+        raise GradientError(f"{who}: the value is NaN or infinite; move {' or '.join(arrays)} to where it is not")
     sizes = {name: _largest(exact[name], numeric[name]) for name in arrays}
     floor = ZERO * max(sizes.values())
-    worst, report = (0.0, ""), {}
+    errors, remarks = {}, {}
     for name in arrays:
         scale = max(sizes[name], floor) or 1.0
-        error = np.abs(exact[name] - numeric[name]) / scale
-        remarks = {}
-        for entry in map(tuple, np.argwhere(error > tolerance)):
+        errors[name] = error = np.abs(exact[name] - numeric[name]) / scale
+        for entry in map(tuple, np.argwhere(error > tolerance).tolist()):
             said = float(exact[name][entry])
             found = _slope(value, arrays, name, entry, tolerance * scale)
             off = max(found.low - said, said - found.high, 0.0)
             error[entry] = off / scale
             numeric[name][entry] = min(max(said, found.low), found.high)
             if found.low < found.high:
-                remarks[entry] = "is wrong", "; a corner lies there: if several units have theirs, move x a little"
+                remarks[name, entry] = "is wrong", CORNER
             elif off <= found.doubt:
-                remarks[entry] = "cannot be told", "; the value's rounding hides it: scale what is large in it"
-        report[name] = float(error.max(initial=0.0))
-        if report[name] > worst[0]:
-            entry = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
-            verdict, hint = remarks.get(entry, ("is wrong", ""))
-            worst = (
-                report[name],
-                (
-                    f"{who}: the gradient of {name} {verdict} at {list(entry)}: backward says "
-                    f"{exact[name][entry]:.9g}, central differences {numeric[name][entry]:.9g}, relative error "
-                    f"{report[name]:.2g} above {tolerance:.2g}{hint}"
-                ),
-            )
-    if worst[0] > tolerance:
-        raise GradientError(worst[1])
+                remarks[name, entry] = "cannot be told", HIDDEN
+    report = {name: float(error.max(initial=0.0)) for name, error in errors.items()}
+    worst = max(report, key=lambda name: report[name])
+    if report[worst] > tolerance:
+        entry = _worst_entry(errors[worst])
+        verdict, hint = remarks.get((worst, entry), ("is wrong", ""))
+        raise GradientError(
+            f"{who}: the gradient of {worst} {verdict} at {list(entry)}: backward says {exact[worst][entry]:.9g}, "
+            f"central differences {numeric[worst][entry]:.9g}, relative error {report[worst]:.2g} above "
+            f"{tolerance:.2g}{hint}"
+        )
     return report
 
 
@@ -282,7 +293,7 @@ def compare_backends(
                 error = np.abs(other[name] - expected) / (scale or 1.0)
                 worst = float(error.max(initial=0.0))
                 if not worst <= tolerance:
-                    entry = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
+                    entry = _worst_entry(error)
                     raise GradientError(
                         f"compare_backends: step {step}: {name} on {where} parts from {names[0]} at "
                         f"{list(entry)}: {other[name][entry]:.9g} and {expected[entry]:.9g}, relative difference "
@@ -315,6 +326,10 @@ def _backend_for(x: Any) -> Backend:
 def _host(a: Any, dtype: str | None = "float64") -> np.ndarray:
     """A copy in NumPy."""
     return np.array(on_host(a), dtype=dtype)
+
+
+def _worst_entry(error: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
 
 
 def _largest(*arrays: np.ndarray) -> float:
