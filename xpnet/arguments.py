@@ -1,10 +1,12 @@
-"""What `fit` and `evaluate` are given, checked before anything is done with it."""
+"""What `fit`, `evaluate` and `predict` are given, checked before anything is done with it."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import ops
 from .backend import Array
 from .callbacks import Callback, CSVLog, Doctor, EarlyStopping, ReduceOnPlateau, TimeLimit
 from .callbacks.watching import Watching
@@ -21,11 +23,41 @@ HOOKS = "train_begin", "epoch_begin", "step_end", "epoch_end", "train_end"
 # --- the data ---------------------------------------------------------------------------------------------------------
 
 
+def inputs(net: "Sequential", who: str, x: Any) -> Array:
+    """A user's x as an array of the network's backend and dtype: (n, features), n >= 1, all of it finite.
+
+    For callers within the backend's `scope`, which they need for what follows, too.
+    """
+    x = net.backend.adopt(who, x)
+    shape = tuple(x.shape)
+    if net.input_shape is not None and shape[1:] != net.input_shape:
+        wanted = f"(n, {', '.join(map(str, net.input_shape))})"
+        hint = ""
+        if shape == net.input_shape:
+            hint = "; for a single row give x[None, :]"
+        elif shape[1:] == () and net.input_shape == (1,):
+            hint = "; for a single feature give x[:, None]"
+        elif shape[1:] and (math.prod(shape[1:]),) == net.input_shape:
+            hint = "; give x.reshape(len(x), -1)"
+        raise ValueError(f"{who} has shape {shape}, expected {wanted}{hint}")
+    if not shape or not shape[0]:
+        raise ValueError(f"{who} has shape {shape}: no rows; expected at least one")
+    x = net.backend.xp.astype(x, net.backend.dtype(net.dtype), copy=False)
+    if not ops.all_finite(x):
+        bad = ~np.isfinite(net.backend.to_numpy(x).reshape(shape[0], -1))
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{who} has {bad.sum()} NaN or infinite entries in {net.dtype}, the first in row {row}, column "
+            f"{column}; drop, fill or rescale them"
+        )
+    return x
+
+
 def pair(net: "Sequential", who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Array]:
     """x and y checked and moved to the network's backend, y encoded as its loss takes it."""
     check_part(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()")
     with net.backend.scope():
-        x = net.check_input(f"{who}: x", x)
+        x = inputs(net, f"{who}: x", x)
         if np.shape(y)[:1] != (x.shape[0],):
             rows = f"{np.shape(y)[0]} rows" if np.shape(y) else "no rows"
             raise ValueError(f"{who}: x has {x.shape[0]} rows and y {rows}; each row of x needs its target")

@@ -258,7 +258,7 @@ class Sequential(Layer):
 
     def _repr_html_(self) -> str:
         """The summary as a notebook shows it."""
-        place = f"{home[1]} on {home[0].describe()}" if (home := self._found()) else "not initialized"
+        place = f"{home[1]} on {home[0].describe()}" if (home := self._find_home()) else "not initialized"
         caption = f"{self.parameter_count:,} parameters, {place}"
         return table(("", "layer", "output shape", "parameters"), self._rows(), caption, left=2)
 
@@ -267,17 +267,17 @@ class Sequential(Layer):
     @property
     def backend(self) -> Backend:
         """Where the parameters live. RuntimeError before `initialize`."""
-        if (home := self._found()) is None:
+        if (home := self._find_home()) is None:
             raise RuntimeError("this network has no parameters yet: call net.initialize(backend=...) first")
         return home[0]
 
     @property
     def dtype(self) -> str:
         """Of the parameters: "float32" or "float64"."""
-        home = self._found()
+        home = self._find_home()
         return "float32" if home is None else home[1]
 
-    def _found(self) -> tuple[Backend, str] | None:
+    def _find_home(self) -> tuple[Backend, str] | None:
         """Where its arrays live and their dtype; those of another network, if that has given each layer its own."""
         if self._home is not None:
             return self._home
@@ -348,35 +348,6 @@ class Sequential(Layer):
             if isinstance(layer, Sequential):
                 layer._belong(backend, dtype)
 
-    def check_input(self, who: str, x: Any) -> Array:
-        """A user's x as an array of this network's backend and dtype: (n, features), n >= 1, all of it finite.
-
-        For callers within the backend's `scope`, which they need for what follows, too.
-        """
-        x = self.backend.adopt(who, x)
-        shape = tuple(x.shape)
-        if self.input_shape is not None and shape[1:] != self.input_shape:
-            wanted = f"(n, {', '.join(map(str, self.input_shape))})"
-            hint = ""
-            if shape == self.input_shape:
-                hint = "; for a single row give x[None, :]"
-            elif shape[1:] == () and self.input_shape == (1,):
-                hint = "; for a single feature give x[:, None]"
-            elif shape[1:] and (math.prod(shape[1:]),) == self.input_shape:
-                hint = "; give x.reshape(len(x), -1)"
-            raise ValueError(f"{who} has shape {shape}, expected {wanted}{hint}")
-        if not shape or not shape[0]:
-            raise ValueError(f"{who} has shape {shape}: no rows; expected at least one")
-        x = self.backend.xp.astype(x, self.backend.dtype(self.dtype), copy=False)
-        if not ops.all_finite(x):
-            bad = ~np.isfinite(self.backend.to_numpy(x).reshape(shape[0], -1))
-            row, column = np.argwhere(bad)[0]
-            raise ValueError(
-                f"{who} has {bad.sum()} NaN or infinite entries in {self.dtype}, the first in row {row}, column "
-                f"{column}; drop, fill or rescale them"
-            )
-        return x
-
     # --- what one does with it ------------------------------------------------------------------------------------
 
     def __call__(self, x: Any) -> Array:
@@ -389,7 +360,7 @@ class Sequential(Layer):
         With `batch_size`, that many rows at a time. Raises ValueError or TypeError for an x it cannot take.
         """
         with self.backend.scope():
-            x = self.check_input("predict: x", x)
+            x = arguments.inputs(self, "predict: x", x)
             y = training.forward_in_batches(self, "predict", x, batch_size)
             return self.backend.xp.asarray(y, copy=True) if y is x else y  # x may be the caller's own
 

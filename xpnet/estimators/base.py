@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, Options, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from ..arguments import inputs
 from ..backend import Array, Backend, backend_of, get_backend, is_array, namespace
 from ..layers.activations import Sigmoid, Softmax
 from ..layers.base import Layer
@@ -344,7 +345,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         X = self._checked(X, "input_gradient")
         net = self.net_
         with net.backend.scope():
-            x = net.check_input("input_gradient: X", X if is_array(X) else X.toarray())
+            x = inputs(net, "input_gradient: X", X if is_array(X) else X.toarray())
             y, cache = net.forward(x)
             gradient: Array = net.backward(dy(y), cache)[0]
         return gradient

@@ -70,7 +70,7 @@ def activation_histograms(net: "Sequential", x: Any, columns: int = 3, figure: A
     `columns` panels in a row.
     """
     with net.backend.scope():
-        x = net.check_input("activation_histograms: x", x)
+        x = arguments.inputs(net, "activation_histograms: x", x)
         looks = probe.forward(net, x, training=False)
     arrays = [net.backend.to_numpy(look.output).ravel() for look in looks]
     made, drawn = panels(figure, len(looks), columns, (3.6, 2.3))
