@@ -16,7 +16,7 @@ from .losses import Loss, Objective
 if TYPE_CHECKING:
     from .network import Sequential
 
-SILENT = {CSVLog, Doctor, EarlyStopping, ReduceOnPlateau, TimeLimit}  # callbacks that record nothing of validation
+SILENT = {CSVLog, Doctor, EarlyStopping, ReduceOnPlateau, TimeLimit}  # callbacks that record no measure of validation
 HOOKS = "train_begin", "epoch_begin", "step_end", "epoch_end", "train_end"
 
 
@@ -26,7 +26,7 @@ HOOKS = "train_begin", "epoch_begin", "step_end", "epoch_end", "train_end"
 def inputs(net: "Sequential", who: str, x: Any) -> Array:
     """A user's x as an array of the network's backend and dtype: (n, features), n >= 1, all of it finite.
 
-    For callers within the backend's `scope`, which they need for what follows, too.
+    The caller is within the backend's `scope`, which it needs for what follows as well.
     """
     x = net.backend.adopt(who, x)
     shape = tuple(x.shape)
@@ -92,7 +92,7 @@ def weighted(
 
 
 def check_part(name: str, part: object, needed: Sequence[str], example: str) -> None:
-    """Refuse a loss or an optimizer that is none, such as a name or a class, or that lacks a method."""
+    """Refuse what is no loss or optimizer, such as a name or a class, and one that lacks a method."""
     lacking = [method for method in needed if not hasattr(part, method)]
     if isinstance(part, type) or lacking == list(needed):
         raise TypeError(f"{name} must be an object such as {example}, got {part!r}")
@@ -120,7 +120,7 @@ def check_validation_data(given: Any) -> None:
 
 
 def check_callbacks(callbacks: Any) -> list[Callback]:
-    """The callbacks as a list, if they are some, in any iterable; None is none."""
+    """The callbacks, which may come in any iterable, as a list; None is an empty one."""
     own: list[Any] = list(callbacks or ()) if isinstance(callbacks or (), Iterable) else [None]
     if not all(isinstance(c, Callback) for c in own):
         raise TypeError(f"fit: callbacks must be a list of xn.Callback objects, got {callbacks!r}")

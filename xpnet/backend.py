@@ -18,7 +18,7 @@ Array = Any  # an array of whichever backend: the array API standard defines no 
 Namespace = Any  # the module that holds a backend's array functions
 
 DTYPES = ("float32", "float64")
-BUFFER = 1024  # numbers: NumPy copies a matrix's rows before it adds a column to them if two of them fit in its buffer
+BUFFER = 1024  # entries: where two rows of a matrix fit into its buffer, NumPy copies them before it adds a column
 
 
 class BackendUnavailableError(RuntimeError):
@@ -45,7 +45,7 @@ def is_array(x: object) -> bool:
 
 
 def is_compiled(x: Array) -> bool:
-    """Whether a compiler makes one loop of many of its library's functions: there the plainest formula is fastest."""
+    """Whether a compiler fuses many of its library's calls into one loop: there the plainest formula is the fastest."""
     return bool(namespace(x).__name__ == _JAX.module)
 
 
@@ -82,7 +82,7 @@ class Backend:
     module: str  # that holds its array functions
     install: str
     device: Any
-    immediate: bool = False  # whether a number is there when the call returns, so that looking at it costs no waiting
+    immediate: bool = False  # whether a result is ready when the call returns, so that to look at it costs no waiting
 
     def __init__(self, device: Any = None):
         self.requested_device = device
@@ -127,7 +127,7 @@ class Backend:
                 raise ValueError(f"{who} is no array: {error}") from error
             kind = x.dtype.name
             real = kind in DTYPES or x.dtype.kind in "biu"
-            x = x.astype(x.dtype.newbyteorder("="), copy=False)  # files of other machines, FITS files
+            x = x.astype(x.dtype.newbyteorder("="), copy=False)  # as in files of other machines, or FITS
         if not real:
             if kind.startswith(("str", "bytes")):
                 kind = kind.rstrip("0123456789")  # not str672, an array of words
@@ -158,9 +158,9 @@ class Backend:
     def scope(self) -> Iterator[None]:
         """What must hold while a network runs here: the current device, and no warnings where numbers overflow.
 
-        NumPy warns, the others don't; what is not finite is found, and raised, by those who ask for the scope.
+        Only NumPy warns; whoever enters the scope looks for what is not finite, and raises.
         """
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # which takes the size back as well
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # the buffer's old size comes back, too
             np.setbufsize(BUFFER)
             yield
 
@@ -259,7 +259,7 @@ class _Torch(Backend):
 
     def asarray(self, x: Any, dtype: object = None) -> Array:
         if isinstance(x, self._torch.Tensor):
-            x = x.detach()  # gradients are ours to write, not autograd's to record
+            x = x.detach()  # the gradients are written out here, autograd has nothing to record
         else:
             x = np.require(x, requirements=["C", "W"])  # torch shares neither read-only nor negatively strided memory
         return self.xp.asarray(x, dtype=self.dtype(dtype), device=self.device)

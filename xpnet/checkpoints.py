@@ -145,7 +145,7 @@ class Checkpoint(Configured, Callback):
 
         net, history = run.net, run.history
         arrays, metadata = arrays_of(net), {"format": FORMAT, "version": VERSION}
-        with contextlib.suppress(TypeError):  # a network of one's own that JSON cannot describe is resumed all the same
+        with contextlib.suppress(TypeError):  # a user's own network that JSON cannot describe is resumed all the same
             metadata = metadata_of(net)
         for name, values in history.items():
             arrays[f"training.history.{as_name(name)}"] = np.array(values, dtype=np.float64)

@@ -27,7 +27,7 @@ FORMAT = "xpnet"
 VERSION = "1"
 LAYERS: tuple[type[Layer], ...] = (Dense, BatchNorm, Dropout, Sigmoid, Tanh, ReLU, LeakyReLU, ELU, Softmax)
 
-# what building from an unsound description raises, constructors of one's own layers included
+# what building from an unsound description raises, constructors of a user's own layers included
 UNSOUND = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError, MemoryError,
 )  # fmt: skip

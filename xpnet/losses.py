@@ -1,7 +1,7 @@
 """Losses: each gives a value and the exact derivative of that value. Axes: N batch, K outputs or classes.
 
 `loss(prediction, target)` is the value, 0-d, on the prediction's device; `loss.value_and_grad(prediction, target)` adds
-its derivative with respect to the prediction it was given. One's own loss: derive from `Loss` and write `terms`.
+its derivative with respect to the prediction it was given. For a loss of your own derive from `Loss` and write `terms`.
 """
 
 import math
@@ -28,7 +28,7 @@ class Loss(Configured, ABC):
     Targets of another form or with impossible values raise ValueError or TypeError before it is called.
     """
 
-    mean_over = "elements"  # or "rows", the batch, where an element alone is no loss
+    mean_over = "elements"  # or "rows": the batch, where the loss is of a whole row
     matrix = False  # whether it needs (N, K), a row being one distribution
     threshold: float | None = None  # the prediction that stands for probability 1/2, where outputs are classes
 
@@ -121,7 +121,7 @@ class Objective(Loss):
         return value / count, gradient / count
 
     def share(self, target: Array) -> Any:
-        """What "mean" divides a sum over the rows by: their number, or the sum of their weights, infinite for none."""
+        """What "mean" divides a sum over rows by: their number, or the sum of their weights, infinity in place of 0."""
         if not self.weighted:
             return target.shape[0]
         xp = namespace(target)

@@ -1,4 +1,4 @@
-"""Networks: layers one after another, with the parameters' names, backend and numbers, and what one does with them."""
+"""Networks: layers one after another, their arrays by name, where these live, and what is done with them."""
 
 import math
 from collections.abc import Mapping
@@ -298,7 +298,7 @@ class Sequential(Layer):
         `backend` is a name for `get_backend` (None: what `use_backend` says), `dtype` "float32" or "float64". The
         numbers are drawn on the host in float64: one `seed` gives the same network on every backend, and the same order
         of rows in `fit`; None gives another each time. `device` is the backend's own name for one, such as "cuda:1".
-        Raises BackendUnavailableError where there is no such backend or device, ValueError for what is none.
+        Raises BackendUnavailableError where there is no such backend or device, ValueError for other wrong arguments.
         """
         place = resolve(backend, device)
         rng, shuffling, statistics = streams(seed)
@@ -398,7 +398,7 @@ class Sequential(Layer):
     def export_onnx(self, path: "Path") -> None:
         """Write inference to an ONNX file, from "x" (N, features) to "y", any N; needs the extra `onnx`.
 
-        Raises TypeError for a layer that ONNX has no operator for, such as one's own.
+        Raises TypeError for a layer that ONNX has no operator for, such as a user's own.
         """
         from .onnx_export import export_onnx
 

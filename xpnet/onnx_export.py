@@ -34,7 +34,7 @@ OPERATORS: dict[type[Layer], tuple[str, tuple[str, ...], Callable[[Any], dict[st
 def export_onnx(net: Sequential, path: Path) -> None:
     """Write the network's inference to `path`: from "x" (N, features) to "y", N free, in the network's dtype.
 
-    Raises TypeError for a layer that ONNX has no operator for, such as one's own, ImportError without the `onnx`
+    Raises TypeError for a layer that ONNX has no operator for, such as a user's own, ImportError without the `onnx`
     package, ValueError for a network beyond the 2 GiB that such a file can have, OSError where the file system refuses.
     """
     try:

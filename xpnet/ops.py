@@ -1,8 +1,9 @@
 """The maths that the standard lacks, in pure array API. Axes: N batch, K classes.
 
-No function writes into its arguments, warns at extreme values, or turns a NaN into a number. In-place operators are for
-arrays made a line before: they spare the memory of another, and where arrays are immutable they make one all the same.
-None is for the result of a function such as exp, which PyTorch's autograd keeps: it can go through all of `forward`.
+No function writes into its arguments, warns at extreme values, or turns a NaN into a number. In-place operators are
+used on arrays made a few lines above: they save the memory of another one (where arrays are immutable, they make it).
+They are not used on the result of a function such as exp, which PyTorch's autograd keeps: so it can go through all of
+`forward`.
 """
 
 import math
@@ -36,7 +37,7 @@ def sign(x: Array) -> Array:
 
 
 def softmax(z: Array) -> Array:
-    """exp(z) / sum over K of exp(z), the row's maximum taken out first. (N, K)"""
+    """exp(z) / sum over K of exp(z), the row's maximum subtracted first. (N, K)"""
     xp = namespace(z)
     e = xp.exp(z - xp.max(z, axis=-1, keepdims=True))
     return e / xp.sum(e, axis=-1, keepdims=True)
@@ -60,8 +61,8 @@ def linear(x: Array, weight: Array) -> Array:
 
 
 def sum_over_batch(x: Array) -> Array:
-    """The sum of each column, (N, D) -> (D,), as a product with ones: the matrix library sums fastest, but for a
-    compiler's own loop.
+    """The sum of each column, (N, D) -> (D,), as a product with ones: nothing sums faster than the matrix library,
+    except a compiler's own loop.
     """
     xp = namespace(x)
     if is_compiled(x):

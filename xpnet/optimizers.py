@@ -22,26 +22,29 @@ from .settings import Configured, defaults
 Slots = dict[str, Any]
 
 
+# the settings that every optimizer takes by keyword, without those that it names among its own arguments
+
+
 class Norm(TypedDict, total=False):
-    """Of the settings that all optimizers take by keyword, the one that none has among its own arguments."""
+    """The one that none names."""
 
     clip_norm: float | None
 
 
 class Decay(Norm, total=False):
-    """Those of an optimizer with a `clip_value` among its own."""
+    """Those of an optimizer that names `clip_value`."""
 
     weight_decay: float
 
 
 class Common(Decay, total=False):
-    """All of them."""
+    """All of them: those of an optimizer that names none."""
 
     clip_value: float | None
 
 
 class AdamCommon(Norm, total=False):
-    """Those of an Adam with a `weight_decay` among its own."""
+    """Those of an Adam that names `weight_decay`."""
 
     bias_correction: bool
     clip_value: float | None
@@ -51,8 +54,8 @@ class Optimizer(Configured, ABC):
     """The base: the learning rate or its schedule, clipping, weight decay, and the count of steps.
 
     By hand, for an array w with `slots = optimizer.init(w)`: `w, slots = optimizer.update(w, gradient, slots)`, the
-    gradient taken at `optimizer.lookahead(w, slots)`. One's own: derive from `Optimizer`, name in `memory` the arrays
-    that it keeps, and write `rule(self, w, g, slots, rate)`, which returns the next w and those arrays by name.
+    gradient taken at `optimizer.lookahead(w, slots)`. For one of your own derive from `Optimizer`, name the arrays that
+    it keeps in `memory`, and write `rule(self, w, g, slots, rate)`, which returns the next w and those arrays by name.
     """
 
     memory: tuple[str, ...] = ()  # the names of the arrays it keeps, which start at zero
@@ -70,7 +73,7 @@ class Optimizer(Configured, ABC):
 
         The gradient g of all parameters is limited first: `clip_value` c clips each entry to [-c, c], then `clip_norm`
         c multiplies g by min(1, c / ‖g‖₂). Then `weight_decay` λ adds λ w to it (in AdamW it is apart from g).
-        Raises ValueError for a number that cannot be, TypeError for a setting that there is not.
+        Raises ValueError for a number out of range, TypeError for an unknown setting.
         """
         if unknown:  # also those of a subclass, which passes on what it does not know
             raise TypeError(
@@ -112,8 +115,8 @@ class Optimizer(Configured, ABC):
     def rule(self, w: Array, g: Array, slots: Slots, *coefficients: Any, **none: Any) -> tuple[Array, Slots]:
         """The formula in the class's docstring: the next w and the arrays in `memory`.
 
-        One's own takes the numbers that `coefficients` gives, (self, w, g, slots, rate) by default.
-        """  # with **none, type checkers let it name them
+        The numbers are those that `coefficients` gives; unless that is overridden, the learning rate alone.
+        """  # **none lets a subclass name them without a word from type checkers
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""

@@ -48,15 +48,16 @@ class Run:
         self.epochs, self.steps_per_epoch = epochs, len(slices)
         self.epoch = self.step = 0
         self.history = History()
-        self.stopped = False  # by a callback: then there is nothing to go on with later
+        self.stopped = False  # by a callback: resumed, it ends at once
         self.signal = 0  # the number of the one that stopped it
         self.optimizer = step_function.optimizer
         self.rng = copy.deepcopy(net.rng)  # of the order of the rows
         self.rng_before: Any = None  # its state before the epoch under way
-        self._done: np.ndarray = NONE  # the losses that a resumed run has brought of its first epoch
-        self._values: list[Any] = []  # those of the epoch's steps since
+        self._done: np.ndarray = NONE  # the losses of the epoch under way from before the run was resumed
+        self._values: list[Any] = []  # and those of its steps since
         self._slots_moved = False  # by a step that was not finite
         self._net, self._step_function, self._slices = net, step_function, slices
+        # after the last step, as the network has it, the last whose loss was finite, and before the epoch under way
         self._carry = self._published = self._safe = self._start = step_function.start
 
     @property
@@ -77,7 +78,7 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """Whether no epoch is to follow. One that a resumed run is in the middle of is finished before a stop."""
+        """Whether no epoch is to follow. One that a resumed run has begun is finished before it stops."""
         return self.epoch >= self.epochs or self.history.interrupted or (self.stopped and not self._done.size)
 
     @property

@@ -1,4 +1,4 @@
-"""Things told by their settings: what `repr`, copying and saving know of a layer, loss, optimizer or schedule."""
+"""Settings: what `repr`, copying and saving know of a layer, loss, optimizer or schedule."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ class WrittenOut:
 
 
 class Configured:
-    """A class that keeps its constructor's arguments under their own names; one's own classes do the same."""
+    """A class that keeps its constructor's arguments under their own names; a user's own classes do the same."""
 
     __signature__ = WrittenOut()
 

@@ -33,7 +33,7 @@ class Step:
     faster. They may write over the arrays of old carries; `on_rows` is told which to leave alone.
     """
 
-    gathers = False  # whether `on_rows` may be given the numbers of rows for a slice, and is faster so
+    gathers = False  # whether `on_rows` takes the numbers of rows in place of a slice, and is faster with them
 
     def __init__(self, net: "Sequential", loss: Loss, optimizer: Optimizer):
         self.backend = net.backend
@@ -58,7 +58,7 @@ class Step:
         return Carry(weights, self.optimizer.init(weights), self.worker.state)
 
     def go_on(self, slots: Slots) -> None:
-        """Start from an optimizer's memory instead of from none: that of an earlier run, which is copied."""
+        """Start from a copy of the optimizer's memory of an earlier run."""
         own = self.slots(self.start)
         if not isinstance(slots, Mapping):
             raise TypeError(
@@ -138,12 +138,12 @@ class Step:
             layer.state = {key: state[name] for key, name in keys}
 
     def publish(self, carry: Carry, net: "Sequential", last: bool = False) -> None:
-        """Give the network what a carry has learned, in arrays that no later step writes to: the `last` has none."""
+        """Give the network what a carry has learned, in arrays that no later step writes to; the `last` has none."""
         net.assign_params(net.params | dict(zip(self.names, ops.split(carry.weights, self.shapes), strict=True)))
         net.assign_state(self.state(carry))
 
     def fault(self, carry: Carry, x: Array, y: Array) -> str:
-        """In a step that does not stay finite: where it first is not, in words; "" where that is in neither pass."""
+        """Where a step that does not stay finite first fails, in words; "" if its forward and backward do not."""
         self._bind(carry)
         net, caches = self.worker, []
         layers = [(f"layer {i}, {layer!r}", layer) for i, layer in enumerate(net.layers)]
@@ -167,7 +167,7 @@ class Step:
 
 
 def checked(grads: dict[str, Array], name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-    """The gradient of this name, if it has the parameter's shape and dtype: others would train all the same."""
+    """The gradient of this name, if it has the parameter's shape and dtype: another might broadcast without a word."""
     if name not in grads:
         raise ValueError(f"fit: backward gave no gradient for {name}; it gave {', '.join(grads) or 'none'}")
     g = grads[name]

@@ -34,7 +34,7 @@ from .run import Run
 if TYPE_CHECKING:
     from .network import Sequential
 
-AHEAD = 32  # full-batch epochs, which nobody looks at one by one, that a device of its own is given at a time
+AHEAD = 32  # full-batch epochs that are handed to a GPU at a time, where nothing looks at each of them
 
 TRAINED: set[int] = set()  # the layers, by their id, that a `fit` under way trains
 
@@ -173,7 +173,7 @@ def fit(
 def mean_of(
     losses: np.ndarray, mass: np.ndarray | None, slices: Sequence[slice], order: np.ndarray | None, objective: Objective
 ) -> float:
-    """The loss of an epoch from those of its batches: their sum, or the mean over all rows with their `mass`."""
+    """The loss of an epoch from those of its batches: their sum, or the mean over all rows, weighted by `mass`."""
     if len(losses) == 1:
         return float(losses[0])
     if objective.reduction == "sum":
@@ -256,9 +256,9 @@ def check_not_trained(net: "Sequential") -> list[int]:
 
 @contextlib.contextmanager
 def signals_stop(run: Run, terminate: bool) -> Iterator[None]:
-    """Ctrl-C, and where asked SIGTERM, has the run stop after its step; a second one does what it does without us.
+    """Ctrl-C, and where asked SIGTERM, has the run stop after its step; a second one has its usual effect.
 
-    Only where it would have ended the program: not in another thread, nor where a program handles the signal itself.
+    Only where the signal would end the program: not in another thread, nor where the program handles it itself.
     """
     numbers = [signal.SIGINT, *([signal.SIGTERM] if terminate else [])]
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}

@@ -135,7 +135,7 @@ class Doctor(Configured, Callback):
     # --- looking --------------------------------------------------------------------------------------------------
 
     def _safely(self, look: Callable[["Run"], None], run: "Run") -> None:
-        """Training must not end for a fault in looking at it: one's own layers may do anything."""
+        """Training must not end for a fault in looking at it: a user's own layers may do anything."""
         if self.well:
             try:
                 look(run)
@@ -151,7 +151,7 @@ class Doctor(Configured, Callback):
 
     def _look(self, run: "Run") -> None:
         self.looked_at = run.step
-        net, loss = copy.deepcopy((run.net, run.loss))  # layers and losses of one's own may count, or draw numbers
+        net, loss = copy.deepcopy((run.net, run.loss))  # a user's own layers and losses may count, or draw numbers
         looks = probe.forward(net, run.x[self.rows, ...], training=True)
         value = probe.backward(looks, run.y[self.rows, ...], loss)
         ratios = self._ratios(run, looks)

@@ -393,7 +393,7 @@ class BufferedStep(Step):
         """Slots to write the next ones into: the carry's own, unless they are wanted still."""
         if not (keep or self.looks_ahead):
             return carry.slots
-        names = getattr(self.optimizer, "memory", ())  # an optimizer of one's own need not derive from ours
+        names = getattr(self.optimizer, "memory", ())  # a user's own optimizer need not derive from ours
         taken = [kept.slots for kept in keep] + [carry.slots] * self.looks_ahead
         for slots in (carry.slots, *self.slots_made):
             if all(slots[name] is not other[name] for name in names for other in taken):

@@ -7,7 +7,7 @@ of `Optimizer.coefficients`, which Python computes, so that any function may be 
 A step compiled once serves every later fit in the process that has the same key. For this package's own layers, losses
 and optimizers the key is their types and settings, without the learning rate, and the names and shapes of parameters.
 
-Layers, losses and optimizers of one's own may do what a compiled step would not do again: count calls, draw numbers on
+A user's own layers, losses and optimizers may do what a compiled step would not do again: count calls, draw numbers on
 the host, look at values. So they are traced twice, on copies. If both give the same program, and leave the settings as
 they were, it is compiled, and its text is the key; if not, the layers are called one by one, as `Step` does. What shows
 in neither, such as printing, or a global variable that changes later, is as it was when the step was traced.
@@ -178,7 +178,7 @@ class CompiledStep(Step):
 
 
 class UntraceableError(Exception):
-    """A part of one's own that does more than compute."""
+    """A user's own part that does more than compute."""
 
 
 class Recipe:
@@ -229,7 +229,7 @@ class Recipe:
         step = Step(net, self.loss, optimizer)
         value, gradients, state = step.passes(x, y)
         if self.before is not None and settings(step.worker, self.loss, optimizer) != self.before:
-            raise UntraceableError("tracing has changed a part of one's own")
+            raise UntraceableError("tracing has changed a user's own part")
         vectors = [ops.join([gradients[name] for name, _ in group]) for group in groups]
         if optimizer.clip_norm is None or len(vectors) == 1:
             vectors = list(map(optimizer.limited, vectors))
@@ -249,7 +249,7 @@ def program(recipe: Recipe, donate: bool) -> Function:
 def recipe_of(
     key: Any, net: "Sequential", loss: Loss, optimizer: Optimizer, groups: tuple[Group, ...], args: tuple[Any, ...]
 ) -> Recipe | None:
-    """What to compile; None where parts of one's own are not to be compiled."""
+    """What to compile; None where a user's own parts are not to be compiled."""
     if key is not None:
         return Recipe(key, groups, without_arrays(net), copy.copy(loss), copy.copy(optimizer))
     try:
@@ -321,7 +321,7 @@ def settings(net: "Sequential", loss: Loss, optimizer: Optimizer) -> list[dict[s
 
 
 def key_of(net: "Sequential", loss: Loss, optimizer: Optimizer, groups: tuple[Group, ...]) -> Any:
-    """What the compiled step depends on; None where types and settings do not tell, for parts of one's own."""
+    """What the compiled step depends on; None where types and settings do not tell, for a user's own parts."""
     parts, own = [*layers_of(net), *losses_in(loss), optimizer], settings(net, loss, optimizer)
     if not all(map(is_ours, parts)) or not all(is_plain(value) for each in own for value in each.values()):
         return None

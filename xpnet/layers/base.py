@@ -31,7 +31,7 @@ class NotYet(dict[str, Array]):
 
 
 class Layer(Configured, ABC):
-    """The base of every layer. One's own needs `forward` and `backward`, and of the rest what it has.
+    """The base of every layer. Your own needs `forward` and `backward`, and those of the rest that it has a use for.
 
     A layer holds `params` and `state` (dicts of arrays) and its settings, nothing else. A call never changes it: what
     backward needs travels in the cache, and only training assigns new parameters and statistics. Settings are kept
@@ -43,12 +43,12 @@ class Layer(Configured, ABC):
     state: dict[str, Array] = NotYet()
     trainable: bool = True
     input_shape: Shape | None = None  # without the batch, where the layer takes one shape only
-    smallest_batch: int = 1  # that it can be trained on
+    smallest_batch: int = 1  # the rows it needs at least to be trained
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         for shapes, arrays in (("param_shapes", "initial_params"), ("state_shapes", "initial_state")):
-            if arrays in vars(cls) and shapes not in vars(cls):  # other arrays than its base's, and other shapes
+            if arrays in vars(cls) and shapes not in vars(cls):  # with other arrays go other shapes
                 setattr(cls, shapes, vars(Layer)[shapes])
 
     def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
@@ -60,7 +60,7 @@ class Layer(Configured, ABC):
         return {}
 
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of `initial_params`; worth giving where one's own layer is large, since here they are drawn."""
+        """The shapes of `initial_params`. Here they are drawn to see them; write your own for a large layer."""
         return {name: np.shape(a) for name, a in self.initial_params(np.random.default_rng(0)).items()}
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -24,7 +24,7 @@ class BatchNorm(Layer):
                dγ = Σ_n dy x̂                                          (D,)
                dx = γ / √(v + eps) · (dy - dβ / N - x̂ dγ / N)         (N, D)
 
-    The last two terms of dx are the ways of x through μ and through v. When evaluating, or frozen (`trainable=False`),
+    The last two terms of dx come from x's influence on μ and on v. When evaluating, or frozen (`trainable=False`),
     μ and v are the running averages, constants, and dx = γ / √(v + eps) · dy.
 
     State: `mean` and `var`, momentum · old + (1 - momentum) · the batch's. The first batch sets them: a mean of exactly
@@ -68,7 +68,7 @@ class BatchNorm(Layer):
                 )
             mean = ops.sum_over_batch(x) / n
             centred = x - mean
-            rest = ops.sum_over_batch(centred) / n  # what a sum of large numbers loses of its mean
+            rest = ops.sum_over_batch(centred) / n  # what rounding took from the mean of large numbers
             mean, centred = mean + rest, centred - rest
             var = ops.dot_over_batch(centred, centred) / n
             batch = mean, var
