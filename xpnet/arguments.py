@@ -68,6 +68,25 @@ def pair(net: "Sequential", who: str, x: Any, y: Any, loss: Loss) -> tuple[Array
         return x, loss.encode(y, like)
 
 
+def validation_pair(net: "Sequential", given: Any, loss: Loss) -> tuple[Array, Array] | None:
+    """`pair` of fit's validation data, None for none. Refuses what is no pair, such as Keras's share of the rows."""
+    if given is None:
+        return None
+    sized = isinstance(given, (tuple, list))
+    if not sized or len(given) != 2:
+        came = f"a {type(given).__name__}" + (f" of {len(given)}" if sized else "")
+        raise ValueError(
+            f"fit: validation_data must be a pair (x, y), got {came}; xn.data.train_test_split(x, y) gives the four "
+            "arrays x_train, x_val, y_train, y_val"
+        )
+    x, y = given
+    try:
+        return pair(net, "fit: validation data", x, y, loss)
+    except (ValueError, TypeError) as error:
+        error.add_note("in fit's validation_data")
+        raise
+
+
 def weighted(
     net: "Sequential", who: str, loss: Loss, y: Array, sample_weight: Any, l2: float
 ) -> tuple[Objective, Array, np.ndarray | None]:
@@ -106,17 +125,6 @@ def check_metrics(metrics: object) -> None:
         raise TypeError(f'metrics must be functions by name, such as {{"accuracy": xn.accuracy}}, got {metrics!r}')
     if metrics is not None and "loss" in metrics:
         raise ValueError("a metric cannot be named 'loss': the loss is among what is returned, by that name")
-
-
-def check_validation_data(given: Any) -> None:
-    """Refuse what is no pair, such as Keras's share of the rows."""
-    sized = isinstance(given, (tuple, list))
-    if not sized or len(given) != 2:
-        came = f"a {type(given).__name__}" + (f" of {len(given)}" if sized else "")
-        raise ValueError(
-            f"fit: validation_data must be a pair (x, y), got {came}; xn.data.train_test_split(x, y) gives the four "
-            "arrays x_train, x_val, y_train, y_val"
-        )
 
 
 def check_callbacks(callbacks: Any) -> list[Callback]:

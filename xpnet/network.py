@@ -163,10 +163,7 @@ class Sequential(Layer):
         found: list[tuple[str, Layer]] = []
         for i, layer in enumerate(self.layers):
             name = f"{prefix}{i}"
-            if isinstance(layer, Sequential) and layer.is_plain:
-                found += layer.parts(f"{name}.")
-            else:
-                found.append((name, layer))
+            found += layer.parts(f"{name}.") if isinstance(layer, Sequential) and layer.is_plain else [(name, layer)]
         return found
 
     @property

@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arguments import (
-    check_callbacks,
-    check_checkpoint,
-    check_metrics,
-    check_monitored,
-    check_part,
-    check_smallest_batch,
-    check_validation_data,
-    pair,
-    weighted,
-)
+from . import arguments
 from .backend import Array
 from .callbacks import Callback, History, Progress
 from .checkpoints import Checkpoint
@@ -84,25 +74,18 @@ def fit(
     """
     check_not_trained(net)
     epochs = whole("fit: epochs", epochs)
-    check_part("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)")
-    check_metrics(metrics)
-    check_checkpoint(checkpoint, resume)
-    own = check_callbacks(callbacks)
-    check_monitored(own, validation_data is not None)
-    x, y = pair(net, "fit", x, y, loss)
+    arguments.check_part("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)")
+    arguments.check_metrics(metrics)
+    arguments.check_checkpoint(checkpoint, resume)
+    own = arguments.check_callbacks(callbacks)
+    arguments.check_monitored(own, validation_data is not None)
+    x, y = arguments.pair(net, "fit", x, y, loss)
     rows = x.shape[0]
     batch_size = rows if batch_size is None else whole("fit: batch_size", batch_size)
     slices = minibatches(rows, batch_size)
-    check_smallest_batch(net, rows, slices[-1].stop - slices[-1].start)
-    objective, y, mass = weighted(net, "fit", loss, y, sample_weight, l2)
-    held_out = None
-    if validation_data is not None:
-        check_validation_data(validation_data)
-        try:
-            held_out = pair(net, "fit: validation data", *validation_data, loss)
-        except (ValueError, TypeError) as error:
-            error.add_note("in fit's validation_data")
-            raise
+    arguments.check_smallest_batch(net, rows, slices[-1].stop - slices[-1].start)
+    objective, y, mass = arguments.weighted(net, "fit", loss, y, sample_weight, l2)
+    held_out = arguments.validation_pair(net, validation_data, loss)
     hooks = [*([Progress()] if progress else []), *own, *([checkpoint] if checkpoint else [])]
 
     with net.backend.scope(), checkpoint.locked() if checkpoint else contextlib.nullcontext():
@@ -197,8 +180,8 @@ def evaluate(
 
     With `batch_size`, that many rows at a time. Raises ValueError or TypeError for what it cannot take.
     """
-    check_metrics(metrics)
-    x, y = pair(net, "evaluate", x, y, loss)
+    arguments.check_metrics(metrics)
+    x, y = arguments.pair(net, "evaluate", x, y, loss)
     with net.backend.scope():
         return scored(net, "evaluate", x, y, loss, metrics, batch_size)
 
