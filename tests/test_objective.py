@@ -216,6 +216,18 @@ def test_weights_need_a_loss_of_terms(lib, rng):
     network(lib).fit(x, y, loss=Bare(), optimizer=xn.Adam(), l2=0.1)
 
 
+def test_terms_of_another_shape_are_refused_with_weights_as_without(lib, rng):
+    class Whole(xn.MeanSquaredError):
+        def terms(self, prediction, target):
+            terms, gradient = super().terms(prediction, target)
+            return xn.ops.namespace(terms).sum(terms), gradient
+
+    x, y = data(cases.values, rng)
+    for weights in (None, np.ones(N)):
+        with pytest.raises(ValueError, match=r"^Whole\(\): terms gave a loss of shape \(\) for a prediction of shape"):
+            network(lib).value_and_grad(x, y, Whole(), sample_weight=weights)
+
+
 def test_a_reduction_that_is_none_is_told_with_the_users_loss(lib, rng):
     x, y = data(cases.values, rng)
     loss = xn.MeanSquaredError()

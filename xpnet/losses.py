@@ -45,18 +45,16 @@ class Loss(Configured, ABC):
 
     def reduced(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         """`value_and_grad` for a target that `encode` has made: nothing is checked, nothing waits for the device."""
-        terms, gradient = two(self, "terms", self.terms(prediction, target))
-        shape = tuple(np.shape(terms))
-        if not shape or shape != tuple(prediction.shape[: len(shape)]):
-            raise ValueError(
-                f"{self!r}: terms gave a loss of shape {shape} for a prediction of shape {tuple(prediction.shape)}; "
-                "expected that of each element or of each row, which `reduction` adds up"
-            )
+        terms, gradient = checked_terms(self, prediction, target)
         value = namespace(terms).sum(terms)
         if self.reduction == "sum":
             return value, gradient
-        count = prediction.shape[0] if self.mean_over == "rows" else math.prod(prediction.shape)
-        return value / count, gradient / count
+        divisor = self.divisor(prediction, target)
+        return value / divisor, gradient / divisor
+
+    def divisor(self, prediction: Array, target: Array) -> Any:
+        """What "mean" divides the sum of all terms by."""
+        return prediction.shape[0] if self.mean_over == "rows" else math.prod(prediction.shape)
 
     def value_and_grad(self, prediction: Array, target: Any) -> tuple[Array, Array]:
         """The value, 0-d, and its exact derivative with respect to `prediction`, of its shape."""
@@ -77,6 +75,18 @@ def checked_reduction(loss: object, reduction: str) -> str:
     if reduction not in ("mean", "sum"):
         raise ValueError(f'{type(loss).__name__}: reduction must be "mean" or "sum", got {reduction!r}')
     return reduction
+
+
+def checked_terms(loss: Loss, prediction: Array, target: Array) -> tuple[Array, Array]:
+    """What `terms` gives, if it is a loss of each element or of each row, and a gradient."""
+    terms, gradient = two(loss, "terms", loss.terms(prediction, target))
+    shape = tuple(np.shape(terms))
+    if not shape or shape != tuple(prediction.shape[: len(shape)]):
+        raise ValueError(
+            f"{loss!r}: terms gave a loss of shape {shape} for a prediction of shape {tuple(prediction.shape)}; "
+            "expected that of each element or of each row, which `reduction` adds up"
+        )
+    return terms, gradient
 
 
 def on_encoded(loss: Loss, prediction: Array, target: Array) -> tuple[Array, Array]:
@@ -107,18 +117,16 @@ class Objective(Loss):
 
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         weights = target[:, -1]
-        terms, gradient = two(self.loss, "terms", self.loss.terms(prediction, target[:, :-1]))
+        terms, gradient = checked_terms(self.loss, prediction, target[:, :-1])
         return terms * (weights if terms.ndim == 1 else weights[:, None]), gradient * weights[:, None]
 
     def reduced(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         if not self.weighted:
             return on_encoded(self.loss, prediction, target)
-        terms, gradient = self.terms(prediction, target)
-        value = namespace(terms).sum(terms)
-        if self.reduction == "sum":
-            return value, gradient
-        count = self.share(target) * (1 if self.loss.mean_over == "rows" else prediction.shape[1])
-        return value / count, gradient / count
+        return super().reduced(prediction, target)
+
+    def divisor(self, prediction: Array, target: Array) -> Any:
+        return self.share(target) * (1 if self.loss.mean_over == "rows" else prediction.shape[1])
 
     def share(self, target: Array) -> Any:
         """What "mean" divides a sum over rows by: their number, or the sum of their weights, infinity in place of 0."""
