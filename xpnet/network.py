@@ -249,8 +249,8 @@ class Sequential(Layer):
         for prefix, layer in self.leaves():
             shape = None if shape is None else layer.output_shape(shape)
             frozen = "" if layer.trainable or not count(layer) else " (frozen)"
-            given = "?" if shape is None else f"({', '.join(map(str, shape))})"
-            rows.append((prefix, repr(layer), given, f"{count(layer):,}{frozen}"))
+            gives = "?" if shape is None else f"({', '.join(map(str, shape))})"
+            rows.append((prefix, repr(layer), gives, f"{count(layer):,}{frozen}"))
         return rows
 
     def _repr_html_(self) -> str:
