@@ -673,3 +673,25 @@ def test_without_scikit_learn_the_error_says_how_to_install_it():
     assert done.stderr.splitlines()[-1] == (
         "ImportError: xpnet.estimators needs scikit-learn: pip install 'xpnet[sklearn]'"
     )
+
+
+def test_coefficients_are_assigned_as_to_scikit_learns_or_not_at_all(diabetes):
+    """As averaging the weights of several models does."""
+    x, y = diabetes
+    one, two = (MLPRegressor(hidden_layer_sizes=(8,), max_iter=3, random_state=seed).fit(x, y) for seed in (0, 1))
+    kept = weights(one)
+    for wrong, message in [
+        (two.coefs_[:1], "coefs_: 1 arrays for 2 Dense layers"),
+        (two.coefs_[::-1], r"0.weight has shape \(8, 1\), expected \(10, 8\)"),
+        ([two.coefs_[0], two.coefs_[1] * np.nan], "2.weight has NaN"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            one.coefs_ = wrong
+        same(weights(one), kept)
+    one.coefs_, one.intercepts_ = two.coefs_, two.intercepts_
+    np.testing.assert_array_equal(one.predict(x), two.predict(x))
+    one.coefs_[0][...] = 0.0
+    assert np.ptp(one.predict(x)) == 0.0
+    assert np.any(two.coefs_[0])
+    with pytest.raises(NotFittedError, match="This MLPRegressor instance is not fitted yet"):
+        MLPRegressor().coefs_ = kept[:2]

@@ -1,7 +1,7 @@
 """What the two estimators share: parameters, checks, fitting, and what the network says of X."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -262,19 +262,34 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     # --- the network ----------------------------------------------------------------------------------------------
 
     @property
-    def _dense(self) -> list[Dense]:
+    def _dense(self) -> list[tuple[str, Dense]]:
         check_is_fitted(self)
-        return [layer for _, layer in self.net_.leaves() if isinstance(layer, Dense)]
+        return [(prefix, layer) for prefix, layer in self.net_.leaves() if isinstance(layer, Dense)]
 
     @property
     def coefs_(self) -> list[Array]:
         """The weights (in, out) of each Dense layer: the network's own arrays."""
-        return [layer.params["weight"] for layer in self._dense]
+        return [layer.params["weight"] for _, layer in self._dense]
+
+    @coefs_.setter
+    def coefs_(self, arrays: Sequence[Any]) -> None:
+        self._set_dense("coefs_", "weight", arrays)
 
     @property
     def intercepts_(self) -> list[Array]:
         """The biases of each Dense layer: the network's own arrays."""
-        return [layer.params["bias"] for layer in self._dense]
+        return [layer.params["bias"] for _, layer in self._dense]
+
+    @intercepts_.setter
+    def intercepts_(self, arrays: Sequence[Any]) -> None:
+        self._set_dense("intercepts_", "bias", arrays)
+
+    def _set_dense(self, who: str, key: str, arrays: Sequence[Any]) -> None:
+        """Copy in an array for each Dense layer, all of them or, on an error, none."""
+        if len(arrays) != len(self._dense):
+            raise ValueError(f"{who}: {len(arrays)} arrays for {len(self._dense)} Dense layers; give one for each")
+        given = {f"{prefix}.{key}": a for (prefix, _), a in zip(self._dense, arrays, strict=True)}
+        self.net_.set_params(self.net_.params | given)
 
     def _raw(self, X: Any, method: str, layers: slice = slice(None)) -> Array:
         """The network's outputs for X, or those of some of its layers."""
@@ -338,7 +353,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     @property
     def _n_features_out(self) -> int:
-        return self._dense[-1].in_features
+        return self._dense[-1][1].in_features
 
     def _slope(self, X: Any, dy: Callable[[Array], Array]) -> Array:
         """The derivative with respect to X, from that with respect to the network's outputs."""

@@ -59,7 +59,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):
       there over the batches' means.
     - `loss_` and `loss_curve_` are exact where a probability rounds to 0 or 1; there it is clipped to the dtype's
       epsilon.
-    - `coefs_` and `intercepts_` are the network's own arrays: write into them, or call `net_.set_params`.
+    - `coefs_` and `intercepts_` are the network's own arrays: write into them, or assign a list with one for each
+      layer, which are copied.
     - Parameters that stop being finite raise ValueError at once, in its words, not after the last epoch.
     """
 
