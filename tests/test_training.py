@@ -896,12 +896,28 @@ def test_layers_that_have_their_arrays_are_a_network_at_once(lib):
 def test_layers_of_which_one_has_no_arrays_or_others_are_no_network_yet():
     net = xn.Sequential(xn.Dense(4, 8), xn.Tanh()).initialize()
     head = xn.Sequential(xn.Dense(8, 3)).initialize(dtype="float64")
-    for layers in [(*net.layers, xn.Dense(8, 3)), (*net.layers, *head.layers), (xn.Tanh(),), ()]:
+    for layers, message in [
+        ((*net.layers, xn.Dense(8, 3)), r"^layer 2, Dense\(8, 3\), has no parameters yet, .*: initialize it alone, .*anew"),
+        ((*net.layers, *head.layers), r"not all on one backend and of one dtype: move those that differ, .*anew$"),
+        ((xn.Tanh(),), r"call net\.initialize"),
+        ((), r"call net\.initialize"),
+    ]:
         made = xn.Sequential(*layers)
         assert made.dtype == "float32"
         assert "not initialized" in made._repr_html_()
-        with pytest.raises(RuntimeError, match=r"call net\.initialize"):
+        with pytest.raises(RuntimeError, match=message):
             made.predict(X)
+
+
+@pytest.mark.numpy_only
+def test_a_new_head_is_initialized_alone_and_the_trunk_keeps_its_bits():
+    trunk = xn.Sequential(xn.Dense(4, 8), xn.BatchNorm(8), xn.Tanh()).initialize()
+    before = bits(trunk)
+    head = xn.Dense(8, 3)
+    net = xn.Sequential(*trunk.layers, head)
+    xn.Sequential(head).initialize(seed=1)
+    assert net.predict(X).shape == (len(X), 3)
+    assert bits(trunk) == before
 
 
 # --- the default backend ----------------------------------------------------------------------------------------------

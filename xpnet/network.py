@@ -265,7 +265,7 @@ class Sequential(Layer):
     def backend(self) -> Backend:
         """Where the parameters live. RuntimeError before `initialize`."""
         if (home := self._find_home()) is None:
-            raise RuntimeError("this network has no parameters yet: call net.initialize(backend=...) first")
+            raise RuntimeError(self._why_homeless())
         return home[0]
 
     @property
@@ -286,6 +286,23 @@ class Sequential(Layer):
         backends = {backend_of(a) for a in arrays}
         dtypes = {name for a in arrays if (name := dtype_name(a.dtype)) in DTYPES}
         return (backends.pop(), dtypes.pop()) if len(backends) == len(dtypes) == 1 else None
+
+    def _why_homeless(self) -> str:
+        """What it lacks, and the remedy, which must not cost a trained layer its parameters."""
+        leaves = self.leaves()
+        if not any(layer.params or layer.state for _, layer in leaves):
+            return "this network has no parameters yet: call net.initialize(backend=...) first"
+        keep = "; net.initialize() would draw all of them anew"
+        for name, layer in leaves:
+            if not (layer.params or layer.state) and (layer.param_shapes() or layer.state_shapes()):
+                return (
+                    f"layer {name}, {layer!r}, has no parameters yet, and others have: initialize it alone, as in "
+                    f"xn.Sequential(xn.Dense(8, 3)).initialize(){keep}"
+                )
+        return (
+            "the layers' arrays are not all on one backend and of one dtype: move those that differ, as in "
+            f'xn.Sequential(*layers).to("numpy", dtype="float32"){keep}'
+        )
 
     def initialize(
         self, backend: str | Backend | None = None, dtype: object = "float32", seed: int | None = 0, device: Any = None
