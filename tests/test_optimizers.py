@@ -356,6 +356,22 @@ def told(thing):
     return type(thing), {k: told(v) if callable(v) else v for k, v in vars(thing).items()}
 
 
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("given", "end"),
+    [
+        (xn.CosineDecay, r"a schedule such as CosineDecay\(0.01, 1000\), got <class '.*CosineDecay'>"),
+        ({"0.weight": np.ones((64, 32))}, "a number or a schedule, got a dict: fit gives the parameters"),
+    ],
+    ids=["a class", "parameters"],
+)
+def test_what_is_no_rate_is_refused_when_the_optimizer_is_made(given, end):
+    with pytest.raises(TypeError, match=f"^Adam: learning_rate must be .*{end}$"):
+        xn.Adam(given)
+    with pytest.raises(TypeError, match=f"^WarmUp: then must be .*{end}$"):
+        xn.WarmUp(given, 10)
+
+
 def test_a_rate_that_is_an_array_is_refused_with_the_remedy(lib):
     w = lib.asarray([1.0])
     optimizer = xn.SGD(lambda step: lib.asarray(0.1))

@@ -1,7 +1,7 @@
 """Learning-rate schedules: functions from the step, counted from 0, to the rate. Any `step -> float` will do."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from .checks import non_negative, positive, whole
 from .settings import Configured
@@ -11,6 +11,10 @@ Schedule = Callable[[int], float]
 
 def checked_rate(name: str, given: float | Schedule) -> float | Schedule:
     """A rate, if it is above 0; a schedule as it is."""
+    if isinstance(given, type):
+        raise TypeError(f"{name} must be a number or a schedule such as CosineDecay(0.01, 1000), got {given!r}")
+    if isinstance(given, Mapping):  # as PyTorch's optimizers are made
+        raise TypeError(f"{name} must be a number or a schedule, got a {type(given).__name__}: fit gives the parameters")
     return given if callable(given) else positive(name, given)
 
 
