@@ -139,7 +139,9 @@ class ClassLoss(Loss):
         rows = as_rows(who, backend_of(prediction).adopt(f"{who}: the target", target, NAMES), prediction)
         xp = namespace(rows)
         if bool(xp.any((rows < 0.0) | (rows > 1.0))):
-            raise ValueError(f"{who}: a target's entries must lie in [0, 1]; give integer classes (n,) or one-hot rows")
+            low, high = float(xp.min(rows)), float(xp.max(rows))
+            remedy = "integer classes (n,) or one-hot rows" if self.matrix else "0 for a no and 1 for a yes"
+            raise ValueError(f"{who}: a target's entries must lie in [0, 1], got {low:g} to {high:g}; give {remedy}")
         if not self.matrix:
             return rows
         sums = xp.sum(rows, axis=1, keepdims=True)
