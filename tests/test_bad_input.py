@@ -141,6 +141,17 @@ def test_x_that_is_not_of_real_numbers_is_refused(net, bad, call):
 
 
 @pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("bad", "came"),
+    [(None, "None"), (iter([good()]), "a list_iterator"), ({"a": good()[0]}, "a dict")],
+    ids=["None", "batches", "by name"],
+)
+def test_what_is_no_array_at_all_is_told_as_what_it_is(net, call, bad, came):
+    with refused(net, TypeError, f"{call}x is {came}, expected an array, a list of rows or a pandas frame"):
+        CALLS[call](net, bad, good()[1])
+
+
+@pytest.mark.parametrize("call", CALLS)
 def test_lists_that_are_not_of_one_length_are_no_array(net, call):
     with refused(net, ValueError, f"{call}x is no array", "inhomogeneous"):
         CALLS[call](net, [[1.0, 2.0, 3.0, 4.0], [1.0]], [0, 1])

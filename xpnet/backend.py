@@ -121,10 +121,14 @@ class Backend:
                 "and NumPy's: convert it, or move the network with net.to(...)"
             )
         else:
+            given = x
             try:
                 x = np.asarray(x)
             except ValueError as error:  # a list of lists that are not of one length
                 raise ValueError(f"{who} is no array: {error}") from error
+            if x.ndim == 0 and x.dtype == object and not isinstance(given, np.ndarray):  # a generator, a dict, None
+                came = "None" if given is None else f"a {type(given).__name__}"
+                raise TypeError(f"{who} is {came}, expected an array, a list of rows or a pandas frame")
             kind = x.dtype.name
             real = kind in DTYPES or x.dtype.kind in "biu"
             x = x.astype(x.dtype.newbyteorder("="), copy=False)  # as in files of other machines, or FITS
