@@ -1031,6 +1031,13 @@ def test_a_split_that_cannot_be_made_is_refused(rows, size):
 
 
 @pytest.mark.numpy_only
+@pytest.mark.parametrize("size", ["0.2", None, True, np.nan, np.ones(12)], ids=repr)
+def test_a_test_size_that_is_no_number_is_refused_by_name(size):
+    with pytest.raises(ValueError, match="^train_test_split: test_size must be a finite number, got "):
+        xn.data.train_test_split(np.zeros((12, 2)), np.zeros(12), size)
+
+
+@pytest.mark.numpy_only
 @pytest.mark.parametrize(
     ("rows", "size", "lengths"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 10, [3]), (2, 1, [1, 1])]
 )

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .checks import finite
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
@@ -29,8 +31,10 @@ def train_test_split(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """x_train, x_test, y_train, y_test: shuffled by `seed`, or the last rows as they stand with `seed=None`.
 
-    `test_size` is a share of the rows or, as an int, their number. Raises ValueError where one side would be empty.
+    `test_size` is a share of the rows or, as an int, their number. Raises ValueError for another, and where one side
+    would be empty.
     """
+    finite("train_test_split: test_size", test_size)
     x, y = np.asarray(x), np.asarray(y)
     if len(x) != len(y):
         raise ValueError(f"train_test_split: x has {len(x)} rows and y {len(y)}; they must match")
