@@ -1342,7 +1342,7 @@ def test_a_move_that_fails_moves_nothing(lib):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metrics": ["accuracy"]}, 'metrics must be functions by name, such as {"accuracy": xn.accuracy}, got'),
+        ({"metrics": ["accuracy"]}, '^fit: metrics must be functions by name, such as {"accuracy": xn.accuracy}, got'),
         ({"metrics": {"accuracy": "accuracy"}}, "metrics must be functions by name"),
         ({"slots": 5}, "slots must be an optimizer's memory by name, such as an earlier history.slots, got 5"),
         ({"callbacks": xn.Callback()}, "callbacks must be a list of xn.Callback objects"),
@@ -1362,8 +1362,17 @@ def test_options_of_the_wrong_kind_are_found_before_the_first_step(lib, options,
 
 @pytest.mark.numpy_only
 def test_a_metric_does_not_take_the_losss_name():
-    with pytest.raises(ValueError, match="a metric cannot be named 'loss'"):
+    with pytest.raises(ValueError, match="^evaluate: a metric cannot be named 'loss'"):
         xn.Sequential(xn.Dense(4, 3)).initialize().evaluate(X, Y, CROSS, metrics={"loss": xn.accuracy})
+
+
+def test_metrics_without_validation_data_are_refused_rather_than_never_taken(lib):
+    net = small(lib)
+    before = bits(net)
+    with pytest.raises(ValueError, match="^fit: metrics are taken on validation_data alone, and there is none"):
+        fit(net, metrics={"accuracy": xn.accuracy})
+    assert bits(net) == before
+    fit(net, metrics={})
 
 
 @pytest.mark.numpy_only

@@ -119,12 +119,14 @@ def check_part(name: str, part: object, needed: Sequence[str], example: str) -> 
         raise TypeError(f"{name} has no {' and no '.join(lacking)}, which {example} has: {part!r}")
 
 
-def check_metrics(metrics: object) -> None:
+def check_metrics(who: str, metrics: object) -> None:
     """Refuse metrics that are not functions by name."""
     if metrics is not None and not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
-        raise TypeError(f'metrics must be functions by name, such as {{"accuracy": xn.accuracy}}, got {metrics!r}')
+        raise TypeError(
+            f'{who}: metrics must be functions by name, such as {{"accuracy": xn.accuracy}}, got {metrics!r}'
+        )
     if metrics is not None and "loss" in metrics:
-        raise ValueError("a metric cannot be named 'loss': the loss is among what is returned, by that name")
+        raise ValueError(f"{who}: a metric cannot be named 'loss': the loss is among what is returned, by that name")
 
 
 def check_callbacks(callbacks: Any) -> list[Callback]:

@@ -75,7 +75,9 @@ def fit(
     check_not_trained(net)
     epochs = whole("fit: epochs", epochs)
     arguments.check_part("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)")
-    arguments.check_metrics(metrics)
+    arguments.check_metrics("fit", metrics)
+    if metrics and validation_data is None:
+        raise ValueError("fit: metrics are taken on validation_data alone, and there is none; evaluate takes any data")
     arguments.check_checkpoint(checkpoint, resume)
     own = arguments.check_callbacks(callbacks)
     arguments.check_monitored(own, validation_data is not None)
@@ -180,7 +182,7 @@ def evaluate(
 
     With `batch_size`, that many rows at a time. Raises ValueError or TypeError for what it cannot take.
     """
-    arguments.check_metrics(metrics)
+    arguments.check_metrics("evaluate", metrics)
     x, y = arguments.pair(net, "evaluate", x, y, loss)
     with net.backend.scope():
         return scored(net, "evaluate", x, y, loss, metrics, batch_size)
