@@ -1,6 +1,7 @@
 """Held against PyTorch: its layers and losses by autograd, its optimizers step for step. Axes: N batch, D in, H out."""
 
 import copy
+import types
 
 import numpy as np
 import pytest
@@ -293,6 +294,25 @@ def test_fifty_steps_of_an_optimizer_are_pytorchs(torch, ours, name, their, seed
         torch.log(torch.cosh(a @ parameter - b)).sum().backward()
         theirs.step()
         agree(w, parameter)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("patience", "cooldown", "min_delta"), [(1, 0, 0.0), (3, 2, 0.0), (2, 3, 0.5), (4, 1, 0.25)])
+def test_a_plateaus_rates_are_pytorchs_whose_patience_is_one_lower(torch, patience, cooldown, min_delta, seed):
+    values = np.cumsum(np.random.default_rng(seed).integers(-4, 5, 60)) / 4
+    ours = xn.ReduceOnPlateau(factor=0.5, patience=patience, cooldown=cooldown, min_delta=min_delta, min_rate=1e-3)
+    run = types.SimpleNamespace(history=xn.History(), optimizer=xn.SGD(0.1), epoch=0)
+    theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        theirs, factor=0.5, patience=patience - 1, threshold=min_delta, threshold_mode="abs", cooldown=cooldown,
+        min_lr=1e-3, eps=0.0,
+    )  # fmt: skip
+    ours.train_begin(run)
+    for run.epoch, value in enumerate(values.tolist(), 1):
+        run.history.record({"val_loss": value})
+        ours.epoch_end(run)
+        schedule.step(value)
+        assert run.optimizer.learning_rate == theirs.param_groups[0]["lr"]
 
 
 @pytest.mark.parametrize(("largest", "limit"), [(0.3, None), (None, 0.2), (1e6, None)])

@@ -128,6 +128,8 @@ class ReduceOnPlateau(Watching):
 
     For `cooldown` epochs after that nothing is counted; the rate never falls below `min_rate`. Each epoch's rate is
     recorded in the history, as "learning_rate". The optimizer must have a number for its rate, not a schedule.
+
+    PyTorch's ReduceLROnPlateau does the same with patience - 1 and threshold_mode="abs", Keras's with cooldown + 1.
     """
 
     memory = (*Watching.memory, "cooling")
