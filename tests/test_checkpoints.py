@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -245,9 +246,12 @@ def test_another_backend_goes_on_to_the_same_numbers(lib, data, tmp_path):
 def test_a_checkpoint_is_a_model_file(lib, data, tmp_path):
     net = network(lib)
     fit(net, data, checkpoint=xn.Checkpoint(tmp_path), callbacks=[Best()])
-    twin = xn.load(tmp_path / "step-000000000020.safetensors", backend=lib.backend)
+    twin = xn.load(max(tmp_path.glob("step-*.safetensors")), backend=lib.backend)
     assert repr(twin) == repr(net)
     assert_same(lib, net, twin)
+    with pytest.raises(OSError, match=re.escape(tmp_path.name)) as caught:
+        xn.load(tmp_path)
+    assert "the newest is the last step-*.safetensors" in caught.value.__notes__[0]
 
 
 class Own(xn.Sequential):

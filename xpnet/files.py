@@ -8,6 +8,7 @@ A checkpoint is such a file with a training run's state beside: `training` in th
 And PyTorch's: the state dict of a `torch.nn.Sequential` of the same layers, in a safetensors file.
 """
 
+import os
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -81,7 +82,12 @@ def load(
     """
     place = resolve(backend, device)
     table = known(custom_layers)
-    arrays, metadata = container.read(path)
+    try:
+        arrays, metadata = container.read(path)
+    except OSError as error:
+        if os.path.isdir(path):
+            error.add_note("load reads one file: in a Checkpoint's folder, the newest is the last step-*.safetensors")
+        raise
     if metadata.pop("training", None) is not None:
         arrays = {name: a for name, a in arrays.items() if not name.startswith("training.")}
     try:
