@@ -292,10 +292,11 @@ def test_the_gradient_that_training_takes_where_no_dx_is_needed_is_checked_too(r
 
 
 @pytest.mark.numpy_only
-def test_compare_backends_needs_two(rng):
+@pytest.mark.parametrize(("backends", "came"), [(("numpy",), r"\('numpy',\)"), ("torch", "'torch'")])
+def test_compare_backends_needs_two(rng, backends, came):
     net = xn.Sequential(xn.Dense(2, 2)).initialize()
-    with pytest.raises(ValueError, match=r"give at least two backends, got \('numpy',\)"):
-        xn.compare_backends(net, rng.random((3, 2)), rng.random((3, 2)), xn.MeanSquaredError(), ("numpy",))
+    with pytest.raises(ValueError, match=f"give at least two backends, got {came}"):
+        xn.compare_backends(net, rng.random((3, 2)), rng.random((3, 2)), xn.MeanSquaredError(), backends)
 
 
 @pytest.mark.numpy_only

@@ -279,7 +279,7 @@ def compare_backends(
     """
     tolerance = {"float64": 1e-10, "float32": 1e-4}[net.dtype] if tolerance is None else tolerance
     x, y = _host(x, dtype=None), _host(y, dtype=None)
-    if len(backends) < 2:
+    if isinstance(backends, str) or len(backends) < 2:
         raise ValueError(f"compare_backends: give at least two backends, got {backends!r}")
     twins = [net.clone().to(backend) for backend in backends]
     names = [twin.backend.name for twin in twins]
