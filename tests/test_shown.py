@@ -1,11 +1,13 @@
 """What a notebook, a terminal and a log file show of networks, histories and training."""
 
+import contextlib
 import copy
 import functools
 import inspect
 import io
 import json
 import math
+import os
 import pickle
 import re
 import signal
@@ -215,6 +217,22 @@ def test_a_file_gets_a_line_now_and_then_and_the_last_finished_epoch(lib, capsys
     fit(lib, [Slow()], epochs=50)
     shown = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
     assert shown == ["epoch 1/50, 4.5 s", "epoch 4/50, 18.0 s", "epoch 7/50, 31.5 s", "epoch 9/50, 40.5 s"]
+
+
+@pytest.mark.parametrize("columns", [0, 80])
+def test_a_terminal_that_has_no_width_gets_lines(lib, monkeypatch, columns):
+    termios = pytest.importorskip("termios")  # Windows has none
+    reader, writer = os.openpty()
+    termios.tcsetwinsize(writer, (24, columns))
+    with open(writer, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        fit(lib)
+    shown = b""
+    with contextlib.suppress(OSError):  # at its end, on Linux
+        while part := os.read(reader, 4096):
+            shown += part
+    os.close(reader)
+    assert (b"epoch 1/4, " in shown, b"epoch 4/4 |" in shown) == ((True, False) if columns == 0 else (False, True))
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])

@@ -1,5 +1,6 @@
 """The progress of the training, for whoever is watching: a bar, or lines where a bar would fill a file."""
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ SECONDS = 10  # between two lines
 class Progress(Callback):
     """A bar over all steps, with the last epoch's loss and metrics: tqdm's, in a terminal or a notebook.
 
-    Where standard error goes to a file or a pipe: a line for the first and the last epoch, and every ten seconds one.
+    Where standard error goes to a file, a pipe or a terminal of no width: a line for the first and the last epoch, and
+    every ten seconds one.
     """
 
     bar: Any = None  # what `train_end` looks at, should `train_begin` have failed
@@ -34,7 +36,7 @@ class Progress(Callback):
         self.began = self.next = time.monotonic()
         self.bar, self.line = None, ""
         notebook = "ipykernel" in sys.modules
-        if notebook or (sys.stderr is not None and sys.stderr.isatty()):
+        if notebook or has_width(sys.stderr):
             total, done = run.epochs * run.steps_per_epoch, run.step  # a resumed run has some behind it
             stays = True if notebook else None  # None: but within another bar
             self.bar = tqdm(
@@ -100,6 +102,16 @@ class Progress(Callback):
         if self.line and sys.stderr is not None:  # print would take None for standard output
             print(self.line, file=sys.stderr, flush=True)
             self.line = ""
+
+
+def has_width(stream: Any) -> bool:
+    """Whether it is a terminal, and not one of 0 columns, such as scripts open: tqdm shows nothing there."""
+    if stream is None or not stream.isatty():
+        return False
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except (AttributeError, OSError, ValueError):  # no file of the system's
+        return True
 
 
 def last(run: "Run") -> list[str]:
