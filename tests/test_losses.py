@@ -209,7 +209,7 @@ def test_the_gradient_is_exact_where_a_targets_rows_add_up_to_1_only_nearly(lib)
         (xn.SoftmaxCrossEntropy, np.full((3, 4), 0.3), r"must add up to 1"),
         (xn.CategoricalCrossEntropy, np.zeros((3, 4)), r"must add up to 1"),
         (xn.BinaryCrossEntropy, np.full((3, 4), 1.5), r"entries must lie in \[0, 1\]"),
-        (xn.BinaryCrossEntropyWithLogits, np.full((3, 4), -0.1), r"lie in \[0, 1\], got -0.1 to -0.1; give 0 for a no and"),
+        (xn.BinaryCrossEntropyWithLogits, np.full((3, 4), -0.1), r"lie in \[0, 1\], got -0.1 to -0.1; give 0 for a no"),
         (xn.SoftmaxCrossEntropy, 2 * np.eye(4)[:3], r"lie in \[0, 1\], got 0 to 2; give integer classes \(n,\) or one"),
         (xn.SoftmaxCrossEntropy, np.eye(3), r"target of shape \(3, 3\) does not fit the prediction's \(3, 4\)"),
         (xn.MeanSquaredError, np.zeros(3), r"target of shape \(3,\) does not fit the prediction's \(3, 4\)"),

@@ -361,7 +361,7 @@ def told(thing):
     ("given", "end"),
     [
         (xn.CosineDecay, r"a schedule such as CosineDecay\(0.01, 1000\), got <class '.*CosineDecay'>"),
-        ({"0.weight": np.ones((64, 32))}, "a number or a schedule, got a dict: fit gives the parameters"),
+        ({"0.weight": np.ones((64, 32))}, "a number or a schedule, not the parameters: fit gives it those"),
     ],
     ids=["a class", "parameters"],
 )

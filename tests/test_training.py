@@ -897,7 +897,7 @@ def test_layers_of_which_one_has_no_arrays_or_others_are_no_network_yet():
     net = xn.Sequential(xn.Dense(4, 8), xn.Tanh()).initialize()
     head = xn.Sequential(xn.Dense(8, 3)).initialize(dtype="float64")
     for layers, message in [
-        ((*net.layers, xn.Dense(8, 3)), r"^layer 2, Dense\(8, 3\), has no parameters yet, .*: initialize it alone, .*anew"),
+        ((*net.layers, xn.Dense(8, 3)), r"^layer 2, Dense\(8, 3\), has no parameters yet, .*initialize it alone.*anew"),
         ((*net.layers, *head.layers), r"not all on one backend and of one dtype: move those that differ, .*anew$"),
         ((xn.Tanh(),), r"call net\.initialize"),
         ((), r"call net\.initialize"),
@@ -1033,7 +1033,7 @@ def test_a_split_that_cannot_be_made_is_refused(rows, size):
 @pytest.mark.numpy_only
 @pytest.mark.parametrize("size", ["0.2", None, True, np.nan, np.ones(12)], ids=repr)
 def test_a_test_size_that_is_no_number_is_refused_by_name(size):
-    with pytest.raises(ValueError, match="^train_test_split: test_size must be a finite number, got "):
+    with pytest.raises(ValueError, match=r"^train_test_split: test_size must be a finite number, got "):
         xn.data.train_test_split(np.zeros((12, 2)), np.zeros(12), size)
 
 
@@ -1362,14 +1362,14 @@ def test_options_of_the_wrong_kind_are_found_before_the_first_step(lib, options,
 
 @pytest.mark.numpy_only
 def test_a_metric_does_not_take_the_losss_name():
-    with pytest.raises(ValueError, match="^evaluate: a metric cannot be named 'loss'"):
+    with pytest.raises(ValueError, match=r"^evaluate: a metric cannot be named 'loss'"):
         xn.Sequential(xn.Dense(4, 3)).initialize().evaluate(X, Y, CROSS, metrics={"loss": xn.accuracy})
 
 
 def test_metrics_without_validation_data_are_refused_rather_than_never_taken(lib):
     net = small(lib)
     before = bits(net)
-    with pytest.raises(ValueError, match="^fit: metrics are taken on validation_data alone, and there is none"):
+    with pytest.raises(ValueError, match=r"^fit: metrics are taken on validation_data alone, and there is none"):
         fit(net, metrics={"accuracy": xn.accuracy})
     assert bits(net) == before
     fit(net, metrics={})

@@ -14,7 +14,7 @@ def checked_rate(name: str, given: float | Schedule) -> float | Schedule:
     if isinstance(given, type):
         raise TypeError(f"{name} must be a number or a schedule such as CosineDecay(0.01, 1000), got {given!r}")
     if isinstance(given, Mapping):  # as PyTorch's optimizers are made
-        raise TypeError(f"{name} must be a number or a schedule, got a {type(given).__name__}: fit gives the parameters")
+        raise TypeError(f"{name} must be a number or a schedule, not the parameters: fit gives it those")
     return given if callable(given) else positive(name, given)
 
 
