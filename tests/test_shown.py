@@ -83,7 +83,8 @@ def test_a_network_is_shown_as_its_summary(lib):
     assert found.rows[1:] == [[cell.strip() for cell in line if cell.strip()] for line in lines]
     assert set(found.tags) == {"table", "caption", "thead", "tbody", "tr", "td", "th"}
     net.initialize(lib.backend, "float64")
-    assert f"67 parameters, float64 on {escape(lib.backend.describe())}</caption>" in net._repr_html_()
+    caption = f"67 parameters, 40 of them frozen, float64 on {escape(lib.backend.describe())}</caption>"
+    assert caption in net._repr_html_()
 
 
 @pytest.mark.numpy_only

@@ -834,7 +834,9 @@ def test_the_summary_counts_the_tutorials_network():
     for i, (line, layer, (width, count)) in enumerate(zip(lines[2:10], net.layers, shapes, strict=True)):
         frozen = r" \(frozen\)" if i == 0 else ""
         assert re.fullmatch(rf" *{i} +{re.escape(repr(layer))} +\(N, {width}\) +{count:,}{frozen}", line)
-    assert lines[-1].strip() == "2,894 parameters"
+    assert lines[-1].strip() == "2,894 parameters, 2,080 of them frozen"
+    assert tutorial_network().summary().endswith(" 2,894 parameters")
+    assert "2,894 parameters, 2,080 of them frozen, not initialized" in net._repr_html_()
     assert len({len(line) for line in lines}) == 1
     assert net.parameter_count == 2894
     assert net.initialize("numpy").parameter_count == sum(a.size for a in net.params.values()) == 2894

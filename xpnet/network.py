@@ -240,7 +240,12 @@ class Sequential(Layer):
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = [f"{a:>{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
         rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:], rule, f"{self.parameter_count:,} parameters".rjust(len(rule))])
+        return "\n".join([lines[0], rule, *lines[1:], rule, self._counts().rjust(len(rule))])
+
+    def _counts(self) -> str:
+        """How many parameters there are, in words, and how many of them are frozen."""
+        frozen = sum(count(layer) for _, layer in self.leaves() if not layer.trainable)
+        return f"{self.parameter_count:,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
         """The summary's cells, layer by layer."""
@@ -256,7 +261,7 @@ class Sequential(Layer):
     def _repr_html_(self) -> str:
         """The summary as a notebook shows it."""
         place = f"{home[1]} on {home[0].describe()}" if (home := self._find_home()) else "not initialized"
-        caption = f"{self.parameter_count:,} parameters, {place}"
+        caption = f"{self._counts()}, {place}"
         return table(("", "layer", "output shape", "parameters"), self._rows(), caption, left=2)
 
     # --- where it lives -------------------------------------------------------------------------------------------
