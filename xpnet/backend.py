@@ -106,9 +106,9 @@ class Backend:
     def adopt(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
         """A user's `x` as an array of real numbers here: from NumPy, a list, or this library's own array.
 
-        Raises TypeError for another library's array and for dtypes that are not bool, integer, float32 or float64,
-        ValueError for masked entries and rows of different lengths; `who` begins the message, `remedy` ends it where
-        numbers are missing.
+        Raises TypeError for what is no array, another library's array and dtypes that are not bool, integer, float32 or
+        float64, ValueError for masked entries and rows of different lengths; `who` begins the message, `remedy` ends it
+        where numbers are missing.
         """
         if isinstance(x, np.ndarray) and np.ma.is_masked(x):
             raise ValueError(f"{who} has masked entries, whose numbers mean nothing: fill them or drop those rows")

@@ -85,8 +85,8 @@ class EarlyStopping(Watching):
     """Stop when `monitor` has not got better for `patience` epochs, and go back to the best epoch's network.
 
     With `restore_best`, the parameters and running statistics of the best epoch are given back at the end, however
-    the training ended: all its epochs done, Ctrl-C, an error. Only after a DivergenceError, and where no loss has
-    been seen that is finite with them, does the network keep what `fit` leaves it.
+    the training ended: all its epochs done, Ctrl-C, an error. After a DivergenceError this holds only if a loss with
+    them was finite; otherwise the network keeps what `fit` leaves it.
     """
 
     memory = (*Watching.memory, "best_params", "best_state", "sound")
