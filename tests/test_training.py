@@ -899,7 +899,7 @@ def test_layers_of_which_one_has_no_arrays_or_others_are_no_network_yet():
     net = xn.Sequential(xn.Dense(4, 8), xn.Tanh()).initialize()
     head = xn.Sequential(xn.Dense(8, 3)).initialize(dtype="float64")
     for layers, message in [
-        ((*net.layers, xn.Dense(8, 3)), r"^layer 2, Dense\(8, 3\), has no parameters yet, .*initialize it alone.*anew"),
+        ((*net.layers, xn.Dense(8, 3)), r"^layer 2, Dense\(8, 3\), has no parameters yet, .*all anew$"),
         ((*net.layers, *head.layers), r"not all on one backend and of one dtype: move those that differ, .*anew$"),
         ((xn.Tanh(),), r"call net\.initialize"),
         ((), r"call net\.initialize"),
@@ -915,9 +915,11 @@ def test_layers_of_which_one_has_no_arrays_or_others_are_no_network_yet():
 def test_a_new_head_is_initialized_alone_and_the_trunk_keeps_its_bits():
     trunk = xn.Sequential(xn.Dense(4, 8), xn.BatchNorm(8), xn.Tanh()).initialize()
     before = bits(trunk)
-    head = xn.Dense(8, 3)
-    net = xn.Sequential(*trunk.layers, head)
-    xn.Sequential(head).initialize(seed=1)
+    net = xn.Sequential(*trunk.layers, xn.Sequential(xn.Tanh(), xn.Dense(8, 3)))
+    with pytest.raises(RuntimeError) as caught:
+        net.predict(X)
+    remedy = re.search(r"initialize it alone, (.*);", str(caught.value))[1]
+    eval(remedy, {"xn": xn, "net": net})
     assert net.predict(X).shape == (len(X), 3)
     assert bits(trunk) == before
 

@@ -297,16 +297,17 @@ class Sequential(Layer):
         leaves = self.leaves()
         if not any(layer.params or layer.state for _, layer in leaves):
             return "this network has no parameters yet: call net.initialize(backend=...) first"
-        keep = "; net.initialize() would draw all of them anew"
+        keep = "; net.initialize() would draw them all anew"
         for name, layer in leaves:
             if not (layer.params or layer.state) and (layer.param_shapes() or layer.state_shapes()):
+                place = "".join(f".layers[{i}]" for i in name.split("."))
                 return (
-                    f"layer {name}, {layer!r}, has no parameters yet, and others have: initialize it alone, as in "
-                    f"xn.Sequential(xn.Dense(8, 3)).initialize(){keep}"
+                    f"layer {name}, {layer!r}, has no parameters yet, and others have: initialize it alone, "
+                    f"xn.Sequential(net{place}).initialize(){keep}"
                 )
         return (
             "the layers' arrays are not all on one backend and of one dtype: move those that differ, as in "
-            f'xn.Sequential(*layers).to("numpy", dtype="float32"){keep}'
+            f'xn.Sequential(net.layers[-1]).to("numpy", dtype="float32"){keep}'
         )
 
     def initialize(
