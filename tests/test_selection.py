@@ -263,6 +263,48 @@ def test_autograd_records_nothing_of_ours():
     assert all(not a.requires_grad for a in net.params.values())
 
 
+@pytest.mark.torch_only
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_who_has_gone_through_forward_with_autograd_can_train_and_predict(monkeypatch, kernels):
+    import torch
+
+    monkeypatch.setenv("XPNET_KERNELS", kernels)
+    x, y = torch.rand(6, 3), torch.arange(6) % 2
+    net, other = (xn.Sequential(xn.Dense(3, 4), xn.Tanh(), xn.Dense(4, 2)).initialize("torch") for _ in range(2))
+    for a in net.params.values():
+        a.requires_grad_()
+    loss = xn.SoftmaxCrossEntropy()
+    loss(net.forward(x)[0], y).backward()
+    assert all(a.grad is not None for a in net.params.values())
+    assert not net.predict(x).requires_grad
+    value, gradients = net.value_and_grad(x, y, loss)
+    assert not any(a.requires_grad for a in (value, *gradients.values()))
+    slots = net.fit(x, y, loss=loss, optimizer=xn.Adam(), epochs=2, validation_data=(x, y)).slots
+    assert not any(a.requires_grad for a in (*net.params.values(), slots["m"], slots["v"]))
+    other.fit(x, y, loss=loss, optimizer=xn.Adam(), epochs=2)
+    assert all(torch.equal(a, b) for a, b in zip(net.params.values(), other.params.values(), strict=True))
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.torch_only
+def test_under_autocast_a_network_keeps_its_dtype():
+    import torch
+
+    x, y = torch.rand(8, 3), torch.arange(8) % 2
+    net = xn.Sequential(xn.Dense(3, 4), xn.BatchNorm(4), xn.ReLU(), xn.Dense(4, 2)).initialize("torch")
+    loss = xn.SoftmaxCrossEntropy()
+
+    def results():
+        value, gradients = net.value_and_grad(x, y, loss)
+        return [net.predict(x), value, *gradients.values(), torch.tensor([*net.evaluate(x, y, loss).values()])]
+
+    expected = results()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = results()
+        assert torch.is_autocast_enabled("cpu")
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, expected, strict=True))
+
+
 def test_float64_is_float64(lib):
     net = xn.Sequential(xn.Dense(3, 2)).initialize(lib.backend, "float64")
     assert lib.to_numpy(net(np.ones((1, 3)))).dtype == np.float64

@@ -159,8 +159,9 @@ class Backend:
         """Wait until all work handed to the device is done."""
 
     @contextlib.contextmanager
-    def scope(self) -> Iterator[None]:
-        """What must hold while a network runs here: the current device, and no warnings where numbers overflow.
+    def scope(self, autograd: bool = False) -> Iterator[None]:
+        """What must hold while a network runs here: the current device, the network's own dtype, and no warnings where
+        numbers overflow. The library's autograd records nothing, unless it is to go through what is computed.
 
         Only NumPy warns; whoever enters the scope looks for what is not finite, and raises.
         """
@@ -238,7 +239,7 @@ class _CuPy(Backend):
         return self.device.id
 
     @contextlib.contextmanager
-    def scope(self) -> Iterator[None]:
+    def scope(self, autograd: bool = False) -> Iterator[None]:
         with self.device, super().scope():
             yield
 
@@ -270,6 +271,14 @@ class _Torch(Backend):
 
     def to_numpy(self, a: Array) -> np.ndarray:
         return np.asarray(a.detach().cpu())
+
+    @contextlib.contextmanager
+    def scope(self, autograd: bool = False) -> Iterator[None]:
+        torch, kind = self._torch, self.device.type
+        casts = torch.is_autocast_enabled(kind)
+        plain = torch.autocast(kind, enabled=False) if casts else contextlib.nullcontext()
+        with super().scope(), plain, torch.set_grad_enabled(autograd and torch.is_grad_enabled()):
+            yield
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":

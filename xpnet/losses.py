@@ -59,7 +59,7 @@ class Loss(Configured, ABC):
     def value_and_grad(self, prediction: Array, target: Any) -> tuple[Array, Array]:
         """The value, 0-d, and its exact derivative with respect to `prediction`, of its shape."""
         check_prediction(type(self).__name__, prediction, self.matrix)
-        with backend_of(prediction).scope():
+        with backend_of(prediction).scope(autograd=True):
             return self.reduced(prediction, self.encode(target, prediction))
 
     def __call__(self, prediction: Array, target: Any) -> Array:

@@ -46,7 +46,7 @@ def top_k_accuracy(prediction: Array, target: Any, k: int = 5) -> Array:
 def mean_squared_error(prediction: Array, target: Any) -> Array:
     """The mean of (prediction - target)² over every element."""
     check_prediction("mean_squared_error", prediction)
-    with backend_of(prediction).scope():
+    with backend_of(prediction).scope(autograd=True):
         error = prediction - as_rows("mean_squared_error", target, prediction)
         return namespace(error).mean(error * error)
 
