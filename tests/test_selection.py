@@ -1,5 +1,6 @@
 """Choosing a backend: what each one says of itself, what it says when it cannot be had, and "auto"."""
 
+import copy
 import pickle
 import sys
 import types
@@ -229,6 +230,17 @@ def test_pytorchs_default_device_is_the_default():
         torch.set_default_device(None)
     assert xn.get_backend("torch") is usual
     assert usual.device == torch.device("cpu")
+
+
+@pytest.mark.torch_only
+def test_a_copy_lives_where_the_network_does_whatever_the_default_is_by_now():
+    import torch
+
+    net = xn.Sequential(xn.Dense(3, 2)).initialize("torch")
+    with torch.device("meta"):
+        twin = copy.deepcopy(net)
+        assert twin.backend is net.backend
+        assert torch.equal(twin.predict(np.ones((1, 3))), net.predict(np.ones((1, 3))))
 
 
 @pytest.mark.jax_only

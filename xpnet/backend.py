@@ -181,6 +181,9 @@ class Backend:
     def __repr__(self) -> str:
         return f"Backend({self.name!r}, device={self.device_name!r})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Backend":  # the default device may be another one by now
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:  # modules cannot be pickled: find the backend again
         return get_backend, (self.name, None if self.requested_device is None else self.portable_device)
 

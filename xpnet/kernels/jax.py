@@ -254,8 +254,7 @@ def recipe_of(
         return Recipe(key, groups, without_arrays(net), copy.copy(loss), copy.copy(optimizer))
     try:
         before = copy.deepcopy(settings(net, loss, optimizer))
-        shared = {id(net.backend): net.backend}
-        recipe = Recipe(None, groups, *copy.deepcopy((without_arrays(net), loss, optimizer), shared), before)
+        recipe = Recipe(None, groups, *copy.deepcopy((without_arrays(net), loss, optimizer)), before)
         texts = [jax.jit(lambda *a: recipe.step(*a), static_argnums=SIZE).lower(*args).as_text() for _ in range(2)]
     except (UntraceableError, TypeError, AttributeError, LookupError, NotImplementedError):
         return None  # what asks a tracer for its numbers, or cannot be copied; a fault comes again from `Step`
