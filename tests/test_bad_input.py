@@ -116,6 +116,7 @@ BAD_TYPES = {
     "objects, one missing": (lambda a: with_object(pd.NA, a), "dtype object, with <NA> in it; expected float32"),
     "strings": (lambda a: a.astype(str), "dtype str"),
     "nothing": (lambda a: np.full(a.shape, None), "dtype object, with None in it"),
+    "a table": (lambda a: np.rec.fromarrays(a.T), "dtype record"),
     "another library's": (Foreign, f"{__name__}.Foreign", "its own arrays and NumPy's", "net.to("),
 }
 
@@ -173,6 +174,18 @@ def test_the_backends_own_complex_arrays_are_refused(lib, net, call):
     x = lib.xp.asarray(x.astype(complex), dtype=lib.xp.complex64, device=lib.backend.device)
     with refused(net, TypeError, f"{call}x has dtype complex64", "expected float32, float64"):
         CALLS[call](net, x, y)
+
+
+@pytest.mark.torch_only
+@pytest.mark.parametrize("layout", ["to_sparse", "to_mkldnn"])
+def test_pytorchs_sparse_tensors_are_refused_with_the_way_to_a_dense_one(lib, net, layout):
+    x, y = good()
+    rows = getattr(lib.asarray(HOT, "float32"), layout)()
+    for call in CALLS:
+        with refused(net, TypeError, f"{call}x has the layout torch.", "expected a dense tensor: .to_dense()"):
+            CALLS[call](net, getattr(lib.asarray(x, "float32"), layout)(), y)
+    with refused(net, TypeError, "SoftmaxCrossEntropy: the target has the layout torch."):
+        fit(net, x, rows)
 
 
 def test_a_numpy_network_refuses_the_array_of_another_library(lib):

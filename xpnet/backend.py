@@ -112,14 +112,14 @@ class Backend:
         """
         if isinstance(x, np.ndarray) and np.ma.is_masked(x):
             raise ValueError(f"{who} has masked entries, whose numbers mean nothing: fill them or drop those rows")
-        if self.owns(x):
+        if is_array(x) and not isinstance(x, np.ndarray):
+            if not self.owns(x):
+                raise TypeError(
+                    f"{who} is a {type(x).__module__}.{type(x).__name__}, but the {self.name} backend takes its own "
+                    "arrays and NumPy's: convert it, or move the network with net.to(...)"
+                )
             kind = dtype_name(x.dtype)
             real = kind in DTYPES or self.xp.isdtype(x.dtype, ("bool", "integral"))
-        elif is_array(x) and not isinstance(x, np.ndarray):
-            raise TypeError(
-                f"{who} is a {type(x).__module__}.{type(x).__name__}, but the {self.name} backend takes its own arrays "
-                "and NumPy's: convert it, or move the network with net.to(...)"
-            )
         else:
             given = x
             try:
@@ -271,6 +271,11 @@ class _Torch(Backend):
         else:
             x = np.require(x, requirements=["C", "W"])  # torch shares neither read-only nor negatively strided memory
         return self.xp.asarray(x, dtype=self.dtype(dtype), device=self.device)
+
+    def adopt(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
+        if isinstance(x, self._torch.Tensor) and x.layout is not self._torch.strided:
+            raise TypeError(f"{who} has the layout {x.layout}; expected a dense tensor: .to_dense() gives one")
+        return super().adopt(who, x, remedy)
 
     def to_numpy(self, a: Array) -> np.ndarray:
         return np.asarray(a.detach().cpu())
