@@ -1141,6 +1141,93 @@ def test_gradients_that_are_not_the_parameters_do_not_train(lib, twist, message)
     assert bits(net) == before
 
 
+class Counts(Scale):
+    """A layer with everything, of which `gives` has something else than it should."""
+
+    def __init__(self, features, gives=None):
+        super().__init__(features)
+        self.gives = gives or {}
+
+    def given(self, method, right):
+        return self.gives[method](right) if method in self.gives else right
+
+    def initial_params(self, rng):
+        return self.given("initial_params", super().initial_params(rng))
+
+    def initial_state(self, rng):
+        return self.given("initial_state", {"n": np.zeros(2)})
+
+    def forward(self, x, training=False):
+        return self.given("forward", super().forward(x, training))
+
+    def backward(self, dy, cache):
+        return self.given("backward", super().backward(dy, cache))
+
+    def next_state(self, cache):
+        return self.given("next_state", {"n": self.state["n"] + 1.0})
+
+
+def in_float32(a):
+    xp = xn.backend.namespace(a)
+    return xp.astype(a, xp.float32)
+
+
+NOT_QUITE = {
+    "y: list": (
+        "forward",
+        lambda pair: ([1.0], pair[1]),
+        r"forward gave a list for y, expected the tuple \(y, cache\)",
+    ),
+    "y: nothing": ("forward", lambda pair: (None, pair[1]), "forward gave a NoneType for y"),
+    "gradients: list": (
+        "backward",
+        lambda pair: (pair[0], [*pair[1].values()]),
+        r"backward gave a tuple with a list in the second place, expected the tuple \(dx, {name: gradient}\)",
+    ),
+    "gradients: nothing": ("backward", lambda pair: (pair[0], None), "a tuple with a NoneType in the second place"),
+    "gradient: number": (
+        "backward",
+        lambda pair: (pair[0], {"a": 0.0}),
+        r"backward gave \d\.a a gradient that is a float, expected \(4,\) and .*float64",
+    ),
+    "state: nothing": ("next_state", lambda state: None, "next_state gave a NoneType, expected {name: array}"),
+    "state: empty": ("next_state", lambda state: {}, r"next_state gave no statistic for \d\.n; it gave none"),
+    "state: name": ("next_state", lambda state: {"m": state["n"]}, r"no statistic for \d\.n; it gave \d\.m"),
+    "state: list": ("next_state", lambda state: {"n": [1.0, 1.0]}, r"gave \d\.n a statistic that is a list"),
+    "state: shape": (
+        "next_state",
+        lambda state: {"n": state["n"][:1]},
+        r"next_state gave \d\.n a statistic of shape \(1,\) and .*float64, expected \(2,\) and .*float64",
+    ),
+    "state: dtype": (
+        "next_state",
+        lambda state: {"n": in_float32(state["n"])},
+        r"next_state gave \d\.n a statistic of shape \(2,\) and .*float32, expected \(2,\) and .*float64",
+    ),
+}
+
+
+@pytest.mark.parametrize("at", [0, 1], ids=["first", "amid"])
+@pytest.mark.parametrize("mistake", NOT_QUITE)
+def test_a_layer_that_gives_something_else_than_it_should_is_told(lib, mistake, at):
+    method, spoil, message = NOT_QUITE[mistake]
+    layer = Counts(4)
+    net = small(lib, *[xn.Dense(4, 4)] * at, layer, xn.Dense(4, 3))
+    layer.gives = {method: spoil}
+    before = bits(net)
+    with pytest.raises((TypeError, ValueError), match=message):
+        fit(net, y=T, loss=SQUARED)
+    assert bits(net) == before
+
+
+@pytest.mark.parametrize("method", ["initial_params", "initial_state"])
+@pytest.mark.parametrize("given", [None, np.ones(4)], ids=["nothing", "array"])
+def test_initial_arrays_without_names_are_refused(lib, method, given):
+    net = xn.Sequential(xn.Dense(4, 4), Counts(4, {method: lambda right: given}))
+    with pytest.raises(TypeError, match=rf"Counts\(4.*\): {method} gave a \w+, expected {{name: array}}"):
+        net.initialize(lib.backend)
+
+
 class Own(xn.Loss):
     """A loss whose `terms` is any function."""
 

@@ -1,7 +1,7 @@
 """Checks on what a user sets and what a user's own class gives. `name` begins the message: "Dense: in_features"."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -65,6 +65,20 @@ def _number(name: str, value: object, expected: str, holds: Callable[[float], bo
 def two(thing: object, method: str, given: Any) -> tuple[Any, Any]:
     """What a layer's, loss's or optimizer's `method` gave, if it is a pair: an array of two rows would unpack, too."""
     if isinstance(given, tuple) and len(given) == 2:
-        return given
-    came = f"a tuple of {len(given)}" if isinstance(given, tuple) else f"a {type(given).__name__}"
+        first, second = given
+        if method == "forward" and not hasattr(first, "shape"):
+            came = f"a {type(first).__name__} for y"
+        elif "{" in PAIRS[method] and not isinstance(second, Mapping):
+            came = f"a tuple with a {type(second).__name__} in the second place"
+        else:
+            return given
+    else:
+        came = f"a tuple of {len(given)}" if isinstance(given, tuple) else f"a {type(given).__name__}"
     raise TypeError(f"{thing!r}: {method} gave {came}, expected the tuple {PAIRS[method]}")
+
+
+def by_name(thing: object, method: str, given: Any) -> Mapping[str, Any]:
+    """What a layer's `method` gave, if it is arrays by name."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{thing!r}: {method} gave a {type(given).__name__}, expected {{name: array}}")
+    return given

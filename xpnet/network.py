@@ -8,7 +8,7 @@ import numpy as np
 
 from . import arguments, ops, training
 from .backend import DTYPES, Array, Backend, backend_of, dtype_name, resolve
-from .checks import two
+from .checks import by_name, two
 from .layers.base import Layer, Shape
 from .losses import Loss
 from .notebook import table
@@ -85,7 +85,7 @@ class Sequential(Layer):
         grads: dict[str, Array] = {}
         for i in reversed(range(lowest, len(self.layers))):
             if i == lowest and not needs_dx:
-                own = self.layers[i].backward_params(dy, caches[i])
+                own = by_name(self.layers[i], "backward_params", self.layers[i].backward_params(dy, caches[i]))
             else:
                 dy, own = two(self.layers[i], "backward", self.layers[i].backward(dy, caches[i]))
             grads = {f"{i}.{name}": gradient for name, gradient in own.items()} | grads
@@ -95,7 +95,8 @@ class Sequential(Layer):
         state: dict[str, Array] = {}
         for i, layer in enumerate(self.layers):
             if layer.state:
-                state |= {f"{i}.{name}": value for name, value in layer.next_state(cache[2][i]).items()}
+                own = by_name(layer, "next_state", layer.next_state(cache[2][i]))
+                state |= {f"{i}.{name}": value for name, value in own.items()}
         return state
 
     def output_shape(self, input_shape: Shape) -> Shape:
@@ -133,10 +134,12 @@ class Sequential(Layer):
         return {f"{i}.{k}": shape for i, layer in enumerate(self.layers) for k, shape in layer.state_shapes().items()}
 
     def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
-        return {f"{i}.{k}": v for i, layer in enumerate(self.layers) for k, v in layer.initial_params(rng).items()}
+        drawn = [by_name(layer, "initial_params", layer.initial_params(rng)) for layer in self.layers]
+        return {f"{i}.{k}": v for i, own in enumerate(drawn) for k, v in own.items()}
 
     def initial_state(self, rng: "Generator") -> dict[str, np.ndarray]:
-        return {f"{i}.{k}": v for i, layer in enumerate(self.layers) for k, v in layer.initial_state(rng).items()}
+        drawn = [by_name(layer, "initial_state", layer.initial_state(rng)) for layer in self.layers]
+        return {f"{i}.{k}": v for i, own in enumerate(drawn) for k, v in own.items()}
 
     def clone(self) -> Self:
         twin = super().clone()

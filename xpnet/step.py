@@ -108,11 +108,18 @@ class Step:
         lowest = [self.lowest] if self.worker.is_plain else []  # a subclass's own backward_params may take none
         grads = self.worker.backward_params(dy, cache, *lowest)
         dtype = self.start.weights.dtype
-        gradients = {k: checked(grads, k, shape, dtype) for k, shape in zip(self.names, self.shapes, strict=True)}
+        gradients = {
+            k: checked("backward", grads, k, shape, dtype) for k, shape in zip(self.names, self.shapes, strict=True)
+        }
         if self.objective.l2:
             params = {name: layer.params[key] for name, (layer, key) in self.trained.items()}
             value, gradients = self.objective.penalized(value, gradients, params, y)
-        return value, gradients, self.worker.next_state(cache)
+        before, after = self.worker.state, self.worker.next_state(cache)
+        return (
+            value,
+            gradients,
+            {k: checked("next_state", after, k, tuple(a.shape), a.dtype) for k, a in before.items()},
+        )
 
     def on_rows(self, carry: Carry, x: Array, y: Array, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
         """The step on these rows of x and y. It may write over all arrays that earlier steps gave, except those of the
@@ -166,14 +173,19 @@ class Step:
         return ""
 
 
-def checked(grads: dict[str, Array], name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-    """The gradient of this name, if it has the parameter's shape and dtype: another might broadcast without a word."""
-    if name not in grads:
-        raise ValueError(f"fit: backward gave no gradient for {name}; it gave {', '.join(grads) or 'none'}")
-    g = grads[name]
-    if tuple(g.shape) != shape or g.dtype != dtype:
-        raise ValueError(
-            f"fit: backward gave {name} a gradient of shape {tuple(g.shape)} and {g.dtype}, expected {shape} "
-            f"and {dtype}; xn.check_gradients finds such layers"
-        )
-    return g
+GIVES = {"backward": "gradient", "next_state": "statistic"}
+
+
+def checked(method: str, given: Mapping[str, Array], name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    """The gradient or statistic of this name that a layer's `method` gave, if it has the shape and dtype of what it
+    belongs to: another might broadcast without a word.
+    """
+    kind = GIVES[method]
+    if name not in given:
+        raise ValueError(f"fit: {method} gave no {kind} for {name}; it gave {', '.join(given) or 'none'}")
+    a = given[name]
+    if not hasattr(a, "dtype") or tuple(a.shape) != shape or a.dtype != dtype:
+        came = f"of shape {tuple(a.shape)} and {a.dtype}" if hasattr(a, "dtype") else f"that is a {type(a).__name__}"
+        hint = "; xn.check_gradients finds such layers" * (method == "backward")
+        raise ValueError(f"fit: {method} gave {name} a {kind} {came}, expected {shape} and {dtype}{hint}")
+    return a

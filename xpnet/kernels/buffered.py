@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import ops
 from ..backend import Array, Backend, namespace
-from ..checks import two
+from ..checks import by_name, two
 from ..layers.base import Layer
 from ..layers.batchnorm import BatchNorm
 from ..layers.dense import Dense
@@ -189,7 +189,11 @@ class Single:
 
     def next_state(self) -> dict[str, Array]:
         """The running statistics after this step, by name."""
-        return {f"{self.prefix}.{key}": a for key, a in self.layer.next_state(self.cache).items()}
+        before, after = (
+            {f"{self.prefix}.{key}": a for key, a in arrays.items()}
+            for arrays in (self.layer.state, by_name(self.layer, "next_state", self.layer.next_state(self.cache)))
+        )
+        return {k: checked("next_state", after, k, tuple(a.shape), a.dtype) for k, a in before.items()}
 
     def forward(self, x: Array, params: list[Array]) -> Array:
         """(D, N) -> (H, N)"""
@@ -201,12 +205,13 @@ class Single:
     def backward(self, dy: Array, params: list[Array], grads: list[Array], side: int | None) -> Array:
         """(H, N) -> (D, N)"""
         if side is None:
-            own, dx = self.layer.backward_params(turned(dy), self.cache), None
+            own = by_name(self.layer, "backward_params", self.layer.backward_params(turned(dy), self.cache))
+            dx = None
         else:
             dx, own = two(self.layer, "backward", self.layer.backward(turned(dy), self.cache))
         named = {f"{self.prefix}.{key}": g for key, g in own.items()}
         for (_, _, name), place in zip(self.params, grads, strict=True):
-            place[...] = checked(named, name, tuple(place.shape), place.dtype)
+            place[...] = checked("backward", named, name, tuple(place.shape), place.dtype)
         return None if dx is None else turned(dx)
 
 
