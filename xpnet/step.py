@@ -115,11 +115,8 @@ class Step:
             params = {name: layer.params[key] for name, (layer, key) in self.trained.items()}
             value, gradients = self.objective.penalized(value, gradients, params, y)
         before, after = self.worker.state, self.worker.next_state(cache)
-        return (
-            value,
-            gradients,
-            {k: checked("next_state", after, k, tuple(a.shape), a.dtype) for k, a in before.items()},
-        )
+        state = {k: checked("next_state", after, k, tuple(a.shape), a.dtype) for k, a in before.items()}
+        return value, gradients, state
 
     def on_rows(self, carry: Carry, x: Array, y: Array, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
         """The step on these rows of x and y. It may write over all arrays that earlier steps gave, except those of the
