@@ -1,7 +1,9 @@
 """Every derivative against central differences, in any memory order; and mutants found out."""
 
+import functools
 import importlib
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -201,6 +203,11 @@ def test_malformed_gradients_are_refused(backward, message, rng):
         xn.check_gradients(layer, rng.normal(size=(5, FEATURES)))
 
 
+def test_a_value_that_overflows_is_told_without_a_warning(lib):
+    with pytest.raises(xn.GradientError, match="the value is NaN or infinite"):
+        xn.check_gradients(xn.MeanSquaredError(), lib.asarray([[1e200]]), [[0.0]])
+
+
 @pytest.mark.parametrize("place", ["everywhere", "in one entry", "beside it"])
 def test_a_value_that_is_not_finite_proves_nothing(lib, place, rng):
     """Whatever backward says: every comparison with NaN is false, that with the tolerance too."""
@@ -287,8 +294,13 @@ def test_the_gradient_that_training_takes_where_no_dx_is_needed_is_checked_too(r
         def backward(self, dy, cache):
             return dy @ self.params["weight"].T, xn.Dense.backward_params(self, dy, cache)
 
-    with pytest.raises(xn.GradientError, match="backward_params gives another gradient of weight than backward"):
-        xn.check_gradients(Contrary(FEATURES, 3), rng.normal(size=(5, FEATURES)))
+    class OfAnotherShape(Contrary):
+        def backward_params(self, dy, cache):
+            return {name: g[None] for name, g in xn.Dense.backward_params(self, dy, cache).items()}
+
+    for layer in (Contrary, OfAnotherShape):
+        with pytest.raises(xn.GradientError, match="backward_params gives another gradient of weight than backward"):
+            xn.check_gradients(layer(FEATURES, 3), rng.normal(size=(5, FEATURES)))
 
 
 @pytest.mark.numpy_only
@@ -309,8 +321,10 @@ def test_a_corner_takes_any_slope_between_its_sides_and_no_other():
             dx, grads = super().backward(dy, cache)
             return dx * np.array([1.5, 1.0, 1.0, 1.0]), grads
 
-    with pytest.raises(xn.GradientError, match=r"wrong at \[0, 0\].*; a corner lies there: .*move x a little"):
+    with pytest.raises(xn.GradientError, match=r"wrong at \[0, 0\].*; a corner lies there: .*move x a little") as caught:
         xn.check_gradients(TooSteep(), x)
+    said, found = map(float, re.findall(r"(?:says|differences) ([^,]+),", str(caught.value)))
+    assert abs(said - 1.5 * found) < 1e-6 * abs(said)  # it is held against the steeper side's
     with pytest.raises(xn.GradientError) as caught:  # no corner, no hint
         xn.check_gradients(TooSteep(), x + 1.0)
     assert "corner" not in str(caught.value)
@@ -323,6 +337,54 @@ def test_corners_that_meet_are_told_of_and_gone_a_little_beside():
     with pytest.raises(xn.GradientError, match="a corner lies there: if several units have theirs, move x a little"):
         xn.check_gradients(net, x)
     assert max(xn.check_gradients(net, x + 0.01).values()) < 1e-6
+
+
+class Told(xn.Layer):
+    """A function of each entry, and whatever is said of its slope."""
+
+    def __init__(self, function, slope):
+        self.function, self.slope = function, slope
+
+    def forward(self, x, training=False):
+        return self.function(x), x
+
+    def backward(self, dy, cache):
+        return dy * self.slope, {}
+
+
+@pytest.mark.numpy_only
+def test_a_corner_beside_the_point_excuses_no_wrong_slope():
+    beside = functools.partial(np.maximum, 0.0)  # from x = 1e-9 within reach of the first steps only
+    assert xn.check_gradients(Told(beside, 1.0), np.array([[1e-9]]))["x"] < 1e-6
+    with pytest.raises(xn.GradientError, match="is wrong"):
+        xn.check_gradients(Told(beside, 0.5), np.array([[1e-9]]))
+
+    def hidden(x):
+        return np.abs(x - 1e-4) + 1e6  # steps of less than 1e-4 show the slope, -1, to 1e-5
+
+    with pytest.raises(xn.GradientError, match=r"is wrong [^;]*$"):
+        xn.check_gradients(Told(hidden, 0.5), np.array([[0.0]]))
+
+
+@pytest.mark.numpy_only
+def test_a_slope_is_told_beside_a_value_ten_million_times_as_large():
+    """A central difference is off by 2e-9 / h + 1.5 h², at its best by more than 1e-6; what is free of h² by less."""
+
+    def large(x):
+        return np.sin(3.0 * x) / 3.0 + 1e7
+
+    x = np.array([[0.1]])
+    assert xn.check_gradients(Told(large, np.cos(3.0 * x)), x)["x"] < 1e-6
+
+
+@pytest.mark.numpy_only
+def test_steps_are_as_large_as_what_they_are_added_to():
+    def far(x):
+        return unit * np.sin((x - 2.0**60) / unit)
+
+    unit = 2.0**40
+    x = np.array([[2.0**60 + 0.5 * unit]])
+    assert xn.check_gradients(Told(far, np.cos(0.5)), x)["x"] < 1e-6
 
 
 def off_by_a_thousandth(thing):
@@ -368,6 +430,8 @@ def test_what_the_values_rounding_hides_is_not_called_wrong(rng):
     for thing, *data in ((net, x, y, xn.MeanSquaredError()), (xn.Sigmoid(), 1e6 * np.abs(x) * [1.0, 1.0, -1.0])):
         with pytest.raises(xn.GradientError, match=r"cannot be told at \[.*; the value's rounding hides it: scale"):
             xn.check_gradients(thing, *data)
+    with pytest.raises(xn.GradientError, match="is wrong"):  # by more than what is hidden
+        xn.check_gradients(Told(lambda x: x + 1e10, -1.0), x)
 
 
 @pytest.mark.numpy_only

@@ -248,7 +248,7 @@ def _slope(value: Callable[[Arrays], float], arrays: Arrays, name: str, entry: t
         smooth = gap <= wider / 2 + 2 * rounding
         if smooth and doubt < best.doubt:
             best = Slope(slopes[-1], slopes[-1], doubt)
-        if gap > 16 * rounding and wider > 0.0:  # more than rounding makes of it
+        if gap > 16 * rounding:  # more than rounding makes of it
             if smooth:
                 corner = none
             elif rounding <= sure and h <= STEP * unit:
