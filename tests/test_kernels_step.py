@@ -183,6 +183,7 @@ NETWORKS = {
     "dense alone": lambda: xn.Sequential(D(6, 3)),
     "dense, norm, function": lambda: xn.Sequential(D(6, 8), xn.BatchNorm(8), xn.Tanh(), D(8, 3)),
     "dense, function": lambda: xn.Sequential(D(6, 8), xn.Sigmoid(), D(8, 7), xn.ReLU(), D(7, 3), xn.Tanh()),
+    "dense, function, norm": lambda: xn.Sequential(D(6, 8), xn.ReLU(), xn.BatchNorm(8), D(8, 3)),
     "dense, dense": lambda: xn.Sequential(D(6, 8), D(8, 9), D(9, 4), D(4, 3)),
     "norm first": lambda: xn.Sequential(xn.BatchNorm(6), D(6, 5), xn.BatchNorm(5), xn.ReLU(), D(5, 3)),
     "norm and function first": lambda: xn.Sequential(xn.BatchNorm(6), xn.Sigmoid(), D(6, 3)),
@@ -341,6 +342,35 @@ def test_the_running_mean_holds_the_bias_that_the_batch_does_without(kernels, ba
             means.append(backend.to_numpy(step.state(carry)["1.mean"]))
     atol = ROUNDINGS * EPS["float64"] * np.abs(means[1]).max()
     np.testing.assert_allclose(means[0], means[1], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("mean, var", [(0.0, 4.0), (3.0, 1.0)])
+def test_statistics_that_a_network_has_are_gone_on_from(mean, var, kernels, backend):
+    """A mean of 0 with a variance of 1, and nothing else, is that of no batch yet."""
+    net = xn.Sequential(D(6, 5), xn.BatchNorm(5), D(5, 3)).initialize(backend, "float64", seed=0)
+    net.set_state({"1.mean": np.full(5, mean), "1.var": np.full(5, var)})
+    rng = np.random.default_rng(0)
+    x, y = backend.asarray(rng.normal(size=(20, 6))), backend.asarray(np.eye(3)[rng.integers(3, size=20)])
+    with backend.scope():
+        steps = BufferedStep(net, CROSS, xn.SGD(0.1), kernels()), Step(net, CROSS, xn.SGD(0.1))
+        fast, plain = (step.state(step(step.start, x, y)[1]) for step in steps)
+    for name, a in plain.items():
+        np.testing.assert_allclose(backend.to_numpy(fast[name]), backend.to_numpy(a), rtol=0, atol=1e-13 * (mean + var))
+
+
+def test_a_step_called_by_itself_keeps_the_start_and_what_it_is_given(kernels, backend):
+    net = xn.Sequential(D(6, 5), xn.Tanh(), D(5, 3)).initialize(backend, "float64", seed=0)
+    rng = np.random.default_rng(0)
+    x, y = backend.asarray(rng.normal(size=(20, 6))), backend.asarray(np.eye(3)[rng.integers(3, size=20)])
+    with backend.scope():
+        step = BufferedStep(net, CROSS, xn.SGD(0.1), kernels())
+        after = step(step.start, x, y)[1]
+        carries = step.start, after
+        before = [[np.array(backend.to_numpy(a)) for a in (c.weights, c.slots["velocity"])] for c in carries]
+        step(after, x, y)
+    for carry, arrays in zip(carries, before, strict=True):
+        for a, kept in zip((carry.weights, carry.slots["velocity"]), arrays, strict=True):
+            np.testing.assert_array_equal(backend.to_numpy(a), kept)
 
 
 def test_carries_that_are_to_be_kept_are(kernels, backend):
