@@ -321,7 +321,9 @@ def test_a_corner_takes_any_slope_between_its_sides_and_no_other():
             dx, grads = super().backward(dy, cache)
             return dx * np.array([1.5, 1.0, 1.0, 1.0]), grads
 
-    with pytest.raises(xn.GradientError, match=r"wrong at \[0, 0\].*; a corner lies there: .*move x a little") as caught:
+    with pytest.raises(
+        xn.GradientError, match=r"wrong at \[0, 0\].*; a corner lies there: .*move x a little"
+    ) as caught:
         xn.check_gradients(TooSteep(), x)
     said, found = map(float, re.findall(r"(?:says|differences) ([^,]+),", str(caught.value)))
     assert abs(said - 1.5 * found) < 1e-6 * abs(said)  # it is held against the steeper side's

@@ -344,7 +344,7 @@ def test_the_running_mean_holds_the_bias_that_the_batch_does_without(kernels, ba
     np.testing.assert_allclose(means[0], means[1], rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("mean, var", [(0.0, 4.0), (3.0, 1.0)])
+@pytest.mark.parametrize(("mean", "var"), [(0.0, 4.0), (3.0, 1.0)])
 def test_statistics_that_a_network_has_are_gone_on_from(mean, var, kernels, backend):
     """A mean of 0 with a variance of 1, and nothing else, is that of no batch yet."""
     net = xn.Sequential(D(6, 5), xn.BatchNorm(5), D(5, 3)).initialize(backend, "float64", seed=0)

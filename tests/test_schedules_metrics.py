@@ -141,6 +141,10 @@ def is_number(lib, a, expected, like):
     np.testing.assert_allclose(lib.to_numpy(a), expected, rtol=4 * np.finfo(lib.to_numpy(like).dtype).eps)
 
 
+def test_schedules_of_two_kinds_are_not_equal_for_their_numbers():
+    assert xn.StepDecay(0.3, 0.5, 10) == xn.StepDecay(0.3, 0.5, 10) != xn.ExponentialDecay(0.3, 0.5, 10)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @every_form
 def test_accuracy_is_the_share_of_right_classes(lib, form, dtype):
@@ -158,6 +162,10 @@ def test_accuracy_of_one_output_is_the_share_on_the_right_side(lib, shape, dtype
             expected = np.mean((SCORES[:, 0] >= threshold) == (CLASSES > 2))
             is_number(lib, xn.accuracy(scores, target, threshold), expected, scores)
         is_number(lib, xn.accuracy(scores, target), np.mean((SCORES[:, 0] >= 0.5) == (CLASSES > 2)), scores)
+
+
+def test_accuracy_of_one_output_where_all_targets_are_1_is_no_matter_of_the_largest(lib):
+    assert float(xn.accuracy(lib.asarray([[0.2], [0.7]]), [[1.0], [1.0]])) == 0.5
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "int64", "bool"])

@@ -950,8 +950,11 @@ def test_use_backend_holds_within_its_block_or_for_the_process(place):
     with contextlib.suppress(ZeroDivisionError), xn.use_backend(*place):
         _ = 1 / 0
     assert default() is numpy
+    block = xn.use_backend("numpy")
     xn.use_backend(*place)
-    assert default() is wanted
+    with block:
+        assert default() is numpy
+    assert default() is wanted  # as was chosen for the process since
 
 
 def test_a_block_of_use_backend_is_its_own_threads(place):
