@@ -390,12 +390,12 @@ def test_a_log_has_the_first_epochs_row_once_though_the_epoch_comes_again(lib, t
 
 @pytest.mark.parametrize("at", [4, 8, 13])
 def test_a_run_that_crashed_and_was_resumed_ends_as_one_that_was_not(lib, tmp_path, at):
-    """Best weights, waiting and rates go through a checkpoint; the log replaces the rows that come again."""
+    """Best weights, waiting, rests and rates go through a checkpoint; the log replaces the rows that come again."""
     values = [3.0, 2.0, 2.5, 1.0, 1.5, 1.6, 1.7, 1.8]
 
     def hooks(folder, *more):
         stopping = xn.EarlyStopping("a_loss", patience=4)
-        reduce = xn.ReduceOnPlateau("a_loss", patience=1, factor=0.5)
+        reduce = xn.ReduceOnPlateau("a_loss", patience=1, factor=0.5, cooldown=3)
         return [Scripted("a_loss", values), stopping, reduce, xn.CSVLog(tmp_path / f"{folder}.csv"), *more]
 
     def crash(run):
