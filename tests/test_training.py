@@ -1013,6 +1013,16 @@ def test_importing_xpnet_imports_no_backend_and_no_extra():
 
 
 @pytest.mark.numpy_only
+def test_the_digits_are_scikit_learns_with_pixels_from_0_to_1():
+    from sklearn.datasets import load_digits
+
+    x, y, theirs = *xn.data.load_digits(), load_digits()
+    assert (x.min(), x.max(), x.dtype, y.dtype) == (0.0, 1.0, np.float64, np.int64)
+    np.testing.assert_array_equal(16.0 * x, theirs.data)
+    np.testing.assert_array_equal(y, theirs.target)
+
+
+@pytest.mark.numpy_only
 @pytest.mark.parametrize(
     ("test_size", "count"), [(0.25, 3), (0.5, 6), (1, 1), (5, 5), (np.int64(5), 5), (np.float64(0.5), 6)]
 )
