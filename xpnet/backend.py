@@ -112,8 +112,8 @@ class Backend:
         """
         if isinstance(x, np.ndarray) and np.ma.is_masked(x):
             raise ValueError(f"{who} has masked entries, whose numbers mean nothing: fill them or drop those rows")
-        if is_array(x) and not isinstance(x, np.ndarray):
-            if not self.owns(x):
+        if not isinstance(x, np.ndarray) and is_array(x):
+            if namespace(x) is not self.xp:
                 raise TypeError(
                     f"{who} is a {type(x).__module__}.{type(x).__name__}, but the {self.name} backend takes its own "
                     "arrays and NumPy's: convert it, or move the network with net.to(...)"
@@ -129,9 +129,10 @@ class Backend:
             if x.ndim == 0 and x.dtype == object and not isinstance(given, np.ndarray):  # a generator, a dict, None
                 came = "None" if given is None else f"a {type(given).__name__}"
                 raise TypeError(f"{who} is {came}, expected an array, a list of rows or a pandas frame")
-            kind = x.dtype.name
+            kind = dtype_name(x.dtype)
             real = kind in DTYPES or x.dtype.kind in "biu"
-            x = x.astype(x.dtype.newbyteorder("="), copy=False)  # as in files of other machines, or FITS
+            if not x.dtype.isnative:  # as in files of other machines, or FITS
+                x = x.astype(x.dtype.newbyteorder("="))
         if not real:
             if kind.startswith(("str", "bytes")):
                 kind = kind.rstrip("0123456789")  # not str672, an array of words
