@@ -32,11 +32,11 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from pathlib import Path
 
 import benchmark_report as report
 import numpy as np
 import peers
+from command_line import a_file, a_picture, count
 from tqdm import tqdm
 
 import xpnet as xn
@@ -281,21 +281,6 @@ def a_case(text: str) -> str:
     return text
 
 
-def count(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: it must be at least 1")
-    return value
-
-
-def a_file(text: str) -> Path:
-    """A file that can be written, for argparse: a race is long."""
-    path = Path(text)
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a directory, or in one that is not there")
-    return path
-
-
 def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -318,7 +303,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=count, metavar="N", help="each library's; default: what it chooses itself")
     parser.add_argument("--malloc", action="store_true", help="raise glibc's thresholds, for every contestant alike")
     parser.add_argument("--json", type=a_file, metavar="FILE", help="write every turn's time, and all that is printed")
-    parser.add_argument("--plot", type=a_file, metavar="FILE.png", help="draw the medians; needs matplotlib")
+    parser.add_argument("--plot", type=a_picture, metavar="FILE.png", help="draw the medians; needs matplotlib")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     study = options.case in CASES and options.case not in peers.FIXED
@@ -326,10 +311,6 @@ def arguments() -> argparse.Namespace:
         parser.error("memory is a table about xpnet on NumPy alone: it takes neither --contestants nor --plot")
     if options.malloc and platform.libc_ver()[0] != "glibc":
         parser.error("--malloc: the thresholds are glibc's, and this Python runs on another C library")
-    if options.plot and options.plot.suffix not in (".png", ".svg", ".pdf"):
-        parser.error(f"--plot: {options.plot} must end in .png, .svg or .pdf")
-    if options.plot and not importlib.util.find_spec("matplotlib"):
-        parser.error("--plot needs matplotlib: pip install 'xpnet[plots]'")
     needs_digits = options.case == "memory" or any(peers.case(c).digits for c in CASES.get(options.case, []))
     if needs_digits and not importlib.util.find_spec("sklearn"):
         parser.error(f"{options.case}: the digits come with scikit-learn: pip install 'xpnet[sklearn]'")

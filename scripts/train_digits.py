@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+from command_line import a_file, a_picture, count
 from threadpoolctl import threadpool_limits
 
 import xpnet as xn
@@ -17,13 +18,6 @@ import xpnet as xn
 TRAIN = 1500
 OPTIMIZERS = {c.__name__.lower(): c for c in (xn.SGD, xn.Nesterov, xn.Adagrad, xn.RMSprop, xn.Adam, xn.AdamW)}
 RATES = {"sgd": 0.1, "nesterov": 0.05, "adagrad": 0.03, "rmsprop": 0.003, "adam": 0.005, "adamw": 0.005}
-
-
-def count(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: it must be at least 1")
-    return value
 
 
 def rate(text: str) -> float:
@@ -49,8 +43,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="default: adam")
     parser.add_argument("--learning-rate", type=rate, help="default: one that suits the optimizer")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw curves, confusion matrix and the digits it got wrong")
-    parser.add_argument("--save", metavar="FILE", help="write the trained network, for xpnet.load")
+    parser.add_argument(
+        "--plot", metavar="FILE.png", type=a_picture, help="draw curves, confusion matrix and the digits it got wrong"
+    )
+    parser.add_argument("--save", metavar="FILE", type=a_file, help="write the trained network, for xpnet.load")
     parser.add_argument("--checkpoint-dir", metavar="DIR", help="save the run's state there after each epoch")
     parser.add_argument("--resume", action="store_true", help="go on from the newest state in DIR, if there is one")
     parser.add_argument("--tutorial", action="store_true", help="the tutorial's network, loss, Adam and 5,000 steps")

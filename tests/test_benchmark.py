@@ -77,6 +77,26 @@ def test_what_it_cannot_do_is_refused_with_the_choices_named(scripts, monkeypatc
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plot", "nowhere/digits.png"], "argument --plot: nowhere/digits.png is a directory, or in one that is not"),
+        (["--plot", "digits.txt"], "argument --plot: digits.txt must end in .png"),
+        (["--save", "."], "argument --save: . is a directory"),
+        (["--epochs", "0"], "argument --epochs: 0: it must be at least 1"),
+    ],
+)
+def test_the_digits_are_not_trained_for_a_file_that_cannot_be_written(scripts, monkeypatch, capsys, arguments, message):
+    import train_digits
+
+    monkeypatch.setattr(sys, "argv", ["train_digits.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        train_digits.main()
+    out, err = capsys.readouterr()
+    assert message in err
+    assert not out
+
+
 def test_a_peer_that_is_not_installed_is_named_and_skipped(tmp_path):
     path = without("jax", tmp_path)
     done = run("depth:2", "--contestants", "jax", "plain", *QUICK, PYTHONPATH=path)
