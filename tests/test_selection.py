@@ -273,6 +273,9 @@ def test_autograd_records_nothing_of_ours():
     net = xn.Sequential(xn.Dense(3, 2)).initialize("torch")
     assert not net(x).requires_grad
     assert all(not a.requires_grad for a in net.params.values())
+    with torch.no_grad():
+        assert not xn.MeanSquaredError()(x, np.ones((2, 3))).requires_grad
+    assert xn.MeanSquaredError()(x, np.ones((2, 3))).requires_grad
 
 
 @pytest.mark.torch_only
