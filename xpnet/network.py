@@ -273,7 +273,7 @@ class Sequential(Layer):
     def backend(self) -> Backend:
         """Where the parameters live. RuntimeError before `initialize`."""
         if (home := self._find_home()) is None:
-            raise RuntimeError(self._why_homeless())
+            raise RuntimeError(self._what_it_lacks())
         return home[0]
 
     @property
@@ -295,7 +295,7 @@ class Sequential(Layer):
         dtypes = {name for a in arrays if (name := dtype_name(a.dtype)) in DTYPES}
         return (backends.pop(), dtypes.pop()) if len(backends) == len(dtypes) == 1 else None
 
-    def _why_homeless(self) -> str:
+    def _what_it_lacks(self) -> str:
         """What it lacks, and the remedy, which must not cost a trained layer its parameters."""
         leaves = self.leaves()
         if not any(layer.params or layer.state for _, layer in leaves):
