@@ -20,7 +20,7 @@ class Labels:
         kind = type_of_target(y)
         if kind == "multiclass-multioutput":
             raise ValueError("Multioutput target data is not supported with label binarization")
-        self.sparse = type(y.tocsr()) if hasattr(y, "tocsr") else None
+        self.sparse = type(y) if hasattr(y, "tocsr") else None
         if kind == "multilabel-indicator":
             self.kind, self.classes = "multilabel", np.arange(y.shape[1])
         else:
