@@ -111,6 +111,20 @@ def test_activation(name, shape, layout, bench):
         np.testing.assert_array_equal(bench.backend.to_numpy(on_dy), dy)
 
 
+@pytest.mark.parametrize("kernels_of", ["calls"])  # which alone do without
+@pytest.mark.parametrize("shape", [(5, 33), (20, 7000)])  # in one piece, in blocks of rows
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "relu"])
+def test_activation_without_a_bias_is_that_of_a_bias_of_zero(name, shape, bench):
+    """Then the bias is the product's work, and nothing is done about its gradient."""
+    f, z, dy = FUNCTIONS[name], bench.draw(*shape, scale=3), bench.draw(*shape)
+    ends = []
+    for zero, dbias in ((None, None), (bench.put(np.zeros(shape[0], bench.dtype)), bench.empty(shape[0]))):
+        y = bench.kernels.activation(f, bench.own(z), zero, bench.work)
+        dz = bench.kernels.activation_backward(f, bench.put(dy), y, y, zero, bench.empty(*shape), dbias, bench.work)
+        ends.append([np.array(bench.backend.to_numpy(a)) for a in (y, dz)])
+    np.testing.assert_array_equal(ends[0], ends[1])
+
+
 FAR = [1e4, -1e4, 700.0, -700.0, 88.0, -88.0, 40.0, -40.0, np.inf, -np.inf]
 
 

@@ -309,9 +309,10 @@ def test_optimizers_on_a_vector_of_many_blocks(optimizer, kernels, backend):
 def test_a_bias_before_a_batch_norm_stays_and_predictions_agree(kernels, backend, dtype):
     """Its gradient is 0; the layers one by one give it rounding, of which Adam makes whole steps."""
     rng = np.random.default_rng(0)
-    net = xn.Sequential(D(6, 8), xn.BatchNorm(8, momentum=0.5), xn.Tanh(), D(8, 3)).initialize(backend, dtype)
+    norms = [xn.BatchNorm(8, momentum=0.5) for _ in range(2)]
+    net = xn.Sequential(D(6, 8), norms[0], xn.Tanh(), D(8, 8), norms[1], xn.Tanh(), D(8, 3)).initialize(backend, dtype)
     net.set_params({name: rng.normal(size=tuple(a.shape)) for name, a in net.params.items()})
-    bias = np.array(backend.to_numpy(net.params["0.bias"]))
+    biases = {name: np.array(backend.to_numpy(net.params[name])) for name in ("0.bias", "3.bias")}
     x = backend.asarray(rng.normal(size=(40, 6)), dtype)
     y = CROSS.encode(rng.integers(3, size=40), backend.asarray(np.zeros((40, 3)), dtype))
     outputs = []
@@ -322,7 +323,8 @@ def test_a_bias_before_a_batch_norm_stays_and_predictions_agree(kernels, backend
                 _, carry = step(carry, x, y)
             step.publish(carry, twin)
             outputs.append(np.array(backend.to_numpy(twin.forward(x, training=True)[0])))
-    np.testing.assert_array_equal(backend.to_numpy(twin.params["0.bias"]), bias)
+    for name, bias in biases.items():
+        np.testing.assert_array_equal(backend.to_numpy(twin.params[name]), bias)
     # a weight whose gradient is a thousandth of the largest has a thousand times the relative rounding
     atol = 1000 * ROUNDINGS * EPS[dtype] * 0.01 * np.abs(outputs[0]).max()
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=atol)

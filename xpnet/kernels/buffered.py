@@ -83,6 +83,9 @@ class Block:
 
     The bias of a Dense before a BatchNorm moves the mean and nothing else: it is left out of the sum, added to the
     running mean, and its gradient is 0, as it is in exact arithmetic. The layers one by one give it rounding.
+
+    Any other bias is the product's work, where x is a block's y: that comes as x̃, with a row of ones below it. With
+    W̃ = [W; b], as they lie in the vector of parameters, W̃ᵀ x̃ = Wᵀ x + b and [dW; db] = x̃ dzᵀ.
     """
 
     def __init__(self, kernels: Any, work: Workspace, shared: Workspace):
@@ -93,6 +96,9 @@ class Block:
         self.x_from = self.dy_from = ""  # who gives them, in words; "" is a stage of ours: they fit, dy is ours to use
         self.frees_y = True  # whether nobody but the stage after it, if any, knows y, and that one is done with it
         self.mean = self.var = None  # where BatchNorm's statistics of the batch go
+        self.start: int | None = None  # of W̃ in the vector of parameters, where x comes with its row of ones
+        self.gives_ones = False  # whether y goes on with such a row
+        self.ones_for = 0  # the size of batch for which it is there
 
     def take(self, prefix: str, layer: Layer) -> bool:
         """Take in the next layer of the network, if it fits behind those that are in."""
@@ -112,49 +118,67 @@ class Block:
         """Whether there are parameters in it."""
         return bool(self.dense or self.norm)
 
-    def place(self, arrays: dict[str, Array]) -> tuple[Array | None, ...]:
-        """Of arrays by name, those of this block: weight, weight.T, bias, gamma, beta."""
-        weight = bias = gamma = beta = None
+    def place(self, arrays: dict[str, Array], flat: Array) -> tuple[Array | None, ...]:
+        """Of arrays by name and end to end, this block's: W, what multiplies x, its transpose, bias, gamma, beta."""
+        weight = factor = bias = gamma = beta = None
         if self.dense:
             weight, bias = (arrays[f"{self.dense[0]}.{key}"] for key in ("weight", "bias"))
+            factor = weight
+            if self.start is not None:
+                d, h = weight.shape
+                factor, bias = flat[self.start : self.start + (d + 1) * h].reshape((d + 1, h)), None
         if self.norm:
             gamma, beta = (arrays[f"{self.norm[0]}.{key}"] for key in ("gamma", "beta"))
-        return weight, None if weight is None else weight.T, bias, gamma, beta
+        return weight, factor, None if factor is None else factor.T, bias, gamma, beta
 
     def forward(self, x: Array, params: tuple[Array, ...]) -> Array:
         """(D, N) -> (H, N)"""
-        _, transposed, bias, gamma, beta = params
+        _, _, transposed, bias, gamma, beta = params
         if self.x_from:
             rows = beta.shape[0] if transposed is None else transposed.shape[1]
             check_fit(self.x_from, x, (rows, x.shape[-1]), params)
         kernels, work, z, own = self.kernels, self.work, x, False
+        h, n = (beta if transposed is None else transposed).shape[0], x.shape[1]
+        with_ones = self._with_ones(h, n) if self.gives_ones else None  # first: y is a part of it
         if transposed is not None:
-            z, own = kernels.product(transposed, x, work("z", (transposed.shape[0], x.shape[1]))), True
-        if gamma is None:
-            y = kernels.activation(self.function, z, bias, work)
-        else:
+            z, own = kernels.product(transposed, x, work("z", (h, n))), True
+        if gamma is not None:
             eps = self.norm[1].eps
             y = kernels.batch_norm(self.function, z, gamma, beta, eps, self.mean, self.var, work, own, bias)
+        elif self.function or bias is not None:
+            y = kernels.activation(self.function, z, bias, work)
+        else:
+            y = z
         self.cache = x, z, y
-        return y
+        return with_ones if self.gives_ones else y
+
+    def _with_ones(self, h: int, n: int) -> Array:
+        """The place of y (H, N) and of a row of ones below it."""
+        place: Array = self.work("y" if self.norm else "z", (h + 1, n))
+        if self.ones_for != n:  # another size's numbers may stand there
+            place[h] = 1.0
+            self.ones_for = n
+        return place
 
     def backward(self, dy: Array, params: tuple[Array, ...], grads: tuple[Array, ...], side: int | None) -> Array:
         """(H, N) -> (D, N), or None where `side` is: nobody needs dx. It goes where y was, or to two places in turn."""
-        weight, _, bias, gamma, beta = params
-        dweight, _, dbias, dgamma, dbeta = grads
+        weight, _, _, bias, gamma, beta = params
+        _, dfactor, _, dbias, dgamma, dbeta = grads
         x, z, y = self.cache
         if self.dy_from:
             check_fit(self.dy_from, dy, tuple(y.shape), params)
         kernels, work = self.kernels, self.work
         dz = self.shared("dz", tuple(dy.shape)) if self.dy_from else dy
-        if gamma is None:
-            dz = kernels.activation_backward(self.function, dy, z, y, bias, dz, dbias, work)
-        else:
+        if gamma is not None:
             sums = dgamma, dbeta, dbias
             dz = kernels.batch_norm_backward(self.function, dy, z, y, gamma, beta, dz, *sums, work)
+        elif self.function or dbias is not None:
+            dz = kernels.activation_backward(self.function, dy, z, y, bias, dz, dbias, work)
+        else:
+            dz = dy
         if weight is None:
             return dz
-        kernels.product(x, dz.T, dweight)
+        kernels.product(x, dz.T, dfactor)
         if side is None:
             return None
         rows = weight.shape[0]
@@ -178,7 +202,7 @@ class Single:
         """Whether there are parameters in it."""
         return bool(self.params)
 
-    def place(self, arrays: dict[str, Array]) -> list[Array]:
+    def place(self, arrays: dict[str, Array], flat: Array) -> list[Array]:
         """Of arrays by name, those of this layer's parameters."""
         return [arrays[name] for _, _, name in self.params]
 
@@ -221,7 +245,7 @@ class Side:
     def __init__(self, step: "BufferedStep", flat: Array):
         self.flat = flat
         self.arrays = dict(zip(step.names, ops.split(flat, step.shapes), strict=True))
-        self.views = [stage.place(self.arrays) for stage in step.stages]
+        self.views = [stage.place(self.arrays, flat) for stage in step.stages]
 
 
 class BufferedStep(Step):
@@ -260,9 +284,16 @@ class BufferedStep(Step):
                 stage.dy_from, stage.frees_y = f"{after}: backward", False
             elif isinstance(stage, Single) and isinstance(after, Block):
                 after.x_from = f"{stage}: forward"
+            elif isinstance(stage, Block) and self.kernels.augments and after.dense and not after.norm:
+                stage.gives_ones, after.start = True, self._start_of(after.dense[0])
         if isinstance(stages[-1], Block) and self.softmax is None:
             stages[-1].dy_from = f"the loss, {self.objective.loss!r},"
         return stages
+
+    def _start_of(self, prefix: str) -> int:
+        """Where the weight of a Dense begins in the vector of parameters, its bias behind it."""
+        number = self.names.index(f"{prefix}.weight")
+        return sum(map(math.prod, self.shapes[:number]))
 
     def _norms(self) -> None:
         """All BatchNorms' statistics as one vector: every mean, every variance, in the order of the stages."""

@@ -68,6 +68,7 @@ class Calls:
     """The work of `buffered.Block`, one library call after another."""
 
     functions: tuple[type[Layer], ...] = (Sigmoid, Tanh, ReLU)
+    augments = True  # whether a bias may be the product's work, and None here
     product: Callable[..., Array]
     top: Callable[..., Array]
 
@@ -105,32 +106,39 @@ class Calls:
             found = work.bound[n] = Bound(self, f, z, work, own, eps)
         return found
 
-    def by_rows(self, work: Callable[..., None], b: Bound, f: Layer | None, *arrays: Array) -> None:
+    def by_rows(self, work: Callable[..., None], b: Bound, f: Layer | None, *arrays: Array | None) -> None:
         """Do the work, of much data block by block, which stay in cache, on several cores."""
         if b.whole:
             work(b, f, *arrays)
         else:
-            height = arrays[0].shape[0]
-            threads.in_blocks(lambda rows: work(b.part(rows), f, *[a[rows] for a in arrays]), height, b.rows)
+            threads.in_blocks(
+                lambda rows: work(b.part(rows), f, *[a if a is None else a[rows] for a in arrays]),
+                b.y.shape[0],
+                b.rows,
+            )
 
     # --- activation ---
 
-    def activation(self, f: Layer | None, z: Array, bias: Array, work: Work) -> Array:
-        """y = f(z + bias), in z's place."""
+    def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work) -> Array:
+        """y = f(z + bias), in z's place; f(z) without a bias."""
         b = self.bound(f, z, work)
         self.by_rows(self._function, b, f, bias)
         return z
 
-    def _function(self, b: Bound, f: Layer | None, shift: Array) -> None:
+    def _function(self, b: Bound, f: Layer | None, shift: Array | None) -> None:
         """y ← f(y + shift)"""
         lib, y = self.lib, b.y
         if type(f) is Sigmoid:
-            lib.subtract(-shift[:, None], y, out=y)  # -(y + shift), to the bit
+            if shift is None:
+                lib.negative(y, out=y)
+            else:
+                lib.subtract(-shift[:, None], y, out=y)  # -(y + shift), to the bit
             lib.exp(y, out=y)  # may be infinite, and y then 0
             y += b.one
             lib.divide(b.one, y, out=y)
             return
-        y += shift[:, None]
+        if shift is not None:
+            y += shift[:, None]
         if type(f) is ReLU:
             lib.greater_equal(y, b.zero, out=b.mask)
             lib.maximum(y, b.zeros, out=y)  # several times as fast as with a number
@@ -143,9 +151,9 @@ class Calls:
         dy: Array,
         z: Array,
         y: Array,
-        bias: Array,
+        bias: Array | None,
         dz: Array,
-        dbias: Array,
+        dbias: Array | None,
         work: Work,
     ) -> Array:
         """dz = dy f', dbias = Σ_n dz. dz may be dy."""
@@ -156,8 +164,10 @@ class Calls:
         self.by_rows(self._activation_backward, b, f, dy, dz, dbias)
         return dz
 
-    def _activation_backward(self, b: Bound, f: Layer | None, dy: Array, dz: Array, dbias: Array) -> None:
-        self.sums(self._slope(b, f, dy, dz), b.ones, out=dbias)
+    def _activation_backward(self, b: Bound, f: Layer | None, dy: Array, dz: Array, dbias: Array | None) -> None:
+        dz = self._slope(b, f, dy, dz)
+        if dbias is not None:
+            self.sums(dz, b.ones, out=dbias)
 
     def _slope(self, b: Bound, f: Layer | None, dy: Array, dz: Array) -> Array:
         """dz = dy f'; dy itself without an f."""

@@ -56,6 +56,7 @@ class CuPyKernels:
     """The work of `buffered.Block`, one kernel after another."""
 
     functions: tuple[type[Layer], ...] = (Sigmoid, Tanh, ReLU, LeakyReLU, ELU)
+    augments = False
 
     def __init__(self, backend: Backend):
         self.cupy = importlib.import_module("cupy")

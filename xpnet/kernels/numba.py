@@ -359,6 +359,8 @@ def by_rows(kernel: Callable[..., None], b: Bound, *arrays: Any) -> None:
 class NumbaKernels(Calls):
     """`Calls`, each method's work in one compiled loop."""
 
+    augments = False  # the loop adds a bias on its way, and a product of one row more takes longer
+
     def activation(self, f: Layer | None, z: Array, bias: Array, work: Work) -> Array:
         try:
             b = work.bound[z.shape[1]]
