@@ -11,7 +11,6 @@ import pytest
 import xpnet as xn
 from xpnet.kernels import products, threads
 from xpnet.kernels.buffered import Workspace
-from xpnet.kernels.calls import Calls
 
 pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only, pytest.mark.usefixtures("small_blocks")]
 
@@ -114,10 +113,8 @@ def test_activation(name, shape, layout, bench):
 
 @pytest.mark.parametrize("shape", [(5, 33), (20, 7000)])  # in one piece, in blocks of rows
 @pytest.mark.parametrize("name", ["sigmoid", "tanh", "relu"])
-def test_activation_without_a_bias_is_that_of_a_bias_of_zero(name, shape, dtype, request):
-    """The calls' alone: there the bias is the product's work, and nothing is done about its gradient."""
-    backend = xn.get_backend(request.config.getoption("--backend"))
-    bench = Bench(lambda: Calls(backend), dtype, backend)
+def test_activation_without_a_bias_is_that_of_a_bias_of_zero(name, shape, bench):
+    """Then the bias is the product's work, and nothing is done about its gradient."""
     f, z, dy = FUNCTIONS[name], bench.draw(*shape, scale=3), bench.draw(*shape)
     ends = []
     for zero, dbias in ((None, None), (bench.put(np.zeros(shape[0], bench.dtype)), bench.empty(shape[0]))):

@@ -227,6 +227,12 @@ def test_a_product_is_never_put_over_its_own_factor(kernels, backend):
     assert_same_steps(kernels, backend, "float64", net, sizes=(20, 20, 20), optimizer=xn.SGD(0.01))
 
 
+@pytest.mark.parametrize("function", [xn.ReLU, xn.Sigmoid, xn.Tanh])
+def test_a_layer_so_large_that_its_bias_is_always_the_products_work(function, kernels, backend, dtype):
+    net = xn.Sequential(D(5, 300), function(), D(300, 300), function(), D(300, 300), D(300, 3))
+    assert_same_steps(kernels, backend, dtype, net, optimizer=xn.SGD(0.01))
+
+
 def test_a_batch_of_one(kernels, backend, dtype):
     net = xn.Sequential(D(6, 5), xn.ReLU(), xn.BatchNorm(5, trainable=False), D(5, 1), xn.Sigmoid())
     assert_same_steps(kernels, backend, dtype, net, xn.MeanSquaredError(), sizes=(1, 4, 1), target=normal)

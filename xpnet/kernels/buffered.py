@@ -284,16 +284,13 @@ class BufferedStep(Step):
                 stage.dy_from, stage.frees_y = f"{after}: backward", False
             elif isinstance(stage, Single) and isinstance(after, Block):
                 after.x_from = f"{stage}: forward"
-            elif isinstance(stage, Block) and self.kernels.augments and after.dense and not after.norm:
-                stage.gives_ones, after.start = True, self._start_of(after.dense[0])
+            elif isinstance(stage, Block) and after.dense and not after.norm:
+                number = self.names.index(f"{after.dense[0]}.weight")  # the bias lies behind it
+                if math.prod(self.shapes[number]) >= self.kernels.folds:
+                    stage.gives_ones, after.start = True, sum(map(math.prod, self.shapes[:number]))
         if isinstance(stages[-1], Block) and self.softmax is None:
             stages[-1].dy_from = f"the loss, {self.objective.loss!r},"
         return stages
-
-    def _start_of(self, prefix: str) -> int:
-        """Where the weight of a Dense begins in the vector of parameters, its bias behind it."""
-        number = self.names.index(f"{prefix}.weight")
-        return sum(map(math.prod, self.shapes[:number]))
 
     def _norms(self) -> None:
         """All BatchNorms' statistics as one vector: every mean, every variance, in the order of the stages."""

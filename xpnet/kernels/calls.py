@@ -68,7 +68,7 @@ class Calls:
     """The work of `buffered.Block`, one library call after another."""
 
     functions: tuple[type[Layer], ...] = (Sigmoid, Tanh, ReLU)
-    augments = True  # whether a bias may be the product's work, and None here
+    folds = 0.0  # from how many weights on a bias is the product's work, and None here
     product: Callable[..., Array]
     top: Callable[..., Array]
 

@@ -107,7 +107,7 @@ def activation(kind, z, bias):
     """z ← f(z + bias)"""
     one = z.dtype.type(1.0)
     for i in range(z.shape[0]):
-        b = bias[i]
+        b = z.dtype.type(0.0) if bias is None else bias[i]
         if kind == RELU:
             for j in range(z.shape[1]):
                 z[i, j] = relu(z[i, j] + b)
@@ -138,7 +138,8 @@ def activation_backward(kind, y, d, dbias):
                 v = y[i, j]
                 d[i, j] *= v * (one - v) if kind == SIGMOID else one - v * v
                 total += d[i, j]
-        dbias[i] = total
+        if dbias is not None:
+            dbias[i] = total
 
 
 @compiled
@@ -359,9 +360,9 @@ def by_rows(kernel: Callable[..., None], b: Bound, *arrays: Any) -> None:
 class NumbaKernels(Calls):
     """`Calls`, each method's work in one compiled loop."""
 
-    augments = False  # the loop adds a bias on its way, and a product of one row more takes longer
+    folds = 2.0**16  # the loop adds a bias on its way, and a small product takes longer with one row more
 
-    def activation(self, f: Layer | None, z: Array, bias: Array, work: Work) -> Array:
+    def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work) -> Array:
         try:
             b = work.bound[z.shape[1]]
         except KeyError:
@@ -376,9 +377,9 @@ class NumbaKernels(Calls):
         dy: Array,
         z: Array,
         y: Array,
-        bias: Array,
+        bias: Array | None,
         dz: Array,
-        dbias: Array,
+        dbias: Array | None,
         work: Work,
     ) -> Array:
         if dz is not dy:
