@@ -233,6 +233,15 @@ def test_a_layer_so_large_that_its_bias_is_always_the_products_work(function, ke
     assert_same_steps(kernels, backend, dtype, net, optimizer=xn.SGD(0.01))
 
 
+def test_a_layer_that_holds_its_bias_before_its_weight(kernels, backend, monkeypatch):
+    """As a network taken from another program's file may: the two then are no view of the vector of parameters."""
+    place = xn.Sequential.place
+    monkeypatch.setattr(xn.Sequential, "place", lambda net, b, d, p, s: place(net, b, d, dict(sorted(p.items())), s))
+    net = xn.Sequential(D(5, 300), xn.ReLU(), D(300, 300), xn.Tanh(), D(300, 3))
+    assert_same_steps(kernels, backend, "float64", net, optimizer=xn.SGD(0.01))
+    assert list(net.params)[:2] == ["0.bias", "0.weight"]
+
+
 def test_a_batch_of_one(kernels, backend, dtype):
     net = xn.Sequential(D(6, 5), xn.ReLU(), xn.BatchNorm(5, trainable=False), D(5, 1), xn.Sigmoid())
     assert_same_steps(kernels, backend, dtype, net, xn.MeanSquaredError(), sizes=(1, 4, 1), target=normal)

@@ -285,8 +285,9 @@ class BufferedStep(Step):
             elif isinstance(stage, Single) and isinstance(after, Block):
                 after.x_from = f"{stage}: forward"
             elif isinstance(stage, Block) and after.dense and not after.norm:
-                number = self.names.index(f"{after.dense[0]}.weight")  # the bias lies behind it
-                if math.prod(self.shapes[number]) >= self.kernels.folds:
+                number = self.names.index(f"{after.dense[0]}.weight")
+                follows = self.names[number + 1 : number + 2] == [f"{after.dense[0]}.bias"]  # not in all files
+                if follows and math.prod(self.shapes[number]) >= self.kernels.folds:
                     stage.gives_ones, after.start = True, sum(map(math.prod, self.shapes[:number]))
         if isinstance(stages[-1], Block) and self.softmax is None:
             stages[-1].dy_from = f"the loss, {self.objective.loss!r},"
