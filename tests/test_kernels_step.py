@@ -234,7 +234,7 @@ def test_a_layer_so_large_that_its_bias_is_always_the_products_work(function, ke
 
 
 def test_a_layer_that_holds_its_bias_before_its_weight(kernels, backend, monkeypatch):
-    """As a network taken from another program's file may: the two then are no view of the vector of parameters."""
+    """As one that was given them in that order does: weight and bias are then not one view of the vector."""
     place = xn.Sequential.place
     monkeypatch.setattr(xn.Sequential, "place", lambda net, b, d, p, s: place(net, b, d, dict(sorted(p.items())), s))
     net = xn.Sequential(D(5, 300), xn.ReLU(), D(300, 300), xn.Tanh(), D(300, 3))

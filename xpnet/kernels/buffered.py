@@ -84,8 +84,8 @@ class Block:
     The bias of a Dense before a BatchNorm moves the mean and nothing else: it is left out of the sum, added to the
     running mean, and its gradient is 0, as it is in exact arithmetic. The layers one by one give it rounding.
 
-    Any other bias is the product's work, where x is a block's y: that comes as x̃, with a row of ones below it. With
-    W̃ = [W; b], as they lie in the vector of parameters, W̃ᵀ x̃ = Wᵀ x + b and [dW; db] = x̃ dzᵀ.
+    Another bias may be the product's work, where x is a block's y. That then comes as x̃ (D + 1, N), with a row of ones
+    below it, and with W̃ = [W; b], as they lie in the vector of parameters, W̃ᵀ x̃ = Wᵀ x + b and [dW; db] = x̃ dzᵀ.
     """
 
     def __init__(self, kernels: Any, work: Workspace, shared: Workspace):
@@ -96,9 +96,9 @@ class Block:
         self.x_from = self.dy_from = ""  # who gives them, in words; "" is a stage of ours: they fit, dy is ours to use
         self.frees_y = True  # whether nobody but the stage after it, if any, knows y, and that one is done with it
         self.mean = self.var = None  # where BatchNorm's statistics of the batch go
-        self.start: int | None = None  # of W̃ in the vector of parameters, where x comes with its row of ones
-        self.gives_ones = False  # whether y goes on with such a row
-        self.ones_for = 0  # the size of batch for which it is there
+        self.joint_at: int | None = None  # where W̃ begins in the vector of parameters, if x comes as x̃
+        self.gives_ones = False  # whether y goes on with a row of ones
+        self.ones_for = 0  # the size of batch for which that is there
 
     def take(self, prefix: str, layer: Layer) -> bool:
         """Take in the next layer of the network, if it fits behind those that are in."""
@@ -119,27 +119,30 @@ class Block:
         return bool(self.dense or self.norm)
 
     def place(self, arrays: dict[str, Array], flat: Array) -> tuple[Array | None, ...]:
-        """Of arrays by name and end to end, this block's: W, what multiplies x, its transpose, bias, gamma, beta."""
-        weight = factor = bias = gamma = beta = None
+        """Of arrays by name, and end to end, this block's: W, joint, joint.T, b, gamma, beta.
+
+        `joint` is W̃ and b None where x comes as x̃; else it is W.
+        """
+        weight = joint = bias = gamma = beta = None
         if self.dense:
             weight, bias = (arrays[f"{self.dense[0]}.{key}"] for key in ("weight", "bias"))
-            factor = weight
-            if self.start is not None:
+            joint = weight
+            if self.joint_at is not None:
                 d, h = weight.shape
-                factor, bias = flat[self.start : self.start + (d + 1) * h].reshape((d + 1, h)), None
+                joint, bias = flat[self.joint_at : self.joint_at + (d + 1) * h].reshape((d + 1, h)), None
         if self.norm:
             gamma, beta = (arrays[f"{self.norm[0]}.{key}"] for key in ("gamma", "beta"))
-        return weight, factor, None if factor is None else factor.T, bias, gamma, beta
+        return weight, joint, None if joint is None else joint.T, bias, gamma, beta
 
     def forward(self, x: Array, params: tuple[Array, ...]) -> Array:
-        """(D, N) -> (H, N)"""
+        """(D, N) -> (H, N), each with a row of ones below it where this block wants one, or the next."""
         _, _, transposed, bias, gamma, beta = params
         if self.x_from:
             rows = beta.shape[0] if transposed is None else transposed.shape[1]
             check_fit(self.x_from, x, (rows, x.shape[-1]), params)
         kernels, work, z, own = self.kernels, self.work, x, False
         h, n = (beta if transposed is None else transposed).shape[0], x.shape[1]
-        with_ones = self._with_ones(h, n) if self.gives_ones else None  # first: y is a part of it
+        extended = self._with_ones(h, n) if self.gives_ones else None  # before y, which becomes a part of it
         if transposed is not None:
             z, own = kernels.product(transposed, x, work("z", (h, n))), True
         if gamma is not None:
@@ -150,10 +153,10 @@ class Block:
         else:
             y = z
         self.cache = x, z, y
-        return with_ones if self.gives_ones else y
+        return y if extended is None else extended
 
     def _with_ones(self, h: int, n: int) -> Array:
-        """The place of y (H, N) and of a row of ones below it."""
+        """The place of y and a row of ones below it, (H + 1, N)."""
         place: Array = self.work("y" if self.norm else "z", (h + 1, n))
         if self.ones_for != n:  # another size's numbers may stand there
             place[h] = 1.0
@@ -163,7 +166,7 @@ class Block:
     def backward(self, dy: Array, params: tuple[Array, ...], grads: tuple[Array, ...], side: int | None) -> Array:
         """(H, N) -> (D, N), or None where `side` is: nobody needs dx. It goes where y was, or to two places in turn."""
         weight, _, _, bias, gamma, beta = params
-        _, dfactor, _, dbias, dgamma, dbeta = grads
+        _, djoint, _, dbias, dgamma, dbeta = grads
         x, z, y = self.cache
         if self.dy_from:
             check_fit(self.dy_from, dy, tuple(y.shape), params)
@@ -178,7 +181,7 @@ class Block:
             dz = dy
         if weight is None:
             return dz
-        kernels.product(x, dz.T, dfactor)
+        kernels.product(x, dz.T, djoint)
         if side is None:
             return None
         rows = weight.shape[0]
@@ -284,14 +287,24 @@ class BufferedStep(Step):
                 stage.dy_from, stage.frees_y = f"{after}: backward", False
             elif isinstance(stage, Single) and isinstance(after, Block):
                 after.x_from = f"{stage}: forward"
-            elif isinstance(stage, Block) and after.dense and not after.norm:
-                number = self.names.index(f"{after.dense[0]}.weight")
-                follows = self.names[number + 1 : number + 2] == [f"{after.dense[0]}.bias"]  # not in all files
-                if follows and math.prod(self.shapes[number]) >= self.kernels.folds:
-                    stage.gives_ones, after.start = True, sum(map(math.prod, self.shapes[:number]))
+            elif isinstance(stage, Block):
+                after.joint_at = self._joint_at(after)
+                stage.gives_ones = after.joint_at is not None
         if isinstance(stages[-1], Block) and self.softmax is None:
             stages[-1].dy_from = f"the loss, {self.objective.loss!r},"
         return stages
+
+    def _joint_at(self, block: Block) -> int | None:
+        """Where W̃ of a block behind another begins in the vector of parameters, if its bias is to be the product's."""
+        if not block.dense or block.norm:
+            return None
+        weight, bias = (f"{block.dense[0]}.{key}" for key in ("weight", "bias"))
+        i = self.names.index(weight)
+        if self.names[i + 1 : i + 2] != [bias]:  # a network may have been given them in another order
+            return None
+        if math.prod(self.shapes[i]) < self.kernels.joins_from:
+            return None
+        return sum(map(math.prod, self.shapes[:i]))
 
     def _norms(self) -> None:
         """All BatchNorms' statistics as one vector: every mean, every variance, in the order of the stages."""

@@ -68,7 +68,7 @@ class Calls:
     """The work of `buffered.Block`, one library call after another."""
 
     functions: tuple[type[Layer], ...] = (Sigmoid, Tanh, ReLU)
-    folds = 0.0  # from how many weights on a bias is the product's work, and None here
+    joins_from: float = 0  # from so many weights on, the bias of a Dense may be the product's work, and is None here
     product: Callable[..., Array]
     top: Callable[..., Array]
 
@@ -126,7 +126,7 @@ class Calls:
         return z
 
     def _function(self, b: Bound, f: Layer | None, shift: Array | None) -> None:
-        """y ← f(y + shift)"""
+        """y ← f(y + shift), f(y) without a shift"""
         lib, y = self.lib, b.y
         if type(f) is Sigmoid:
             if shift is None:
@@ -156,7 +156,7 @@ class Calls:
         dbias: Array | None,
         work: Work,
     ) -> Array:
-        """dz = dy f', dbias = Σ_n dz. dz may be dy."""
+        """dz = dy f', dbias = Σ_n dz unless it is None. dz may be dy."""
         b = work.bound[dy.shape[1]]
         if f is None:
             self.sums(dy, b.ones, out=dbias)

@@ -56,7 +56,7 @@ class CuPyKernels:
     """The work of `buffered.Block`, one kernel after another."""
 
     functions: tuple[type[Layer], ...] = (Sigmoid, Tanh, ReLU, LeakyReLU, ELU)
-    folds = math.inf
+    joins_from = math.inf  # no GPU has told whether it pays
 
     def __init__(self, backend: Backend):
         self.cupy = importlib.import_module("cupy")

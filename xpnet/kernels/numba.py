@@ -104,7 +104,7 @@ def _exp(x):
 
 @compiled
 def activation(kind, z, bias):
-    """z ← f(z + bias)"""
+    """z ← f(z + bias), f(z) without a bias"""
     one = z.dtype.type(1.0)
     for i in range(z.shape[0]):
         b = z.dtype.type(0.0) if bias is None else bias[i]
@@ -121,7 +121,7 @@ def activation(kind, z, bias):
 
 @compiled
 def activation_backward(kind, y, d, dbias):
-    """d ← d f', dbias = Σ_n d"""
+    """d ← d f', dbias = Σ_n d unless it is None"""
     one = y.dtype.type(1.0)
     zero = y.dtype.type(0.0)
     for i in range(y.shape[0]):
@@ -360,7 +360,7 @@ def by_rows(kernel: Callable[..., None], b: Bound, *arrays: Any) -> None:
 class NumbaKernels(Calls):
     """`Calls`, each method's work in one compiled loop."""
 
-    folds = 2.0**16  # the loop adds a bias on its way, and a small product takes longer with one row more
+    joins_from = 2**16  # the loop adds a bias on its way, and a small product takes longer with one row more
 
     def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work) -> Array:
         try:
