@@ -1,6 +1,7 @@
 """Schedules against their formulas; metrics against plain NumPy and counts by hand."""
 
 import math
+import sys
 import tracemalloc
 
 import numpy as np
@@ -49,6 +50,35 @@ def test_the_ends_of_schedules():
     warm = xn.WarmUp(0.3, steps=10)
     assert warm(0) > 0
     assert (warm(9), warm(10), warm(10**9)) == (0.3, 0.3, 0.3)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        kind(rate, factor, every)
+        for kind in (xn.StepDecay, xn.ExponentialDecay)
+        for rate in (5e-324, 0.1, 1.7e308)
+        for factor in (5e-324, 0.96, 1.0, 1.5, 1.7e308)
+        for every in (1, 10**18)
+    ]
+    + [
+        xn.Constant(1.7e308),
+        *[xn.CosineDecay(*pair, final=final) for pair in ((1.7e308, 1), (5e-324, 10**18)) for final in (0.0, 1.7e308)],
+        *[xn.WarmUp(rate, steps) for rate in (5e-324, 1.7e308) for steps in (1, 10**9)],
+        xn.WarmUp(xn.StepDecay(1.7e308, factor=1.5, every=1), 1000),
+    ],
+    ids=repr,
+)
+def test_a_schedule_is_finite_and_never_negative_at_any_step_and_setting(schedule):
+    assert all(0.0 <= schedule(t) < math.inf for t in [*STEPS, 10**9])
+
+
+@pytest.mark.numpy_only
+def test_a_rate_that_grows_beyond_the_largest_float_stays_there():
+    largest = sys.float_info.max
+    assert [xn.StepDecay(1.0, factor=10.0, every=1)(t) for t in (308, 309, 10**9)] == [1e308, largest, largest]
+    assert xn.ExponentialDecay(0.5, factor=4.0, every=2)(1024) == largest
 
 
 @pytest.mark.numpy_only

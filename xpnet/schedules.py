@@ -1,6 +1,7 @@
 """Learning-rate schedules: functions from the step, counted from 0, to the rate. Any `step -> float` will do."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 
 from .checks import non_negative, positive, whole
@@ -21,6 +22,14 @@ def checked_rate(name: str, given: float | Schedule) -> float | Schedule:
 def rate_at(rate: float | Schedule, step: int) -> float:
     """The rate at a step, of a schedule or of a number, which is the same at every step."""
     return rate(step) if callable(rate) else rate
+
+
+def decayed(rate: float, factor: float, times: float) -> float:
+    """rate · factor^times, or the largest float where a factor above 1 takes it beyond that."""
+    try:
+        return min(rate * math.pow(factor, times), sys.float_info.max)
+    except OverflowError:
+        return sys.float_info.max
 
 
 class Formula(Configured):
@@ -52,7 +61,7 @@ class StepDecay(Formula):
         self.every = whole("StepDecay: every", every)
 
     def __call__(self, step: int) -> float:
-        return self.rate * math.pow(self.factor, step // self.every)
+        return decayed(self.rate, self.factor, step // self.every)
 
 
 class ExponentialDecay(Formula):
@@ -64,7 +73,7 @@ class ExponentialDecay(Formula):
         self.every = whole("ExponentialDecay: every", every)
 
     def __call__(self, step: int) -> float:
-        return self.rate * math.pow(self.factor, step / self.every)
+        return decayed(self.rate, self.factor, step / self.every)
 
 
 class CosineDecay(Formula):
@@ -76,7 +85,7 @@ class CosineDecay(Formula):
         self.final = non_negative("CosineDecay: final", final)
 
     def __call__(self, step: int) -> float:
-        return self.final + (self.rate - self.final) * (1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2
+        return self.final + (self.rate - self.final) * ((1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2)
 
 
 class WarmUp(Formula):
@@ -91,5 +100,5 @@ class WarmUp(Formula):
 
     def __call__(self, step: int) -> float:
         if step < self.steps:
-            return rate_at(self.then, 0) * (step + 1) / self.steps
+            return rate_at(self.then, 0) * ((step + 1) / self.steps)
         return rate_at(self.then, step - self.steps)
