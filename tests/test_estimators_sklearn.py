@@ -9,6 +9,8 @@ import warnings
 import numpy as np
 import pytest
 import sklearn
+import skops.io
+from scipy import sparse
 from sklearn import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
@@ -115,6 +117,26 @@ def test_copies_predict_the_same(cancer, diabetes, more):
         if not more:
             other = pickle.loads(pickle.dumps(model)).partial_fit(x, y)
             np.testing.assert_array_equal(other.coefs_[0], model.partial_fit(x, y).coefs_[0])
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("more", [{}, ALL_ON, {"solver": "lbfgs"}], ids=["plain", "all on", "lbfgs"])
+def test_skops_files_give_the_estimator_back_whole(cancer, diabetes, more):
+    several = cancer[0], sparse.csr_array(np.stack([cancer[1], 1 - cancer[1]], axis=1))
+    for kind, (x, y) in [(MLPClassifier, cancer), (MLPClassifier, several), (MLPRegressor, diabetes)]:
+        model = kind(**small(**more)).fit(x, y)
+        file = skops.io.dumps(model)
+        strangers = skops.io.get_untrusted_types(data=file)
+        assert all(name.startswith("xpnet.") for name in strangers)
+        other = skops.io.loads(file, trusted=strangers)
+        a, b = model.predict(x), other.predict(x)
+        assert type(a) is type(b)
+        np.testing.assert_array_equal(*[labels.toarray() if sparse.issparse(labels) else labels for labels in (a, b)])
+        if "solver" not in more:
+            assert (type(other.history_), other.history_) == (type(model.history_), model.history_)
+            assert vars(other.history_).keys() == vars(model.history_).keys()
+            assert (other.history_.steps, other.history_.seconds) == (model.history_.steps, model.history_.seconds)
+            np.testing.assert_array_equal(other.partial_fit(x, y).coefs_[0], model.partial_fit(x, y).coefs_[0])
 
 
 @pytest.mark.numpy_only

@@ -186,7 +186,13 @@ class Backend:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:  # modules cannot be pickled: find the backend again
-        return get_backend, (self.name, None if self.requested_device is None else self.portable_device)
+        return get_backend, (self.name, self.__getstate__()["device"])
+
+    def __getstate__(self) -> dict[str, Any]:  # for skops, which calls no function of a file's choice
+        return {"device": None if self.requested_device is None else self.portable_device}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(vars(get_backend(self.name, state["device"])))
 
     @property
     def portable_device(self) -> Any:

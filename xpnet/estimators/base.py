@@ -14,6 +14,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from ..arguments import inputs
 from ..backend import Array, Backend, backend_of, get_backend, is_array, namespace
+from ..callbacks import History
 from ..layers.activations import Sigmoid, Softmax
 from ..layers.base import Layer
 from ..layers.dense import Dense
@@ -98,6 +99,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     # what fitting keeps
     net_: Sequential
+    history_: History
     n_iter_: int
     t_: int
     loss_: float
@@ -323,6 +325,21 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
                 f"those passed to fit(). It was fitted on {own!r} and given arrays of {given!r}; convert X, or, from "
                 "scikit-learn 1.9 on, move the estimator with sklearn.utils._array_api.move_estimator_to"
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state of which copies and files are made, the history in plain dicts: skops drops a dict's attributes."""
+        state: dict[str, Any] = super().__getstate__()
+        if "history_" in state:
+            state = state | {"history_": {"measures": dict(self.history_), "attributes": vars(self.history_)}}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "history_" in state:
+            history = History()
+            history.update(state["history_"]["measures"])
+            vars(history).update(state["history_"]["attributes"])
+            state = state | {"history_": history}
+        super().__setstate__(state)
 
     def __sklearn_array_api_convert__(self, convert: Callable[[Any], Any]) -> Self:
         """A copy whose arrays are where `convert` puts them, the network with them."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 
 from .. import ops
@@ -20,7 +21,7 @@ class Labels:
         kind = type_of_target(y)
         if kind == "multiclass-multioutput":
             raise ValueError("Multioutput target data is not supported with label binarization")
-        self.sparse = type(y) if hasattr(y, "tocsr") else None
+        self.sparse = type(y).__name__ if hasattr(y, "tocsr") else None
         if kind == "multilabel-indicator":
             self.kind, self.classes = "multilabel", np.arange(y.shape[1])
         else:
@@ -76,7 +77,7 @@ class Labels:
     def predicted(self, choices: Array, classes: Array) -> Any:
         """The labels of `choices`: where they are numbers, on the backend; sparse as they came."""
         if self.kind == "multilabel":
-            return choices if self.sparse is None else self.sparse(choices)
+            return choices if self.sparse is None else getattr(sparse, self.sparse)(choices)
         if isinstance(classes, np.ndarray):
             choices = on_host(choices)
             return classes[np.minimum(choices, len(classes) - 1)]  # of a single class, that one
