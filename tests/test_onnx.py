@@ -5,10 +5,15 @@ import sys
 import numpy as np
 import pytest
 from cases import FEATURES, LAYERS, Scale, ready, tutorial_network
+from sklearn.exceptions import NotFittedError
 
 import xpnet as xn
+from xpnet import estimators
 
-pytestmark = pytest.mark.numpy_only
+pytestmark = [
+    pytest.mark.numpy_only,
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+]
 onnx_only = pytest.mark.onnx_only
 
 # ours and theirs round in another order: float32's epsilon times the terms of the longest sum, and room; in float64
@@ -16,10 +21,14 @@ onnx_only = pytest.mark.onnx_only
 TOLERANCE = {"float32": 1e-6, "float64": 3e-8}
 
 
-def run(path, x):
+def session(path):
     import onnxruntime
 
-    (y,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def run(path, x):
+    (y,) = session(path).run(None, {"x": x})
     return y
 
 
@@ -126,3 +135,77 @@ def test_without_onnx_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"export_onnx needs the onnx package: pip install 'xpnet\[onnx\]'"):
         xn.Sequential(xn.Dense(4, 4)).initialize().export_onnx(tmp_path / "net.onnx")
+
+
+# --- estimators -------------------------------------------------------------------------------------------------------
+
+NUMBERS = np.random.default_rng(0).normal(size=(60, 5))
+LABELS = {
+    "two numbers": (NUMBERS[:, 0] > 0) * 3 - 1,
+    "two words": np.where(NUMBERS[:, 0] > 0, "well", "ill"),
+    "booleans": NUMBERS[:, 0] > 0,
+    "three floats": np.digitize(NUMBERS[:, 0], [-0.5, 0.5]) * 2.0,
+    "three words, as objects": np.array(["a", "bb", "c"], dtype=object)[np.digitize(NUMBERS[:, 0], [-0.5, 0.5])],
+    "a single class": np.full(60, 7),
+    "several labels": (NUMBERS[:, :3] > 0).astype(int),
+}
+
+
+@onnx_only
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("more", [{}, {"batch_norm": True, "dropout": 0.1}, {"loss": xn.MeanSquaredError()}], ids=str)
+@pytest.mark.parametrize("labels", LABELS)
+def test_a_classifiers_file_gives_its_labels_and_probabilities(tmp_path, labels, more, dtype):
+    x, y = NUMBERS.astype(dtype), LABELS[labels]
+    model = estimators.MLPClassifier(8, max_iter=4, random_state=0, **more).fit(x, y)
+    model.to_onnx(tmp_path / "model.onnx")
+    file = session(tmp_path / "model.onnx")
+    assert [i.name for i in file.get_inputs()] == ["X"]
+    assert [o.name for o in file.get_outputs()] == ["label", "probabilities"]
+    for rows in (slice(0, 1), slice(0, 60)):
+        label, probabilities = file.run(None, {"X": x[rows]})
+        expected = model.predict_proba(x[rows])
+        assert (probabilities.dtype, probabilities.shape) == (expected.dtype, expected.shape)
+        np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(label, model.predict(x[rows]))
+        assert label.dtype == (object if "words" in labels else np.int64)
+
+
+@onnx_only
+def test_a_classifier_of_two_outputs_for_two_classes_has_its_file(tmp_path):
+    model = estimators.MLPClassifier(8, max_iter=4, random_state=0, loss=xn.SoftmaxCrossEntropy())
+    model.fit(NUMBERS, LABELS["two words"]).to_onnx(tmp_path / "model.onnx")
+    label, probabilities = session(tmp_path / "model.onnx").run(None, {"X": NUMBERS})
+    np.testing.assert_array_equal(label, model.predict(NUMBERS))
+    np.testing.assert_allclose(probabilities, model.predict_proba(NUMBERS), rtol=0, atol=1e-6)
+
+
+@onnx_only
+@pytest.mark.parametrize("loss", ["squared_error", "poisson"])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_regressors_file_gives_its_numbers(tmp_path, outputs, loss):
+    y = np.abs(NUMBERS[:, :outputs])
+    model = estimators.MLPRegressor(loss, 8, max_iter=4, random_state=0).fit(NUMBERS, y[:, 0] if outputs == 1 else y)
+    model.to_onnx(tmp_path / "model.onnx")
+    (variable,) = session(tmp_path / "model.onnx").run(["variable"], {"X": NUMBERS})
+    np.testing.assert_allclose(variable, model.predict(NUMBERS).reshape(60, outputs), rtol=0, atol=1e-6)
+
+
+@onnx_only
+def test_what_an_estimators_file_cannot_hold_is_refused_by_its_method(tmp_path):
+    model = estimators.MLPClassifier(layers=lambda n, k: [Scale(n), xn.Dense(n, k)], max_iter=1)
+    with pytest.raises(TypeError, match=r"^to_onnx: layer 0, Scale\(5\), is a layer of your own"):
+        model.fit(NUMBERS, LABELS["booleans"]).to_onnx(tmp_path / "model.onnx")
+    days = np.where(LABELS["booleans"], "2000-01-01", "2000-01-02").astype("M8[D]")
+    with pytest.raises(TypeError, match=r"^to_onnx: classes must be numbers or strings, got array"):
+        estimators.MLPClassifier(4, max_iter=1).fit(NUMBERS, days).to_onnx(tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_estimator_without_onnx_or_a_fit_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    model = estimators.MLPRegressor(hidden_layer_sizes=4, max_iter=1)
+    with pytest.raises(NotFittedError):
+        model.to_onnx(tmp_path / "model.onnx")
+    with pytest.raises(ImportError, match=r"^to_onnx needs the onnx package: pip install 'xpnet\[onnx\]'"):
+        model.fit(NUMBERS, NUMBERS[:, 0]).to_onnx(tmp_path / "model.onnx")

@@ -1,7 +1,7 @@
 """A network as an ONNX file, for the runtimes that read one. Needs the `onnx` package."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,46 +30,71 @@ OPERATORS: dict[type[Layer], tuple[str, tuple[str, ...], Callable[[Any], dict[st
     Softmax: ("Softmax", (), lambda layer: {"axis": -1}),
 }
 
+Node = tuple[str, list[str], str, dict[str, Any]]  # operator, inputs, output, attributes
+RAW = "raw"  # as an ending's input: the network's output
 
-def export_onnx(net: Sequential, path: Path) -> None:
+
+class Ending(NamedTuple):
+    """What a file does with the network's output: nodes, their constants, and of each output dtype and shape."""
+
+    nodes: list[Node]
+    constants: Mapping[str, np.ndarray]
+    outputs: Mapping[str, tuple[Any, list[Any]]]
+
+
+def export_onnx(
+    net: Sequential, path: Path, who: str = "export_onnx", given: str = "x", ending: Ending | None = None
+) -> None:
     """Write the network's inference to `path`: from "x" (N, features) to "y", N free, in the network's dtype.
+
+    `who` begins the messages, `given` names the input, and an `ending` computes other outputs from "y".
 
     Raises TypeError for a layer that ONNX has no operator for, such as a user's own, ImportError without the `onnx`
     package, ValueError for a network beyond the 2 GiB that such a file can have, OSError where the file system refuses.
     """
     try:
-        from onnx import TensorProto, checker, helper, numpy_helper
+        from onnx import checker, helper, numpy_helper
     except ImportError as error:
-        raise ImportError("export_onnx needs the onnx package: pip install 'xpnet[onnx]'") from error
+        raise ImportError(f"{who} needs the onnx package: pip install 'xpnet[onnx]'") from error
 
     host = net.backend.to_numpy
     size = net.parameter_count * np.dtype(net.dtype).itemsize
     if size > SIZE_LIMIT:
-        raise ValueError(f"export_onnx: the parameters take {size} bytes; an ONNX file holds at most {SIZE_LIMIT}")
+        raise ValueError(f"{who}: the parameters take {size} bytes; an ONNX file holds at most {SIZE_LIMIT}")
     if not net.is_plain:
-        raise TypeError(f"export_onnx: {type(net).__name__} is a Sequential of its own, with ways that ONNX has not")
-    nodes, weights, at = [], [], "x"
+        raise TypeError(f"{who}: {type(net).__name__} is a Sequential of its own, with ways that ONNX has not")
+    features: Shape = net.input_shape or ("features",)
+    if ending is None:
+        y = net.dtype, list(net.output_shape(("N", *features)))
+        ending = Ending([("Identity", [RAW], "y", {})], {}, {"y": y})
+    nodes: list[Node] = []
+    arrays: dict[str, np.ndarray] = dict(ending.constants)
+    at = given
     for prefix, layer in net.parts():
         if type(layer) not in OPERATORS:
             raise TypeError(
-                f"export_onnx: layer {prefix}, {layer!r}, is a layer of your own, for which ONNX has no operator; put "
+                f"{who}: layer {prefix}, {layer!r}, is a layer of your own, for which ONNX has no operator; put "
                 "it together from xpnet's layers, or apply it outside the file"
             )
         operator, names, attributes = OPERATORS[type(layer)]
         if not operator:
             continue
-        arrays = layer.params | layer.state
-        weights += [numpy_helper.from_array(np.ascontiguousarray(host(arrays[k])), f"{prefix}.{k}") for k in names]
-        inputs = [at, *(f"{prefix}.{k}" for k in names)]
+        own = {f"{prefix}.{k}": host((layer.params | layer.state)[k]) for k in names}
+        arrays |= own
+        nodes.append((operator, [at, *own], f"{prefix}.y", attributes(layer)))
         at = f"{prefix}.y"
-        nodes.append(helper.make_node(operator, inputs, [at], name=f"{prefix}.{operator}", **attributes(layer)))
-    nodes.append(helper.make_node("Identity", [at], ["y"], name="y"))
+    nodes += [(kind, [at if i == RAW else i for i in inputs], o, more) for kind, inputs, o, more in ending.nodes]
 
-    features: Shape = net.input_shape or ("features",)
-    kind = TensorProto.FLOAT if net.dtype == "float32" else TensorProto.DOUBLE
-    x = helper.make_tensor_value_info("x", kind, ["N", *features])
-    y = helper.make_tensor_value_info("y", kind, list(net.output_shape(("N", *features))))
-    graph = helper.make_graph(nodes, "xpnet", [x], [y], weights)
+    def described(name: str, dtype: Any, shape: list[Any]) -> Any:
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+
+    graph = helper.make_graph(
+        [helper.make_node(kind, inputs, [o], name=f"{o}.{kind}", **more) for kind, inputs, o, more in nodes],
+        "xpnet",
+        [described(given, net.dtype, ["N", *features])],
+        [described(name, dtype, shape) for name, (dtype, shape) in ending.outputs.items()],
+        [numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in arrays.items()],
+    )
     model = helper.make_model(
         graph,
         producer_name="xpnet",

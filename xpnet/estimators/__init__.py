@@ -5,7 +5,7 @@ losses.py       half squared error, half Poisson deviance
 labels.py       class labels as rows of 0 and 1, and back
 stochastic.py   epochs of batches: the optimizers, and scikit-learn's rules for when to stop
 lbfgs.py        the whole batch at once, by SciPy's L-BFGS
-convert.py      weights to and from scikit-learn's own
+convert.py      weights to and from scikit-learn's own, ONNX files
 base.py         what the two estimators share
 classifier.py   regressor.py
 """

@@ -11,6 +11,7 @@ from sklearn.utils.metaestimators import available_if
 
 from .. import ops
 from ..backend import Array, Backend, namespace, on_host
+from ..container import Path
 from ..losses import BinaryCrossEntropyWithLogits, SoftmaxCrossEntropy
 from . import convert
 from .base import BaseMLP, keep_parameters
@@ -290,6 +291,16 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         Batch norm behind a Dense goes into its weights, dropout falls away. Raises TypeError for what it cannot be.
         """
         return convert.to_sklearn(self)
+
+    def to_onnx(self, path: Path) -> None:
+        """Write `predict` and `predict_proba` to an ONNX file; needs the extra `onnx`.
+
+        From "X" (N, n_features), in the dtype that was fitted, to "label" (N,), integers or strings, or (N, n_labels),
+        and "probabilities" (N, n_classes), as skl2onnx's files have them. Of a whole pipeline skl2onnx makes a file
+        where `to_sklearn()` stands in the estimator's place. Raises TypeError for a layer of your own and for classes
+        that are neither numbers nor strings, OSError where the file cannot be written.
+        """
+        convert.to_onnx(self, path)
 
     @classmethod
     def from_sklearn(cls, model: Any) -> Self:

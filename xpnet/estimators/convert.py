@@ -1,4 +1,4 @@
-"""Weights to and from scikit-learn's own estimators. Axes: D in, H out."""
+"""Weights to and from scikit-learn's own estimators, and to ONNX files. Axes: N rows, D in, H out."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,11 +8,13 @@ from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils.validation import check_is_fitted
 
 from ..backend import get_backend
+from ..container import Path
 from ..layers.activations import ReLU, Sigmoid, Softmax, Tanh
 from ..layers.base import Layer
 from ..layers.batchnorm import BatchNorm
 from ..layers.dense import Dense
 from ..layers.dropout import Dropout
+from ..onnx_export import RAW, Ending, Node, export_onnx
 from .networks import plain_network
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ BOOKS = (
     *("n_iter_", "t_", "loss_", "best_loss_", "loss_curve_", "validation_scores_", "best_validation_score_"),
     *("n_features_in_", "feature_names_in_", "n_outputs_", "out_activation_", "_no_improvement_count"),
 )
+INT64 = 7  # ONNX's number of the type
 OWN = {"loss", "class_weight", "batch_norm", "dropout", "layers", "optimizer", "callbacks", "progress"}
 
 
@@ -133,3 +136,61 @@ def take_over(model: "BaseMLP", theirs: Any) -> None:
     model.validation_loss_curve_ = [] if model.early_stopping else None
     if not hasattr(model, "_no_improvement_count"):
         model._no_improvement_count = 0
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------------------
+
+
+def to_onnx(model: "BaseMLP", path: Path) -> None:
+    """Write the estimator's predictions to an ONNX file, with the names that skl2onnx gives its inputs and outputs."""
+    check_is_fitted(model)
+    net = model.net_
+    if hasattr(model, "_labels"):
+        ending = ending_of_classes(model)
+    else:
+        operator = "Exp" if model.out_activation_ == "exp" else "Identity"
+        variable = net.dtype, ["N", model.n_outputs_]
+        ending = Ending([(operator, [RAW], "variable", {})], {}, {"variable": variable})
+    export_onnx(net, path, "to_onnx", "X", ending)
+
+
+def ending_of_classes(model: Any) -> Ending:
+    """From the network's output, "label" as `predict` gives it and "probabilities" as `predict_proba` does."""
+    labels, dtype, outputs = model._labels, model.net_.dtype, model.n_outputs_
+    squash = ("Softmax" if model.out_activation_ == "softmax" else "Sigmoid") if model._of_logits else "Identity"
+    constants = {"threshold": np.array(model._threshold, dtype)}
+    if labels.kind == "multilabel":
+        return Ending(
+            [
+                (squash, [RAW], "probabilities", {}),
+                ("Greater", [RAW, "threshold"], "above", {}),
+                ("Cast", ["above"], "label", {"to": INT64}),
+            ],
+            constants,
+            {"label": (np.int64, ["N", outputs]), "probabilities": (dtype, ["N", outputs])},
+        )
+    if outputs == 1:
+        constants |= {"one": np.array(1, dtype), "axes": np.array([1])}
+        nodes: list[Node] = [
+            (squash, [RAW], "upper", {}),
+            ("Sub", ["one", "upper"], "lower", {}),
+            ("Concat", ["lower", "upper"], "probabilities", {"axis": 1}),
+            ("Greater", [RAW, "threshold"], "above", {}),
+            ("Squeeze", ["above", "axes"], "row", {}),
+            ("Cast", ["row"], "choice", {"to": INT64}),
+        ]
+    else:
+        nodes = [
+            (squash, [RAW], "probabilities", {}),
+            ("ArgMax", [RAW], "choice", {"axis": 1, "keepdims": 0}),
+        ]
+    classes = labels.classes
+    if classes.dtype.kind in "biuf":
+        classes = classes.astype(np.int64)
+    elif all(isinstance(c, str) for c in classes):
+        classes = classes.astype(object)
+    else:
+        raise TypeError(f"to_onnx: classes must be numbers or strings, got {classes!r}")
+    constants["classes"] = np.resize(classes, max(2, len(classes)))  # of a single class, both are that one
+    nodes.append(("Gather", ["classes", "choice"], "label", {}))
+    return Ending(nodes, constants, {"label": (classes.dtype, ["N"]), "probabilities": (dtype, ["N", max(2, outputs)])})

@@ -9,6 +9,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from ..backend import Array, Backend, namespace, on_host
+from ..container import Path
 from . import convert
 from .base import BaseMLP, keep_parameters
 from .losses import HalfPoissonDeviance, HalfSquaredError
@@ -200,6 +201,15 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         Batch norm behind a Dense goes into its weights, dropout falls away. Raises TypeError for what it cannot be.
         """
         return convert.to_sklearn(self)
+
+    def to_onnx(self, path: Path) -> None:
+        """Write `predict` to an ONNX file; needs the extra `onnx`.
+
+        From "X" (N, n_features), in the dtype that was fitted, to "variable" (N, n_outputs), as skl2onnx's files have
+        them. Of a whole pipeline skl2onnx makes a file where `to_sklearn()` stands in the estimator's place. Raises
+        TypeError for a layer of your own, OSError where the file cannot be written.
+        """
+        convert.to_onnx(self, path)
 
     @classmethod
     def from_sklearn(cls, model: Any) -> Self:
