@@ -978,6 +978,20 @@ def test_a_block_of_use_backend_is_its_own_threads(place):
     assert default() is numpy
 
 
+def test_blocks_of_threads_that_interleave_leave_the_process_its_default(place):
+    numpy = xn.get_backend("numpy")
+    first, second = xn.use_backend(*place), xn.use_backend("array_api_strict")  # as two threads may come upon them
+    with first:
+        with second:
+            assert default().name == "array_api_strict"
+        assert default() is xn.get_backend(*place)
+    assert default() is numpy
+    for _ in range(3):
+        xn.use_backend(*place)
+    assert default() is xn.get_backend(*place)
+    assert len(xn.backend._process) <= 2  # choices that are past are let go
+
+
 def test_xpnet_backend_sets_the_default_at_import(lib):
     code = "import xpnet as xn; print(xn.Sequential(xn.Dense(2, 2)).initialize().backend.name)"
     assert python(code, XPNET_BACKEND=lib.name) == lib.name
