@@ -3,10 +3,13 @@
 import errno
 import json
 import os
+import pathlib
+import re
 import stat
 import subprocess
 import sys
 import tracemalloc
+import types
 
 import numpy as np
 import pytest
@@ -362,6 +365,36 @@ def test_loading_draws_no_numbers(tmp_path, monkeypatch):
     assert again.rng == "the order"
 
 
+PATHS = [
+    lambda net, path: net.save(path),
+    lambda net, path: xn.load(path, custom_layers=None),
+    lambda net, path: xn.files.save_torch(net, path),
+    lambda net, path: xn.files.load_torch(net, path),
+    lambda net, path: net.export_onnx(path),
+    lambda net, path: xn.Checkpoint(path),
+    lambda net, path: xn.CSVLog(path).train_begin(types.SimpleNamespace(step=0)),
+]
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("call", PATHS)
+@pytest.mark.parametrize("path", [True, 1, None, 2.0, ["a"]])
+def test_what_is_no_path_is_refused_before_a_file_is_touched(call, path):
+    """Python's `open` takes a number for a file that is open, and True for standard output."""
+    with pytest.raises(TypeError, match=f"must be a path, as str, bytes or os.PathLike, got {re.escape(repr(path))}"):
+        call(initialized("dense"), path)
+    os.fstat(1)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("as_path", [str, os.fsencode, pathlib.Path])
+def test_a_path_may_be_text_bytes_or_a_path_of_pathlib(tmp_path, as_path):
+    net, path = initialized("dense"), as_path(tmp_path / "a.safetensors")
+    for call in [*PATHS[:4], PATHS[-1]]:
+        call(net, path)
+    assert xn.Checkpoint(path).folder == tmp_path / "a.safetensors"
+
+
 @pytest.mark.numpy_only
 def test_the_order_of_rows_after_loading_is_a_new_networks(tmp_path):
     initialized("dense").save(tmp_path / "net.safetensors")
@@ -373,6 +406,7 @@ def test_the_order_of_rows_after_loading_is_a_new_networks(tmp_path):
     ("given", "error", "message"),
     [
         (Scale, TypeError, r"custom_layers is a list of classes: give \[Scale\]"),
+        (7, TypeError, "custom_layers must be a list of classes of layers, got 7"),
         (["Scale"], TypeError, "custom_layers are classes of layers, Sequential aside, got 'Scale'"),
         ([dict], TypeError, "custom_layers are classes of layers"),
         ([xn.Sequential], TypeError, "Sequential aside"),

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import re
 import sys
 import warnings
@@ -11,10 +10,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from . import checks
 from .backend import Array, Backend
 from .callbacks import Callback, History
 from .checks import whole
 from .container import FormatError, read, under, write
+from .container import Path as AnyPath
 from .optimizers import Slots
 from .settings import Configured
 
@@ -51,10 +52,10 @@ class Checkpoint(Configured, Callback):
     file in it is sound, ValueError for what differs.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], every: int | str = "epoch"):
+    def __init__(self, folder: AnyPath, every: int | str = "epoch"):
         from pathlib import Path
 
-        self.folder = Path(folder)
+        self.folder = Path(checks.path("Checkpoint: folder", folder))
         self.every = every if every == "epoch" else whole('Checkpoint: every, if not "epoch",', every)
         self._facts: dict[str, str] = {}
         self._callbacks: Sequence[Callback] = ()

@@ -1,6 +1,7 @@
 """Checks on what a user sets and what a user's own class gives. `name` begins the message: "Dense: in_features"."""
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -44,6 +45,14 @@ def non_negative(name: str, value: object) -> float:
 def fraction(name: str, value: object) -> float:
     """A number in [0, 1)."""
     return _number(name, value, "at least 0 and below 1", lambda v: 0 <= v < 1)
+
+
+def path(name: str, value: Any) -> str:
+    """The path of a file or folder. A number is none, although `open` would take it for an open file."""
+    try:
+        return os.fsdecode(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a path, as str, bytes or os.PathLike, got {value!r}") from None
 
 
 def finite(name: str, value: object) -> float:

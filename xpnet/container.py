@@ -24,7 +24,7 @@ import numpy as np
 
 from .header import HEADER_LIMIT, UnsoundError, compose, parse
 
-Path = str | os.PathLike[str]
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 SIGNATURE = b'{"__metadata__":{"sha256":"'
 SIGNED_AT = 8 + len(SIGNATURE)
@@ -49,7 +49,7 @@ class FormatError(ValueError):
     """A file that is not a sound one of its kind: which file, and why."""
 
     def __init__(self, path: Path, reason: object):
-        super().__init__(os.fspath(path), str(reason))  # from which a copy is made, in another process too
+        super().__init__(os.fsdecode(path), str(reason))  # from which a copy is made, in another process too
 
     def __str__(self) -> str:
         return "{} is not a sound file: {}".format(*self.args)
@@ -101,7 +101,7 @@ def _beside(work: Callable[[memoryview], None], data: memoryview) -> Callable[[]
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` when the block ends well; when it does not, nothing has happened."""
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     temporary = ""
     try:
         target = os.path.realpath(path)  # through a symbolic link
@@ -183,7 +183,7 @@ def read(path: Path, signed: bool = True) -> tuple[dict[str, np.ndarray], dict[s
     with open(path, "rb", buffering=0, opener=_open) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
+            raise OSError(errno.EINVAL, "Not a regular file", os.fsdecode(path))
         try:
             return _read(file, found.st_size, signed)
         except UnsoundError as error:

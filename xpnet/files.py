@@ -9,12 +9,12 @@ And PyTorch's: the state dict of a `torch.nn.Sequential` of the same layers, in 
 """
 
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
 
-from . import container, plain_json
+from . import checks, container, plain_json
 from .backend import DTYPES, Backend, resolve
 from .container import FormatError, Path
 from .layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
@@ -36,6 +36,7 @@ UNSOUND = (
 
 def save(net: Sequential, path: Path) -> None:
     """Write `net` to `path`, whole or not at all. OSError where the file system refuses."""
+    path = checks.path("save: path", path)
     container.write(path, arrays_of(net), metadata_of(net))
 
 
@@ -69,7 +70,7 @@ def load(
     path: Path,
     backend: str | Backend | None = None,
     device: Any = None,
-    custom_layers: Sequence[type[Layer]] = (),
+    custom_layers: Iterable[type[Layer]] | None = None,
 ) -> Sequential:
     """The network in a file that `save` or a `Checkpoint` wrote, on `backend`.
 
@@ -80,6 +81,7 @@ def load(
 
     Raises FormatError for anything that is not such a file, OSError where it cannot be read.
     """
+    path = checks.path("load: path", path)
     place = resolve(backend, device)
     table = known(custom_layers)
     try:
@@ -104,12 +106,15 @@ def load(
     return net
 
 
-def known(custom_layers: Sequence[type[Layer]]) -> dict[str, type[Layer]]:
+def known(custom_layers: Iterable[type[Layer]] | None) -> dict[str, type[Layer]]:
     """The classes that a file may name. ValueError where two have one name."""
     table = {cls.__name__: cls for cls in LAYERS}
-    if isinstance(custom_layers, type):
-        raise TypeError(f"load: custom_layers is a list of classes: give [{custom_layers.__name__}]")
-    for cls in custom_layers:
+    given = () if custom_layers is None else custom_layers
+    if isinstance(given, type):
+        raise TypeError(f"load: custom_layers is a list of classes: give [{given.__name__}]")
+    if not isinstance(given, Iterable):
+        raise TypeError(f"load: custom_layers must be a list of classes of layers, got {given!r}")
+    for cls in given:
         if not isinstance(cls, type) or not issubclass(cls, Layer) or issubclass(cls, Sequential):
             raise TypeError(f"load: custom_layers are classes of layers, Sequential aside, got {cls!r}")
         if table.setdefault(cls.__name__, cls) is not cls or cls.__name__ == "Sequential":
@@ -219,6 +224,7 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
 
     Raises FormatError for a file that is not exactly that, TypeError for a network with a layer that torch has not.
     """
+    path = checks.path("load_torch: path", path)
     theirs, own = torch_names(net), arrays_of(net)
     try:
         arrays, _ = container.read(path, signed=False)
@@ -280,6 +286,7 @@ def save_torch(net: Sequential, path: Path) -> None:
     only where its momentum is None, is 0 for statistics as they start and else 1. Raises TypeError for a network with
     a layer that torch has not, OSError where the file system refuses.
     """
+    path = checks.path("save_torch: path", path)
     own = arrays_of(net)
     arrays = {other: own[name].T for name, other in torch_names(net).items()}
     for name in [name for name in arrays if name.endswith("running_mean")]:

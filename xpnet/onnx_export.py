@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import checks
 from .container import Path, replacing
 from .layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
 from .layers.base import Layer, Shape
@@ -52,6 +53,7 @@ def export_onnx(
     Raises TypeError for a layer that ONNX has no operator for, such as a user's own, ImportError without the `onnx`
     package, ValueError for a network beyond the 2 GiB that such a file can have, OSError where the file system refuses.
     """
+    path = checks.path(f"{who}: path", path)
     try:
         from onnx import checker, helper, numpy_helper
     except ImportError as error:

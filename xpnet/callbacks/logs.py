@@ -4,8 +4,9 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from .. import checks
 from ..checks import positive
-from ..container import replacing
+from ..container import Path, replacing
 from ..settings import Configured
 from .base import Callback
 
@@ -23,8 +24,8 @@ class CSVLog(Configured, Callback):
     that record measures.
     """
 
-    def __init__(self, path: str | os.PathLike[str], append: bool = False):
-        self.path, self.append = os.fspath(path), append
+    def __init__(self, path: Path, append: bool = False):
+        self.path, self.append = checks.path("CSVLog: path", path), append
 
     def train_begin(self, run: "Run") -> None:
         self.columns: list[str] = []
