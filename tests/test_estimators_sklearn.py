@@ -12,6 +12,7 @@ import sklearn
 import skops.io
 from scipy import sparse
 from sklearn import clone
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, is_classifier, is_regressor
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict, cross_val_score
@@ -21,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import check_estimator
 
+import xpnet as xn
 from xpnet.estimators import MLPClassifier, MLPRegressor
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -210,6 +212,36 @@ def test_among_scikit_learns_tools():
     assert tags.array_api_support
     assert tags.input_tags.sparse
     assert tags.classifier_tags.multi_label
+
+
+@pytest.mark.numpy_only
+def test_searches_reach_the_settings_of_optimizer_loss_and_schedule(diabetes):
+    x, y = diabetes
+    optimizer = xn.Adam(xn.StepDecay(0.01, every=100))
+    model = MLPRegressor(xn.Huber(), **small(optimizer=optimizer, batch_size=50))
+    grid = {"optimizer__learning_rate__rate": [1e-7, 0.03], "loss__delta": [1e-5, 1.0], "optimizer__beta1": [0.8]}
+    search = GridSearchCV(make_pipeline(model), {f"mlpregressor__{k}": v for k, v in grid.items()}, cv=2).fit(x, y)
+    best = search.best_estimator_[0]
+    assert search.best_params_["mlpregressor__optimizer__learning_rate__rate"] == 0.03
+    assert repr(best.optimizer) == "Adam(learning_rate=StepDecay(0.03, every=100), beta1=0.8)"
+    again = MLPRegressor(best.loss, **small(optimizer=best.optimizer, batch_size=50)).fit(x, y)
+    np.testing.assert_array_equal(again.coefs_[0], best.coefs_[0])
+    assert repr((model.loss, optimizer)) == "(Huber(), Adam(learning_rate=StepDecay(0.01, every=100)))"
+    with pytest.raises(
+        ValueError, match=r"^Invalid parameter 'rate' for Adam\(.*Valid parameters are: \['learning_rate"
+    ):
+        model.set_params(optimizer__rate=0.1)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
+def test_it_is_one_of_scikit_learns_by_what_programs_ask(kind):
+    model = kind(optimizer=xn.Adam(0.01))
+    assert isinstance(model, BaseEstimator)
+    assert (is_classifier(model), is_regressor(model)) == (kind is MLPClassifier, kind is MLPRegressor)
+    assert isinstance(model, ClassifierMixin if kind is MLPClassifier else RegressorMixin)
+    assert repr(model) == f"{kind.__name__}(optimizer=Adam(learning_rate=0.01))"
+    assert "Adam(learning_rate=0.01)" in model._repr_html_()
 
 
 # --- every backend ----------------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 import inspect
 import math
 
+import cases
 import numpy as np
 import pytest
+import sklearn.base
 
 import xpnet as xn
 
@@ -394,3 +396,68 @@ def test_a_rate_that_is_an_array_is_refused_with_the_remedy(lib):
 )
 def test_repr_makes_the_same_optimizer_again(optimizer):
     assert told(eval(repr(optimizer), vars(xn).copy())) == told(optimizer)
+
+
+# --- settings by name, as scikit-learn's searches read and set them ---------------------------------------------------
+
+ADJUSTABLE = [
+    *EVERY,
+    xn.AdamW(xn.WarmUp(xn.StepDecay(0.1), 5), clip_norm=1.0),
+    *(make() for make, _, _ in cases.LOSSES.values()),
+    xn.ExponentialDecay(0.3),
+    xn.CosineDecay(0.1, 9),
+]
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("thing", ADJUSTABLE, ids=repr)
+def test_get_params_makes_the_same_thing_again_and_so_does_clone(thing):
+    params = thing.get_params(deep=False)
+    assert params == thing.settings()
+    same = type(thing)(**params)
+    assert told(same) == told(thing)
+    assert all(same.get_params(deep=False)[name] is value for name, value in params.items())
+    twin = sklearn.base.clone(thing)
+    assert twin is not thing
+    assert told(twin) == told(thing)
+    assert told(twin.set_params(**thing.get_params())) == told(thing)
+
+
+@pytest.mark.numpy_only
+def test_set_params_reaches_the_schedule_within_and_leaves_another_optimizers_alone():
+    schedule = xn.StepDecay(0.1)
+    optimizer, other = xn.Adam(xn.WarmUp(schedule, 5)), xn.SGD(schedule)
+    assert optimizer.get_params()["learning_rate__then__factor"] == 0.1
+    assert optimizer.set_params(learning_rate__then__factor=0.5, learning_rate__steps=7, beta1=0.5) is optimizer
+    assert repr(optimizer) == "Adam(learning_rate=WarmUp(StepDecay(0.1, factor=0.5), 7), beta1=0.5)"
+    assert repr(other) == "SGD(learning_rate=StepDecay(0.1))"
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"rate": 0.1}, r"^Invalid parameter 'rate' for Adam\(\)\. Valid parameters are: \['learning_rate', 'beta1', "),
+        ({"rate__factor": 0.1}, r"^Invalid parameter 'rate' for Adam\(\)\."),
+        ({"learning_rate__factor": 0.1}, r"^Adam\(\): learning_rate is 0.001, which has no parameters \['factor'\]"),
+        ({"learning_rate": -1.0}, "^Adam: learning_rate must be above 0 and finite, got -1.0"),
+    ],
+    ids=str,
+)
+def test_set_params_refuses_what_the_constructor_would_and_changes_nothing(params, words):
+    optimizer = xn.Adam()
+    before = told(optimizer)
+    with pytest.raises(ValueError, match=words):
+        optimizer.set_params(beta1=0.5, **params)
+    assert told(optimizer) == before
+
+
+@pytest.mark.numpy_only
+def test_an_optimizer_that_keeps_its_arguments_under_other_names_is_cloned_all_the_same():
+    class Own(xn.SGD):
+        def __init__(self, strength):
+            super().__init__(2 * strength)
+
+    own = Own(0.1)
+    assert own.get_params() == {}
+    assert told(sklearn.base.clone(own)) == told(own)

@@ -14,11 +14,11 @@ import numpy as np
 from . import ops
 from .backend import Array, backend_of, namespace
 from .checks import non_negative, positive, two
-from .settings import Configured
+from .settings import Adjustable
 from .targets import NAMES, as_classes, as_rows, check_prediction
 
 
-class Loss(Configured, ABC):
+class Loss(Adjustable, ABC):
     """The base: `loss(prediction, target)` is the value, `value_and_grad` adds its derivative. Predictions are (N, K).
 
     `reduction="sum"` adds up every element, "mean" divides that by what `mean_over` says.

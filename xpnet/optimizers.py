@@ -17,7 +17,7 @@ from . import ops
 from .backend import Array, namespace
 from .checks import fraction, non_negative, positive, two
 from .schedules import Schedule, checked_rate
-from .settings import Configured, defaults
+from .settings import Adjustable, defaults
 
 Slots = dict[str, Any]
 
@@ -50,7 +50,7 @@ class AdamCommon(Norm, total=False):
     clip_value: float | None
 
 
-class Optimizer(Configured, ABC):
+class Optimizer(Adjustable, ABC):
     """The base: the learning rate or its schedule, clipping, weight decay, and the count of steps.
 
     By hand, for an array w with `slots = optimizer.init(w)`: `w, slots = optimizer.update(w, gradient, slots)`, the

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from .checks import non_negative, positive, whole
-from .settings import Configured
+from .settings import Adjustable
 
 Schedule = Callable[[int], float]
 
@@ -32,7 +32,7 @@ def decayed(rate: float, factor: float, times: float) -> float:
         return sys.float_info.max
 
 
-class Formula(Configured):
+class Formula(Adjustable):
     """The base of the schedules here: two with the same settings are equal."""
 
     def __eq__(self, other: object) -> bool:

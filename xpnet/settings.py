@@ -1,6 +1,7 @@
 """Settings: what `repr`, copying and saving know of a layer, loss, optimizer or schedule."""
 
-from typing import TYPE_CHECKING, Any
+import copy
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from inspect import Signature
@@ -49,6 +50,44 @@ class Configured:
             elif value != repr(default):
                 shown.append(f"{name}={value}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class Adjustable(Configured):
+    """Whose settings can be searched over, as by scikit-learn's GridSearchCV: an optimizer, a loss or a schedule."""
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The settings by name; with `deep`, also a schedule's, as in "learning_rate__factor"."""
+        params = {name: getattr(self, name) for name in defaults(type(self)) if hasattr(self, name)}
+        if deep:
+            for name, value in list(params.items()):
+                if isinstance(value, Adjustable):
+                    params |= {f"{name}__{key}": inner for key, inner in value.get_params().items()}
+        return params
+
+    def set_params(self, **params: Any) -> Self:
+        """Set settings, checked as the constructor checks them, by the names of `get_params`; returns the object.
+
+        Raises ValueError for another name, and has then changed nothing.
+        """
+        settings = self.get_params(deep=False)
+        nested: dict[str, dict[str, Any]] = {}
+        for key, value in params.items():
+            name, _, inner = key.partition("__")
+            if name not in settings:
+                raise ValueError(f"Invalid parameter {name!r} for {self!r}. Valid parameters are: {list(settings)}.")
+            if inner:
+                nested.setdefault(name, {})[inner] = value
+            else:
+                settings[name] = value
+        for name, given in nested.items():
+            if not isinstance(settings[name], Adjustable):
+                raise ValueError(f"{self!r}: {name} is {settings[name]!r}, which has no parameters {list(given)}.")
+            settings[name] = copy.deepcopy(settings[name]).set_params(**given)
+        vars(self).update(vars(type(self)(**settings)))
+        return self
+
+    def __sklearn_clone__(self) -> Self:  # also of a class that keeps its arguments under other names
+        return copy.deepcopy(self)
 
 
 def defaults(cls: type) -> dict[str, Any]:
