@@ -493,6 +493,15 @@ def test_wrong_labels_get_scikit_learns_words(problems):
     assert "`y` has classes not in `self.classes_`" in str(a)
 
 
+@pytest.mark.parametrize("names", [[False, True], ["common", "rare"], [3, 7]], ids=str)
+def test_classes_too_rare_for_early_stopping_are_named(names):
+    """scikit-learn names them 'False' and 'True', whatever they are."""
+    x, y = np.eye(30), np.array(names)[(np.arange(30) == 0).astype(int)]
+    error = error_of(ours.MLPClassifier(3, early_stopping=True).fit, x, y)
+    assert type(error) is ValueError
+    assert str(error).endswith(f"Classes with too few members are: {names[1:]}")
+
+
 @pytest.mark.parametrize("weight", [[1.0], [[1.0] * 6], pytest.param([0.0] * 6, marks=WORDS_OF_1_9), [np.nan] * 6])
 def test_wrong_sample_weights_get_scikit_learns_words(weight):
     x, y = np.arange(18.0).reshape(6, 3), np.array([0, 1, 0, 1, 0, 1])

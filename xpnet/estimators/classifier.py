@@ -158,8 +158,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         return self._labels.rows(targets, self.n_outputs_, backend, dtype)
 
     def _stratify(self, targets: Any) -> np.ndarray | None:
-        labels: np.ndarray | None = None if self._labels.kind == "multilabel" else targets
-        return labels
+        if self._labels.kind == "multilabel":
+            return None
+        names: np.ndarray = self._labels.classes[targets]  # not their numbers: an error names those that are too rare
+        return names
 
     def _weights(
         self, weight: Array | None, targets: Any, incremental: bool, backend: Backend, dtype: str
