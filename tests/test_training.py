@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import unittest.mock
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -714,31 +715,60 @@ def test_a_frozen_layer_may_be_in_two_networks_that_train(lib):
     assert bits(net) == bits(twin)
 
 
-def test_of_two_threads_that_begin_to_train_a_network_one_is_refused(lib, monkeypatch):
-    reached, begun, refused = threading.Event(), threading.Event(), threading.Event()
-    usual, main, net = xn.training.training_step, threading.current_thread(), small(lib)
+class Claims(set):
+    """`training.TRAINED` under watch: whether the look at it and the entry in it are under one lock."""
 
-    def late(*given):
-        if threading.current_thread() is not main:
-            reached.set()
-            assert begun.wait(30)
+    looked = False
+
+    def __contains__(self, layer):
+        self.looked = xn.training.CLAIMING.locked()
+        return super().__contains__(layer)
+
+    def update(self, layers):
+        assert self.looked
+        assert xn.training.CLAIMING.locked()
+        super().update(layers)
+
+
+def test_of_two_threads_that_begin_to_train_a_network_one_is_refused(lib, monkeypatch):
+    """The second passes the first look before the other begins, and reads the parameters only when it may train."""
+    net, twin, usual = small(lib), small(lib), xn.training.training_step
+    weighted, refused = xn.training.arguments.weighted, []
+    monkeypatch.setattr(xn.training, "TRAINED", Claims())
+
+    def begin_another(*given):
+        monkeypatch.setattr(xn.training.arguments, "weighted", weighted)
+        fit(net, callbacks=[On(train_begin=lambda run: refused.append(claimed_by_another()))])
+        return weighted(*given)
+
+    def claimed_by_another():
+        with pytest.raises(RuntimeError, match="is being trained"), xn.training.claimed(net):
+            pass
+        return True
+
+    def step(*given):
+        assert xn.training.TRAINED
         return usual(*given)
 
-    def other():
-        with pytest.raises(RuntimeError, match="is being trained"):
+    monkeypatch.setattr(xn.training.arguments, "weighted", begin_another)
+    monkeypatch.setattr(xn.training, "training_step", step)
+    fit(net)
+    fit(twin)
+    fit(twin)
+    assert refused == [True]
+    assert bits(net) == bits(twin)  # the second has gone on from the other's work
+    assert not xn.training.TRAINED
+
+
+@pytest.mark.parametrize("gap", ["training_step", "Run", "signals_stop"])
+def test_a_network_whose_training_did_not_begin_can_be_trained(lib, monkeypatch, gap):
+    net = small(lib)
+    with monkeypatch.context() as patched:
+        patched.setattr(xn.training, gap, unittest.mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
             fit(net)
-        refused.set()
-
-    def wait(run):
-        begun.set()
-        assert refused.wait(30)
-
-    monkeypatch.setattr(xn.training, "training_step", late)
-    thread = threading.Thread(target=other)
-    thread.start()
-    assert reached.wait(30)
-    fit(net, callbacks=[On(train_begin=wait)])
-    thread.join()
+    fit(net)
+    assert not xn.training.TRAINED
 
 
 def test_every_callback_comes_to_its_end_whatever_another_raises(lib):

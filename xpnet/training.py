@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 AHEAD = 32  # full-batch epochs that are handed to a GPU at a time, where nothing looks at each of them
 
 TRAINED: set[int] = set()  # the layers, by their id, that a `fit` under way trains
+CLAIMING = threading.Lock()  # held from the look at it to the entry in it
 
 Metric = Callable[[Array, Array], Any]
 
@@ -72,7 +73,7 @@ def fit(
     another `fit` is training, and DivergenceError when the loss or a gradient stops being finite. The network keeps the
     last sound parameters.
     """
-    check_not_trained(net)
+    check_not_trained(net)  # before anything else is looked at
     epochs = whole("fit: epochs", epochs)
     arguments.check_part("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)")
     arguments.check_metrics("fit", metrics)
@@ -90,7 +91,9 @@ def fit(
     held_out = arguments.validation_pair(net, validation_data, loss)
     hooks = [*([Progress()] if progress else []), *own, *([checkpoint] if checkpoint else [])]
 
-    with net.backend.scope(), checkpoint.locked() if checkpoint else contextlib.nullcontext():
+    lock = checkpoint.locked() if checkpoint else contextlib.nullcontext()
+    with net.backend.scope(), lock, contextlib.ExitStack() as claim:
+        claim.enter_context(claimed(net))
         saved = None
         if checkpoint:
             arrays = {"x": x, "y": y} | dict(zip(("validation x", "validation y"), held_out or (), strict=False))
@@ -116,8 +119,6 @@ def fit(
                 callback.step_end(run)
 
         with signals_stop(run, terminate=checkpoint is not None):
-            trained = check_not_trained(net)  # by now: another thread may have begun since the first look
-            TRAINED.update(trained)
             try:
                 for callback in hooks:
                     begun.append(callback)
@@ -144,8 +145,8 @@ def fit(
                     checkpoint.save(run)
                 run.history.slots = run.slots
             finally:
-                TRAINED.difference_update(trained)
                 run.settle()
+                claim.close()  # train_end may train on
                 with contextlib.ExitStack() as ends:  # each that was begun comes to its end, whatever another raises
                     for callback in reversed(begun):
                         ends.callback(callback.train_end, run)
@@ -237,6 +238,19 @@ def check_not_trained(net: "Sequential") -> list[int]:
                 "another thread; train a copy, copy.deepcopy(net)"
             )
     return [id(layer) for _, layer in layers]
+
+
+@contextlib.contextmanager
+def claimed(net: "Sequential") -> Iterator[None]:
+    """Within, no other `fit` trains any of the layers that this one does. RuntimeError where another has them."""
+    own: list[int] = []
+    try:
+        with CLAIMING:
+            own = check_not_trained(net)
+            TRAINED.update(own)
+        yield
+    finally:
+        TRAINED.difference_update(own)
 
 
 @contextlib.contextmanager
