@@ -1,8 +1,10 @@
 """What the estimators add to scikit-learn's, each promise by itself; and the way there and back."""
 
+import inspect
 import signal
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from scipy import sparse
 from sklearn import neural_network as theirs
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 
 import xpnet as xn
@@ -642,6 +646,40 @@ def test_ctrl_c_ends_the_training_with_scikit_learns_warning(cancer):
     finally:
         signal.signal(signal.SIGINT, before)
     assert model.n_iter_ == 2
+
+
+def interrupted_fit(x, y):
+    class Interrupt(xn.Callback):
+        def epoch_end(self, run):
+            run.history.interrupted = True
+
+    MLPClassifier(4, callbacks=[Interrupt()], random_state=0).fit(x, y)
+
+
+WARNED = {
+    "max_iter": lambda x, y: MLPClassifier(2, max_iter=1).fit(x, y),
+    "a larger batch": lambda x, y: MLPClassifier(2, batch_size=1000).partial_fit(x, y, classes=["ill", "well"]),
+    "lbfgs": lambda x, y: MLPClassifier(2, solver="lbfgs", max_iter=1).fit(x, y),
+    "interrupted": interrupted_fit,
+    "in a pipeline": lambda x, y: make_pipeline(MLPClassifier(2, max_iter=1)).fit(x, y),
+    "in a search": lambda x, y: GridSearchCV(MLPClassifier(2, max_iter=1), {"alpha": [1.0]}, cv=2).fit(x, y),
+}
+
+
+@pytest.mark.parametrize("name", WARNED)
+def test_warnings_point_at_the_users_line_and_are_filtered_as_the_packages(cancer, name):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        WARNED[name](*cancer)
+    lines, first = inspect.getsourcelines(WARNED[name] if name != "interrupted" else interrupted_fit)
+    assert told
+    for warning in told:
+        assert warning.filename == __file__
+        assert warning.lineno in range(first, first + len(lines))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", module="xpnet")
+        WARNED[name](*cancer)
 
 
 def test_calls_of_partial_fit_agree_on_classes_and_outputs(cancer, diabetes):

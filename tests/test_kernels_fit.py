@@ -363,8 +363,9 @@ def test_auto_says_so_and_does_without_a_numba_that_cannot_be_imported(error, ba
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: name)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     told = pytest.warns(RuntimeWarning, match="Numba needs NumPy 2.3 or less.*XPNET_KERNELS=generic")
-    with told if backend.name == "numpy" else contextlib.nullcontext():
+    with told if backend.name == "numpy" else contextlib.nullcontext() as warned:
         assert chosen(backend) == (BufferedStep, "Calls")
+    assert warned is None or {w.filename for w in warned} == {__file__}
 
 
 @pytest.mark.numba_only

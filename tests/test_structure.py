@@ -3,16 +3,18 @@
 import ast
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 import xpnet as xn
+from xpnet.warn import warn
 
 PACKAGE = Path(xn.__file__).parent
 ORDER = [  # each module imports only from those before it
     "backend",
-    "checks settings header plain_json",
+    "checks settings header plain_json warn",
     "container",
     "ops",
     "initializers",
@@ -95,6 +97,24 @@ def test_only_backend_and_the_kernels_name_a_backend():
             if isinstance(node, ast.ImportFrom) and node.module:
                 words.add(node.module.partition(".")[0])
         assert not words & LIBRARIES, name
+
+
+@pytest.mark.numpy_only
+def test_warnings_are_given_in_one_place_which_finds_the_users_line():
+    for name, tree in modules():
+        asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not asked & {"warn", "warn_explicit"} or name == "warn", name
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("action", "times"), [("default", 2), ("module", 1), ("always", 6)])
+def test_a_warning_is_shown_once_a_line_or_a_module_where_filters_say_so(action, times):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter(action)
+        for _ in range(3):
+            warn("the same", RuntimeWarning)
+            warn("the same", RuntimeWarning)
+    assert len(told) == times
 
 
 @pytest.mark.numpy_only

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,6 +17,7 @@ from .container import FormatError, read, under, write
 from .container import Path as AnyPath
 from .optimizers import Slots
 from .settings import Configured
+from .warn import warn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,7 +115,7 @@ class Checkpoint(Configured, Callback):
                 if i == len(files) - 1:
                     error.add_note(f"fit: no checkpoint in {self.folder} is sound; begin anew in another folder")
                     raise
-                warnings.warn(f"fit: {error}: going on from the checkpoint before it", RuntimeWarning, stacklevel=3)
+                warn(f"fit: {error}: going on from the checkpoint before it", RuntimeWarning)
                 continue
             saved.check_facts(self._facts)
             return saved

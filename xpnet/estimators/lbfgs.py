@@ -1,6 +1,5 @@
 """The whole batch at once, by SciPy's L-BFGS on the vector of all trained parameters."""
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from ..kernels import training_step
 from ..layers.batchnorm import BatchNorm
 from ..layers.dropout import Dropout
 from ..optimizers import SGD
+from ..warn import warn
 
 if TYPE_CHECKING:
     from .base import BaseMLP
@@ -61,12 +61,11 @@ def train(model: "BaseMLP", net: Any, x: Any, y: Array, weight: Array | None) ->
         settle_statistics(net, x, norms)
     if result.status != 0:
         more = f"\nIncrease the number of iterations to improve the convergence (max_iter={model.max_iter})."
-        warnings.warn(
+        warn(
             f"lbfgs failed to converge after {model.n_iter_} iteration(s) (status={result.status}):\n{result.message}\n"
             f"{more if model.n_iter_ == model.max_iter else ''}\nYou might also want to scale the data as shown in:\n"
             "    https://scikit-learn.org/stable/modules/preprocessing.html",
             ConvergenceWarning,
-            stacklevel=5,
         )
 
 

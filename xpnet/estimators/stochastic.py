@@ -1,7 +1,6 @@
 """Epochs of batches: the optimizers by their solvers' names, and scikit-learn's rules for when to stop."""
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from ..callbacks import Callback
 from ..layers.batchnorm import BatchNorm
 from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop, Slots
 from ..schedules import Formula, rate_at
+from ..warn import warn
 from .networks import Order
 
 if TYPE_CHECKING:
@@ -203,13 +203,12 @@ def train(
             net.assign_params(params)
             net.assign_state(state)
     if history.interrupted:
-        warnings.warn("Training interrupted by user.", stacklevel=5)
+        warn("Training interrupted by user.", UserWarning)
     elif not incremental and not rules.stopped and model.n_iter_ == model.max_iter:
-        warnings.warn(
+        warn(
             f"Stochastic Optimizer: Maximum iterations ({model.max_iter}) reached and the optimization hasn't "
             "converged yet.",
             ConvergenceWarning,
-            stacklevel=5,
         )
 
 
@@ -269,9 +268,7 @@ def batch_size(model: "BaseMLP", net: Any, rows: int) -> int:
         size = min(200, rows)
     else:
         if model.batch_size > rows:
-            warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5
-            )
+            warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", UserWarning)
         size = min(int(model.batch_size), rows)
     while norms and size > 2 and rows % size == 1:
         size -= 1

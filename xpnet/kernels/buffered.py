@@ -6,7 +6,6 @@ Axes: N batch, D in, H out. Inside, arrays are (H, N): a feature's batch lies in
 import importlib.util
 import itertools
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from .. import ops
@@ -18,6 +17,7 @@ from ..layers.dense import Dense
 from ..losses import Loss, SoftmaxCrossEntropy
 from ..optimizers import Optimizer, Slots
 from ..step import Carry, Step, checked
+from ..warn import warn
 
 if TYPE_CHECKING:
     from ..network import Sequential
@@ -44,11 +44,10 @@ def kernels_for(backend: Backend, compiled: bool) -> Any:
 
             return NumbaKernels(backend)
         except (ImportError, RuntimeError) as error:  # for another NumPy, switched off, or no folder for its code
-            warnings.warn(
+            warn(
                 f"Numba is installed and cannot be used ({error}): training goes on without it. Mend it, or set "
                 "XPNET_KERNELS=generic",
                 RuntimeWarning,
-                stacklevel=2,
             )
     from .calls import Calls
 
