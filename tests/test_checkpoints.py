@@ -127,6 +127,8 @@ def test_a_finished_run_has_its_end_on_file_and_nothing_to_do(lib, data, tmp_pat
         else ["step-000000000015.safetensors" if every == "epoch" else "step-000000000018.safetensors"]
     )
     assert files == [".lock", *kept, "step-000000000020.safetensors"]
+    loaded = xn.load(tmp_path / files[-1], lib.backend)
+    assert loaded.rng.bit_generator.state == net.rng.bit_generator.state  # it trains on in the same order
     again = network(lib, seed=5)
     assert fit(again, data, checkpoint=xn.Checkpoint(tmp_path, every), resume=True) == history
     assert_same(lib, net, again)

@@ -147,7 +147,7 @@ class Checkpoint(Configured, Callback):
         net, history = run.net, run.history
         arrays, metadata = arrays_of(net), {"format": FORMAT, "version": VERSION}
         with contextlib.suppress(TypeError):  # a user's own network that JSON cannot describe is resumed all the same
-            metadata = metadata_of(net)
+            metadata = metadata_of(net, run.rng)
         for name, values in history.items():
             arrays[f"training.history.{as_name(name)}"] = np.array(values, dtype=np.float64)
         arrays["training.losses"] = run.losses

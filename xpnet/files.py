@@ -2,7 +2,8 @@
 
 The metadata: `format` "xpnet", `version` "1", and `network`, JSON: {"dtype": ..., "layers": [...]}, a layer being
 {"layer": "Dense", "settings": {...}, "trainable": true} or {"layer": "Sequential", "layers": [...]}. The arrays:
-"params.0.weight", "state.1.mean", ... Loading runs nothing that a file says: a layer's name is looked up in a table.
+"params.0.weight", "state.1.mean", ... `order`, where the rows have been shuffled, is the state of the generator of their
+order; without it `fit` begins as a new network's does, with seed 0. Loading runs nothing that a file says: a layer's name is looked up in a table.
 A checkpoint is such a file with a training run's state beside: `training` in the metadata, arrays "training....".
 
 And PyTorch's: the state dict of a `torch.nn.Sequential` of the same layers, in a safetensors file.
@@ -37,7 +38,7 @@ UNSOUND = (
 def save(net: Sequential, path: Path) -> None:
     """Write `net` to `path`, whole or not at all. OSError where the file system refuses."""
     path = checks.path("save: path", path)
-    container.write(path, arrays_of(net), metadata_of(net))
+    container.write(path, arrays_of(net), metadata_of(net, net.rng))
 
 
 def arrays_of(net: Sequential) -> dict[str, np.ndarray]:
@@ -48,8 +49,8 @@ def arrays_of(net: Sequential) -> dict[str, np.ndarray]:
     }
 
 
-def metadata_of(net: Sequential) -> dict[str, str]:
-    """The metadata of a model file. TypeError for a network that JSON cannot describe."""
+def metadata_of(net: Sequential, order: Any) -> dict[str, str]:
+    """The metadata of a model file, `order` being the generator. TypeError for a network that JSON cannot describe."""
     for name, layer in [("network", net), *((f"layer {name}", layer) for name, layer in net.parts())]:
         if isinstance(layer, Sequential) and not layer.is_plain:
             raise TypeError(
@@ -63,7 +64,28 @@ def metadata_of(net: Sequential) -> dict[str, str]:
             f"save: {net!r} cannot be described in JSON: {error}; keep each of the constructor's arguments, plain "
             "numbers and names, as an attribute of its name"
         ) from error
-    return {"format": FORMAT, "version": VERSION, "network": network}
+    return {"format": FORMAT, "version": VERSION, "network": network} | told_order(order)
+
+
+def told_order(rng: Any) -> dict[str, str]:
+    """The metadata on the generator of the order of rows: none where it stands as in a new network of seed 0, nor of
+    an estimator's, whose order comes from scikit-learn's random state.
+    """
+    state = rng.bit_generator.state
+    return {} if state in (None, streams(0)[1].bit_generator.state) else {"order": plain_json.dumps(state)}
+
+
+def restored_order(state: object) -> "np.random.Generator":
+    """The generator in this state, as `told_order` has it. ValueError for anything that is not one."""
+    state = only("its order", state, {"bit_generator", "state", "has_uint32", "uinteger"})
+    numbers = state | only("its order's state", state["state"], {"state", "inc"})
+    limits = {"state": 2**128, "inc": 2**128, "has_uint32": 2, "uinteger": 2**32}
+    sound = all(type(numbers[name]) is int and 0 <= numbers[name] < limit for name, limit in limits.items())
+    if state["bit_generator"] != "PCG64" or not sound:
+        raise ValueError(f"its order is {state!r:.200}, no state of NumPy's PCG64")
+    rng = np.random.default_rng(0)
+    rng.bit_generator.state = state
+    return rng
 
 
 def load(
@@ -92,8 +114,10 @@ def load(
         raise
     if metadata.pop("training", None) is not None:
         arrays = {name: a for name, a in arrays.items() if not name.startswith("training.")}
+    order = metadata.pop("order", None)
     try:
         net, dtype = restored(metadata, table)
+        net.rng = streams(0)[1] if order is None else restored_order(plain_json.loads(order))
         check(net, dtype, arrays)
     except UNSOUND as error:
         raise FormatError(path, error) from error
@@ -102,7 +126,6 @@ def load(
     # copied: alone, they would keep the whole file's buffer once the parameters are trained
     state = {k: place.asarray(a.copy(), a.dtype) for k, a in container.under("state", arrays).items()}
     net.hold(place, dtype, {k: params[k] for k in net.param_shapes()}, {k: state[k] for k in net.state_shapes()})
-    net.rng = streams(0)[1]
     return net
 
 
