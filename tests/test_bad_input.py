@@ -469,6 +469,24 @@ def test_set_params_and_set_state_take_all_or_nothing(lib, net, what, key, bad):
         getattr(net, f"set_{what}")(make(fresh, key))
 
 
+BAD_STATISTICS = {
+    "1.var": [[-1e-30, 1, 1, 1]],
+    "2.key": [[7, -1], [7, 1.5], [7, NAN], [7, INF], [7, 2**31], [-(2**40), 7], [7, -0.5], [7, 1e300]],
+}
+
+
+@pytest.mark.parametrize(("key", "bad"), [(key, bad) for key, all_bad in BAD_STATISTICS.items() for bad in all_bad])
+def test_statistics_are_what_their_layer_can_have(lib, key, bad):
+    """Variances at least 0, counters whole numbers of at least 0 that fit their dtype."""
+    net = xn.Sequential(xn.Dense(3, 4), xn.BatchNorm(4), xn.Dropout(0.5)).initialize(lib.backend)
+    state = {name: lib.to_numpy(a) for name, a in net.state.items()}
+    with refused(net, ValueError, "set_state", key):
+        net.set_state(state | {key: np.array(bad)})
+    net.set_state(state | {"1.var": np.zeros(4), "2.key": np.array([2**31 - 1, 0], np.int64)})
+    net.set_state(state | {"2.key": [1.0, 2.0]})
+    assert lib.to_numpy(net.state["2.key"]).tolist() == [1, 2]
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 POSITIVE = 0, -1.0, NAN, INF, "0.1", 1j

@@ -305,6 +305,16 @@ def test_loading_what_is_not_there_is_an_os_error(tmp_path):
         xn.load(tmp_path)
 
 
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(("network", "name"), [("batch norm", "state.0.var"), ("dropout", "state.1.key")])
+def test_statistics_that_a_layer_cannot_have_are_no_sound_file(tmp_path, network, name):
+    path = tmp_path / "net.safetensors"
+    initialized(network).save(path)
+    resaved(path, lambda arrays: arrays | {name: -arrays[name]})
+    with pytest.raises(xn.FormatError, match=f"{name} has entries below 0"):
+        xn.load(path)
+
+
 GREEDY = {"in_features": 2**40, "out_features": 2**40}
 KERAS = {
     "class_name": "Lambda",

@@ -125,6 +125,16 @@ def test_a_file_of_torch_save_is_refused_with_what_to_do(tmp_path, start):
 
 
 @pytest.mark.numpy_only
+def test_a_negative_variance_is_refused_and_changes_nothing(tmp_path):
+    arrays, net = load_file(FILE), twin()
+    save_file(arrays | {"1.running_var": -arrays["1.running_var"]}, tmp_path / "net.safetensors")
+    before = net.params
+    with pytest.raises(xn.FormatError, match=r"1\.running_var has entries below 0"):
+        load_torch(net, tmp_path / "net.safetensors")
+    assert all(net.params[name] is a for name, a in before.items())
+
+
+@pytest.mark.numpy_only
 def test_an_empty_sequential_stands_for_a_layer_that_torch_alone_has(tmp_path):
     arrays = {f"{int(k[0]) + 1}{k[1:]}": a for k, a in load_file(FILE).items()}  # after a Flatten
     save_file(arrays, tmp_path / "net.safetensors")

@@ -2,8 +2,9 @@
 
 The metadata: `format` "xpnet", `version` "1", and `network`, JSON: {"dtype": ..., "layers": [...]}, a layer being
 {"layer": "Dense", "settings": {...}, "trainable": true} or {"layer": "Sequential", "layers": [...]}. The arrays:
-"params.0.weight", "state.1.mean", ... `order`, where the rows have been shuffled, is the state of the generator of their
-order; without it `fit` begins as a new network's does, with seed 0. Loading runs nothing that a file says: a layer's name is looked up in a table.
+"params.0.weight", "state.1.mean", ... `order`, in the metadata, is the state of the generator of the order of rows;
+without it the order is that of a new network with seed 0. Loading runs nothing that a file says: a layer's name is
+looked up in a table.
 A checkpoint is such a file with a training run's state beside: `training` in the metadata, arrays "training....".
 
 And PyTorch's: the state dict of a `torch.nn.Sequential` of the same layers, in a safetensors file.
@@ -23,7 +24,7 @@ from .layers.base import Layer
 from .layers.batchnorm import BatchNorm
 from .layers.dense import Dense
 from .layers.dropout import Dropout
-from .network import Sequential, streams
+from .network import Sequential, check_least, streams
 
 FORMAT = "xpnet"
 VERSION = "1"
@@ -214,6 +215,7 @@ def check(net: Sequential, dtype: str, arrays: Mapping[str, np.ndarray]) -> None
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
             raise ValueError(f"{name} has shape {arrays[name].shape}, expected {shape}")
+    least = least_of(net)
     start = net.initial_state(np.random.default_rng(0))  # no larger than what the file has, as is known by now
     whole = {f"state.{k}": a.dtype.name for k, a in start.items() if a.dtype.kind != "f"}
     for name, a in arrays.items():
@@ -221,6 +223,13 @@ def check(net: Sequential, dtype: str, arrays: Mapping[str, np.ndarray]) -> None
             raise ValueError(f"{name} has dtype {a.dtype.name}, expected {expected}")
         if a.size and not (np.isfinite(a.min()) and np.isfinite(a.max())):  # both are NaN where any entry is
             raise ValueError(f"{name} has NaN or infinite entries")
+        if name in least:
+            check_least(name, a, least[name])
+
+
+def least_of(net: Sequential) -> dict[str, float]:
+    """The least that entries may be, by the names in a model file."""
+    return {f"state.{name}": least for name, least in net.least_entries().items()}
 
 
 # --- PyTorch's state dicts --------------------------------------------------------------------------------------------
@@ -258,7 +267,7 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
         )
         raise
     counters = {name.rpartition(".")[0] + f".{COUNTER}" for name in theirs.values() if name.endswith("running_mean")}
-    found = {}
+    found, least = {}, least_of(net)
     try:
         check_torch_names(net, counters | set(theirs.values()), arrays.keys())
         for counter in counters:
@@ -276,6 +285,8 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
                 found[name] = a.T.astype(net.dtype)
             if not np.isfinite(found[name]).all():
                 raise ValueError(f"{other} has entries that are NaN or infinite in {net.dtype}")
+            if name in least:
+                check_least(other, found[name], least[name])
     except ValueError as error:
         raise FormatError(path, error) from None
     net.set_params(container.under("params", own | found))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from .container import Path
 
+NO_LEAST: Mapping[str, float] = {}
+
 
 class Sequential(Layer):
     """Layers one after another; a layer itself. `layers` is the tuple of them.
@@ -208,10 +210,19 @@ class Sequential(Layer):
         self.assign_params(self._checked("set_params", params, self.params))
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Copy in all running statistics, as `set_params` does the parameters."""
-        self.assign_state(self._checked("set_state", state, self.state))
+        """Copy in all running statistics, as `set_params` does the parameters.
 
-    def _checked(self, who: str, given: Mapping[str, Any], own: dict[str, Array]) -> dict[str, Array]:
+        Raises ValueError, too, for a negative variance, and for a counter that is not a whole number in its range.
+        """
+        self.assign_state(self._checked("set_state", state, self.state, self.least_entries()))
+
+    def least_entries(self) -> dict[str, float]:
+        """The least that entries of the running statistics may be, by name, where there is a least."""
+        return {f"{prefix}.{key}": least for prefix, layer in self.leaves() for key, least in layer.least_state.items()}
+
+    def _checked(
+        self, who: str, given: Mapping[str, Any], own: dict[str, Array], least: Mapping[str, float] = NO_LEAST
+    ) -> dict[str, Array]:
         backend = self.backend
         if not isinstance(given, Mapping):
             raise TypeError(f"{who}: expected a mapping from names to arrays, got a {type(given).__name__}")
@@ -223,13 +234,17 @@ class Sequential(Layer):
             )
         copies = {}
         for name, old in own.items():
-            new = backend.adopt(f"{who}: {name}", given[name])
-            if tuple(new.shape) != tuple(old.shape):
-                raise ValueError(f"{who}: {name} has shape {tuple(new.shape)}, expected {tuple(old.shape)}")
             with backend.scope():
+                new = backend.adopt(f"{who}: {name}", given[name])
+                if tuple(new.shape) != tuple(old.shape):
+                    raise ValueError(f"{who}: {name} has shape {tuple(new.shape)}, expected {tuple(old.shape)}")
+                if backend.xp.isdtype(old.dtype, "integral"):
+                    check_whole(f"{who}: {name}", backend.to_numpy(new), dtype_name(old.dtype))
                 copies[name] = backend.xp.astype(new, old.dtype)
                 if not ops.all_finite(copies[name]):
                     raise ValueError(f"{who}: {name} has NaN or infinite entries")
+                if name in least:
+                    check_least(f"{who}: {name}", backend.to_numpy(copies[name]), least[name])
         return copies
 
     @property
@@ -445,6 +460,21 @@ def streams(seed: int | None) -> "tuple[Generator, Generator, Generator]":
         raise ValueError(f"initialize: seed must be a whole number of at least 0, got {seed!r}") from error
     shuffling, statistics = rng.spawn(2)
     return rng, shuffling, statistics
+
+
+def check_whole(name: str, a: np.ndarray, dtype: str) -> None:
+    """Refuse entries that an integer dtype cannot hold."""
+    with np.errstate(invalid="ignore"):
+        held = a.astype(dtype)
+    if not np.array_equal(held, a):
+        limits = np.iinfo(dtype)
+        raise ValueError(f"{name} has entries that are not whole numbers from {limits.min} to {limits.max}")
+
+
+def check_least(name: str, a: np.ndarray, least: float) -> None:
+    """Refuse entries below the least that a statistic may be."""
+    if a.min(initial=least) < least:
+        raise ValueError(f"{name} has entries below {least:g}, the least that they may be")
 
 
 def count(layer: Layer) -> int:

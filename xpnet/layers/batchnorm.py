@@ -1,6 +1,6 @@
 """Batch normalisation. Axes: N batch, D features."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class BatchNorm(Layer):
     Training raises ValueError for a batch of one, whose variance says nothing.
     Source: Ioffe & Szegedy 2015, algorithm 1 and the equations below it.
     """
+
+    least_state: ClassVar = {"var": 0.0}
 
     def __init__(self, features: int, momentum: float = 0.99, eps: float = 0.01, trainable: bool = True):
         self.features = whole("BatchNorm: features", features)

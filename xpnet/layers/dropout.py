@@ -1,6 +1,6 @@
 """Dropout."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ class Dropout(Layer):
     which training counts up. So a call changes nothing, a step can be repeated, and every backend drops the same
     entries. Source: Srivastava et al. 2014, section 10 (the scaling moved to training).
     """
+
+    least_state: ClassVar = {"key": 0}
 
     def __init__(self, rate: float = 0.5):
         self.rate = fraction("Dropout: rate", rate)
