@@ -78,14 +78,14 @@ def told_order(rng: Any) -> dict[str, str]:
 
 def restored_order(state: object) -> "np.random.Generator":
     """The generator in this state, as `told_order` has it. ValueError for anything that is not one."""
-    state = only("its order", state, {"bit_generator", "state", "has_uint32", "uinteger"})
-    numbers = state | only("its order's state", state["state"], {"state", "inc"})
+    told = only("its order", state, {"bit_generator", "state", "has_uint32", "uinteger"})
+    numbers = told | only("its order's state", told["state"], {"state", "inc"})
     limits = {"state": 2**128, "inc": 2**128, "has_uint32": 2, "uinteger": 2**32}
     sound = all(type(numbers[name]) is int and 0 <= numbers[name] < limit for name, limit in limits.items())
-    if state["bit_generator"] != "PCG64" or not sound:
-        raise ValueError(f"its order is {state!r:.200}, no state of NumPy's PCG64")
+    if told["bit_generator"] != "PCG64" or not sound:
+        raise ValueError(f"its order is {told!r:.200}, no state of NumPy's PCG64")
     rng = np.random.default_rng(0)
-    rng.bit_generator.state = state
+    rng.bit_generator.state = told
     return rng
 
 

@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Layer(Configured, ABC):
     params: dict[str, Array] = NotYet()
     state: dict[str, Array] = NotYet()
     trainable: bool = True
-    least_state: Mapping[str, float] = {}  # the least that entries of a statistic may be, such as 0 for a variance
+    least_state: ClassVar[Mapping[str, float]] = {}  # of a statistic's entries, such as 0 of a variance
     input_shape: Shape | None = None  # without the batch, where the layer takes one shape only
     smallest_batch: int = 1  # the rows it needs at least to be trained
 

@@ -1,5 +1,6 @@
 """Batch normalisation. Axes: N batch, D features."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -33,7 +34,7 @@ class BatchNorm(Layer):
     Source: Ioffe & Szegedy 2015, algorithm 1 and the equations below it.
     """
 
-    least_state: ClassVar = {"var": 0.0}
+    least_state: ClassVar[Mapping[str, float]] = {"var": 0.0}
 
     def __init__(self, features: int, momentum: float = 0.99, eps: float = 0.01, trainable: bool = True):
         self.features = whole("BatchNorm: features", features)

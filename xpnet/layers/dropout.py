@@ -1,5 +1,6 @@
 """Dropout."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,7 @@ class Dropout(Layer):
     entries. Source: Srivastava et al. 2014, section 10 (the scaling moved to training).
     """
 
-    least_state: ClassVar = {"key": 0}
+    least_state: ClassVar[Mapping[str, float]] = {"key": 0.0}
 
     def __init__(self, rate: float = 0.5):
         self.rate = fraction("Dropout: rate", rate)
