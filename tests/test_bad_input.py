@@ -357,6 +357,25 @@ def test_a_batch_size_or_number_of_epochs_that_is_no_count_is_refused(net, count
         net.evaluate(x, y, xn.SoftmaxCrossEntropy(), batch_size=count)
 
 
+FLAGS = {
+    "fit: shuffle": lambda net, value: fit(net, *good(), shuffle=value),
+    "fit: progress": lambda net, value: fit(net, *good(), progress=value),
+    "fit: resume": lambda net, value: fit(net, *good(), resume=value),
+    "EarlyStopping: restore_best": lambda net, value: xn.EarlyStopping(restore_best=value),
+    "CSVLog: append": lambda net, value: xn.CSVLog("log.csv", append=value),
+    "Adam: bias_correction": lambda net, value: xn.Adam(bias_correction=value),
+    "AdamW: bias_correction": lambda net, value: xn.AdamW(bias_correction=value),
+    "check_gradients: training": lambda net, value: xn.check_gradients(net, good()[0], training=value),
+}
+
+
+@pytest.mark.parametrize("value", ["False", 0, None, np.zeros(1, dtype=bool)], ids=repr)
+@pytest.mark.parametrize("name", FLAGS)
+def test_what_is_neither_true_nor_false_is_refused_where_one_of_them_is_meant(net, name, value):
+    with refused(net, ValueError, f"{name} must be True or False, got {value!r}"):
+        FLAGS[name](net, value)
+
+
 # --- networks and layers ----------------------------------------------------------------------------------------------
 
 
@@ -367,7 +386,12 @@ def test_a_word_where_trainable_stands_is_no_activation(made):
         made("relu")
     with pytest.raises(ValueError, match=r": trainable must be True or False, got 1$"):
         made(1)
-    assert made(np.False_).trainable is False
+    layer = made(np.False_)
+    assert layer.trainable is False
+    for thing in (layer, xn.Sequential(layer)):
+        with pytest.raises(ValueError, match=rf"^{type(layer).__name__}: trainable must be True or False, got 'no'"):
+            thing.trainable = "no"
+    assert layer.trainable is False
 
 
 @pytest.mark.numpy_only

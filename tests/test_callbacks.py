@@ -331,7 +331,7 @@ def test_a_time_limit_ends_the_training_after_the_step_in_which_it_is_over(
         (lambda: xn.ReduceOnPlateau(min_rate=math.nan), "ReduceOnPlateau: min_rate must be at least 0"),
         (lambda: xn.TimeLimit(0), "TimeLimit: seconds must be above 0"),
         (lambda: xn.TimeLimit("60"), "TimeLimit: seconds must be above 0"),
-        (lambda: xn.CSVLog(3), "not int"),
+        (lambda: xn.CSVLog(3), "CSVLog: path must be a path, as str, bytes or os.PathLike, got 3"),
         (lambda: xn.Doctor(every=0), "Doctor: every must be a whole number"),
         (lambda: xn.Doctor(log="print"), "Doctor: log must be a function"),
     ],

@@ -24,12 +24,11 @@ def whole(name: str, value: object) -> int:
     return int(value)
 
 
-def flag(name: str, value: object) -> bool:
-    """True or False; a word there is most likely meant as an activation, as Keras's layers take it."""
+def flag(name: str, value: object, of_a_word: str = "") -> bool:
+    """True or False, not what counts as one of them, as the word "False" does; `of_a_word` ends the message on one."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
-    hint = ": an activation is a layer of its own, such as ReLU()" if isinstance(value, str) else ""
-    raise ValueError(f"{name} must be True or False, got {value!r}{hint}")
+    raise ValueError(f"{name} must be True or False, got {value!r}{of_a_word if isinstance(value, str) else ''}")
 
 
 def positive(name: str, value: object) -> float:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .backend import Array, Backend, backend_of, default_backend, is_array, on_host
-from .checks import two
+from .checks import flag, two
 from .layers.base import Layer
 from .losses import Loss, on_encoded
 from .network import Sequential
@@ -56,7 +56,7 @@ def check_gradients(
     own, and for what writes into the arrays it is given.
     """
     if isinstance(thing, Layer):
-        return _check_layer(thing, x, y, loss, training, tolerance, seed)
+        return _check_layer(thing, x, y, loss, flag("check_gradients: training", training), tolerance, seed)
     if isinstance(thing, type) or not hasattr(thing, "value_and_grad"):
         raise TypeError(f"check_gradients: expected a layer, a network or a loss, such as xn.ReLU(), got {thing!r}")
     if y is None:

@@ -15,7 +15,7 @@ from typing import Any, TypedDict, Unpack
 
 from . import ops
 from .backend import Array, namespace
-from .checks import fraction, non_negative, positive, two
+from .checks import flag, fraction, non_negative, positive, two
 from .schedules import Schedule, checked_rate
 from .settings import Adjustable, defaults
 
@@ -230,7 +230,7 @@ class Adam(Optimizer):
         self.beta1 = fraction(self._named("beta1"), beta1)
         self.beta2 = fraction(self._named("beta2"), beta2)
         self.eps = positive(self._named("eps"), eps)
-        self.bias_correction = bias_correction
+        self.bias_correction = flag(self._named("bias_correction"), bias_correction)
 
     def coefficients(self, step: int) -> tuple[float, ...]:
         """η, and η m̂ / (√v̂ + eps) as size · m / (√v + shift): the corrections gathered into two numbers."""

@@ -13,7 +13,7 @@ from . import arguments
 from .backend import Array
 from .callbacks import Callback, History, Progress
 from .checkpoints import Checkpoint
-from .checks import whole
+from .checks import flag, whole
 from .data import minibatches
 from .kernels import training_step
 from .losses import Loss, Objective, on_encoded
@@ -75,6 +75,8 @@ def fit(
     """
     check_not_trained(net)  # before anything else is looked at
     epochs = whole("fit: epochs", epochs)
+    shuffle, progress = flag("fit: shuffle", shuffle), flag("fit: progress", progress)
+    resume = flag("fit: resume", resume)
     arguments.check_part("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)")
     arguments.check_metrics("fit", metrics)
     if metrics and validation_data is None:

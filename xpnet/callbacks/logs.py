@@ -25,7 +25,7 @@ class CSVLog(Configured, Callback):
     """
 
     def __init__(self, path: Path, append: bool = False):
-        self.path, self.append = checks.path("CSVLog: path", path), append
+        self.path, self.append = checks.path("CSVLog: path", path), checks.flag("CSVLog: append", append)
 
     def train_begin(self, run: "Run") -> None:
         self.columns: list[str] = []

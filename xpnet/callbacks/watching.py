@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..backend import Array
-from ..checks import fraction, non_negative, whole
+from ..checks import flag, fraction, non_negative, whole
 from ..settings import Configured
 from .base import Callback
 
@@ -100,7 +100,7 @@ class EarlyStopping(Watching):
         restore_best: bool = True,
     ):
         super().__init__(monitor, patience, min_delta, mode)
-        self.restore_best = restore_best
+        self.restore_best = flag("EarlyStopping: restore_best", restore_best)
 
     def _reset(self) -> None:
         super()._reset()

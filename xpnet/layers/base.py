@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from ..backend import Array
-from ..checks import two
+from ..checks import flag, two
 from ..settings import Configured
 
 if TYPE_CHECKING:
@@ -41,10 +41,21 @@ class Layer(Configured, ABC):
 
     params: dict[str, Array] = NotYet()
     state: dict[str, Array] = NotYet()
-    trainable: bool = True
     least_state: ClassVar[Mapping[str, float]] = {}  # of a statistic's entries, such as 0 of a variance
     input_shape: Shape | None = None  # without the batch, where the layer takes one shape only
     smallest_batch: int = 1  # the rows it needs at least to be trained
+
+    _trainable = True
+
+    @property
+    def trainable(self) -> bool:
+        """Whether training changes the parameters."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        hint = ": an activation is a layer of its own, such as ReLU()"  # where Keras's layers take one by its name
+        self._trainable = flag(f"{type(self).__name__}: trainable", value, hint)
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array, namespace
-from ..checks import flag, fraction, positive, whole
+from ..checks import fraction, positive, whole
 from .base import Layer, Shape
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class BatchNorm(Layer):
         self.features = whole("BatchNorm: features", features)
         self.momentum = fraction("BatchNorm: momentum", momentum)
         self.eps = positive("BatchNorm: eps", eps)
-        self.trainable = flag("BatchNorm: trainable", trainable)
+        self.trainable = trainable
         self.input_shape = (self.features,)
 
     @property

@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array
-from ..checks import flag, whole
+from ..checks import whole
 from ..initializers import INITIALIZERS
 from .base import Layer, Shape
 
@@ -36,7 +36,7 @@ class Dense(Layer):
     ):
         self.in_features = whole("Dense: in_features", in_features)
         self.out_features = whole("Dense: out_features", out_features)
-        self.trainable = flag("Dense: trainable", trainable)
+        self.trainable = trainable
         self.initializer = initializer
         if initializer not in INITIALIZERS:
             raise ValueError(f"Dense: no initializer {initializer!r}; there are {', '.join(INITIALIZERS)}")
