@@ -145,6 +145,7 @@ def test_sample_weights_weigh_as_scikit_learns(problems, kind):
     mine.fit(x, y, sample_weight=weight)
     their.fit(x, y, sample_weight=weight)
     weights_agree(mine, their)
+    books_agree(mine, their, data_terms=2 if kind == "two numbers" else 1)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -157,7 +158,8 @@ def test_loss_and_gradient_are_scikit_learns_at_the_same_weights(problems, kind,
     mine = type(mine).from_sklearn(their)
     rows = their._label_binarizer.transform(y) if "classes" in kind or kind in ("two", "several labels") else y
     rows = rows.reshape(len(x), -1).astype(float)
-    value, grads = mine.net_.value_and_grad(x, rows, mine._loss, sample_weight=weight, l2=2.0)
+    loss = mine._weighing_loss(incremental=False)
+    value, grads = mine.net_.value_and_grad(x, rows, loss, sample_weight=weight, l2=2.0)
     n = len(their.coefs_)
     theirs_value, coefs, intercepts = their._backprop(
         x, rows, weight, [x] + [None] * n, [None] * n, [None] * n, [None] * n

@@ -55,44 +55,73 @@ def same(one, other, tolerance=0.0):
 # --- class weights ----------------------------------------------------------------------------------------------------
 
 
-def test_class_weights_are_sample_weights(cancer):
+CLASS_WEIGHTS = ["balanced", {"ill": 3.0, "well": 0.5}]
+
+
+def row_weights(class_weight, y):
+    if class_weight == "balanced":
+        share = compute_class_weight("balanced", classes=np.unique(y), y=y)
+        class_weight = dict(zip(["ill", "well"], share, strict=True))
+    return np.array([class_weight[label] for label in y])
+
+
+@pytest.mark.parametrize("class_weight", CLASS_WEIGHTS)
+@pytest.mark.parametrize("solver", ["lbfgs", "sgd", "adam"])
+def test_of_all_rows_at_once_class_weights_are_sample_weights_of_mean_1(cancer, class_weight, solver):
     x, y = cancer
-    rng = np.random.default_rng(0)
-    given = rng.uniform(0.5, 2, len(x))
-    share = dict(zip(["ill", "well"], compute_class_weight("balanced", classes=np.unique(y), y=y), strict=True))
-    for class_weight, factors in [("balanced", share), ({"ill": 3.0, "well": 0.5}, {"ill": 3.0, "well": 0.5})]:
-        row = np.array([factors[label] for label in y])
-        model = MLPClassifier(6, max_iter=5, random_state=0, class_weight=class_weight)
-        plain = MLPClassifier(6, max_iter=5, random_state=0)
-        same(weights(model.fit(x, y)), weights(plain.fit(x, y, sample_weight=row)), 1e-14)
-        same(weights(model.fit(x, y, given)), weights(plain.fit(x, y, sample_weight=row * given)), 1e-14)
-        for solver in ("lbfgs", "sgd"):
-            model.set_params(solver=solver)
-            plain.set_params(solver=solver)
-            same(weights(model.fit(x, y)), weights(plain.fit(x, y, sample_weight=row)), 1e-12)
+    given = np.random.default_rng(0).uniform(0.5, 2, len(x))
+    settings = {"max_iter": 5, "random_state": 0, "solver": solver, "batch_size": len(x)}
+    model, plain = MLPClassifier(6, class_weight=class_weight, **settings), MLPClassifier(6, **settings)
+    for own in (None, given):
+        row = row_weights(class_weight, y) * (1.0 if own is None else own)
+        plain.fit(x, y, sample_weight=row / row.mean())
+        same(weights(model.fit(x, y, own)), weights(plain), 1e-10)
+
+
+@pytest.mark.parametrize("class_weight", CLASS_WEIGHTS)
+def test_in_batches_class_weights_are_those_of_a_networks_fit(cancer, class_weight):
+    x, y = cancer
+    given = np.random.default_rng(0).uniform(0.5, 2, len(x))
+    settings = {"random_state": 0, "solver": "sgd", "batch_size": 8, "shuffle": False, "nesterovs_momentum": False}
+    model = MLPClassifier(6, class_weight=class_weight, max_iter=3, alpha=0.1, **settings)
+    net = MLPClassifier(6, max_iter=1, learning_rate_init=1e-300, **settings).fit(x, y).net_
+    history = net.fit(
+        x,
+        (y == "well")[:, None],
+        loss=xn.BinaryCrossEntropyWithLogits(),
+        optimizer=xn.SGD(0.001, momentum=0.9),
+        epochs=3,
+        batch_size=8,
+        shuffle=False,
+        sample_weight=row_weights(class_weight, y) * given,
+        l2=0.1,
+    )
+    same(weights(model.fit(x, y, given)), [net.params[k] for k in ("0.weight", "2.weight", "0.bias", "2.bias")])
+    assert model.loss_curve_ == history["loss"]
 
 
 def test_class_weights_of_several_labels_are_balanced_or_none(cancer):
     x, y = cancer[0], np.stack([cancer[1] == "ill", cancer[0][:, 0] > 1], axis=1)
     row = compute_sample_weight("balanced", y)
-    model = MLPClassifier(6, max_iter=5, random_state=0, class_weight="balanced").fit(x, y)
-    same(weights(model), weights(MLPClassifier(6, max_iter=5, random_state=0).fit(x, y, sample_weight=row)), 1e-14)
+    settings = {"max_iter": 5, "random_state": 0, "batch_size": len(x)}
+    model = MLPClassifier(6, class_weight="balanced", **settings).fit(x, y)
+    same(weights(model), weights(MLPClassifier(6, **settings).fit(x, y, sample_weight=row / row.mean())), 1e-12)
     with pytest.raises(ValueError, match="of several labels at once it must be 'balanced' or None"):
         model.set_params(class_weight={0: 1.0, 1: 2.0}).fit(x, y)
 
 
-def test_class_weights_with_partial_fit(cancer):
+def test_class_weights_with_partial_fit_count_whatever_rows_a_part_has(cancer):
     x, y = cancer
-    model = MLPClassifier(6, random_state=0, class_weight={"ill": 5.0, "well": 1.0})
-    model.partial_fit(x, y, classes=["ill", "well"])
-    plain = MLPClassifier(6, random_state=0).partial_fit(x, y, np.where(y == "ill", 5.0, 1.0), classes=["ill", "well"])
-    same(weights(model), weights(plain))
-    model.set_params(class_weight={"ill": 5.0})
-    for label in ("well", "ill"):  # a part may lack a class that is named
-        part = y == label
-        model.partial_fit(x[part], y[part])
-        plain.partial_fit(x[part], y[part], np.where(y == "ill", 5.0, 1.0)[part])
-    same(weights(model), weights(plain))
+    settings = {"random_state": 0, "alpha": 0.0, "solver": "sgd", "momentum": 0.0, "batch_size": 50}
+    for label, weight in (("well", 1.0), ("ill", 5.0)):  # a part may lack a class that is named
+        part = x[y == label][:50], y[y == label][:50]
+        start = MLPClassifier(6, **settings, max_iter=1, learning_rate_init=1e-300).fit(x, y)
+        model = MLPClassifier(6, **settings, class_weight={"ill": 5.0})
+        plain = MLPClassifier(6, **settings)
+        model.partial_fit(*part, classes=["ill", "well"])
+        plain.partial_fit(*part, classes=["ill", "well"])
+        for before, after, unweighted in zip(weights(start), weights(model), weights(plain), strict=True):
+            np.testing.assert_allclose(after - before, weight * (unweighted - before), rtol=0, atol=1e-15)
     with pytest.raises(ValueError, match="class_weight 'balanced' is not supported for partial_fit"):
         MLPClassifier(class_weight="balanced").partial_fit(x, y, classes=["ill", "well"])
 

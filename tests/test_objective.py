@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from xpnet import arguments
 from xpnet.kernels import training_step
 
 N, D, K = 12, 4, 3
@@ -66,7 +67,7 @@ def test_the_penalty_is_on_trained_weights_alone_and_divided_as_the_loss(lib, rn
     net.set_params({k: rng.normal(size=tuple(a.shape)) for k, a in net.params.items()})  # no bias is 0
     squares = sum(float(np.sum(lib.to_numpy(net.params[k]) ** 2)) for k in ("0.weight", "2.weight"))
     weights = rng.uniform(0.5, 2.0, size=N)
-    for reduction, sample_weight, share in (("mean", None, N), ("mean", weights, weights.sum()), ("sum", weights, 1)):
+    for reduction, sample_weight, share in (("mean", None, N), ("mean", weights, N), ("sum", weights, 1)):
         loss = xn.SoftmaxCrossEntropy(reduction)
         without, bare = net.value_and_grad(x, y, loss, sample_weight=sample_weight)
         with_it, grads = net.value_and_grad(x, y, loss, sample_weight=sample_weight, l2=0.3)
@@ -96,20 +97,121 @@ def test_fit_takes_the_step_that_value_and_grad_says(lib, rng, monkeypatch, kern
             lib.agrees(net.params[key], before[key] - 0.1 * lib.to_numpy(g), rtol=1e-11)
 
 
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("make", [xn.SoftmaxCrossEntropy, xn.MeanSquaredError])
-def test_a_batch_whose_weights_are_all_0_moves_nothing(lib, rng, monkeypatch, kernels, make):
-    """Nor does its penalty, which would stand there undivided, as that of all rows is for a sum."""
+class OfRows(xn.MeanSquaredError):
+    """A user's loss whose terms are of whole rows, and whose mean is still over elements."""
+
+    def terms(self, prediction, target):
+        terms, gradient = super().terms(prediction, target)
+        return xn.ops.namespace(terms).sum(terms, axis=1), gradient
+
+
+class OverThirds(xn.Huber):
+    """A user's loss whose mean is over what it says itself."""
+
+    def divisor(self, prediction, target):
+        return 3.0 * target.shape[0] * target.shape[1]
+
+
+BATCHED = cases.LOSSES | {name: (make, cases.values, cases.values) for name, make in
+                          {"a user's, of rows": OfRows, "a user's own mean": OverThirds}.items()}  # fmt: skip
+
+
+def steps_of(net, x, y, loss, slices, sample_weight, l2):
+    """The loss and the gradient of each batch at the network's parameters: by SGD, a step of rate 1 is the gradient."""
+    x, y = arguments.pair(net, "fit", x, y, loss)
+    objective, y = arguments.weighted(net, "fit", loss, y, sample_weight, l2)
+    to_numpy, before = net.backend.to_numpy, net.params
+    with net.backend.scope():
+        step = training_step(net, objective, xn.SGD(1.0, momentum=0.0))
+        for rows in slices:
+            value, carry = step.on_rows(step.start, x, y, rows, (step.start,))
+            twin = net.clone()
+            step.publish(carry, twin)
+            yield float(value), {k: to_numpy(before[k]) - to_numpy(a) for k, a in twin.params.items()}
+
+
+@pytest.mark.parametrize("kernels", ["auto", "generic", "reference"])
+@pytest.mark.parametrize(("name", "reduction", "weighted", "l2"), [
+    *((name, "mean", True, 0.3) for name in BATCHED),
+    ("softmax cross-entropy, classes", "mean", True, 0.0),
+    ("softmax cross-entropy, classes", "mean", False, 0.3),
+    ("softmax cross-entropy, classes", "sum", True, 0.3),
+])  # fmt: skip
+def test_the_gradients_of_the_batches_make_that_of_all_rows(
+    lib, rng, monkeypatch, kernels, name, reduction, weighted, l2
+):
+    """In "mean" each times its share of the rows. The penalty comes once with each batch."""
     monkeypatch.setenv("XPNET_KERNELS", kernels)
-    x, y = data(cases.one_hot, rng, n=4)
-    weights = [1.0, 2.0, 0.0, 0.0]
-    nets = [plain().initialize(lib.backend, "float64", seed=1) for _ in range(2)]
+    make, prediction, target = BATCHED[name]
+    x, y = data(target, rng)
+    last = [xn.Sigmoid()] if prediction is cases.probabilities else []
+    net, loss = plain(*last).initialize(lib.backend, "float64", seed=1), make(reduction=reduction)
+    weights = rng.uniform(0.0, 3.0, size=N)
+    weights[:5] = 0.0
+    sample_weight, slices = weights if weighted else None, xn.data.minibatches(N, 5)
+    ((whole, expected),) = steps_of(net, x, y, loss, [slice(0, N)], sample_weight, l2 * len(slices))
+    parts = list(steps_of(net, x, y, loss, slices, sample_weight, l2))
+    shares = [(s.stop - s.start) / N if reduction == "mean" else 1.0 for s in slices]
+    assert sum(s * value for s, (value, _) in zip(shares, parts, strict=True)) == pytest.approx(whole, rel=1e-12)
+    for key, g in expected.items():
+        total = sum(s * grads[key] for s, (_, grads) in zip(shares, parts, strict=True))
+        np.testing.assert_allclose(total, g, rtol=0, atol=1e-13 * max(1.0, np.abs(g).max()))
+
+
+@pytest.mark.parametrize("batch_size", [None, 32, 10, 1])
+def test_rare_rows_of_great_weight_count_as_much_in_small_batches(lib, rng, batch_size):
+    """1% of yeses that weigh as much as all noes: at p = 1/2 they are in balance, and an epoch moves nothing."""
+    n, rate = 800, 2.0**-40
+    y = np.zeros((n, 1))
+    y[rng.permutation(n)[: n // 100]] = 1.0
+    weights = np.where(y[:, 0] == 1.0, 99.0, 1.0)
+    net = xn.Sequential(xn.Dense(1, 1)).initialize(lib.backend, "float64", seed=0)
+    loss, optimizer = xn.BinaryCrossEntropyWithLogits(), xn.SGD(rate, momentum=0.0)
+    history = net.fit(np.zeros((n, 1)), y, loss=loss, optimizer=optimizer, batch_size=batch_size, sample_weight=weights)
+    assert abs(float(net.params["0.bias"][0])) <= 1e-6 * rate * history.steps  # weights by batch: 0.49 of it at 1
+    assert history["loss"] == pytest.approx([np.log(2)], rel=1e-9)
+
+
+@pytest.mark.parametrize("factor", [1e-300, 3.0, 1e307])
+def test_a_factor_of_all_weights_changes_nothing(lib, rng, factor):
+    x, y = data(cases.classes, rng)
+    weights = rng.uniform(0.0, 2.0, size=N)
+    nets = [network(lib) for _ in range(2)]
+    fit = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.SGD(0.1), "batch_size": 5, "epochs": 3, "l2": 0.3}
+    one, other = (
+        net.fit(x, y, sample_weight=w, **fit) for net, w in zip(nets, (weights, factor * weights), strict=True)
+    )
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-12)
+    for key, a in nets[0].params.items():
+        if key != "0.bias":  # its gradient is 0 but for rounding, before a BatchNorm
+            lib.agrees(nets[1].params[key], lib.to_numpy(a), rtol=1e-11)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize(("reduction", "weights_over", "decay"), [
+    ("mean", "fit", 0.1 * 0.5 / 2), ("mean", "batch", 0.0), ("sum", "fit", 0.1 * 0.5), ("sum", "batch", 0.1 * 0.5),
+])  # fmt: skip
+def test_a_batch_whose_weights_are_all_0_has_the_penalty_alone(
+    lib, rng, monkeypatch, kernels, reduction, weights_over, decay
+):
+    """And where "mean" divides by the batch's weights not even that."""
+    monkeypatch.setenv("XPNET_KERNELS", kernels)
+
+    class Steps(xn.Callback):
+        taken = ()
+
+        def step_end(self, run):
+            self.taken += ({k: lib.to_numpy(a).copy() for k, a in run.net.params.items()},)
+
+    x, y = data(cases.classes, rng, n=4)
+    net, steps, loss = plain().initialize(lib.backend, "float64", seed=1), Steps(), xn.SoftmaxCrossEntropy(reduction)
+    loss.weights_over = weights_over
     fit = {"optimizer": xn.SGD(0.1, momentum=0.0), "batch_size": 2, "shuffle": False, "l2": 0.5}
-    whole = nets[0].fit(x, y, loss=make(), sample_weight=weights, **fit)
-    half = nets[1].fit(x[:2], y[:2], loss=make(), sample_weight=weights[:2], **fit)
-    assert whole["loss"] == pytest.approx(half["loss"], rel=1e-12)
-    for key, a in nets[1].params.items():
-        lib.agrees(nets[0].params[key], lib.to_numpy(a), rtol=1e-12)
+    net.fit(x, y, loss=loss, sample_weight=[1.0, 2.0, 0.0, 0.0], callbacks=[steps], **fit)
+    before, after = steps.taken
+    for key, a in before.items():
+        factor = 1.0 - decay if a.ndim == 2 else 1.0
+        np.testing.assert_allclose(after[key], factor * a, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
@@ -135,15 +237,15 @@ def test_a_step_gives_the_gradient_alone(lib, rng, monkeypatch, kernels, optimiz
 def test_the_loss_of_an_epoch_is_the_mean_over_all_weights(lib, rng, monkeypatch, kernels):
     monkeypatch.setenv("XPNET_KERNELS", kernels)
     x, y = data(cases.classes, rng, n=10)
-    weights = np.array([0, 0, 0, 1, 2, 3, 0.5, 0, 1, 1])  # the first batch has none: it moves nothing
+    weights = np.array([0, 0, 0, 1, 2, 3, 0.5, 0, 1, 1])  # the first batch has none
     net = plain().initialize(lib.backend, "float64", seed=0)
     still = xn.SGD(1e-300, momentum=0.0)
-    whole = float(net.value_and_grad(x, y, xn.SoftmaxCrossEntropy(), sample_weight=weights)[0])
-    for shuffle in (False, True):
-        history = net.fit(
-            x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=still, batch_size=3, shuffle=shuffle, sample_weight=weights
-        )
-        assert history["loss"] == pytest.approx([whole], rel=1e-12)
+    for l2 in (0.0, 0.2):
+        whole, _ = net.value_and_grad(x, y, xn.SoftmaxCrossEntropy(), sample_weight=weights, l2=4 * l2)
+        fit = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": still, "batch_size": 3, "l2": l2}
+        for shuffle in (False, True):
+            history = net.fit(x, y, shuffle=shuffle, sample_weight=weights, **fit)
+            assert history["loss"] == pytest.approx([float(whole)], rel=1e-12)
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])

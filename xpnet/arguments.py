@@ -89,22 +89,24 @@ def validation_pair(net: "Sequential", given: Any, loss: Loss) -> tuple[Array, A
 
 def weighted(
     net: "Sequential", who: str, loss: Loss, y: Array, sample_weight: Any, l2: float
-) -> tuple[Objective, Array, np.ndarray | None]:
-    """What to minimize, the targets it takes, and the weights on the host, None without."""
+) -> tuple[Objective, Array]:
+    """What to minimize, and the targets it takes."""
     if sample_weight is None:
-        return Objective(loss, l2), y, None
+        return Objective(loss, l2), y
     objective, backend = Objective(loss, l2, weighted=True), net.backend
-    weights = backend.adopt(f"{who}: sample_weight", sample_weight)
-    shape, expected = tuple(weights.shape), (y.shape[0],)
+    weights = backend.to_numpy(backend.adopt(f"{who}: sample_weight", sample_weight)).astype(np.float64)
+    shape, expected = weights.shape, (y.shape[0],)
     if shape != expected or y.ndim != 2:
         wanted = f"one number for each row, {expected}" if y.ndim == 2 else "outputs of shape (n, k)"
         raise ValueError(f"{who}: sample_weight has shape {shape}, expected {wanted}")
+    largest = float(backend.xp.finfo(backend.dtype(net.dtype)).max)
+    if not (((weights >= 0.0) & (weights <= largest)).all() and weights.any()):
+        raise ValueError(f"{who}: sample_weight must be finite, at least 0, and not all 0")
+    if objective.reduction == "mean" and loss.weights_over == "fit":
+        weights /= weights.max()  # first: a sum of large ones would overflow
+        weights /= weights.mean()
     with backend.scope():
-        weights = backend.xp.astype(weights, y.dtype)
-        mass = backend.to_numpy(weights).astype(np.float64)
-        if not (np.isfinite(mass).all() and (mass >= 0.0).all() and mass.any()):
-            raise ValueError(f"{who}: sample_weight must be finite, at least 0, and not all 0")
-        return objective, backend.xp.concat([y, weights[:, None]], axis=1), mass
+        return objective, backend.xp.concat([y, backend.asarray(weights[:, None], net.dtype)], axis=1)
 
 
 # --- the settings -----------------------------------------------------------------------------------------------------

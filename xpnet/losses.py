@@ -31,6 +31,7 @@ class Loss(Adjustable, ABC):
     mean_over = "elements"  # or "rows": the batch, where the loss is of a whole row
     matrix = False  # whether it needs (N, K), a row being one distribution
     threshold: float | None = None  # the prediction that stands for probability 1/2, where outputs are classes
+    weights_over: str | None = "fit"  # or "batch": the rows by whose mean weight "mean" divides; None: weights as given
 
     def __init__(self, reduction: str = "mean"):
         """`reduction`: "mean" is over the batch for losses of classes and over every element for others; "sum" adds up.
@@ -234,10 +235,15 @@ def on_encoded(loss: Loss, prediction: Array, target: Array) -> tuple[Array, Arr
 class Objective(Loss):
     """What a training run minimizes: a loss, its rows weighted where they are to be, and an L2 penalty on the weights.
 
-    "sum":   J = Σ_n w_n L_n + l2/2 Σ W²,  ∂J/∂W = Σ_n w_n ∂L_n/∂W + l2 W      "mean":  J / Σ_n w_n, w_n = 1 by default
+    "sum":   J = Σ_n w_n L_n + l2/2 Σ W²           ∂J/∂W = Σ_n w_n ∂L_n/∂W + l2 W
+    "mean":  J = (Σ_n w_n L_n + l2/2 Σ W²) / N     over the N rows of a batch
 
-    The targets of a `weighted` one carry their row's weight w as one more column. For a loss whose mean is over
-    elements, the data's part is divided by Σ_n w_n K. A batch whose weights are all 0 has value and gradient 0.
+    The targets of a `weighted` one carry their row's weight w as one more column. For "mean", `fit` has divided the
+    weights by their mean over all its rows, so that the batches' data terms, each times its N, add up to those of all
+    rows. For a loss whose mean is over elements, the data's term is divided by N K.
+
+    A loss whose `weights_over` is "batch" is divided by the batch's Σ_n w_n in place of N, as scikit-learn's MLPs do;
+    a batch whose weights are all 0 then has value and gradient 0.
     """
 
     def __init__(self, loss: Any, l2: float = 0.0, weighted: bool = False):
@@ -258,11 +264,12 @@ class Objective(Loss):
         return super().reduced(prediction, target)
 
     def divisor(self, prediction: Array, target: Array) -> Any:
-        return self.share(target) * (1 if self.loss.mean_over == "rows" else prediction.shape[1])
+        terms = self.loss.divisor(prediction, target[:, :-1]) / target.shape[0]  # of a row
+        return self.rows(target) * terms
 
-    def share(self, target: Array) -> Any:
-        """What "mean" divides a sum over rows by: their number, or the sum of their weights, infinity in place of 0."""
-        if not self.weighted:
+    def rows(self, target: Array) -> Any:
+        """N, or for `weights_over="batch"` the sum of the batch's weights, infinity in place of 0."""
+        if not (self.weighted and self.loss.weights_over == "batch"):
             return target.shape[0]
         xp = namespace(target)
         total = xp.sum(target[:, -1])
@@ -270,7 +277,7 @@ class Objective(Loss):
 
     def penalty(self, params: Mapping[str, Array], target: Array) -> tuple[Any, dict[str, Array]]:
         """The L2 penalty on those of the trained parameters that are weights, and its derivative by their names."""
-        scale = self.l2 / (1.0 if self.reduction == "sum" else self.share(target))
+        scale = self.l2 / (1.0 if self.reduction == "sum" else self.rows(target))
         weights = {name: a for name, a in params.items() if a.ndim > 1}  # biases, gammas and betas have one axis
         return 0.5 * scale * sum(map(ops.sum_of_squares, weights.values())), {k: scale * w for k, w in weights.items()}
 

@@ -410,7 +410,7 @@ class Sequential(Layer):
         `sample_weight` and `l2` as in `fit`. Raises ValueError or TypeError for what it cannot take.
         """
         x, y = arguments.pair(self, "value_and_grad", x, y, loss)
-        objective, y, _ = arguments.weighted(self, "value_and_grad", loss, y, sample_weight, l2)
+        objective, y = arguments.weighted(self, "value_and_grad", loss, y, sample_weight, l2)
         with self.backend.scope():
             prediction, cache = self.forward(x, training=True)
             value, dy = objective.reduced(prediction, y)

@@ -40,7 +40,8 @@ class Run:
 
     `epoch` and `step` count what is finished, `step` over the whole run. `net` is the network as trained so far.
     `optimizer` is the run's own copy: a `learning_rate` that is set there holds from the next step on. `x`, `y` (as
-    the loss encodes it, and where rows are weighted one more column with the weights) and `loss` are what it trains on.
+    the loss encodes it, and where rows are weighted one more column with the weights as the loss takes them: of mean 1,
+    or for a sum as given) and `loss` are what it trains on.
     """
 
     def __init__(self, net: "Sequential", step_function: Step, x: Array, y: Array, slices: list[slice], epochs: int):

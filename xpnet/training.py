@@ -60,9 +60,10 @@ def fit(
     rows); None means accuracy, where outputs are classes. The random order continues from call to call, from
     `initialize`'s seed; the optimizer starts afresh, or from `slots`, an earlier history's.
 
-    `sample_weight` (n,), numbers of at least 0, weights the rows: a mean over them is Σ w L / Σ w in each batch, a sum
-    Σ w L. `l2` adds l2/2 Σ W² over the trained parameters with two axes or more (weights, not biases or gammas) to the
-    loss of a batch, divided like it by the rows or their weights: scikit-learn's alpha. Validation has neither.
+    `sample_weight` (n,), numbers of at least 0, weights the rows, and `l2` adds a penalty on the trained parameters W
+    with two axes or more (weights, not biases or gammas): scikit-learn's alpha. With a loss of reduction "mean" a batch
+    of N rows has (Σ w L + l2/2 Σ W²) / N, where the weights w are divided by their mean over all n rows; with "sum"
+    Σ w L + l2/2 Σ W², the weights as given. Both are in the history's loss. Validation has neither.
 
     `callbacks` are called in their order; `progress` shows a bar, or lines where the output is a file. `checkpoint`
     saves the run's whole state as it goes, and `resume=True` goes on from there as if nothing had happened: see
@@ -89,7 +90,7 @@ def fit(
     batch_size = rows if batch_size is None else whole("fit: batch_size", batch_size)
     slices = minibatches(rows, batch_size)
     arguments.check_smallest_batch(net, rows, slices[-1].stop - slices[-1].start)
-    objective, y, mass = arguments.weighted(net, "fit", loss, y, sample_weight, l2)
+    objective, y = arguments.weighted(net, "fit", loss, y, sample_weight, l2)
     held_out = arguments.validation_pair(net, validation_data, loss)
     hooks = [*([Progress()] if progress else []), *own, *([checkpoint] if checkpoint else [])]
 
@@ -137,7 +138,7 @@ def fit(
                     for first in range(0, len(losses), len(slices)):
                         run.end_epoch()
                         epoch = losses[first : first + len(slices)]
-                        run.history.record({"loss": mean_of(epoch, mass, slices, order, objective)})
+                        run.history.record({"loss": mean_of(epoch, slices, objective)})
                     if held_out is not None:
                         scores = scored(run.net, "fit", *held_out, loss, metrics, max(batch_size, 1024))
                         run.history.record({f"val_{name}": score for name, score in scores.items()})
@@ -158,19 +159,14 @@ def fit(
     return run.history
 
 
-def mean_of(
-    losses: np.ndarray, mass: np.ndarray | None, slices: Sequence[slice], order: np.ndarray | None, objective: Objective
-) -> float:
-    """The loss of an epoch from those of its batches: their sum, or the mean over all rows, weighted by `mass`."""
+def mean_of(losses: np.ndarray, slices: Sequence[slice], objective: Objective) -> float:
+    """The loss of an epoch from those of its batches: their sum, or the mean over all rows."""
     if len(losses) == 1:
         return float(losses[0])
     if objective.reduction == "sum":
         return float(losses.sum())
-    if mass is None:
-        shares = np.array([s.stop - s.start for s in slices], dtype=np.float64)
-    else:
-        shares = np.add.reduceat(mass if order is None else mass[order], [s.start for s in slices])
-    return float(losses @ (shares / shares.sum()))
+    rows = np.array([s.stop - s.start for s in slices], dtype=np.float64)
+    return float(losses @ (rows / rows.sum()))
 
 
 def evaluate(

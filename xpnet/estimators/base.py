@@ -1,5 +1,6 @@
 """What the two estimators share: parameters, checks, fitting, and what the network says of X."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
@@ -143,6 +144,12 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         """The rows' weights, those of their classes included."""
         return weight
 
+    def _weighing_loss(self, incremental: bool) -> Any:
+        """The loss with scikit-learn's law for weights: "mean" is over those of each batch."""
+        loss = copy.copy(self._loss)
+        loss.weights_over = "batch"
+        return loss
+
     def _stratify(self, targets: Any) -> np.ndarray | None:
         """What the validation rows are drawn in proportion to."""
         return None
@@ -191,13 +198,14 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
                 "fit a new one, with warm_start=False"
             )
         rows = self._rows(targets, backend, self.net_.dtype)
+        loss = self._loss if weight is None else self._weighing_loss(incremental)
         net, x = for_sparse(self.net_, X) if not is_array(X) else (self.net_, X)
         try:
             if self.solver == "lbfgs" and self.optimizer is None:
-                lbfgs.train(self, net, x, rows, weight)
+                lbfgs.train(self, net, x, rows, loss, weight)
             else:
                 stratify = self._stratify(targets) if self.early_stopping else None
-                stochastic.train(self, net, x, rows, weight, stratify, incremental)
+                stochastic.train(self, net, x, rows, loss, weight, stratify, incremental)
         except DivergenceError as error:
             raise ValueError(NOT_FINITE) from error
         finally:

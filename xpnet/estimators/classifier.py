@@ -33,7 +33,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         `learning_rate_init`. "invscaling" and "adaptive" are for "sgd", "nesterov", "adagrad" and "rmsprop".
     loss : "log_loss", or any xpnet loss or your own. One whose `threshold` is 0 is of logits; before any other the
         network ends in a softmax or, for two classes or several labels at once, a sigmoid.
-    class_weight : dict {class: weight}, "balanced" or None: factors of the rows' `sample_weight`.
+    class_weight : dict {class: weight}, "balanced" or None: factors of the rows' `sample_weight`. With it all weights
+        are divided by their mean over the rows of `fit`, not over each batch, as `sample_weight` alone is; in
+        `partial_fit` they count as they are.
     batch_norm : a BatchNorm behind each hidden Dense, its running statistics with momentum 0.9. Where the last batch
         would be of one row, which has no variance, batches get smaller.
     dropout : the share of each hidden layer's outputs dropped in training. "lbfgs" cannot have it.
@@ -61,8 +63,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     - `partial_fit` takes `early_stopping=True`: each call holds out its own `validation_fraction` (give an int
       `random_state` if calls bring the same rows again) and counts as an epoch. When they have stopped, the best
       weights are back, `stopped_early_` is True, and further calls change nothing.
-    - The derivative of ReLU at 0 is 1, there 0. With `sample_weight`, an epoch's loss is the mean over all weight,
-      there over the batches' means.
+    - The derivative of ReLU at 0 is 1, there 0.
     - `loss_` and `loss_curve_` are exact where a probability rounds to 0 or 1; there it is clipped to the dtype's
       epsilon.
     - `coefs_` and `intercepts_` are the network's own arrays: write into them, or assign a list with one for each
@@ -185,6 +186,15 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             factors = compute_class_weight(self.class_weight, classes=classes, y=classes[targets])[targets]
         own = backend.asarray(factors, dtype)
         return own if weight is None else own * weight
+
+    def _weighing_loss(self, incremental: bool) -> Any:
+        """With `class_weight`, which scikit-learn has no law for: "mean" is over all rows, or in `partial_fit`, which
+        does not see them, over the number of a batch's rows.
+        """
+        loss = super()._weighing_loss(incremental)
+        if self.class_weight is not None:
+            loss.weights_over = None if incremental else "fit"
+        return loss
 
     # --- fitting --------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .base import BaseMLP
 
 
-def train(model: "BaseMLP", net: Any, x: Any, y: Array, weight: Array | None) -> None:
+def train(model: "BaseMLP", net: Any, x: Any, y: Array, loss: Any, weight: Array | None) -> None:
     """Minimise the loss over `net`'s parameters; SciPy keeps its vector on the host, in float64."""
     from scipy.optimize import minimize
 
@@ -27,8 +27,8 @@ def train(model: "BaseMLP", net: Any, x: Any, y: Array, weight: Array | None) ->
     if model.callbacks:
         raise ValueError("solver='lbfgs' has no epochs and steps to call callbacks after; use another solver")
     backend = net.backend
-    x, y = pair(net, "fit", x, y, model._loss)
-    objective, y, _ = weighted(net, "fit", model._loss, y, weight, float(model.alpha))
+    x, y = pair(net, "fit", x, y, loss)
+    objective, y = weighted(net, "fit", loss, y, weight, float(model.alpha))
     step = training_step(net, objective, SGD(momentum=0.0))
     norms = [layer for _, layer in net.leaves() if isinstance(layer, BatchNorm) and layer.trainable]
 

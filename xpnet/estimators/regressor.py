@@ -56,8 +56,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
     - `partial_fit` takes `early_stopping=True`: each call holds out its own `validation_fraction` (give an int
       `random_state` if calls bring the same rows again) and counts as an epoch. When they have stopped, the best
       weights are back, `stopped_early_` is True, and further calls change nothing.
-    - The derivative of ReLU at 0 is 1, there 0. With `sample_weight`, an epoch's loss is the mean over all weight,
-      there over the batches' means.
+    - The derivative of ReLU at 0 is 1, there 0.
     - `loss_` and `loss_curve_` are exact where a probability rounds to 0 or 1; there it is clipped to the dtype's
       epsilon.
     - `coefs_` and `intercepts_` are the network's own arrays: write into them, or assign a list with one for each

@@ -157,7 +157,14 @@ class Rules(Callback):
 
 
 def train(
-    model: "BaseMLP", net: Any, x: Any, y: Array, weight: Array | None, stratify: np.ndarray | None, incremental: bool
+    model: "BaseMLP",
+    net: Any,
+    x: Any,
+    y: Array,
+    loss: Any,
+    weight: Array | None,
+    stratify: np.ndarray | None,
+    incremental: bool,
 ) -> None:
     """Train `net`, which reads x, for `max_iter` epochs or one more; the estimator's books are kept."""
     if model.early_stopping and incremental and model.stopped_early_:
@@ -181,7 +188,7 @@ def train(
     history = net.fit(
         x,
         y,
-        loss=model._loss,
+        loss=loss,
         optimizer=model._optimizer,
         epochs=1 if incremental else int(model.max_iter),
         batch_size=batch_size(model, net, rows),
