@@ -1,5 +1,7 @@
 """The estimators beside scikit-learn's own: from one random_state the same weights, losses, stops, prints, errors."""
 
+import copy
+import pickle
 import re
 import warnings
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import sklearn
 from scipy import sparse
+from sklearn import clone
 from sklearn import neural_network as theirs
 from sklearn.datasets import load_breast_cancer, load_diabetes, make_multilabel_classification
 from sklearn.exceptions import ConvergenceWarning
@@ -511,6 +514,176 @@ def test_wrong_sample_weights_get_scikit_learns_words(weight):
     b = error_of(theirs.MLPClassifier(3).fit, x, y, sample_weight=weight)
     assert a is not None
     assert (type(a), str(a)) == (type(b), str(b))
+
+
+# --- a zoo of what programs give: taken or refused as by scikit-learn, and never the half of it -----------------------
+
+ROWS = 12
+FORMS = "csr", "csc", "coo", "lil", "dok", "dia", "bsr"
+ZOO_X = np.random.default_rng(0).normal(size=(ROWS, 3))
+ZOO_Y = {"MLPClassifier": np.arange(ROWS) % 2, "MLPRegressor": ZOO_X[:, 0] + 0.5}
+
+
+def zoo_of_x():
+    import pandas as pd
+
+    x, eye = ZOO_X, np.eye(ROWS, 3) == 1
+    frame = pd.DataFrame(x, columns=["a", "b", "c"])
+    with_nan = np.where(eye, np.nan, x)
+    return {
+        **{
+            f"sparse {form}": getattr(sparse, f"{form}_array")(x)
+            for form in ["csr", "csc", "coo", "lil", "dok", "dia", "bsr"]
+        },
+        "sparse NaN": sparse.csr_array(with_nan),
+        "sparse infinite": sparse.csc_array(np.where(eye, np.inf, x)),
+        "sparse complex": sparse.csr_array(x + 1j),
+        "sparse without columns": sparse.csr_array((ROWS, 0)),
+        "None": None,
+        "a word": "abc",
+        "a number": 3,
+        "ragged": [[1, 2], [3]] * (ROWS // 2),
+        "an empty list": [],
+        "lists of words": [["a", "b", "c"]] * ROWS,
+        "lists of None": [[None] * 3] * ROWS,
+        "objects": x.astype(object),
+        "objects and None": np.where(eye, None, x),
+        "masked": np.ma.masked_array(x, x > 1),
+        "boolean": x > 0,
+        "float16": x.astype("f2"),
+        "of another byte order": x.astype(">f8"),
+        "a matrix": np.matrix(x),
+        "a record": np.zeros(ROWS, dtype=[("a", "f4")]),
+        "a range": range(ROWS),
+        "two rows": x[:2],
+        "frame": frame,
+        "frame with words": frame.assign(b="x"),
+        "frame with categories": frame.assign(b=pd.Categorical(["x", "y"] * (ROWS // 2))),
+        "frame with numbered categories": frame.assign(b=pd.Categorical([1, 2] * (ROWS // 2))),
+        "frame with nullable numbers": frame.assign(b=pd.array(np.arange(ROWS), dtype="Int64")),
+        "frame with missing ones": frame.assign(b=pd.array([1, None] * (ROWS // 2), dtype="Float64")),
+        "frame with dates": frame.assign(b=pd.date_range("2000", periods=ROWS)),
+        "frame of mixed names": frame.set_axis(["a", 1, 2], axis=1),
+        "frame without columns": frame[[]],
+        "series": frame["a"],
+    }
+
+
+def zoo_of_y(y):
+    import pandas as pd
+
+    words = np.array(["a", "b"] * (ROWS // 2))
+    several = np.stack([ZOO_Y["MLPClassifier"]] * 2, axis=1)
+    return {
+        "None": None,
+        "a word": "abc",
+        "a number": 3,
+        "a dict": {"a": 1},
+        "a list": y.tolist(),
+        "a column": y[:, None],
+        "two columns": np.stack([y, y], axis=1),
+        "lists of lists": several.tolist(),
+        "frame": pd.DataFrame({"y": y}),
+        "series with another index": pd.Series(y, index=range(5, 5 + ROWS)),
+        "categories": pd.Series(pd.Categorical(y)),
+        "nullable": pd.Series(pd.array(ZOO_Y["MLPClassifier"], dtype="Int64")),
+        "nullable and missing": pd.Series(pd.array([0, 1, None] * (ROWS // 3), dtype="Int64")),
+        "words": words,
+        "bytes": words.astype("S1"),
+        "words of pandas": pd.Series(words, dtype="string"),
+        "words and None": np.where(words == "a", None, words.astype(object)),
+        "words and numbers": np.array(["a", 1] * (ROWS // 2), dtype=object),
+        "dates": np.where(words == "a", np.datetime64("2000-01-01"), np.datetime64("2001-01-01")),
+        "a record": np.zeros(ROWS, dtype=[("a", "f4")]),
+        "NaN": np.where(words == "a", np.nan, y),
+        "infinite": np.where(words == "a", np.inf, y),
+        "complex": y + 1j,
+        "three axes": y[:, None, None],
+        "0-d": np.array(1),
+        "too few": y[:5],
+        "none": y[:0],
+        "without columns": np.zeros((ROWS, 0)),
+        "ragged": [[1], [1, 2]] * (ROWS // 2),
+        "sets": [{1}, {2}] * (ROWS // 2),
+        "sparse": sparse.csr_array(several),
+        "sparse column": sparse.csr_array(several[:, :1]),
+        "one class": np.zeros(ROWS, dtype=int),
+        "several of three": several + np.arange(ROWS)[:, None] % 3,
+    }
+
+
+def zoo_of_weights():
+    import pandas as pd
+
+    ones = np.ones(ROWS)
+    return {
+        "a number": 2.0,
+        "a list": [1] * ROWS,
+        "negative": -ones,
+        "NaN": ones * np.nan,
+        "infinite": ones * np.inf,
+        "too few": ones[:3],
+        "a word": "balanced",
+        "words": np.full(ROWS, "a"),
+        "words for numbers": np.full(ROWS, "1"),
+        "a column": ones[:, None],
+        "complex": ones + 1j,
+        "boolean": ones > 0,
+        "series": pd.Series(ones),
+        "nullable": pd.Series(pd.array(ones, dtype="Float64")),
+        "missing": pd.Series(pd.array([1, None] * (ROWS // 2), dtype="Float64")),
+        "sparse": sparse.csr_array(ones[:, None]),
+        "a dict": {0: 1},
+        "ragged": [[1], [1, 2]] * (ROWS // 2),
+        "beyond what sums hold": ones * 1e308,
+    }
+
+
+# what one of the two takes and the other does not; None where ours takes it
+PARTS = {
+    ("MLPRegressor", "y", "sparse"): TypeError,
+    **{(kind, "sample_weight", name): ValueError for kind in ZOO_Y for name in ("negative", "beyond what sums hold")},
+}
+
+
+def contents(model):
+    return {name: pickle.dumps(value) for name, value in vars(model).items()}
+
+
+@pytest.mark.skipif(BEFORE_1_9, reason="scikit-learn before 1.9 takes and refuses other things")
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("part", ["X", "y", "sample_weight"])
+@pytest.mark.parametrize("kind", ZOO_Y)
+def test_the_zoo_is_taken_or_refused_as_by_scikit_learn_and_a_refusal_changes_nothing(kind, part):
+    y = ZOO_Y[kind]
+    first = {"classes": np.unique(y)} if kind == "MLPClassifier" else {}
+    calls = {
+        "fit": lambda model, **given: model.fit(**given),
+        "fit again": lambda model, **given: model.fit(**given),
+        "partial_fit": lambda model, **given: model.partial_fit(**given, **first),
+        "partial_fit again": lambda model, **given: model.partial_fit(**given),
+    }
+    if part == "X":
+        calls["predict again"] = lambda model, X, **_: model.predict(X)
+    if part == "y" and kind == "MLPClassifier":
+        calls["partial_fit, classes"] = lambda model, y, **_: model.partial_fit(ZOO_X, ZOO_Y[kind], classes=y)
+
+    unfitted = [getattr(module, kind)(hidden_layer_sizes=4, max_iter=2, random_state=0) for module in (ours, theirs)]
+    fitted = [clone(model).fit(ZOO_X, y) for model in unfitted]
+
+    wrong = []
+    for name, thing in {"X": zoo_of_x, "y": lambda: zoo_of_y(y), "sample_weight": zoo_of_weights}[part]().items():
+        given = {"X": ZOO_X, "y": y[: len(thing)] if name == "two rows" else y, "sample_weight": None} | {part: thing}
+        for call, action in calls.items():
+            mine, their = copy.deepcopy(fitted if "again" in call else unfitted)
+            before = contents(mine)
+            a, b = error_of(action, mine, **given), error_of(action, their, **given)
+            expected = PARTS.get((kind, part, name), None if b is None else (ValueError, TypeError))
+            if (a is not None) if expected is None else not isinstance(a, expected):
+                wrong.append((name, call, a, b))
+            if a is not None and contents(mine) != before:
+                wrong.append((name, call, "has changed the estimator"))
+    assert not wrong
 
 
 def test_a_batch_larger_than_the_data_is_clipped_with_scikit_learns_warning(problems):

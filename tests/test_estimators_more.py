@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 from sklearn import neural_network as theirs
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
@@ -709,6 +709,17 @@ def test_warnings_point_at_the_users_line_and_are_filtered_as_the_packages(cance
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", module="xpnet")
         WARNED[name](*cancer)
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_an_estimator_whose_warning_is_raised_is_fitted_as_scikit_learns_is(cancer, solver):
+    for kind in (MLPClassifier, theirs.MLPClassifier):
+        model = kind(4, solver=solver, max_iter=2, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ConvergenceWarning)
+            with pytest.raises(ConvergenceWarning):
+                model.fit(*cancer)
+        assert model.score(*cancer) > 0.1
 
 
 def test_calls_of_partial_fit_agree_on_classes_and_outputs(cancer, diabetes):

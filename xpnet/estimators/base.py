@@ -1,8 +1,9 @@
 """What the two estimators share: parameters, checks, fitting, and what the network says of X."""
 
+import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -32,6 +33,26 @@ NOT_FINITE = (
 def keep_parameters(model: Any, given: dict[str, Any]) -> None:
     """Keep a constructor's arguments, its `locals()`, under their own names."""
     vars(model).update({name: value for name, value in given.items() if name not in ("self", "__class__")})
+
+
+@contextlib.contextmanager
+def unchanged_on_error(model: Any) -> Iterator[None]:
+    """Put the estimator back as it was, with its network, where the block raises."""
+    before = {k: list(v) if isinstance(v, list) and k.endswith("_") else v for k, v in vars(model).items()}
+    net: Any = before.get("net_")
+    kept = net and (net.params, net.state, net.rng)
+    try:
+        yield
+    except Warning:  # which filters have raise: the training is done
+        raise
+    except BaseException:
+        vars(model).clear()
+        vars(model).update(before)
+        if net:
+            net.assign_params(kept[0])
+            net.assign_state(kept[1])
+            net.rng = kept[2]
+        raise
 
 
 class Wanted(HasMethods):
@@ -175,6 +196,10 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
                 )
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Self:
+        with unchanged_on_error(self):
+            return self._fit_or_raise(X, y, sample_weight, incremental)
+
+    def _fit_or_raise(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Self:
         architecture = self._architecture
         first = not hasattr(self, "net_") or not (self.warm_start or incremental)
         X, y, sample_weight = as_array(X), as_array(y), as_array(sample_weight)

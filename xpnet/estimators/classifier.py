@@ -8,13 +8,14 @@ from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import type_of_target, unique_labels
 
 from .. import ops
-from ..backend import Array, Backend, namespace, on_host
+from ..backend import Array, Backend, is_array, namespace, on_host
 from ..container import Path
 from ..losses import BinaryCrossEntropyWithLogits, SoftmaxCrossEntropy
 from . import convert
-from .base import BaseMLP, keep_parameters
+from .base import BaseMLP, keep_parameters, unchanged_on_error
 from .labels import Labels
 
 
@@ -216,17 +217,19 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         known = getattr(self, "classes_", None)
         if known is None and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit.")
-        if classes is not None:
-            if known is None:
-                given = y if hasattr(y, "tocsr") else on_host(y)
-                several = given.ndim == 2 and given.shape[1] > 1
-                self._labels = Labels(given if several else np.unique(on_host(classes)))
-                self.classes_ = self._labels.classes
-            elif not np.array_equal(self._labels.classes, np.unique(on_host(classes))):
-                raise ValueError(
-                    f"`classes={classes!r}` is not the same as on last call to partial_fit, was: {known!r}"
-                )
-        return self._fit(X, y, sample_weight, incremental=True)
+        with unchanged_on_error(self):
+            if classes is not None:
+                given = unique_labels(on_host(classes) if is_array(classes) else classes)
+                if known is None:
+                    rows = y if hasattr(y, "tocsr") else on_host(y)
+                    several = type_of_target(rows if is_array(y) else y).endswith(("indicator", "multioutput"))
+                    self._labels = Labels(rows if several else given)
+                    self.classes_ = self._labels.classes
+                elif not np.array_equal(self._labels.classes, given):
+                    raise ValueError(
+                        f"`classes={classes!r}` is not the same as on last call to partial_fit, was: {known!r}"
+                    )
+            return self._fit(X, y, sample_weight, incremental=True)
 
     def _validation_score(self, prediction: Array, target: Array, weight: Array | None) -> Any:
         choices = self._labels.choices(prediction, self._threshold)

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Self
 
+import numpy as np
 from sklearn.base import RegressorMixin, _fit_context
 from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import HasMethods, StrOptions
@@ -113,6 +114,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):
     def _targets(self, y: Any, backend: Backend, incremental: bool, first: bool) -> Array:
         if hasattr(y, "tocsr"):
             raise TypeError("Sparse y was passed to MLPRegressor, but dense numbers are required. Use y.toarray().")
+        if isinstance(y, np.ndarray) and y.dtype.kind not in "biuf":
+            raise TypeError(f"MLPRegressor needs numbers as y, got the dtype {y.dtype}. Use y.astype(float).")
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         if not backend.owns(y):
