@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import signal
 import sys
 from pathlib import Path
@@ -74,10 +75,10 @@ def bits(net):
         ("accuracy", [1, 3, 3, 2, 4], {"patience": 2}, 2, 4),  # a tie is no better
         ("mine", [1, 3, 2, 2], {"patience": 2, "mode": "max"}, 2, 4),
         ("mine", [3, 1, 2, 2], {"patience": 2, "mode": "min"}, 2, 4),
-        ("loss_b", [9, 8, 7.9, 7.8, 1], {"patience": 2, "min_delta": 0.5}, 2, 4),
-        ("loss_b", [math.nan, math.nan, 1], {"patience": 2}, 0, 2),
-        ("loss_b", [2, math.nan, math.nan, 1], {"patience": 2}, 1, 3),
-        ("loss_b", [math.inf, 5, 6, 4], {"patience": 1}, 2, 3),
+        ("val_loss", [9, 8, 7.9, 7.8, 1], {"patience": 2, "min_delta": 0.5}, 2, 4),
+        ("val_loss", [math.nan, math.nan, 1], {"patience": 2}, 0, 2),
+        ("val_loss", [2, math.nan, math.nan, 1], {"patience": 2}, 1, 3),
+        ("val_loss", [math.inf, 5, 6, 4], {"patience": 1}, 2, 3),
     ],
 )
 def test_early_stopping_stops_and_goes_back_to_the_best_epoch(lib, name, values, options, best, epochs):
@@ -92,7 +93,7 @@ def test_early_stopping_stops_and_goes_back_to_the_best_epoch(lib, name, values,
 
 def test_early_stopping_that_is_not_to_restore_keeps_the_last_network(lib):
     net, seen = network(lib), Snapshots()
-    stopping = xn.EarlyStopping("a_loss", patience=1, restore_best=False)
+    stopping = xn.EarlyStopping("a_loss", mode="min", patience=1, restore_best=False)
     fit(net, [Scripted("a_loss", [1, 2]), stopping, seen], epochs=2)
     assert bits(net) == seen.bits[2] != seen.bits[1]
     assert (stopping.best_epoch, stopping.wait) == (1, 1)
@@ -120,7 +121,7 @@ def test_early_stopping_goes_back_after_ctrl_c_and_after_an_error(lib):
     try:
         for values, best in [([1, 2], 1), ([2, 1], 2)]:
             net, seen = network(lib), Snapshots()
-            stopping = xn.EarlyStopping("a_loss")
+            stopping = xn.EarlyStopping("a_loss", mode="min")
             history = fit(net, [Scripted("a_loss", values), stopping, seen, On(step_end=interrupt)], epochs=5)
             assert history.interrupted
             assert bits(net) == seen.bits[best]
@@ -128,7 +129,9 @@ def test_early_stopping_goes_back_after_ctrl_c_and_after_an_error(lib):
         signal.signal(signal.SIGINT, before)
     net, seen = network(lib), Snapshots()
     with pytest.raises(RuntimeError, match="mine"):
-        fit(net, [Scripted("a_loss", [1, 2]), xn.EarlyStopping("a_loss"), seen, On(step_end=fail)], epochs=5)
+        fit(
+            net, [Scripted("a_loss", [1, 2]), xn.EarlyStopping("a_loss", mode="min"), seen, On(step_end=fail)], epochs=5
+        )
     assert bits(net) == seen.bits[1]
 
 
@@ -143,7 +146,7 @@ def test_after_a_divergence_early_stopping_goes_back_only_to_what_had_a_finite_l
     net = xn.Sequential(xn.Dense(FEATURES, 3)).initialize(lib.backend, "float64", seed=0)
     seen, targets = Snapshots(), np.eye(3)[Y]
     values = [1, 2] if sound else [2, 1]
-    watch = [Scripted("a_loss", values), xn.EarlyStopping("a_loss"), seen, On(step_end=leap)]
+    watch = [Scripted("a_loss", values), xn.EarlyStopping("a_loss", mode="min"), seen, On(step_end=leap)]
     with pytest.raises(xn.DivergenceError) as error:
         fit(net, watch, epochs=4, y=targets, loss=xn.MeanSquaredError(), optimizer=xn.SGD(0.1, momentum=0.0))
     assert error.value.epoch == 3
@@ -152,7 +155,7 @@ def test_after_a_divergence_early_stopping_goes_back_only_to_what_had_a_finite_l
 
 
 def test_one_early_stopping_serves_one_fit_after_another(lib):
-    stopping = xn.EarlyStopping("a_loss", patience=1)
+    stopping = xn.EarlyStopping("a_loss", mode="min", patience=1)
     for _ in range(2):
         net, seen = network(lib), Snapshots()
         history = fit(net, [Scripted("a_loss", [1, 2, 0]), stopping, seen], epochs=3)
@@ -162,20 +165,38 @@ def test_one_early_stopping_serves_one_fit_after_another(lib):
     untouched = network(lib)
     start = bits(untouched)
     with pytest.raises(TypeError, match="schedule"):
-        fit(untouched, [xn.ReduceOnPlateau("a_loss"), stopping], optimizer=xn.SGD(xn.Constant(0.1)))
+        fit(untouched, [xn.ReduceOnPlateau("a_loss", mode="min"), stopping], optimizer=xn.SGD(xn.Constant(0.1)))
     assert bits(untouched) == start
 
 
 @pytest.mark.numpy_only
-def test_whether_less_or_more_is_better_is_told_from_the_name_or_asked():
-    for name in ("loss", "val_loss", "val_mean_squared_error", "mae", "VAL_RMSE"):
-        assert xn.EarlyStopping(name).falls
-    for name in ("val_accuracy", "acc", "val_f1", "score", "top_5_accuracy"):
-        assert not xn.EarlyStopping(name).falls
-    for name in ("val_mine", "val_accuracy_loss"):
-        with pytest.raises(ValueError, match=rf'EarlyStopping: the name \'{name}\' does not tell .* mode="min"'):
-            xn.EarlyStopping(name)
-        assert not xn.EarlyStopping(name, mode="max").falls
+def test_whether_less_or_more_is_better_is_known_of_every_measure_recorded_here():
+    falls = {name: xn.EarlyStopping(f"val_{name}").falls for name in ["loss", "score", *xn.metrics.BY_NAME]}
+    assert {name for name in falls if falls[name]} == {"loss", "mean_squared_error", "mean_absolute_error"}
+    assert all(xn.EarlyStopping(name).falls is falls[name] for name in falls)
+
+
+@pytest.mark.numpy_only
+def test_more_is_better_of_every_scorer_of_scikit_learns():
+    from sklearn.metrics import get_scorer_names
+
+    from xpnet.callbacks.watching import SCORERS
+
+    assert set(get_scorer_names()) == SCORERS
+    assert not any(xn.EarlyStopping(prefix + name).falls for name in SCORERS for prefix in ("", "val_"))
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("kind", [xn.EarlyStopping, xn.ReduceOnPlateau])
+@pytest.mark.parametrize(
+    "name", ["mine", "val_accuracy_loss", "val_error", "neg_mine", "hinge_loss_score", "learning_rate", "VAL_LOSS", ""]
+)
+def test_of_another_measure_the_mode_must_be_said(kind, name):
+    with pytest.raises(ValueError, match=rf"^{kind.__name__}: whether less or more of '{name}' is better") as caught:
+        kind(name)
+    remedy = re.search(r"xn\.\w+\(.*?\)", str(caught.value)).group()
+    assert eval(remedy, {"xn": xn}).falls
+    assert not kind(name, mode="max").falls
 
 
 def test_a_measure_that_is_not_there_is_refused_with_those_that_are(lib):
@@ -200,7 +221,7 @@ def test_a_measure_that_is_not_there_is_refused_with_those_that_are(lib):
 @pytest.mark.parametrize("make", [xn.SGD, xn.Adam, xn.Nesterov])
 def test_a_plateau_lowers_the_rate_of_the_steps_that_follow(lib, make, values, options, rates):
     net, twin, optimizer = network(lib), network(lib), make(0.1)
-    reduce = xn.ReduceOnPlateau("a_loss", factor=0.5, **options)
+    reduce = xn.ReduceOnPlateau("a_loss", mode="min", factor=0.5, **options)
     history = fit(net, [Scripted("a_loss", values), reduce], epochs=len(values), optimizer=optimizer)
     assert history["learning_rate"] == pytest.approx(rates, rel=1e-15)
     assert optimizer.learning_rate == 0.1  # the user's own
@@ -394,8 +415,8 @@ def test_a_run_that_crashed_and_was_resumed_ends_as_one_that_was_not(lib, tmp_pa
     values = [3.0, 2.0, 2.5, 1.0, 1.5, 1.6, 1.7, 1.8]
 
     def hooks(folder, *more):
-        stopping = xn.EarlyStopping("a_loss", patience=4)
-        reduce = xn.ReduceOnPlateau("a_loss", patience=1, factor=0.5, cooldown=3)
+        stopping = xn.EarlyStopping("a_loss", mode="min", patience=4)
+        reduce = xn.ReduceOnPlateau("a_loss", mode="min", patience=1, factor=0.5, cooldown=3)
         return [Scripted("a_loss", values), stopping, reduce, xn.CSVLog(tmp_path / f"{folder}.csv"), *more]
 
     def crash(run):

@@ -12,16 +12,31 @@ from .base import Callback
 if TYPE_CHECKING:
     from ..run import Run
 
-FALLS = frozenset(["loss", "error", "mse", "rmse", "mae", "entropy", "deviance", "perplexity", "distance"])
-RISES = frozenset(["accuracy", "acc", "auc", "f1", "precision", "recall", "score", "r2"])
+FALLS = frozenset(["loss", "mean_squared_error", "mean_absolute_error"])  # of the measures that are recorded here
+RISES = frozenset(["accuracy", "top_k_accuracy", "top_k", "f1", "roc_auc", "r2", "score"])
+SCORERS = frozenset(  # scikit-learn's, of each of which more is better; those of errors are negative
+    """
+    accuracy adjusted_mutual_info_score adjusted_rand_score average_precision balanced_accuracy completeness_score
+    d2_absolute_error_score d2_brier_score d2_log_loss_score explained_variance f1 f1_macro f1_micro f1_samples
+    f1_weighted fowlkes_mallows_score homogeneity_score jaccard jaccard_macro jaccard_micro jaccard_samples
+    jaccard_weighted matthews_corrcoef mutual_info_score neg_brier_score neg_log_loss neg_max_error
+    neg_mean_absolute_error neg_mean_absolute_percentage_error neg_mean_gamma_deviance neg_mean_poisson_deviance
+    neg_mean_squared_error neg_mean_squared_log_error neg_median_absolute_error neg_negative_likelihood_ratio
+    neg_root_mean_squared_error neg_root_mean_squared_log_error normalized_mutual_info_score positive_likelihood_ratio
+    precision precision_macro precision_micro precision_samples precision_weighted r2 rand_score recall recall_macro
+    recall_micro recall_samples recall_weighted roc_auc roc_auc_ovo roc_auc_ovo_weighted roc_auc_ovr
+    roc_auc_ovr_weighted top_k_accuracy v_measure_score
+    """.split()  # noqa: SIM905
+)
 
 
 class Watching(Configured, Callback):
     """The base: it compares a measure with its best so far, and counts the epochs since.
 
-    `mode` is "min" where less is better, "max" where more is, "auto" to tell from the measure's name. An epoch is
-    better that beats the best by more than `min_delta`; NaN never does. `best`, `best_epoch` (from 1) and `wait` (the
-    epochs since) may be read at any time.
+    `mode` is "min" where less is better, "max" where more is. "auto" knows the measures that this library records and
+    scikit-learn's scorers, with or without "val_" before the name; of any other, ValueError. An epoch is better that
+    beats the best by more than `min_delta`; NaN never does. `best`, `best_epoch` (from 1) and `wait` (the epochs
+    since) may be read at any time.
     """
 
     memory: tuple[str, ...] = ("best", "best_epoch", "wait")
@@ -29,7 +44,8 @@ class Watching(Configured, Callback):
     def __init__(self, monitor: str, patience: int, min_delta: float, mode: str):
         """`monitor` names a measure of the history; `mode` says whether it should fall, "min", or rise, "max".
 
-        "auto" tells from the name. An epoch counts as better that beats the best by more than `min_delta`.
+        "auto" knows of this library's own and scikit-learn's. An epoch counts as better that beats the best by more
+        than `min_delta`.
         """
         who = type(self).__name__
         if not isinstance(monitor, str):
@@ -45,13 +61,15 @@ class Watching(Configured, Callback):
             return self.mode
         if self.mode != "auto":
             raise ValueError(f'{who}: mode must be "min", "max" or "auto", got {self.mode!r}')
-        words = set(self.monitor.lower().split("_"))
-        if bool(words & FALLS) == bool(words & RISES):
-            raise ValueError(
-                f"{who}: the name {self.monitor!r} does not tell whether less or more of it is better; give mode="
-                '"min" or mode="max"'
-            )
-        return "min" if words & FALLS else "max"
+        name = self.monitor.removeprefix("val_")
+        if name in FALLS:
+            return "min"
+        if name in RISES | SCORERS:
+            return "max"
+        raise ValueError(
+            f"{who}: whether less or more of {self.monitor!r} is better is not known here; say which, as in "
+            f'xn.{who}({self.monitor!r}, mode="min"), or mode="max"'
+        )
 
     def _reset(self) -> None:
         self.best: float | None = None
