@@ -709,7 +709,7 @@ def test_watching_validation_without_any_is_refused_before_the_first_epoch(net, 
 def test_classes_given_for_outputs_are_told_from_them(lib, net):
     _, y = good()
     taken = lib.asarray(np.asarray(y, float))
-    for call in (xn.accuracy, xn.confusion_matrix, xn.SoftmaxCrossEntropy()):
+    for call in (xn.accuracy, xn.f1, xn.SoftmaxCrossEntropy()):
         with pytest.raises(ValueError, match=r"got shape \(10,\): give the outputs as predict gives them, not classes"):
             call(taken, y)
 

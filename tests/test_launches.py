@@ -198,9 +198,12 @@ def test_all_work_on_a_network_is_done_on_its_device(cupy):
     net.set_params(net.params)
     net.set_state(net.state)
     net.clone().to("cupy", dtype="float64")
-    for measure in (xn.accuracy, xn.confusion_matrix, lambda p, t: xn.top_k_accuracy(p, t, 2)):
-        measure(prediction, y)
-    xn.mean_squared_error(prediction, np.eye(5)[y])
+    for measure in (*xn.metrics.OF_CLASSES, xn.confusion_matrix):
+        measure(prediction, y, loss=xn.SoftmaxCrossEntropy())
+    xn.f1(prediction, np.eye(5)[y], threshold=0.0)
+    xn.confusion_matrix(cupy.asarray(y), y)
+    for measure in xn.metrics.OF_NUMBERS:
+        measure(prediction, np.eye(5)[y])
     assert log.launches.outside == []
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import unittest.mock
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,12 @@ def python(code, *args, **env):
         (CROSS, Y, {"validation_data": (X, Y), "metrics": {}}, ["loss", "val_loss"]),
         (CROSS, Y, {"validation_data": (X, Y), "metrics": {"a": xn.accuracy, "b": xn.accuracy}},
          ["loss", "val_loss", "val_a", "val_b"]),
+        (CROSS, Y, {"validation_data": (X, Y), "metrics": ["f1", xn.accuracy]},
+         ["loss", "val_loss", "val_f1", "val_accuracy"]),
+        (CROSS, Y, {"validation_data": (X, Y), "metrics": {"hits": "f1", "top2": partial(xn.top_k_accuracy, k=2)}},
+         ["loss", "val_loss", "val_hits", "val_top2"]),
+        (SQUARED, T, {"validation_data": (X, T), "metrics": ("r2", "mean_absolute_error", "mean_squared_error")},
+         ["loss", "val_loss", "val_r2", "val_mean_absolute_error", "val_mean_squared_error"]),
     ],
 )  # fmt: skip
 def test_history_has_one_number_per_epoch_and_measure(lib, loss, y, options, keys):
@@ -1420,6 +1427,14 @@ def test_an_error_in_a_metric_names_it_and_what_it_was_given(lib, metric):
     ]
 
 
+@pytest.mark.parametrize("shape", [(1,), (12, 3), (0,)], ids=str)
+def test_a_metric_that_gives_an_array_is_named(lib, shape):
+    with pytest.raises(
+        ValueError, match=rf"^evaluate: the metric 'mine' gave an array of shape {re.escape(str(shape))}, "
+    ):
+        small(lib).evaluate(X, Y, CROSS, {"mine": lambda p, t: lib.xp.zeros(shape)})
+
+
 @pytest.mark.numpy_only
 @pytest.mark.parametrize(
     ("given", "came"), [(0.2, "a float"), (X, "a ndarray"), ((X, Y, Y), "a tuple of 3"), ([X], "a list of 1")]
@@ -1489,8 +1504,21 @@ def test_a_move_that_fails_moves_nothing(lib):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metrics": ["accuracy"]}, '^fit: metrics must be functions by name, such as {"accuracy": xn.accuracy}, got'),
-        ({"metrics": {"accuracy": "accuracy"}}, "metrics must be functions by name"),
+        (
+            {"metrics": "accuracy"},
+            r'^fit: metrics must be a list such as \["accuracy"\], or a dict .*, got \'accuracy\'',
+        ),
+        ({"metrics": xn.accuracy}, "metrics must be a list"),
+        (
+            {"metrics": [["accuracy"]]},
+            r"^fit: a metric must be a name such as \"accuracy\", or a .*, got \['accuracy'\]",
+        ),
+        ({"metrics": {"f1": ["f1"]}}, r"^fit: a metric must be a name"),
+        ({"metrics": [xn.MeanSquaredError]}, r"a metric must be a name .* got <class 'xpnet.losses.MeanSquaredError'>"),
+        ({"metrics": [xn.MeanSquaredError()]}, r"^fit: a metric needs a name, as in .*, got MeanSquaredError\(\)"),
+        ({"metrics": {"a": 5.0}}, r"^fit: a metric must be a name .* got 5\.0"),
+        ({"metrics": [lambda p, t: 0.0]}, r'^fit: a metric needs a name, as in metrics={"mine": \.\.\.}, got'),
+        ({"metrics": {1: "f1"}}, r"^fit: a metric needs a name, .* got 1"),
         ({"slots": 5}, "slots must be an optimizer's memory by name, such as an earlier history.slots, got 5"),
         ({"callbacks": xn.Callback()}, "callbacks must be a list of xn.Callback objects"),
         ({"callbacks": ["progress"]}, "callbacks must be a list of xn.Callback objects"),
@@ -1505,6 +1533,75 @@ def test_options_of_the_wrong_kind_are_found_before_the_first_step(lib, options,
         fit(net, validation_data=(X, Y), **options)
     assert bits(net) == before
     fit(net, callbacks=None)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (["accurracy"], r"^fit: no metric 'accurracy' here; there are accuracy, top_k_accuracy, f1, roc_auc, mean_sq"),
+        (["f1", xn.f1], r"^fit: two metrics are named 'f1'; give them names"),
+        (["top_k"], r"^top_k_accuracy: k must lie between 1 and the 3 outputs, got 5"),
+        ([partial(xn.top_k_accuracy, k=2)], "a metric needs a name"),
+        ({"loss": "f1"}, r"^fit: a metric cannot be named 'loss'"),
+    ],
+)
+def test_metrics_that_cannot_be_taken_are_found_before_the_first_step(lib, metrics, message):
+    net = small(lib)
+    before = bits(net)
+    with pytest.raises((ValueError, TypeError), match=message):
+        fit(net, metrics=metrics, validation_data=(X, Y), callbacks=[On(step_end=lambda run: pytest.fail("a step"))])
+    assert bits(net) == before
+
+
+def test_metrics_of_numbers_for_classes_are_found_before_the_first_step(lib):
+    with pytest.raises(ValueError, match=r"^accuracy: a target's entries must lie in \[0, 1\]") as caught:
+        fit(small(lib), y=X[:, :3], loss=SQUARED, metrics=["accuracy"], validation_data=(X, 5 * X[:, :3]), epochs=1)
+    assert caught.value.__notes__[-1].startswith("in the metric 'accuracy', which fit calls")
+
+
+YES = (X @ np.array([1.0, -2.0, 0.5, 1.0]) > 0).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("last", "loss", "y"),
+    [
+        ((xn.Dense(4, 1),), xn.BinaryCrossEntropyWithLogits(), YES),
+        ((xn.Dense(4, 1), xn.Sigmoid()), xn.BinaryCrossEntropy(), YES[:, None]),
+        ((xn.Dense(4, 1),), xn.MeanSquaredError(), YES),
+        ((xn.Dense(4, 3),), CROSS, Y),
+        ((xn.Dense(4, 3), xn.Softmax()), xn.CategoricalCrossEntropy(), T),
+        ((xn.Dense(4, 3),), xn.BinaryCrossEntropyWithLogits(), T),  # labels, of which each row happens to hold one
+        ((xn.Dense(4, 3),), xn.BinaryCrossEntropyWithLogits(), Y),  # classes, each output for itself
+    ],
+)
+def test_metrics_know_the_loss_they_are_taken_with(lib, last, loss, y):
+    """By name, as a function, in a dict: as scikit-learn has it of what the outputs say."""
+    net = small(lib, *(layer.clone() for layer in last))
+    z = lib.to_numpy(net.predict(X))
+    of_classes = y is Y or getattr(loss, "matrix", False)
+    taken = z.argmax(axis=1) if of_classes else z > {"logits": 0.0}.get(loss.outputs, 0.5)
+    truth = Y if of_classes else np.reshape(y, z.shape) == 1
+    named = net.evaluate(X, y, loss, ["accuracy", "f1", "roc_auc"])
+    assert named["accuracy"] == pytest.approx((taken == truth).mean())
+    given = {"accuracy": xn.accuracy, "f1": "f1", "roc_auc": xn.roc_auc}
+    assert net.evaluate(X, y, loss, list(given.values())) == net.evaluate(X, y, loss, given) == named
+    for name in ("accuracy", "f1", "roc_auc"):
+        assert float(getattr(xn, name)(net.predict(X), y, loss=loss)) == named[name]
+    default = net.evaluate(X, y, loss)
+    assert default == (
+        {k: named[k] for k in ("loss", "accuracy")} if loss.threshold is not None else {"loss": named["loss"]}
+    )
+    history = fit(net, X, y, loss, STILL, metrics=["accuracy", "f1", "roc_auc"], validation_data=(X, y))
+    assert {name: history[f"val_{name}"][0] for name in named} == pytest.approx(named)
+
+
+@pytest.mark.numpy_only
+def test_targets_of_any_form_serve_a_metric(lib):
+    pandas = pytest.importorskip("pandas")
+    net = small(lib)
+    expected = net.evaluate(X, Y, CROSS, ["accuracy", "f1"])
+    for y in (pandas.Series(Y), Y.tolist(), Y[:, None], pandas.DataFrame(T), Y.astype("uint8")):
+        assert net.evaluate(X, y, CROSS, ["accuracy", "f1"]) == expected
 
 
 @pytest.mark.numpy_only

@@ -22,7 +22,16 @@ from .losses import (
     MeanSquaredError,
     SoftmaxCrossEntropy,
 )
-from .metrics import accuracy, confusion_matrix, mean_squared_error, top_k_accuracy
+from .metrics import (
+    accuracy,
+    confusion_matrix,
+    f1,
+    mean_absolute_error,
+    mean_squared_error,
+    r2,
+    roc_auc,
+    top_k_accuracy,
+)
 from .network import Sequential
 from .optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop
 from .run import DivergenceError
@@ -80,13 +89,17 @@ __all__ = [
     "compare_backends",
     "confusion_matrix",
     "data",
+    "f1",
     "get_backend",
     "initializers",
     "load",
+    "mean_absolute_error",
     "mean_squared_error",
     "metrics",
     "ops",
     "plots",
+    "r2",
+    "roc_auc",
     "schedules",
     "top_k_accuracy",
     "use_backend",

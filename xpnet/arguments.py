@@ -1,7 +1,7 @@
 """What `fit`, `evaluate` and `predict` are given, checked before anything is done with it."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from .callbacks import Callback, CSVLog, Doctor, EarlyStopping, ReduceOnPlateau,
 from .callbacks.watching import Watching
 from .checkpoints import Checkpoint
 from .losses import Loss, Objective
+from .metrics import BY_NAME
 
 if TYPE_CHECKING:
     from .network import Sequential
@@ -68,8 +69,11 @@ def pair(net: "Sequential", who: str, x: Any, y: Any, loss: Loss) -> tuple[Array
         return x, loss.encode(y, like)
 
 
-def validation_pair(net: "Sequential", given: Any, loss: Loss) -> tuple[Array, Array] | None:
-    """`pair` of fit's validation data, None for none. Refuses what is no pair, such as Keras's share of the rows."""
+def validation_pair(net: "Sequential", given: Any, loss: Loss) -> tuple[Array, Array, Any] | None:
+    """`pair` of fit's validation data, and its y as it came; None for none.
+
+    Refuses what is no pair, such as Keras's share of the rows.
+    """
     if given is None:
         return None
     sized = isinstance(given, (tuple, list))
@@ -81,7 +85,7 @@ def validation_pair(net: "Sequential", given: Any, loss: Loss) -> tuple[Array, A
         )
     x, y = given
     try:
-        return pair(net, "fit: validation data", x, y, loss)
+        return *pair(net, "fit: validation data", x, y, loss), y
     except (ValueError, TypeError) as error:
         error.add_note("in fit's validation_data")
         raise
@@ -121,14 +125,41 @@ def check_part(name: str, part: object, needed: Sequence[str], example: str) -> 
         raise TypeError(f"{name} has no {' and no '.join(lacking)}, which {example} has: {part!r}")
 
 
-def check_metrics(who: str, metrics: object) -> None:
-    """Refuse metrics that are not functions by name."""
-    if metrics is not None and not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
+def check_metrics(who: str, metrics: Any) -> dict[str, Callable[..., Any]] | None:
+    """The metrics as functions by name. In a list each has its own; None stays None."""
+    if metrics is None:
+        return None
+    if isinstance(metrics, Mapping):
+        named = list(metrics.items())
+    elif isinstance(metrics, (list, tuple)):
+        named = [(getattr(metric, "__name__", metric), metric) for metric in metrics]
+    else:
         raise TypeError(
-            f'{who}: metrics must be functions by name, such as {{"accuracy": xn.accuracy}}, got {metrics!r}'
+            f'{who}: metrics must be a list such as ["accuracy"], or a dict of names and functions such as '
+            f'{{"accuracy": xn.accuracy}}, got {metrics!r:.200}'
         )
-    if metrics is not None and "loss" in metrics:
-        raise ValueError(f"{who}: a metric cannot be named 'loss': the loss is among what is returned, by that name")
+    found: dict[str, Callable[..., Any]] = {}
+    for name, metric in named:
+        if isinstance(metric, type) or not (isinstance(metric, str) or callable(metric)):
+            raise TypeError(
+                f'{who}: a metric must be a name such as "accuracy", or a function of (prediction, target), got '
+                f"{metric!r:.200}"
+            )
+        if isinstance(metric, str) and metric not in BY_NAME:
+            raise ValueError(
+                f"{who}: no metric {metric!r} here; there are {', '.join(BY_NAME)}, and one of your own is given as a "
+                'function, {"mine": function}'
+            )
+        if not isinstance(name, str) or name == "<lambda>":
+            raise TypeError(f'{who}: a metric needs a name, as in metrics={{"mine": ...}}, got {name!r:.200}')
+        if name in found:
+            raise ValueError(f'{who}: two metrics are named {name!r}; give them names, metrics={{"a": ..., "b": ...}}')
+        if name == "loss":
+            raise ValueError(
+                f"{who}: a metric cannot be named 'loss': the loss is among what is returned, by that name"
+            )
+        found[name] = BY_NAME[metric] if isinstance(metric, str) else metric
+    return found
 
 
 def check_callbacks(callbacks: Any) -> list[Callback]:

@@ -15,7 +15,9 @@ from . import ops
 from .backend import Array, backend_of, namespace
 from .checks import non_negative, positive, two
 from .settings import Adjustable
-from .targets import NAMES, as_classes, as_rows, check_prediction
+from .targets import as_classes, as_rows, as_shares, check_prediction
+
+THRESHOLDS = {"logits": 0.0, "probabilities": 0.5}
 
 
 class Loss(Adjustable, ABC):
@@ -29,9 +31,15 @@ class Loss(Adjustable, ABC):
     """
 
     mean_over = "elements"  # or "rows": the batch, where the loss is of a whole row
-    matrix = False  # whether it needs (N, K), a row being one distribution
-    threshold: float | None = None  # the prediction that stands for probability 1/2, where outputs are classes
+    outputs = "numbers"  # what predictions are; or "probabilities" or "logits"
+    matrix = False  # whether a row is of one class of K and needs (N, K); else each output is a yes or no of its own
+    threshold: float | None = None  # the prediction that stands for probability 1/2, by `outputs`; None for numbers
     weights_over: str | None = "fit"  # or "batch": the rows by whose mean weight "mean" divides; None: weights as given
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "outputs" in vars(cls) and "threshold" not in vars(cls):
+            cls.threshold = THRESHOLDS.get(cls.outputs)
 
     def __init__(self, reduction: str = "mean"):
         """`reduction`: "mean" is over the batch for losses of classes and over every element for others; "sum" adds up.
@@ -129,29 +137,16 @@ class ClassLoss(Loss):
     """The base of the losses over classes: "mean" is over the batch, targets are classes 0 to K - 1 or one-hot rows."""
 
     mean_over = "rows"
-    matrix = True  # and a row's target entries add up to 1
-    threshold = 0.5
+    outputs = "probabilities"
+    matrix = True
 
     def encode(self, target: Any, prediction: Array) -> Array:
         who = type(self).__name__
         n, *outputs = prediction.shape
         if np.shape(target) in ((n,), (n, 1)) and len(outputs) == 1 and (outputs[0] > 1 or self.matrix):
             return ops.one_hot(as_classes(who, target, prediction), outputs[0], prediction.dtype)
-        rows = as_rows(who, backend_of(prediction).adopt(f"{who}: the target", target, NAMES), prediction)
-        xp = namespace(rows)
-        if bool(xp.any((rows < 0.0) | (rows > 1.0))):
-            low, high = float(xp.min(rows)), float(xp.max(rows))
-            remedy = "integer classes (n,) or one-hot rows" if self.matrix else "0 for a no and 1 for a yes"
-            raise ValueError(f"{who}: a target's entries must lie in [0, 1], got {low:g} to {high:g}; give {remedy}")
-        if not self.matrix:
-            return rows
-        sums = xp.sum(rows, axis=1, keepdims=True)
-        if bool(xp.any(xp.abs(sums - 1.0) > 1e-6 * rows.shape[1])):  # as nearly as float32 can
-            raise ValueError(
-                f"{who}: each row of a one-hot target must add up to 1; for several classes at once use "
-                "BinaryCrossEntropyWithLogits"
-            )
-        return rows / sums
+        rows = as_shares(who, target, prediction, self.matrix, "use BinaryCrossEntropyWithLogits")
+        return rows / namespace(rows).sum(rows, axis=1, keepdims=True) if self.matrix else rows
 
 
 class SoftmaxCrossEntropy(ClassLoss):
@@ -161,7 +156,7 @@ class SoftmaxCrossEntropy(ClassLoss):
     adds up to 1, so L = log Σ_j e^{s_j} - Σ_k t_k s_k and ∂L/∂z_j = p_j Σ_k t_k - t_j = p_j - t_j.
     """
 
-    threshold = 0.0
+    outputs = "logits"
 
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         xp = namespace(prediction)
@@ -203,7 +198,7 @@ class BinaryCrossEntropy(ClassLoss):
 class BinaryCrossEntropyWithLogits(ClassLoss):
     """BinaryCrossEntropy of p = sigmoid(z), from logits z: L = Σ_k [log(1 + e^{z_k}) - t_k z_k]; derivative p - t."""
 
-    threshold = 0.0
+    outputs = "logits"
     matrix = False
 
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:

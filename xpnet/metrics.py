@@ -1,46 +1,144 @@
-"""Metrics of predictions (N, K) against targets: integer classes (N,) or rows (N, K). Results stay on the device."""
+"""Metrics of predictions (N, K) against targets, classes (N,) or rows (N, K). Results stay on the device.
 
+Metrics of classes must know what the outputs are and what a target is. Classes (N,), for two outputs or more, are
+classes. Rows (N, K) are whatever the loss says that is given as `loss`: one class of K, or a yes or no per output.
+`fit` and `evaluate` give theirs. Without one, rows of two outputs or more are one-hot, those of one output yes or no;
+`threshold`, the output above which a yes is predicted, makes every row a yes or no per output, and overrides the loss's
+own: 0 for logits, 0.5 for probabilities.
+
+An output that is NaN is wrong, and predicts nothing. A target that does not fit raises ValueError or TypeError.
+"""
+
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, backend_of, device_of, namespace
-from .targets import as_classes, as_rows, check_prediction
+from . import ops
+from .backend import Array, backend_of, device_of, is_array, namespace
+from .targets import NAMES, as_classes, as_rows, as_shares, check_prediction
+
+SEVERAL = "give threshold= (0.5 for probabilities, 0.0 for logits) or a loss of labels as loss="
 
 
-def accuracy(prediction: Array, target: Any, threshold: float = 0.5) -> Array:
-    """The share of rows whose largest output is the target's class.
+# --- of classes -------------------------------------------------------------------------------------------------------
 
-    With one output, or target rows that do not add up to 1 (several classes at once), instead the share of entries
-    on the right side of `threshold`: 0.5 for probabilities, 0 for logits. Where an output is NaN it is wrong.
+
+def accuracy(prediction: Array, target: Any, threshold: float | None = None, loss: Any = None) -> Array:
+    """The share of rows whose largest output is the target's class; of yes and no, the share of entries predicted
+    right.
+
+    One output without `threshold` or `loss` is a probability, a yes above 0.5; ValueError where it is not in [0, 1].
     """
-    check_prediction("accuracy", prediction)
+    truth, limit = _truth("accuracy", prediction, target, threshold, loss)
     xp = namespace(prediction)
-    n, k = prediction.shape
     with backend_of(prediction).scope():
-        if k > 1 and np.shape(target) != (n, k):
-            classes = as_classes("accuracy", target, prediction)
+        if limit is None:
+            right = (xp.argmax(prediction, axis=1) == truth) & ~xp.isnan(xp.max(prediction, axis=1))
         else:
-            rows = as_rows("accuracy", target, prediction)
-            if k == 1 or bool(xp.any(xp.abs(xp.sum(rows, axis=1) - 1.0) > 1e-3)):
-                right = (prediction >= threshold) == (rows >= 0.5)
-                return _share(right & ~xp.isnan(prediction), prediction)
-            classes = xp.argmax(rows, axis=1)
-        right = xp.argmax(prediction, axis=1) == classes
-        return _share(right & ~xp.isnan(xp.max(prediction, axis=1)), prediction)
+            right = ((prediction > limit) == truth) & ~xp.isnan(prediction)
+        return _share(right, prediction)
 
 
-def top_k_accuracy(prediction: Array, target: Any, k: int = 5) -> Array:
-    """The share of rows whose target's class is among the k largest outputs; a tie counts against it, as does NaN."""
-    check_prediction("top_k_accuracy", prediction)
+def top_k_accuracy(prediction: Array, target: Any, k: int = 5, loss: Any = None) -> Array:
+    """The share of rows whose target's class is among the k largest outputs; a tie counts against it.
+
+    ValueError for a k beyond the outputs. For another k in `metrics`: {"top2": partial(xn.top_k_accuracy, k=2)}, with
+    `functools.partial`.
+    """
+    own = _classes("top_k_accuracy", prediction, target, loss)
+    outputs = prediction.shape[1]
+    if k not in range(1, outputs + 1):
+        raise ValueError(f"top_k_accuracy: k must lie between 1 and the {outputs} outputs, got {k}")
     xp = namespace(prediction)
-    if k not in range(1, prediction.shape[1] + 1):
-        raise ValueError(f"top_k_accuracy: k must lie between 1 and the {prediction.shape[1]} outputs, got {k}")
     with backend_of(prediction).scope():
-        own = _classes("top_k_accuracy", target, prediction)
         score = xp.take_along_axis(prediction, own[:, None], axis=1)
         below = xp.count_nonzero(prediction < score, axis=1)  # what ties is not, nor is NaN
-        return _share(below >= prediction.shape[1] - k, prediction)
+        return _share((below >= outputs - k) & ~xp.isnan(score[:, 0]), prediction)
+
+
+def f1(prediction: Array, target: Any, threshold: float | None = None, loss: Any = None) -> Array:
+    """F1 = 2 TP / (2 TP + FP + FN), the harmonic mean of precision and recall, as scikit-learn's `f1_score` has it.
+
+    Of one output, the F1 of a yes; of two classes, that of class 1. Of more classes the mean over those that occur in
+    predictions or targets, of several labels the mean over all: average="macro". 0 where there is neither a yes nor a
+    prediction of one.
+    """
+    truth, limit = _truth("f1", prediction, target, threshold, loss)
+    xp, k = namespace(prediction), prediction.shape[1]
+    with backend_of(prediction).scope():
+        if limit is None:
+            taken = xp.where(xp.isnan(xp.max(prediction, axis=1)), k, xp.argmax(prediction, axis=1))
+            right = _counts(xp.where(taken == truth, truth, k), k)
+            total = _counts(taken, k) + _counts(truth, k)
+        else:
+            taken = prediction > limit
+            right = xp.count_nonzero(taken & truth, axis=0)
+            total = xp.count_nonzero(taken, axis=0) + xp.count_nonzero(truth, axis=0)
+        right, occurs, total = (xp.astype(a, prediction.dtype) for a in (right, total > 0, total))
+        scores = 2.0 * right / xp.maximum(total, 1.0)
+        if limit is not None:
+            return xp.mean(scores)
+        return scores[1] if k == 2 else xp.sum(scores) / xp.maximum(xp.sum(occurs), 1.0)
+
+
+def roc_auc(prediction: Array, target: Any, threshold: float | None = None, loss: Any = None) -> Array:
+    """The area under the ROC curve: the probability that a yes has a larger output than a no, where ties count half.
+
+    Mann-Whitney: AUC = (#{yes > no} + #{yes = no} / 2) / (#yes #no), scikit-learn's `roc_auc_score`. Of two classes it
+    is that of class 1 against class 0; of more classes the mean over each against all others, of several labels the
+    mean over them: average="macro". Logits of classes become probabilities first, if `loss` is of logits; without
+    `loss`, ValueError where the outputs for classes do not add up to 1. ValueError also for a class that no row or
+    every row has, of which there is no curve. NaN where an output is.
+    """
+    truth, limit = _truth("roc_auc", prediction, target, threshold, loss)
+    xp, k = namespace(prediction), prediction.shape[1]
+    with backend_of(prediction).scope():
+        broken = xp.any(xp.isnan(prediction))
+        if limit is None:
+            if getattr(loss, "outputs", None) == "logits":
+                prediction = ops.softmax(prediction)
+            elif loss is None and bool(xp.any(xp.abs(xp.sum(prediction, axis=1) - 1.0) > 1e-3)):
+                raise ValueError(
+                    "roc_auc: the outputs for classes do not add up to 1; for logits give loss=SoftmaxCrossEntropy() "
+                    "or xn.ops.softmax(prediction)"
+                )
+        areas = []
+        for i in [1] if limit is None and k == 2 else range(k):
+            yes = truth == i if limit is None else truth[:, i]
+            areas.append(_area(prediction[:, i], yes, i))
+        return xp.where(broken, xp.nan, sum(areas) / len(areas))
+
+
+def confusion_matrix(prediction: Array, target: Any, threshold: float | None = None, loss: Any = None) -> Array:
+    """(K, K) counts, int32: in row i and column j, how many of class i were taken for class j.
+
+    `prediction` is (N, K), or classes (N,) with a target of classes, the largest in either being K - 1. Of one output
+    the classes are no and yes, as in `accuracy`. ValueError for several labels a row, and for an output that is NaN.
+    """
+    who = "confusion_matrix"
+    if is_array(prediction) and prediction.ndim == 1 and prediction.shape[0]:
+        taken, truth, k = _pair_of_classes(who, prediction, target)
+    else:
+        truth, limit = _truth(who, prediction, target, threshold, loss)
+        xp, k = namespace(prediction), max(prediction.shape[1], 2)
+        if limit is not None and prediction.shape[1] > 1:
+            raise ValueError(
+                f"{who}: it counts one class a row, and these are several labels; give one column each time"
+            )
+        with backend_of(prediction).scope():
+            if bool(xp.any(xp.isnan(xp.max(prediction, axis=1)))):
+                raise ValueError(f"{who}: the prediction has NaN entries, which are of no class; leave out those rows")
+            taken = xp.argmax(prediction, axis=1)
+            if limit is not None:
+                taken, truth = (xp.astype(a[:, 0], taken.dtype) for a in (prediction > limit, truth))
+    xp = namespace(prediction)
+    with backend_of(prediction).scope():
+        return xp.reshape(xp.astype(_counts(truth * k + taken, k * k), xp.int32), (k, k))
+
+
+# --- of numbers -------------------------------------------------------------------------------------------------------
 
 
 def mean_squared_error(prediction: Array, target: Any) -> Array:
@@ -51,27 +149,117 @@ def mean_squared_error(prediction: Array, target: Any) -> Array:
         return namespace(error).mean(error * error)
 
 
-def confusion_matrix(prediction: Array, target: Any) -> Array:
-    """(K, K) counts, int32: in row i and column j, how many of class i were taken for class j."""
-    check_prediction("confusion_matrix", prediction)
+def mean_absolute_error(prediction: Array, target: Any) -> Array:
+    """The mean of |prediction - target| over every element."""
+    check_prediction("mean_absolute_error", prediction)
+    with backend_of(prediction).scope(autograd=True):
+        error = prediction - as_rows("mean_absolute_error", target, prediction)
+        return namespace(error).mean(namespace(error).abs(error))
+
+
+def r2(prediction: Array, target: Any) -> Array:
+    """R² = 1 - Σ (target - prediction)² / Σ (target - mean)², the mean of it over the outputs: scikit-learn's.
+
+    0 predicts no better than the target's mean. Of an output whose targets are all the same, 1 where every prediction
+    is right, else 0. ValueError for a single row.
+    """
+    check_prediction("r2", prediction)
+    if prediction.shape[0] < 2:
+        raise ValueError("r2: it compares rows with their mean, and needs at least two, got 1")
     xp = namespace(prediction)
-    k = prediction.shape[1]
+    with backend_of(prediction).scope(autograd=True):
+        rows = as_rows("r2", target, prediction)
+        left, whole = (xp.sum(a * a, axis=0) for a in (prediction - rows, rows - xp.mean(rows, axis=0)))
+        varies = whole > 0.0
+        constant = xp.where(left == 0.0, 1.0, xp.where(xp.isnan(left), left, 0.0))
+        return xp.mean(xp.where(varies, 1.0 - left / xp.where(varies, whole, 1.0), constant))
+
+
+# --- what is what -----------------------------------------------------------------------------------------------------
+
+
+def _truth(who: str, prediction: Array, target: Any, threshold: float | None, loss: Any) -> tuple[Array, float | None]:
+    """The target as classes (N,), of the integers that `argmax` gives, and None; or as True for a yes (N, K), and the
+    output above which one is predicted.
+    """
+    check_prediction(who, prediction)
+    xp, (n, k) = namespace(prediction), prediction.shape
+    limit, matrix = getattr(loss, "threshold", None), getattr(loss, "matrix", False)
+    labels = threshold is not None or (limit is not None and not matrix)
     with backend_of(prediction).scope():
-        true = _classes("confusion_matrix", target, prediction)
-        cells = xp.sort(true * k + xp.argmax(prediction, axis=1))  # counted by where each one's run begins
-        edges = xp.searchsorted(cells, xp.arange(k * k + 1, dtype=cells.dtype, device=device_of(cells)))
-        return xp.reshape(xp.astype(edges[1:] - edges[:-1], xp.int32), (k, k))
+        if (k > 1 or matrix) and np.shape(target) != (n, k):
+            return xp.astype(as_classes(who, target, prediction), xp.asarray(0).dtype), None
+        if k > 1 and not labels:
+            return xp.argmax(as_shares(who, target, prediction, True, SEVERAL), axis=1), None
+        limit = next(v for v in (threshold, limit, 0.5) if v is not None)
+        if threshold is None and loss is None and bool(xp.any((prediction < 0.0) | (prediction > 1.0))):
+            low, high = float(xp.min(prediction)), float(xp.max(prediction))
+            raise ValueError(
+                f"{who}: the outputs run from {low:g} to {high:g} and are no probabilities; for logits give "
+                "threshold=0.0, or the loss that they are for as loss="
+            )
+        return as_shares(who, target, prediction, False, SEVERAL) > 0.5, limit
 
 
-def _classes(who: str, target: Any, prediction: Array) -> Array:
-    """Classes (N,), of the integers that `argmax` gives, from classes or from rows with a largest entry."""
-    xp = namespace(prediction)
-    if np.shape(target) != tuple(prediction.shape) or prediction.shape[1] == 1:
-        return xp.astype(as_classes(who, target, prediction), xp.asarray(0).dtype)
-    return xp.argmax(as_rows(who, target, prediction), axis=1)
+def _classes(who: str, prediction: Array, target: Any, loss: Any) -> Array:
+    """The target as classes, where it is one."""
+    truth, limit = _truth(who, prediction, target, None, loss)
+    if limit is not None:
+        raise ValueError(f"{who}: it is of one class of two or more outputs, and these are a yes or no per output")
+    return truth
+
+
+def _pair_of_classes(who: str, prediction: Array, target: Any) -> tuple[Array, Array, int]:
+    """Both as classes (N,), and how many there are."""
+    backend = backend_of(prediction)
+    xp = backend.xp
+    with backend.scope():
+        both = [
+            backend.adopt(f"{who}: the {name}", a, NAMES)
+            for name, a in (("prediction", prediction), ("target", target))
+        ]
+        highest = max(float(xp.max(xp.astype(a, xp.float32))) for a in both)
+        k = int(highest) + 1 if 1.0 <= highest < math.inf else 2
+        one = xp.zeros((1, 1), dtype=xp.float32, device=device_of(prediction))
+        like = xp.broadcast_to(one, (prediction.shape[0], k))
+        taken, truth = (xp.astype(as_classes(who, a, like), xp.asarray(0).dtype) for a in both)
+        return taken, truth, k
+
+
+def _counts(numbers: Array, k: int) -> Array:
+    """How often each of 0 to k - 1 stands among the numbers, (k,)."""
+    xp = namespace(numbers)
+    ordered = xp.sort(numbers)  # counted by where each one's run begins
+    edges = xp.searchsorted(ordered, xp.arange(k + 1, dtype=numbers.dtype, device=device_of(numbers)))
+    return edges[1:] - edges[:-1]
+
+
+def _area(score: Array, yes: Array, output: int) -> Array:
+    """The area under the ROC curve of one output, (N,)."""
+    xp, n = namespace(score), score.shape[0]
+    positives = int(xp.count_nonzero(yes))
+    if positives in (0, n):
+        raise ValueError(
+            f"roc_auc: {'every' if positives else 'no'} row is a yes for output {output}, and a curve needs both; give "
+            "more rows"
+        )
+    negatives = n - positives
+    score = xp.asarray(score, copy=True)  # a column of its own: PyTorch searches no other without a warning
+    ordered = xp.sort(xp.where(yes, xp.inf, score))  # the negatives, then all others
+    below = xp.searchsorted(ordered, score)
+    not_above = xp.minimum(xp.searchsorted(ordered, score, side="right"), negatives)
+    wins = xp.astype(below + not_above, score.dtype) / (2.0 * negatives)
+    return xp.sum(xp.where(yes, wins, 0.0)) / positives
 
 
 def _share(right: Array, prediction: Array) -> Array:
     """The share of True, in the prediction's dtype."""
     xp = namespace(right)
     return xp.mean(xp.astype(right, prediction.dtype))
+
+
+# --- by name ----------------------------------------------------------------------------------------------------------
+
+OF_CLASSES: list[Callable[..., Array]] = [accuracy, top_k_accuracy, f1, roc_auc]  # which are told the loss
+OF_NUMBERS: list[Callable[..., Array]] = [mean_squared_error, mean_absolute_error, r2]
+BY_NAME = {metric.__name__: metric for metric in OF_CLASSES + OF_NUMBERS} | {"top_k": top_k_accuracy}

@@ -3,15 +3,15 @@
 from typing import Any
 
 from . import ops
-from .backend import DTYPES, Array, backend_of, dtype_name, namespace
+from .backend import DTYPES, Array, backend_of, dtype_name, is_array, namespace
 
 NAMES = "make integers of names: names, y = np.unique(y, return_inverse=True)"
 
 
 def check_prediction(who: str, prediction: Array, matrix: bool = True) -> None:
     """Refuse a prediction that is not floating, has no entries, or, where a `matrix` is needed, is not (N, K)."""
-    if not hasattr(prediction, "shape"):
-        raise TypeError(f"{who}: prediction must be an array, got a {type(prediction).__name__}")
+    if not is_array(prediction):
+        raise TypeError(f"{who}: prediction must be an array, got a {type(prediction).__name__}: np.asarray makes one")
     shape = tuple(prediction.shape)
     if not shape or 0 in shape or (matrix and len(shape) != 2):
         hint = ": give the outputs as predict gives them, not classes" if len(shape) == 1 and shape[0] else ""
@@ -37,6 +37,22 @@ def as_rows(who: str, target: Any, prediction: Array) -> Array:
                 f"{who}: the target has NaN or infinite entries in {prediction.dtype}; drop or fill those rows"
             )
     return target
+
+
+def as_shares(who: str, target: Any, prediction: Array, one: bool, several: str) -> Array:
+    """`as_rows` with entries in [0, 1] and, where a row is of `one` class, entries that add up to 1.
+
+    `several` ends the message where a row does not: what to do for several labels a row.
+    """
+    rows = as_rows(who, backend_of(prediction).adopt(f"{who}: the target", target, NAMES), prediction)
+    xp = namespace(rows)
+    if bool(xp.any((rows < 0.0) | (rows > 1.0))):
+        low, high = float(xp.min(rows)), float(xp.max(rows))
+        remedy = "integer classes (n,) or one-hot rows" if one else "0 for a no and 1 for a yes"
+        raise ValueError(f"{who}: a target's entries must lie in [0, 1], got {low:g} to {high:g}; give {remedy}")
+    if one and bool(xp.any(xp.abs(xp.sum(rows, axis=1) - 1.0) > 1e-6 * rows.shape[1])):  # as nearly as float32 can
+        raise ValueError(f"{who}: each row of a one-hot target must add up to 1; for several classes at once {several}")
+    return rows
 
 
 def as_classes(who: str, target: Any, prediction: Array) -> Array:

@@ -17,7 +17,7 @@ from .checks import flag, whole
 from .data import minibatches
 from .kernels import training_step
 from .losses import Loss, Objective, on_encoded
-from .metrics import accuracy
+from .metrics import OF_CLASSES, accuracy
 from .optimizers import Optimizer, Slots
 from .run import Run
 
@@ -29,7 +29,7 @@ AHEAD = 32  # full-batch epochs that are handed to a GPU at a time, where nothin
 TRAINED: set[int] = set()  # the layers, by their id, that a `fit` under way trains
 CLAIMING = threading.Lock()  # held from the look at it to the entry in it
 
-Metric = Callable[[Array, Array], Any]
+Metrics = Mapping[str, str | Callable[..., Any]] | Sequence[str | Callable[..., Any]]
 
 
 def fit(
@@ -43,7 +43,7 @@ def fit(
     batch_size: int | None = 32,
     shuffle: bool = True,
     validation_data: tuple[Any, Any] | None = None,
-    metrics: Mapping[str, Metric] | None = None,
+    metrics: Metrics | None = None,
     callbacks: Sequence[Callback] | None = (),
     progress: bool = False,
     sample_weight: Any = None,
@@ -79,7 +79,7 @@ def fit(
     shuffle, progress = flag("fit: shuffle", shuffle), flag("fit: progress", progress)
     resume = flag("fit: resume", resume)
     arguments.check_part("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)")
-    arguments.check_metrics("fit", metrics)
+    metrics = arguments.check_metrics("fit", metrics)
     if metrics and validation_data is None:
         raise ValueError("fit: metrics are taken on validation_data alone, and there is none; evaluate takes any data")
     arguments.check_checkpoint(checkpoint, resume)
@@ -97,6 +97,8 @@ def fit(
     lock = checkpoint.locked() if checkpoint else contextlib.nullcontext()
     with net.backend.scope(), lock, contextlib.ExitStack() as claim:
         claim.enter_context(claimed(net))
+        if held_out and metrics:
+            try_metrics(net, *held_out, loss, metrics)
         saved = None
         if checkpoint:
             arrays = {"x": x, "y": y} | dict(zip(("validation x", "validation y"), held_out or (), strict=False))
@@ -174,17 +176,17 @@ def evaluate(
     x: Any,
     y: Any,
     loss: Loss,
-    metrics: Mapping[str, Metric] | None = None,
+    metrics: Metrics | None = None,
     batch_size: int | None = None,
 ) -> dict[str, float]:
     """The loss and the metrics (as in `fit`) of the outputs for x: {"loss": ..., "accuracy": ...}.
 
     With `batch_size`, that many rows at a time. Raises ValueError or TypeError for what it cannot take.
     """
-    arguments.check_metrics("evaluate", metrics)
-    x, y = arguments.pair(net, "evaluate", x, y, loss)
+    metrics = arguments.check_metrics("evaluate", metrics)
+    x, encoded = arguments.pair(net, "evaluate", x, y, loss)
     with net.backend.scope():
-        return scored(net, "evaluate", x, y, loss, metrics, batch_size)
+        return scored(net, "evaluate", x, encoded, y, loss, metrics, batch_size)
 
 
 def scored(
@@ -192,20 +194,30 @@ def scored(
     who: str,
     x: Array,
     y: Array,
+    given: Any,
     loss: Loss,
-    metrics: Mapping[str, Metric] | None,
+    metrics: Mapping[str, Callable[..., Any]] | None,
     batch_size: int | None,
 ) -> dict[str, float]:
-    """The loss and the metrics of the network's predictions, as floats."""
+    """The loss and the metrics of the network's predictions, as floats; y encodes the `given` target."""
     prediction = forward_in_batches(net, who, x, batch_size)
     if metrics is None:
-        threshold = getattr(loss, "threshold", None)
-        metrics = {} if threshold is None else {"accuracy": lambda p, t: accuracy(p, t, threshold)}
+        metrics = {} if getattr(loss, "threshold", None) is None else {"accuracy": accuracy}
     value, _ = on_encoded(loss, prediction, y)
-    scores = {"loss": float(value)}
+    return {"loss": float(value)} | measured(who, prediction, y, given, loss, metrics)
+
+
+def measured(
+    who: str, prediction: Array, y: Array, given: Any, loss: Loss, metrics: Mapping[str, Callable[..., Any]]
+) -> dict[str, float]:
+    """The metrics as floats. Those of classes go by the loss and the target as it was given, others by its encoding."""
+    scores = {}
     for name, metric in metrics.items():
         try:
-            scores[name] = float(metric(prediction, y))
+            value = metric(prediction, given, loss=loss) if metric in OF_CLASSES else metric(prediction, y)
+            if shape := tuple(np.shape(value)):
+                raise ValueError(f"{who}: the metric {name!r} gave an array of shape {shape}, expected one number")
+            scores[name] = float(value)
         except Exception as error:
             error.add_note(
                 f"in the metric {name!r}, which {who} calls with the prediction, of shape {tuple(prediction.shape)}, "
@@ -213,6 +225,15 @@ def scored(
             )
             raise
     return scores
+
+
+def try_metrics(
+    net: "Sequential", x: Array, y: Array, given: Any, loss: Loss, metrics: Mapping[str, Callable[..., Any]]
+) -> None:
+    """Take this library's metrics of classes of outputs that are 0: what they refuse is found before the first step."""
+    outputs = net.infer(x[:1, ...]).shape[1:]
+    zeros = net.backend.xp.zeros((x.shape[0], *outputs), dtype=x.dtype, device=net.backend.device)
+    measured("fit", zeros, y, given, loss, {name: m for name, m in metrics.items() if m in OF_CLASSES})
 
 
 def forward_in_batches(net: "Sequential", who: str, x: Array, batch_size: int | None) -> Array:
