@@ -126,37 +126,6 @@ def test_a_saturated_last_layer_is_no_fault(lib):
     assert "saturated units" not in [finding.kind for finding in doctor.findings]
 
 
-@pytest.mark.parametrize(
-    ("last", "loss", "words"),
-    [
-        (xn.Softmax(), xn.SoftmaxCrossEntropy(), "Leave this layer out, or take CategoricalCrossEntropy"),
-        (xn.Sigmoid(), xn.SoftmaxCrossEntropy(), "Leave this layer out, or take CategoricalCrossEntropy"),
-        (xn.Sigmoid(), xn.BinaryCrossEntropyWithLogits(), "Leave this layer out, or take BinaryCrossEntropy"),
-        (xn.Dense(3, 3), xn.CategoricalCrossEntropy(), "Take SoftmaxCrossEntropy, or end"),
-        (xn.Dense(3, 3), xn.BinaryCrossEntropy(), "Take BinaryCrossEntropyWithLogits, or end"),
-        (xn.Softmax(), xn.CategoricalCrossEntropy(), None),
-        (xn.Sigmoid(), xn.BinaryCrossEntropy(), None),
-        (xn.Dense(3, 3), xn.SoftmaxCrossEntropy(), None),
-        (xn.Dense(3, 3), xn.BinaryCrossEntropyWithLogits(), None),
-        (xn.Sigmoid(), xn.MeanSquaredError(), None),
-    ],
-)
-def test_a_loss_that_is_given_what_it_is_not_for_is_told_once(lib, last, loss, words):
-    doctor = xn.Doctor(log=None)
-    net = xn.Sequential(xn.Dense(FEATURES, 8), xn.Tanh(), xn.Dense(8, 3), last.clone())
-    fit(on(lib, net), doctor, loss=loss, y=np.eye(3)[Y], optimizer=xn.SGD(0.01, clip_norm=1.0), epochs=3)
-    assert found(doctor) == ([("layer 3", "outputs not the loss's")] if words else [])
-    assert words is None or doctor.findings[0].remedy.startswith(words)
-
-
-def test_logits_under_a_loss_of_probabilities_are_told_of_where_they_end_the_training(lib):
-    net = xn.Sequential(xn.Dense(FEATURES, 8), xn.Tanh(), xn.Dense(8, 3), xn.Dense(3, 3))
-    doctor = xn.Doctor(log=None)
-    with pytest.raises(xn.DivergenceError):
-        fit(on(lib, net), doctor, loss=xn.CategoricalCrossEntropy(), optimizer=xn.SGD(0.01))
-    assert found(doctor)[0] == ("layer 3", "outputs not the loss's")
-
-
 def test_a_gradient_that_vanishes_is_placed_where_it_does(lib):
     net, doctor = on(lib, deep(xn.Sigmoid, 9)), xn.Doctor(log=None)
     fit(net, doctor, epochs=2)

@@ -90,8 +90,12 @@ def every_layer():
         *(xn.Dense(6, 6), xn.BatchNorm(6), xn.Sigmoid(), xn.Dropout(0.2)),
         *(xn.Dense(6, 6), xn.Tanh(), xn.Dense(6, 6, trainable=False), xn.LeakyReLU(), Scale(6)),
         *(xn.Dense(6, 6), xn.ELU(), xn.BatchNorm(6, trainable=False), xn.Sequential(xn.Dense(6, 6), xn.ReLU())),
-        *(xn.Dense(6, 5), xn.Softmax()),
+        *(xn.Dense(6, 5), xn.Softmax(), xn.Dense(5, 5)),
     )
+
+
+class Linked(xn.Sigmoid):
+    """One's own, whose outputs a loss of probabilities must look at."""
 
 
 @pytest.mark.numpy_only
@@ -131,7 +135,7 @@ def test_no_callback_waits_in_an_epoch(choice, cupy, monkeypatch, tmp_path):
 def test_no_loss_waits(name, cupy):
     loss, _, target = LOSSES[name]
     rng, watch = np.random.default_rng(0), Watch()
-    net = xn.Sequential(xn.Dense(6, 5), xn.Sigmoid()).initialize(cupy, seed=0)
+    net = xn.Sequential(xn.Dense(6, 5), Linked()).initialize(cupy, seed=0)
     x, y = rng.normal(size=(30, 6)), target(rng, 30, 5)
     net.fit(x, y, loss=loss(), optimizer=xn.SGD(), epochs=2, batch_size=8, callbacks=[watch])
     assert watch.waits == [[], []]

@@ -13,6 +13,8 @@ from .callbacks.watching import Watching
 from .checkpoints import Checkpoint
 from .losses import Loss, Objective
 from .metrics import BY_NAME
+from .step import squashing
+from .warn import warn
 
 if TYPE_CHECKING:
     from .network import Sequential
@@ -160,6 +162,17 @@ def check_metrics(who: str, metrics: Any) -> dict[str, Callable[..., Any]] | Non
             )
         found[name] = BY_NAME[metric] if isinstance(metric, str) else metric
     return found
+
+
+def warn_of_squashed_logits(net: "Sequential", who: str, loss: Any) -> None:
+    """Warn of a loss of logits on a network that ends in probabilities."""
+    if getattr(loss, "outputs", None) == "logits" and (last := squashing(net)):
+        twin = "CategoricalCrossEntropy()" if getattr(loss, "matrix", False) else "BinaryCrossEntropy()"
+        warn(
+            f"{who}: the network ends in {last!r}, and {loss!r} takes logits, of which it makes probabilities itself: "
+            f"leave that layer out, or take {twin}",
+            UserWarning,
+        )
 
 
 def check_callbacks(callbacks: Any) -> list[Callback]:

@@ -12,6 +12,7 @@ from .checks import by_name, two
 from .layers.base import Layer, Shape
 from .losses import Loss
 from .notebook import table
+from .step import must_check_range, out_of_range
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -413,6 +414,8 @@ class Sequential(Layer):
         objective, y = arguments.weighted(self, "value_and_grad", loss, y, sample_weight, l2)
         with self.backend.scope():
             prediction, cache = self.forward(x, training=True)
+            if must_check_range(self, loss) and (misfit := out_of_range(loss, prediction)):
+                raise ValueError(f"value_and_grad: {misfit}")
             value, dy = objective.reduced(prediction, y)
             grads = self.backward_params(dy, cache)
             if l2:

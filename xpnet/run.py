@@ -159,7 +159,7 @@ class Run:
             self._safe = before if number == last else self._start
         return losses
 
-    def _fault_in_epoch(self, batches: Iterator[Batch], losses: np.ndarray, done: int) -> DivergenceError:
+    def _fault_in_epoch(self, batches: Iterator[Batch], losses: np.ndarray, done: int) -> DivergenceError | ValueError:
         """Take the epoch's steps again, up to the first that does not stay finite."""
         carry, step = self._start, self._step_function
         for number, batch in enumerate(batches, done + 1):
@@ -171,9 +171,13 @@ class Run:
         self._carry = self._safe
         return self._divergence(int(np.isfinite(losses).argmin()) + 1, "the loss, once and not again")
 
-    def _fault_in_step(self, number: int, carry: Carry, batch: Batch, finite: bool) -> DivergenceError:
+    def _fault_in_step(self, number: int, carry: Carry, batch: Batch, finite: bool) -> DivergenceError | ValueError:
         """The step from `carry` on batch `number` does not stay finite, though its loss may be."""
         x, y, rows = batch
+        if not finite and (misfit := self._step_function.misfit(carry, x[rows, ...])):
+            self._carry, self._slots_moved = carry, True
+            before, place = divmod(number - 1, self.steps_per_epoch)
+            return ValueError(f"fit: in epoch {self.epoch + before + 1}, batch {place + 1}, {misfit}")
         self._carry = carry if finite else self._safe
         in_the_passes = self._step_function.fault(carry, x[rows, ...], y[rows, ...])
         elsewhere = "the optimizer's update" if finite else "the loss, once and not again"

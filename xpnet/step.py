@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import ops
-from .backend import Array
+from .backend import Array, namespace
+from .layers.activations import Sigmoid, Softmax
 from .losses import Loss, Objective
 from .optimizers import Optimizer, Slots
 
@@ -40,7 +41,8 @@ class Step:
         self.worker = net.clone()
         self.optimizer = optimizer
         self.objective = loss if isinstance(loss, Objective) else Objective(loss)
-        self.loss = self.objective.reduced
+        self.checks_range = must_check_range(net, self.objective.loss)
+        self.loss = self._within_range if self.checks_range else self.objective.reduced
         leaves = self.worker.leaves()
         self.trained = {f"{p}.{k}": (layer, k) for p, layer in leaves if layer.trainable for k in layer.params}
         if not self.trained:
@@ -118,6 +120,13 @@ class Step:
         state = {k: checked("next_state", after, k, tuple(a.shape), a.dtype) for k, a in before.items()}
         return value, gradients, state
 
+    def _within_range(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+        """The loss and its derivative, the loss NaN where a prediction is no probability: nobody waits to find out."""
+        value, gradient = self.objective.reduced(prediction, target)
+        xp = namespace(prediction)
+        furthest = xp.max(xp.abs(prediction - 0.5))
+        return xp.where(furthest > 0.5 + ROUNDED, xp.nan, xp.zeros_like(furthest)) + value, gradient
+
     def on_rows(self, carry: Carry, x: Array, y: Array, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
         """The step on these rows of x and y. It may write over all arrays that earlier steps gave, except those of the
         carries in `keep` and, until its own loss has turned out finite, those of the last two.
@@ -146,6 +155,13 @@ class Step:
         net.assign_params(net.params | dict(zip(self.names, ops.split(carry.weights, self.shapes), strict=True)))
         net.assign_state(self.state(carry))
 
+    def misfit(self, carry: Carry, x: Array) -> str:
+        """How the outputs for x do not suit the loss, in words; "" if they do."""
+        if not self.checks_range:
+            return ""
+        self._bind(carry)
+        return out_of_range(self.objective.loss, self.worker.forward(x, training=True)[0])
+
     def fault(self, carry: Carry, x: Array, y: Array) -> str:
         """Where a step that does not stay finite first fails, in words; "" if its forward and backward do not."""
         self._bind(carry)
@@ -169,6 +185,42 @@ class Step:
                 return f"the gradient at {name}"
         return ""
 
+
+# --- outputs and the loss that takes them -----------------------------------------------------------------------------
+
+ROUNDED = 1e-6  # beyond 0 and 1, up to which an output is a probability that was rounded
+
+
+def squashing(net: "Sequential") -> Softmax | Sigmoid | None:
+    """The Softmax or Sigmoid that a network ends in, None without."""
+    last = net.parts()[-1][1] if net.is_plain and net.layers else None
+    if isinstance(last, (Softmax, Sigmoid)) and type(last) in (Softmax, Sigmoid):  # a subclass may give anything
+        return last
+    return None
+
+
+def must_check_range(net: "Sequential", loss: Any) -> bool:
+    """Whether the loss is of probabilities, and the network's last layer does not tell that it gives them."""
+    return getattr(loss, "outputs", None) == "probabilities" and squashing(net) is None
+
+
+def out_of_range(loss: Any, prediction: Array) -> str:
+    """How a prediction is not the probabilities that a loss takes, with the remedy; "" if it is, or NaN. Waits for the
+    device.
+    """
+    xp = namespace(prediction)
+    low, high = float(xp.min(prediction)), float(xp.max(prediction))
+    if not (low < -ROUNDED or high > 1.0 + ROUNDED):
+        return ""
+    of_rows = getattr(loss, "matrix", False)
+    layer, twin = ("Softmax()", "SoftmaxCrossEntropy()") if of_rows else ("Sigmoid()", "BinaryCrossEntropyWithLogits()")
+    return (
+        f"the outputs run from {low:.4g} to {high:.4g}, and {loss!r} takes probabilities, in [0, 1]: end the network "
+        f"in {layer}, or take the loss of logits, {twin}"
+    )
+
+
+# --- what a layer gives -----------------------------------------------------------------------------------------------
 
 GIVES = {"backward": "gradient", "next_state": "statistic"}
 

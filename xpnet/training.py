@@ -20,6 +20,7 @@ from .losses import Loss, Objective, on_encoded
 from .metrics import OF_CLASSES, accuracy
 from .optimizers import Optimizer, Slots
 from .run import Run
+from .step import must_check_range, out_of_range
 
 if TYPE_CHECKING:
     from .network import Sequential
@@ -92,6 +93,7 @@ def fit(
     arguments.check_smallest_batch(net, rows, slices[-1].stop - slices[-1].start)
     objective, y = arguments.weighted(net, "fit", loss, y, sample_weight, l2)
     held_out = arguments.validation_pair(net, validation_data, loss)
+    arguments.warn_of_squashed_logits(net, "fit", loss)
     hooks = [*([Progress()] if progress else []), *own, *([checkpoint] if checkpoint else [])]
 
     lock = checkpoint.locked() if checkpoint else contextlib.nullcontext()
@@ -185,6 +187,7 @@ def evaluate(
     """
     metrics = arguments.check_metrics("evaluate", metrics)
     x, encoded = arguments.pair(net, "evaluate", x, y, loss)
+    arguments.warn_of_squashed_logits(net, "evaluate", loss)
     with net.backend.scope():
         return scored(net, "evaluate", x, encoded, y, loss, metrics, batch_size)
 
@@ -201,6 +204,8 @@ def scored(
 ) -> dict[str, float]:
     """The loss and the metrics of the network's predictions, as floats; y encodes the `given` target."""
     prediction = forward_in_batches(net, who, x, batch_size)
+    if must_check_range(net, loss) and (misfit := out_of_range(loss, prediction)):
+        raise ValueError(f"{who}: {misfit}")
     if metrics is None:
         metrics = {} if getattr(loss, "threshold", None) is None else {"accuracy": accuracy}
     value, _ = on_encoded(loss, prediction, y)

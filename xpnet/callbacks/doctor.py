@@ -11,8 +11,7 @@ import numpy as np
 from .. import probe
 from ..backend import Array, namespace
 from ..checks import whole
-from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
-from ..losses import BinaryCrossEntropy, BinaryCrossEntropyWithLogits, CategoricalCrossEntropy, SoftmaxCrossEntropy
+from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Tanh
 from ..ops import all_finite
 from ..settings import Configured
 from .base import Callback
@@ -27,7 +26,6 @@ SHARE = 0.25  # of a layer's units, from which on it is worth a word
 FAST = 0.1  # of a layer's own size, moved by in one step
 SLOW = 1e-5  # the same, of the layer that moves most
 FIRST = 10  # steps, which many an optimizer takes larger than all others
-EDGE = 1e-3  # beyond 0 and 1, from which on an output is no probability that was rounded
 VANISHED, EXPLODED = 1e-4, 1e4  # a layer's gradient, as a multiple of the last layer's
 
 ONCE = {
@@ -36,8 +34,6 @@ ONCE = {
     "exploding gradient",
     "not finite",
 }  # what spreads from layer to layer
-OF_LOGITS = {SoftmaxCrossEntropy: CategoricalCrossEntropy, BinaryCrossEntropyWithLogits: BinaryCrossEntropy}
-OF_PROBABILITIES = {twin: loss for loss, twin in OF_LOGITS.items()}
 STEEPEST = {ReLU: 1.0, LeakyReLU: 1.0, ELU: 1.0, Sigmoid: 0.25, Tanh: 1.0}
 DEAD = "Lower the learning rate, put a BatchNorm before it, or use LeakyReLU"
 SATURATED = (
@@ -77,7 +73,6 @@ class Doctor(Configured, Callback):
     - dead units (ReLU, LeakyReLU, ELU) and saturated ones (Sigmoid, Tanh): no slope to speak of for any row;
     - a layer that one step (an epoch's last) moves by far more or less of its own size than the usual thousandth;
     - gradients that vanish or explode from the last layer to the first; outputs that are the same for every row;
-    - a loss of logits that is given a Softmax's or Sigmoid's probabilities, and a loss of probabilities given logits;
     - the first layer whose output or gradient is not finite, and validation measures that are not.
 
     It looks at up to 256 rows of the training data, as training sees them, in a copy: it changes nothing, and costs
@@ -162,7 +157,6 @@ class Doctor(Configured, Callback):
         shut = [None if s is None else float((s < SHUT).mean()) for s in slopes]
         numbers = zip(looks, shut, gradients, ratios, strict=True)
         self.vitals = [Vitals(f"{look.name}  {look.layer!r}", *rest) for look, *rest in numbers]
-        self._check_loss(run, looks[-1], outputs[-1])  # first: it may be what blew up
         if fault := first_fault(looks, value):
             remedy = "Lower the learning rate, set the optimizer's clip_norm, or scale the inputs"
             self._find(run, fault[0], "not finite", fault[1], remedy)
@@ -212,18 +206,6 @@ class Doctor(Configured, Callback):
                 text = f"{negative} of {units} units are negative for every one of {len(output)} rows"
                 remedy = "There the layer bends nothing: put a BatchNorm before it, or lower the learning rate"
                 self._find(run, str(look), "one-sided units", text, remedy)
-
-    def _check_loss(self, run: "Run", look: probe.Look, output: np.ndarray) -> None:
-        loss = run.loss.loss
-        if type(loss) in OF_LOGITS and isinstance(look.layer, (Softmax, Sigmoid)):
-            text = f"its outputs are probabilities, and {loss!r} takes them for logits"
-            remedy = f"Leave this layer out, or take {OF_LOGITS[type(loss)].__name__}"
-        elif type(loss) in OF_PROBABILITIES and (output.min() < -EDGE or output.max() > 1 + EDGE):
-            text = f"its outputs run from {output.min():.2g} to {output.max():.2g}, and {loss!r} takes probabilities"
-            remedy = f"Take {OF_PROBABILITIES[type(loss)].__name__}, or end the network with a Softmax or Sigmoid"
-        else:
-            return
-        self._find(run, str(look), "outputs not the loss's", text, remedy)
 
     def _check_constant(self, run: "Run", looks: list[probe.Look], outputs: list[np.ndarray]) -> bool:
         constant = [len(o) > 1 and float(np.ptp(o, axis=0).max()) <= 1e-6 * float(np.abs(o).max()) for o in outputs]

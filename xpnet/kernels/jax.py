@@ -173,6 +173,9 @@ class CompiledStep(Step):
         net.assign_state(state)
         return None
 
+    def misfit(self, carry: Carry, x: Array) -> str:
+        return self.by_layers.misfit(self._flat(carry), x)
+
     def fault(self, carry: Carry, x: Array, y: Array) -> str:
         return self.by_layers.fault(self._flat(carry), x, y)
 
