@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from . import arguments, ops, training
-from .backend import DTYPES, Array, Backend, backend_of, dtype_name, resolve
+from .backend import DTYPES, Array, Backend, backend_of, dtype_name, namespace, resolve
 from .checks import by_name, two
 from .layers.base import Layer, Shape
+from .layers.batchnorm import BatchNorm
+from .layers.dense import Dense
 from .losses import Loss
 from .notebook import table
 from .step import must_check_range, out_of_range
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from .container import Path
 
 NO_LEAST: Mapping[str, float] = {}
+
+
+SHIFTS = {Dense: "bias", BatchNorm: "beta"}  # what these layers add to every row; else they are linear
 
 
 class Sequential(Layer):
@@ -64,7 +69,7 @@ class Sequential(Layer):
         for layer in self.layers:
             x, cache = two(layer, "forward", layer.forward(x, training))
             caches.append(cache)
-        return x, (self, x.shape, caches)
+        return x, (self, x.shape, caches, training)
 
     def infer(self, x: Array) -> Array:
         """The output of `forward` in inference; each layer's cache is let go as soon as it is made."""
@@ -84,7 +89,7 @@ class Sequential(Layer):
         return self._backward(dy, cache, lowest, needs_dx=False)[1]
 
     def _backward(self, dy: Array, cache: Any, lowest: int, needs_dx: bool) -> tuple[Array, dict[str, Array]]:
-        (caches,) = self.saved(cache, dy)
+        caches, training = self.saved(cache, dy)
         grads: dict[str, Array] = {}
         for i in reversed(range(lowest, len(self.layers))):
             if i == lowest and not needs_dx:
@@ -92,7 +97,25 @@ class Sequential(Layer):
             else:
                 dy, own = two(self.layers[i], "backward", self.layers[i].backward(dy, caches[i]))
             grads = {f"{i}.{name}": gradient for name, gradient in own.items()} | grads
+        if training:
+            grads |= {name: namespace(dy).zeros_like(grads[name]) for name in self.idle_parameters() if name in grads}
         return dy, grads
+
+    def idle_parameters(self) -> list[str]:
+        """The names of the parameters that have no effect in training: they add the same to every row, and a BatchNorm
+        behind them, or behind Dense layers that follow, subtracts the batch's mean.
+
+        The gradient of such a bias or beta is 0, and `backward` returns exactly that. Its sum over the rows would be
+        rounding, which Adam, dividing by the gradient's own size, turns into full steps that differ between backends.
+        """
+        names: list[str] = []
+        subtracted = False  # whether what is added to every row alike is, further on
+        for prefix, layer in reversed(self.parts()):
+            kind = type(layer)
+            if subtracted and kind in SHIFTS:
+                names.append(f"{prefix}.{SHIFTS[kind]}")
+            subtracted = kind in SHIFTS and (subtracted or (kind is BatchNorm and layer.trainable))
+        return names
 
     def next_state(self, cache: Any) -> dict[str, Array]:
         state: dict[str, Array] = {}

@@ -81,7 +81,7 @@ class Block:
     """A Dense, a BatchNorm and an activation, those of the three that follow one another, as one stage.
 
     The bias of a Dense before a BatchNorm moves the mean and nothing else: it is left out of the sum, added to the
-    running mean, and its gradient is 0, as it is in exact arithmetic. The layers one by one give it rounding.
+    running mean, and its gradient is 0, as `Sequential.idle_parameters` says.
 
     Another bias may be the product's work, where x is a block's y. That then comes as x̃ (D + 1, N), with a row of ones
     below it, and with W̃ = [W; b], as they lie in the vector of parameters, W̃ᵀ x̃ = Wᵀ x + b and [dW; db] = x̃ dzᵀ.
@@ -261,6 +261,9 @@ class BufferedStep(Step):
         self.softmax: Any = plain if type(plain) is SoftmaxCrossEntropy else None
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
         self.stages = self._stages(lambda: Workspace(xp, weights.dtype, device))
+        fused = {f"{b.dense[0]}.bias" for b in self.stages if isinstance(b, Block) and b.dense and b.norm}
+        idle = (name for name in self.worker.idle_parameters() if name in self.trained)
+        self.idle = [name for name in idle if name not in fused]  # of whose gradient the block makes 0 itself
         self.first = next(i for i, stage in enumerate(self.stages) if stage.trains)
         blocks = itertools.accumulate(isinstance(stage, Block) for stage in self.stages)
         # whose place dx takes, block by block: a layer between two may hand on dy itself; nobody needs the first's
@@ -392,6 +395,8 @@ class BufferedStep(Step):
         """The gradient, and the loss with the penalty in it."""
         for i in range(len(self.stages) - 1, self.first - 1, -1):
             da = self.stages[i].backward(da, at.views[i], gradient.views[i], self.turns[i])
+        for name in self.idle:
+            gradient.arrays[name][...] = 0.0
         if self.objective.l2:
             more, slopes = self.objective.penalty(at.arrays, y)
             value = value + (float(more) if self.backend.immediate else more)
