@@ -1,10 +1,10 @@
 """Data: scikit-learn's digits, splitting, minibatches."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checks import finite
+from .checks import finite, whole
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -27,26 +27,53 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def train_test_split(
-    x: "ArrayLike", y: "ArrayLike", test_size: float | int = 0.25, seed: int | None = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    x: Any, y: Any, test_size: float | int = 0.25, seed: int | None = 0, stratify: "ArrayLike | None" = None
+) -> tuple[Any, Any, Any, Any]:
     """x_train, x_test, y_train, y_test: shuffled by `seed`, or the last rows as they stand with `seed=None`.
 
-    `test_size` is a share of the rows or, as an int, their number. Raises ValueError for another, and where one side
-    would be empty.
+    `test_size` is a share of the rows or, as an int, their number. `stratify`, labels (n,) such as y, has both sides
+    hold each label in proportion, to within a row. pandas' frames and masked arrays stay what they are; the rest become
+    NumPy arrays. Raises ValueError for another `test_size`, where one side would be empty, and for labels that cannot
+    be on both sides.
     """
     finite("train_test_split: test_size", test_size)
-    x, y = np.asarray(x), np.asarray(y)
-    if len(x) != len(y):
-        raise ValueError(f"train_test_split: x has {len(x)} rows and y {len(y)}; they must match")
-    rows = len(x)
+    x, y = (a if hasattr(a, "iloc") or isinstance(a, np.ma.MaskedArray) else np.asarray(a) for a in (x, y))
+    lengths = [np.shape(a)[0] if np.shape(a) else 0 for a in (x, y)]
+    if lengths[0] != lengths[1]:
+        raise ValueError(f"train_test_split: x has {lengths[0]} rows and y {lengths[1]}; they must match")
+    rows = lengths[0]
     count = int(test_size) if isinstance(test_size, (int, np.integer)) else round(rows * test_size)
     if not 0 < count < rows:
         raise ValueError(f"train_test_split: test_size {test_size!r} of {rows} rows leaves one side empty")
     order = np.arange(rows) if seed is None else np.random.default_rng(seed).permutation(rows)
-    train, test = order[: rows - count], order[rows - count :]
+    held_out = order >= 0
+    if stratify is None:
+        held_out[: rows - count] = False
+    else:
+        labels = np.asarray(stratify)
+        if labels.shape != (rows,):
+            raise ValueError(f"train_test_split: stratify has shape {labels.shape}, expected a label a row, ({rows},)")
+        names, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        if sizes.min() < 2 or len(sizes) > min(count, rows - count):
+            raise ValueError(
+                f"train_test_split: stratify has {len(sizes)} labels, {names[sizes.argmin()]!r} with {sizes.min()} "
+                f"row(s), for {rows - count} and {count} rows; each needs two, and each side a row for every label"
+            )
+        shares, parts = np.divmod(count * sizes, rows)
+        shares[np.argsort(-parts, kind="stable")[: count - shares.sum()]] += 1  # the largest parts of a row become one
+        for label, share in enumerate(shares):
+            own = np.flatnonzero(numbers[order] == label)
+            held_out[own[: len(own) - share]] = False
+    train, test = order[~held_out], order[held_out]
+    x, y = (a.iloc if hasattr(a, "iloc") else a for a in (x, y))
     return x[train], x[test], y[train], y[test]
 
 
 def minibatches(rows: int, batch_size: int) -> list[slice]:
-    """Slices of `batch_size` rows, the last one shorter where they do not divide."""
+    """Slices of `batch_size` rows, the last one shorter where they do not divide.
+
+    Raises ValueError for a size that is no whole number of at least 1, and for rows that are none of at least 0.
+    """
+    rows = whole("minibatches: rows", rows) if rows else 0
+    batch_size = whole("minibatches: batch_size", batch_size)
     return [slice(start, min(start + batch_size, rows)) for start in range(0, rows, batch_size)]

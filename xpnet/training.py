@@ -56,10 +56,13 @@ def fit(
     """Train on x (n, features) and targets y (n, ...), NumPy's or the backend's own; returns the history.
 
     Each epoch goes through all rows, shuffled unless `shuffle=False`, in batches of `batch_size` (None: all at once),
-    the last one smaller where they do not divide. `validation_data` (x, y) is evaluated after each epoch with the loss
-    and `metrics`, a dict of functions of (prediction, target), the target as the loss encodes it (classes as one-hot
-    rows); None means accuracy, where outputs are classes. The random order continues from call to call, from
-    `initialize`'s seed; the optimizer starts afresh, or from `slots`, an earlier history's.
+    the last one smaller where they do not divide. The random order continues from call to call, from `initialize`'s
+    seed; the optimizer starts afresh, or from `slots`, an earlier history's.
+
+    `validation_data` (x, y) is evaluated after each epoch with the loss and `metrics`: a list of those in `xn.metrics`,
+    by name or as functions, or a dict {name: one of these, or a function of your own}. The library's know from the loss
+    what outputs and targets mean; yours is called with (prediction, target), the target as the loss encodes it (classes
+    as one-hot rows), and gives one number. None means accuracy, where the loss is of classes.
 
     `sample_weight` (n,), numbers of at least 0, weights the rows, and `l2` adds a penalty on the trained parameters W
     with two axes or more (weights, not biases or gammas): scikit-learn's alpha. With a loss of reduction "mean" a batch
@@ -72,8 +75,9 @@ def fit(
 
     Ctrl-C ends the training after the current step, and `fit` returns; a second one raises KeyboardInterrupt at once.
     Raises ValueError or TypeError for what it cannot train on, before the first step, RuntimeError for a network that
-    another `fit` is training, and DivergenceError when the loss or a gradient stops being finite. The network keeps the
-    last sound parameters.
+    another `fit` is training, ValueError at the first batch with outputs outside [0, 1] for a loss of probabilities,
+    and DivergenceError when the loss or a gradient stops being finite. The network keeps the last sound parameters.
+    Warns of a loss of logits on a network that ends in Softmax or Sigmoid.
     """
     check_not_trained(net)  # before anything else is looked at
     epochs = whole("fit: epochs", epochs)
@@ -183,7 +187,8 @@ def evaluate(
 ) -> dict[str, float]:
     """The loss and the metrics (as in `fit`) of the outputs for x: {"loss": ..., "accuracy": ...}.
 
-    With `batch_size`, that many rows at a time. Raises ValueError or TypeError for what it cannot take.
+    With `batch_size`, that many rows at a time. Raises ValueError or TypeError for what it cannot take, outputs outside
+    [0, 1] for a loss of probabilities among them.
     """
     metrics = arguments.check_metrics("evaluate", metrics)
     x, encoded = arguments.pair(net, "evaluate", x, y, loss)
