@@ -490,6 +490,27 @@ def test_a_data_frame_or_a_list_for_a_prediction_is_told(metric):
             xn.MeanSquaredError()(given, CLASSES)
 
 
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"loss": xn.SoftmaxCrossEntropy},
+            TypeError,
+            "loss must be an object such as xn.SoftmaxCrossEntropy.*got <class",
+        ),
+        ({"loss": "mse"}, TypeError, "loss must be an object such as .* got 'mse'"),
+        ({"threshold": "0"}, ValueError, "threshold must be a finite number, got '0'"),
+        ({"threshold": xn.SoftmaxCrossEntropy()}, ValueError, "threshold must be a finite number, got Softmax"),
+        ({"threshold": math.nan}, ValueError, "threshold must be a finite number, got nan"),
+    ],
+)
+@pytest.mark.parametrize("metric", [xn.accuracy, xn.f1, xn.roc_auc, xn.confusion_matrix], ids=lambda m: m.__name__)
+def test_a_wrong_loss_or_threshold_is_told(metric, options, error, message):
+    with pytest.raises(error, match=f"^{metric.__name__}: {message}"):
+        metric(PROBABLE, CLASSES, **options)
+
+
 # --- against scikit-learn ---------------------------------------------------------------------------------------------
 
 TIED = np.round(2 * SCORES) / 2  # a quarter of the pairs

@@ -1497,7 +1497,7 @@ class OtherHooks(xn.Callback):
         raise AssertionError
 
 
-@pytest.mark.parametrize("metric", [lambda p: 0.0, lambda p, t: p, lambda p, t: 1 / 0], ids=["one", "rows", "0"])
+@pytest.mark.parametrize("metric", [lambda p: 0.0, lambda p, t: 1 / 0], ids=["one", "0"])
 def test_an_error_in_a_metric_names_it_and_what_it_was_given(lib, metric):
     net = small(lib)
     with pytest.raises((TypeError, ValueError, RuntimeError, ZeroDivisionError)) as caught:  # each library has its own
@@ -1511,9 +1511,32 @@ def test_an_error_in_a_metric_names_it_and_what_it_was_given(lib, metric):
 @pytest.mark.parametrize("shape", [(1,), (12, 3), (0,)], ids=str)
 def test_a_metric_that_gives_an_array_is_named(lib, shape):
     with pytest.raises(
-        ValueError, match=rf"^evaluate: the metric 'mine' gave an array of shape {re.escape(str(shape))}, "
+        TypeError, match=rf"^evaluate: the metric 'mine' gave an array of shape {re.escape(str(shape))}, "
     ):
         small(lib).evaluate(X, Y, CROSS, {"mine": lambda p, t: lib.xp.zeros(shape)})
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("value", "came"), [(None, "None"), ("0.5", "'0.5'"), ([0.5], r"\[0\.5\]"), (1j, "1j"), ("long" * 50, "a str")]
+)
+def test_a_metric_that_gives_no_number_is_named(value, came):
+    net = xn.Sequential(xn.Dense(4, 3)).initialize()
+    with pytest.raises(TypeError, match=f"^evaluate: the metric 'mine' gave {came}, expected one number$"):
+        net.evaluate(X, Y, CROSS, {"mine": lambda p, t: value})
+
+
+@pytest.mark.numpy_only
+def test_a_data_frame_for_a_loss_or_a_metric_is_told_by_its_type():
+    pandas = pytest.importorskip("pandas")
+    frame, net = pandas.DataFrame(X), xn.Sequential(xn.Dense(4, 3)).initialize()
+    with pytest.raises(
+        TypeError, match=r"^fit: loss must be an object such as xn.SoftmaxCrossEntropy\(\), got a DataFrame$"
+    ):
+        fit(net, loss=frame)
+    for metrics, expected in ((frame, "metrics must be a list such as"), ([frame], "a metric must be a name such as")):
+        with pytest.raises(TypeError, match=rf"^evaluate: {expected} .*, got a DataFrame$"):
+            net.evaluate(X, Y, CROSS, metrics)
 
 
 # --- a loss that takes what the network gives -------------------------------------------------------------------------
@@ -1589,6 +1612,18 @@ def test_a_layer_of_ones_own_that_gives_probabilities_trains_as_the_known_one(ho
     edge = small(home, xn.Dense(4, 3), Linked())
     edge.set_params({"0.weight": np.zeros((4, 3)), "0.bias": np.full(3, 1e4)})  # exactly 1
     fit(edge, X, np.ones((12, 3)), xn.BinaryCrossEntropy())
+
+
+@pytest.mark.parametrize(("output", "sound"), [(1 + 5e-7, True), (1 + 2e-6, False), (-5e-7, True), (-2e-6, False)])
+def test_a_probability_that_was_rounded_beyond_0_or_1_is_one(home, output, sound):
+    net = small(home, xn.Dense(4, 3))
+    net.set_params({"0.weight": np.zeros((4, 3)), "0.bias": np.full(3, output)})
+    for call in (
+        lambda: fit(net, X, T, xn.BinaryCrossEntropy(), STILL),
+        lambda: net.evaluate(X, T, xn.BinaryCrossEntropy()),
+    ):
+        with contextlib.nullcontext() if sound else pytest.raises(ValueError, match="takes probabilities"):
+            call()
 
 
 @pytest.mark.numpy_only

@@ -11,6 +11,7 @@ from .backend import Array
 from .callbacks import Callback, CSVLog, Doctor, EarlyStopping, ReduceOnPlateau, TimeLimit
 from .callbacks.watching import Watching
 from .checkpoints import Checkpoint
+from .checks import part, told
 from .losses import Loss, Objective
 from .metrics import BY_NAME
 from .step import squashing
@@ -58,7 +59,7 @@ def inputs(net: "Sequential", who: str, x: Any) -> Array:
 
 def pair(net: "Sequential", who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Array]:
     """x and y checked and moved to the network's backend, y encoded as its loss takes it."""
-    check_part(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()")
+    part(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()")
     with net.backend.scope():
         x = inputs(net, f"{who}: x", x)
         if np.shape(y)[:1] != (x.shape[0],):
@@ -118,15 +119,6 @@ def weighted(
 # --- the settings -----------------------------------------------------------------------------------------------------
 
 
-def check_part(name: str, part: object, needed: Sequence[str], example: str) -> None:
-    """Refuse what is no loss or optimizer, such as a name or a class, and one that lacks a method."""
-    lacking = [method for method in needed if not hasattr(part, method)]
-    if isinstance(part, type) or lacking == list(needed):
-        raise TypeError(f"{name} must be an object such as {example}, got {part!r}")
-    if lacking:
-        raise TypeError(f"{name} has no {' and no '.join(lacking)}, which {example} has: {part!r}")
-
-
 def check_metrics(who: str, metrics: Any) -> dict[str, Callable[..., Any]] | None:
     """The metrics as functions by name. In a list each has its own; None stays None."""
     if metrics is None:
@@ -138,14 +130,14 @@ def check_metrics(who: str, metrics: Any) -> dict[str, Callable[..., Any]] | Non
     else:
         raise TypeError(
             f'{who}: metrics must be a list such as ["accuracy"], or a dict of names and functions such as '
-            f'{{"accuracy": xn.accuracy}}, got {metrics!r:.200}'
+            f'{{"accuracy": xn.accuracy}}, got {told(metrics)}'
         )
     found: dict[str, Callable[..., Any]] = {}
     for name, metric in named:
         if isinstance(metric, type) or not (isinstance(metric, str) or callable(metric)):
             raise TypeError(
                 f'{who}: a metric must be a name such as "accuracy", or a function of (prediction, target), got '
-                f"{metric!r:.200}"
+                f"{told(metric)}"
             )
         if isinstance(metric, str) and metric not in BY_NAME:
             raise ValueError(
@@ -153,7 +145,7 @@ def check_metrics(who: str, metrics: Any) -> dict[str, Callable[..., Any]] | Non
                 'function, {"mine": function}'
             )
         if not isinstance(name, str) or name == "<lambda>":
-            raise TypeError(f'{who}: a metric needs a name, as in metrics={{"mine": ...}}, got {name!r:.200}')
+            raise TypeError(f'{who}: a metric needs a name, as in metrics={{"mine": ...}}, got {told(name)}')
         if name in found:
             raise ValueError(f'{who}: two metrics are named {name!r}; give them names, metrics={{"a": ..., "b": ...}}')
         if name == "loss":

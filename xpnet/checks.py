@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -68,6 +68,21 @@ def _number(name: str, value: object, expected: str, holds: Callable[[float], bo
         array = hasattr(value, "__array__") and not isinstance(value, Real)
         raise ValueError(f"{name} must be {expected}, got {value!r}{': float(...) of it is a number' * array}")
     return number
+
+
+def part(name: str, given: object, needed: Sequence[str], example: str) -> None:
+    """Refuse what is no loss or optimizer, such as a name or a class, and one that lacks a method."""
+    lacking = [method for method in needed if not hasattr(given, method)]
+    if isinstance(given, type) or lacking == list(needed):
+        raise TypeError(f"{name} must be an object such as {example}, got {told(given)}")
+    if lacking:
+        raise TypeError(f"{name} has no {' and no '.join(lacking)}, which {example} has: {told(given)}")
+
+
+def told(value: object) -> str:
+    """What came, in a message: as `repr` shows it, or where that is long, as a frame's, its type."""
+    shown = repr(value)
+    return shown if len(shown) <= 120 and "\n" not in shown else f"a {type(value).__name__}"
 
 
 def two(thing: object, method: str, given: Any) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from . import ops
 from .backend import Array, backend_of, device_of, is_array, namespace
+from .checks import finite, part
 from .targets import NAMES, as_classes, as_rows, as_shares, check_prediction
 
 SEVERAL = "give threshold= (0.5 for probabilities, 0.0 for logits) or a loss of labels as loss="
@@ -183,6 +184,10 @@ def _truth(who: str, prediction: Array, target: Any, threshold: float | None, lo
     output above which one is predicted.
     """
     check_prediction(who, prediction)
+    if threshold is not None:
+        finite(f"{who}: threshold", threshold)
+    if loss is not None:
+        part(f"{who}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()")
     xp, (n, k) = namespace(prediction), prediction.shape
     limit, matrix = getattr(loss, "threshold", None), getattr(loss, "matrix", False)
     labels = threshold is not None or (limit is not None and not matrix)

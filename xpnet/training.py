@@ -13,7 +13,7 @@ from . import arguments
 from .backend import Array
 from .callbacks import Callback, History, Progress
 from .checkpoints import Checkpoint
-from .checks import flag, whole
+from .checks import flag, part, told, whole
 from .data import minibatches
 from .kernels import training_step
 from .losses import Loss, Objective, on_encoded
@@ -83,7 +83,7 @@ def fit(
     epochs = whole("fit: epochs", epochs)
     shuffle, progress = flag("fit: shuffle", shuffle), flag("fit: progress", progress)
     resume = flag("fit: resume", resume)
-    arguments.check_part("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)")
+    part("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)")
     metrics = arguments.check_metrics("fit", metrics)
     if metrics and validation_data is None:
         raise ValueError("fit: metrics are taken on validation_data alone, and there is none; evaluate takes any data")
@@ -225,15 +225,17 @@ def measured(
     for name, metric in metrics.items():
         try:
             value = metric(prediction, given, loss=loss) if metric in OF_CLASSES else metric(prediction, y)
-            if shape := tuple(np.shape(value)):
-                raise ValueError(f"{who}: the metric {name!r} gave an array of shape {shape}, expected one number")
-            scores[name] = float(value)
         except Exception as error:
             error.add_note(
                 f"in the metric {name!r}, which {who} calls with the prediction, of shape {tuple(prediction.shape)}, "
                 f"and the target as the loss has it, of shape {tuple(y.shape)}, for one number"
             )
             raise
+        shape = tuple(getattr(value, "shape", ()))
+        if shape or not hasattr(value, "__float__"):
+            came = f"an array of shape {shape}" if shape else told(value)
+            raise TypeError(f"{who}: the metric {name!r} gave {came}, expected one number")
+        scores[name] = float(value)
     return scores
 
 
