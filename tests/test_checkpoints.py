@@ -567,4 +567,5 @@ def test_a_divergence_after_a_resume_is_placed_in_its_batch(lib, data, tmp_path)
     with pytest.raises(xn.DivergenceError) as whole:
         run(network(lib))
     assert (caught.value.epoch, caught.value.batch) == (whole.value.epoch, whole.value.batch) == (2, 4)
+    assert caught.value.history.steps == whole.value.history.steps == 8
     assert str(caught.value) == str(whole.value)

@@ -126,6 +126,35 @@ def test_history_has_one_number_per_epoch_and_measure(lib, loss, y, options, key
     assert history.interrupted is False
 
 
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("batch_size", [4, None])
+def test_the_seconds_are_those_of_the_steps_alone(monkeypatch, batch_size):
+    """By a clock that only the training's forwards move on by 2, and callbacks and metrics by 1000."""
+    now = 0.0
+
+    def pass_by(seconds):
+        nonlocal now
+        now += seconds
+
+    class Slow(xn.Layer):
+        def forward(self, x, training=False):
+            pass_by(2.0 if training else 1000.0)
+            return x, None
+
+        def backward(self, dy, cache):
+            return dy, {}
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    net = xn.Sequential(xn.Dense(4, 3), Slow()).initialize("numpy")
+    pass_by(-now)
+    shown = []
+    hooks = {name: lambda run: pass_by(1000.0) for name in ("train_begin", "epoch_begin", "epoch_end", "train_end")}
+    hooks["step_end"] = lambda run: (shown.append((run.history.steps, run.history.seconds)), pass_by(1000.0))
+    history = fit(net, epochs=3, batch_size=batch_size, validation_data=(X, Y), callbacks=[On(**hooks)])
+    assert shown == [(step, 2.0 * step) for step in range(1, history.steps + 1)]
+    assert history.seconds == 2.0 * history.steps > 0
+
+
 def test_fit_learns(lib):
     x, y = problem(120)
     net = small(lib, dtype="float32")
@@ -425,7 +454,7 @@ def test_a_nested_network_trains_as_the_flat_one(lib):
 
 def test_dropouts_mask_is_a_function_of_its_key_alone(lib):
     layer, shape = ready(xn.Dropout(0.3), lib), (400, 250)
-    ones = lib.asarray(np.ones(shape))
+    ones = lib.asarray(np.ones(shape), "float64")
     mask, cache = layer.forward(ones, training=True)
     mask = lib.to_numpy(mask)
     assert layer.forward(ones)[0] is ones
@@ -439,6 +468,25 @@ def test_dropouts_mask_is_a_function_of_its_key_alone(lib):
     after = lib.to_numpy(layer.forward(ones, training=True)[0])
     both = ((mask == 0) & (after == 0)).mean()  # independent masks share 0.3²
     assert abs(both - 0.09) < 5 * math.sqrt(0.09 * 0.91 / mask.size)
+
+
+MASK = """
+    1111011111
+    0100010110
+    0011111110
+    1011000111
+    1101001010
+    1010111011
+"""
+
+
+def test_dropouts_mask_has_the_same_bits_in_every_version(lib):
+    """A run that is resumed drops what it would have dropped: the hash, its key and its order are part of a file."""
+    layer = ready(xn.Dropout(0.4), lib)
+    layer.assign_state({"key": lib.asarray(np.array([123456789, 7], dtype=np.int32))})
+    y, _ = layer.forward(lib.asarray(np.ones((6, 10))), training=True)
+    kept = ["".join(map(str, row)) for row in (lib.to_numpy(y) > 0).astype(int)]
+    assert kept == MASK.split()
 
 
 # --- divergence -------------------------------------------------------------------------------------------------------
@@ -490,6 +538,7 @@ def test_a_users_layer_that_returns_nan_in_the_third_batch_is_named(lib, where):
     ) as caught:
         fit(net, x, Y, optimizer=xn.SGD(1e-3), shuffle=False, epochs=2)
     assert (caught.value.epoch, caught.value.batch, caught.value.history) == (1, 3, {})
+    assert caught.value.history.steps == 2
     good = 4 if where == "output" else 8  # the rows after which the loss was last finite
     fit(twin, x[:good], Y[:good], optimizer=xn.SGD(1e-3), shuffle=False)
     assert bits(net) == bits(twin)
@@ -513,6 +562,7 @@ def test_a_fault_that_does_not_come_again_is_placed_where_it_came(lib):
     net = small(lib, Flickering(), xn.Dense(4, 3))
     with pytest.raises(xn.DivergenceError, match="epoch 1, batch 3") as caught:
         fit(net, shuffle=False, batch_size=2)
+    assert caught.value.history.steps == 2
     assert "optimizer" not in str(caught.value)
     assert all_finite(net)
 
@@ -546,7 +596,7 @@ def test_a_divergence_amid_full_batches_is_placed(lib, epoch):
     rate = lambda step: 1e300 if step == epoch - 1 else 1e-22  # noqa: E731  # the gradient is of 1e18
     with pytest.raises(xn.DivergenceError, match=f"epoch {epoch}, batch 1: the optimizer's update") as caught:
         fit(net, 1e9 * X, T, SQUARED, xn.SGD(rate), batch_size=None, epochs=70)
-    assert (caught.value.epoch, caught.value.batch) == (epoch, 1)
+    assert (caught.value.epoch, caught.value.batch, caught.value.history.steps) == (epoch, 1, epoch - 1)
     how = {"batch_size": None, "epochs": epoch - 1}
     assert caught.value.history == (fit(twin, 1e9 * X, T, SQUARED, xn.SGD(rate), **how) if epoch > 1 else {})
     assert bits(net) == bits(twin)
@@ -1088,6 +1138,13 @@ def test_a_split_is_every_row_once_with_its_target(test_size, count):
         np.testing.assert_array_equal(a, b)
     assert list(xn.data.train_test_split(x, y, test_size, seed=1)[3]) != list(y_test)
     assert list(xn.data.train_test_split(x, y, test_size, seed=None)[3]) == list(range(12 - count, 12))
+
+
+@pytest.mark.numpy_only
+def test_a_split_holds_out_a_quarter_by_seed_0_unless_told_otherwise():
+    x, y = np.arange(24.0).reshape(12, 2), np.arange(12)
+    for a, b in zip(xn.data.train_test_split(x, y), xn.data.train_test_split(x, y, 0.25, seed=0), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.numpy_only

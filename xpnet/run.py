@@ -3,13 +3,13 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .backend import Array, Backend
-from .callbacks import History
+from .callbacks import Callback, History
 from .optimizers import Slots
 from .step import Carry, Step
 
@@ -24,7 +24,8 @@ GATHER = 2**17  # entries of x: an epoch of up to so many is put into its order 
 class DivergenceError(ArithmeticError):
     """The loss or a gradient stopped being finite. The network keeps the parameters whose loss was last finite.
 
-    `epoch` and `batch` say where, counted from 1; `history` holds the epochs before.
+    `epoch` and `batch` say where, counted from 1; `history` holds the epochs before, its `steps` are those before the
+    one at fault.
     """
 
     def __init__(self, message: str, epoch: int, batch: int, history: History):
@@ -57,6 +58,7 @@ class Run:
         self._done: np.ndarray = NONE  # the losses of the epoch under way from before the run was resumed
         self._values: list[Any] = []  # and those of its steps since
         self._slots_moved = False  # by a step that was not finite
+        self._began = 0.0  # the time since which the steps' seconds are not yet counted
         self._net, self._step_function, self._slices = net, step_function, slices
         # after the last step, as the network has it, the last whose loss was finite, and before the epoch under way
         self._carry = self._published = self._safe = self._start = step_function.start
@@ -120,10 +122,11 @@ class Run:
         self.epoch += 1
         self.rng_before, self._done, self._values = None, NONE, []
 
-    def train(self, order: np.ndarray | None, step_end: Callable[[], None], epochs: int = 1) -> np.ndarray:
+    def train(self, order: np.ndarray | None, callbacks: Sequence[Callback], epochs: int = 1) -> np.ndarray:
         """Take the steps of an epoch, its rows in this `order`, or those of several `epochs` of a single step each.
 
-        Returns the losses of all of them, also of those that were done before the run was resumed; fewer after Ctrl-C.
+        The callbacks are told of each step's end. Returns the losses of all steps, also of those that were done before
+        the run was resumed; fewer after Ctrl-C.
 
         Where the device works on its own, the host waits for it once, at the end. If something is not finite then, the
         steps are taken again one by one to find the first fault. Elsewhere each is looked at when it is done.
@@ -134,30 +137,39 @@ class Run:
         last = epochs * self.steps_per_epoch
         left = (self._slices * epochs)[done:]
         self._start = before = self._carry
-        began = time.perf_counter()
+        self._began = time.perf_counter()
         for batch in batches_of(step, self.x, self.y, left, order):
             number, before = number + 1, self._carry
             keep = () if immediate else (self._start, self._safe, *[before] * (number == last))
             value, self._carry = step.on_rows(before, *batch, keep)
             if immediate:
                 if not (math.isfinite(value) and step.finite(self._carry)):
+                    self._count()
                     raise self._fault_in_step(number, before, batch, math.isfinite(value))
                 self._safe = before
             self._values.append(value)
             self.step += 1
-            step_end()
+            if callbacks:
+                self._count()
+                for callback in callbacks:
+                    callback.step_end(self)
+                self._began = time.perf_counter()
             if self.history.interrupted:
                 break
             del batch  # before the next one comes
         sound = immediate or step.finite(self._carry)  # asked before the losses: the host is then woken once
         losses = self.losses
-        self.history.seconds += time.perf_counter() - began
-        self.history.steps = self.step
+        self._count()
         if not immediate:
             if not (sound and np.isfinite(losses).all()):
                 raise self._fault_in_epoch(batches_of(step, self.x, self.y, left, order), losses, done)
             self._safe = before if number == last else self._start
         return losses
+
+    def _count(self) -> None:
+        """Count the steps so far, and the seconds that passed in them."""
+        self.history.steps = self.step
+        self.history.seconds += time.perf_counter() - self._began
 
     def _fault_in_epoch(self, batches: Iterator[Batch], losses: np.ndarray, done: int) -> DivergenceError | ValueError:
         """Take the epoch's steps again, up to the first that does not stay finite."""
@@ -175,7 +187,8 @@ class Run:
         """The step from `carry` on batch `number` does not stay finite, though its loss may be."""
         x, y, rows = batch
         if not finite and (misfit := self._step_function.misfit(carry, x[rows, ...])):
-            self._carry, self._slots_moved = carry, True
+            self._carry = carry
+            self._forget(number)
             before, place = divmod(number - 1, self.steps_per_epoch)
             return ValueError(f"fit: in epoch {self.epoch + before + 1}, batch {place + 1}, {misfit}")
         self._carry = carry if finite else self._safe
@@ -184,7 +197,7 @@ class Run:
         return self._divergence(number, in_the_passes or elsewhere)
 
     def _divergence(self, number: int, fault: str) -> DivergenceError:
-        self._slots_moved = True
+        self._forget(number)
         before, batch = divmod(number - 1, self.steps_per_epoch)
         for loss in self.losses[:before]:  # finished epochs, which had a single step each
             self.end_epoch()
@@ -196,6 +209,13 @@ class Run:
             batch + 1,
             self.history,
         )
+
+    def _forget(self, number: int) -> None:
+        """Count neither step `number` nor those after it, which a device may have taken before anyone saw."""
+        self._slots_moved = True
+        sound = number - 1 - len(self._done)
+        self.history.steps = self.step = self.step - len(self._values[sound:])
+        del self._values[sound:]
 
     def settle(self) -> None:
         """At the end, whatever ended it: give the network the last parameters that are finite."""

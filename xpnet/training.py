@@ -125,10 +125,6 @@ def fit(
 
         begun: list[Callback] = []
 
-        def step_end() -> None:
-            for callback in hooks:
-                callback.step_end(run)
-
         with signals_stop(run, terminate=checkpoint is not None):
             try:
                 for callback in hooks:
@@ -140,7 +136,7 @@ def fit(
                     for callback in hooks:
                         callback.epoch_begin(run)
                     order = run.order(rows) if shuffle and len(slices) > 1 else None
-                    losses = run.train(order, step_end, min(together, epochs - run.epoch))
+                    losses = run.train(order, hooks, min(together, epochs - run.epoch))
                     if len(losses) < len(slices):  # Ctrl-C: an unfinished epoch has no history
                         break
                     for first in range(0, len(losses), len(slices)):
