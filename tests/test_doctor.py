@@ -316,3 +316,49 @@ def test_it_prints_by_itself(capsys):
 def test_a_loss_that_is_not_finite_behind_outputs_that_are_is_the_first_fault(lib):
     assert first_fault([], lib.asarray(np.inf)) == ("the loss", "it is not finite")
     assert first_fault([], lib.asarray(1.0)) is None
+
+
+# --- fit, which points to the Doctor ----------------------------------------------------------------------------------
+
+
+def dead_network(lib):
+    net = xn.Sequential(xn.Dense(4, 6), xn.ReLU(), xn.Dense(6, 2)).initialize(lib.backend, "float64")
+    net.set_params(net.params | {"0.bias": lib.asarray(np.full(6, -100.0), "float64")})
+    return net
+
+
+def trained(net, x, y, **options):
+    options = {"epochs": 40, "optimizer": xn.SGD(0.1, momentum=0.0)} | options
+    return net.fit(x, y, loss=xn.MeanSquaredError(), **options)
+
+
+@pytest.mark.parametrize("weight", [None, np.arange(1.0, 21.0)], ids=["", "weighted"])
+def test_a_training_that_ends_with_one_output_for_all_rows_points_to_the_doctor(lib, rng, weight):
+    x, y = rng.normal(size=(20, 4)), rng.normal(size=(20, 2))
+    net = dead_network(lib)
+    with pytest.warns(RuntimeWarning, match=r"one output for all rows.*callbacks=\[xn\.Doctor\(\)\]") as told:
+        trained(net, lib.asarray(x, "float64"), lib.asarray(y, "float64"), sample_weight=weight)
+    assert [warning.filename for warning in told] == [__file__]
+    doctor = xn.Doctor(log=None)  # which says so itself
+    trained(dead_network(lib), x, y, callbacks=[doctor], sample_weight=weight)
+    assert {finding.kind for finding in doctor.findings} >= {"dead units", "constant outputs"}
+
+
+def test_a_training_whose_rows_or_targets_are_all_the_same_is_not_warned_of(lib, rng):
+    x, y = rng.normal(size=(20, 4)), rng.normal(size=(20, 2))
+    trained(dead_network(lib), np.repeat(x[:1], 20, axis=0), y)
+    trained(dead_network(lib), x, np.repeat(y[:1], 20, axis=0))
+    trained(dead_network(lib), x, np.repeat(y[:1], 20, axis=0), sample_weight=np.arange(1.0, 21.0))
+
+
+def test_the_outputs_are_looked_at_only_where_the_loss_has_come_to_rest(lib, rng, monkeypatch):
+    x, y = rng.normal(size=(20, 4)), rng.normal(size=(20, 2))
+    net = xn.Sequential(xn.Dense(4, 6), xn.Tanh(), xn.Dense(6, 2)).initialize(lib.backend)
+    looks = []
+    infer = xn.Sequential.infer
+    monkeypatch.setattr(xn.Sequential, "infer", lambda net, x: looks.append(x) or infer(net, x))
+    trained(net, x, y, epochs=1)
+    trained(net, x, y, epochs=2)  # it falls
+    assert not looks
+    trained(net, x, y, epochs=2, optimizer=xn.SGD(1e-9))
+    assert len(looks) == 1

@@ -722,6 +722,18 @@ def test_an_estimator_whose_warning_is_raised_is_fitted_as_scikit_learns_is(canc
         assert model.score(*cancer) > 0.1
 
 
+def test_a_fit_that_ends_finite_and_useless_points_to_the_doctor(diabetes):
+    x, y = diabetes
+    model = MLPRegressor(hidden_layer_sizes=8, max_iter=1, warm_start=True, solver="sgd", random_state=0).fit(x, y)
+    model.intercepts_[0][...] = -1e6  # as a step that was much too large leaves them
+    model.set_params(max_iter=30)
+    with pytest.warns(RuntimeWarning, match=r"one output for all rows.*callbacks=\[xn\.Doctor\(\)\]") as told:
+        model.fit(x, y)
+    assert [w.filename for w in told if w.category is RuntimeWarning] == [__file__]
+    model.set_params(callbacks=[xn.Doctor(log=None)]).fit(x, y)
+    assert "dead units" in {finding.kind for finding in model.callbacks[0].findings}
+
+
 def test_calls_of_partial_fit_agree_on_classes_and_outputs(cancer, diabetes):
     x, y = cancer
     model = MLPClassifier(4, random_state=0).partial_fit(x, y, classes=["ill", "well"])

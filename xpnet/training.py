@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import arguments
-from .backend import Array
-from .callbacks import Callback, History, Progress
+from .backend import Array, namespace
+from .callbacks import Callback, Doctor, History, Progress
 from .checkpoints import Checkpoint
 from .checks import flag, part, told, whole
 from .data import minibatches
@@ -21,10 +21,12 @@ from .metrics import OF_CLASSES, accuracy
 from .optimizers import Optimizer, Slots
 from .run import Run
 from .step import must_check_range, out_of_range
+from .warn import warn
 
 if TYPE_CHECKING:
     from .network import Sequential
 
+AT_REST = 0.99  # an epoch's loss, as a multiple of that before, from which on it has come to rest
 AHEAD = 32  # full-batch epochs that are handed to a GPU at a time, where nothing looks at each of them
 
 TRAINED: set[int] = set()  # the layers, by their id, that a `fit` under way trains
@@ -157,10 +159,38 @@ def fit(
                 with contextlib.ExitStack() as ends:  # each that was begun comes to its end, whatever another raises
                     for callback in reversed(begun):
                         ends.callback(callback.train_end, run)
+        if not any(isinstance(callback, Doctor) for callback in own):
+            warn_of_constant_outputs(run)
     net.rng = run.rng
     if checkpoint and run.signal:
         checkpoint.leave(run)
     return run.history
+
+
+def warn_of_constant_outputs(run: Run) -> None:
+    """Warn of a training that has ended finite and useless: some 64 rows get one output, to the bit.
+
+    Its loss has come to rest, or grows: otherwise nothing is computed.
+    """
+    losses = run.history.get("loss", [])
+    if len(losses) < 2 or losses[-1] < AT_REST * losses[-2]:
+        return
+    rows = slice(0, None, max(1, run.x.shape[0] // 64))
+    x, y = run.x[rows, ...], run.y[rows, ...]
+    if run.loss.weighted:
+        y = y[:, :-1]
+    if not differ(run.net.infer(x)) and differ(x) and differ(y):
+        warn(
+            "fit: the network has ended with one output for all rows: it tells nothing apart, as where every unit of a "
+            "layer is dead. Train it with callbacks=[xn.Doctor()], which says what went wrong, where, and what may "
+            "mend it",
+            RuntimeWarning,
+        )
+
+
+def differ(a: Array) -> bool:
+    """Whether any row differs from the first."""
+    return bool(namespace(a).any(a != a[:1, ...]))
 
 
 def mean_of(losses: np.ndarray, slices: Sequence[slice], objective: Objective) -> float:
