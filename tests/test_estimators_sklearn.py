@@ -6,6 +6,7 @@ import pickle
 import threading
 import warnings
 
+import joblib
 import numpy as np
 import pytest
 import sklearn
@@ -123,6 +124,15 @@ def test_copies_predict_the_same(cancer, diabetes, more):
 
 @pytest.mark.numpy_only
 @pytest.mark.parametrize("more", [{}, ALL_ON, {"solver": "lbfgs"}], ids=["plain", "all on", "lbfgs"])
+def test_equal_fits_have_equal_pickles(cancer, diabetes, more):
+    for kind, (x, y) in [(MLPClassifier, cancer), (MLPRegressor, diabetes)]:
+        one, two = (kind(**small(**more)).fit(x, y) for _ in range(2))
+        assert joblib.hash(one) == joblib.hash(two)
+        assert pickle.dumps(one) == pickle.dumps(two)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("more", [{}, ALL_ON, {"solver": "lbfgs"}], ids=["plain", "all on", "lbfgs"])
 def test_skops_files_give_the_estimator_back_whole(cancer, diabetes, more):
     several = cancer[0], sparse.csr_array(np.stack([cancer[1], 1 - cancer[1]], axis=1))
     for kind, (x, y) in [(MLPClassifier, cancer), (MLPClassifier, several), (MLPRegressor, diabetes)]:
@@ -137,7 +147,7 @@ def test_skops_files_give_the_estimator_back_whole(cancer, diabetes, more):
         if "solver" not in more:
             assert (type(other.history_), other.history_) == (type(model.history_), model.history_)
             assert vars(other.history_).keys() == vars(model.history_).keys()
-            assert (other.history_.steps, other.history_.seconds) == (model.history_.steps, model.history_.seconds)
+            assert (other.history_.steps, other.history_.seconds) == (model.history_.steps, 0.0)  # by no clock
             np.testing.assert_array_equal(other.partial_fit(x, y).coefs_[0], model.partial_fit(x, y).coefs_[0])
 
 

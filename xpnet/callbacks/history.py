@@ -15,10 +15,10 @@ POINTS = 120  # of a sparkline: more than its pixels can show
 class History(dict[str, list[float]]):
     """One list per measure, one number per finished epoch: `history["loss"]`, `history["val_accuracy"]`, ...
 
-    Also `steps` (of training), `seconds` (in them, validation and callbacks left out), `interrupted` (by Ctrl-C or a
-    TimeLimit), and `slots`, what the optimizer remembers at the end: `fit(..., slots=history.slots)` trains on with it.
-    Printed it is one line, with each measure's last number; `dict(history)` shows all of them, a notebook a table with
-    a small curve for each measure.
+    Also `steps` (of training), `seconds` (in them, validation and callbacks left out; 0.0 in copies and pickles, so
+    that those of two equal fits are equal), `interrupted` (by Ctrl-C or a TimeLimit), and `slots`, what the optimizer
+    remembers at the end: `fit(..., slots=history.slots)` trains on with it. Printed it is one line, with each measure's
+    last number; `dict(history)` shows all of them, a notebook a table with a small curve for each measure.
     """
 
     def __init__(self) -> None:
@@ -27,6 +27,9 @@ class History(dict[str, list[float]]):
         self.seconds = 0.0
         self.interrupted = False
         self.slots: dict[str, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"seconds": 0.0}
 
     def __missing__(self, name: str) -> list[float]:
         raise KeyError(

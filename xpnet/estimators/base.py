@@ -363,7 +363,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         """The state of which copies and files are made, the history in plain dicts: skops drops a dict's attributes."""
         state: dict[str, Any] = super().__getstate__()
         if "history_" in state:
-            state = state | {"history_": {"measures": dict(self.history_), "attributes": vars(self.history_)}}
+            state = state | {"history_": {"measures": dict(self.history_), "attributes": self.history_.__getstate__()}}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
