@@ -19,11 +19,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 from tqdm.std import tqdm
 
 import xpnet as xn
 from xpnet.callbacks import progress
 from xpnet.callbacks.history import POINTS
+from xpnet.estimators import MLPClassifier
 
 X, Y = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 3
 
@@ -138,6 +140,16 @@ def test_a_history_prints_as_a_line_and_stays_a_dict():
 
 
 @pytest.mark.numpy_only
+def test_copies_and_pickles_of_a_history_leave_the_clock_out():
+    one, two = xn.History(), xn.History()
+    for history, seconds in ((one, 1.5), (two, 2.5)):
+        history.record({"loss": 0.5})
+        history.steps, history.seconds = 3, seconds
+    assert pickle.dumps(one) == pickle.dumps(two)
+    for twin in (pickle.loads(pickle.dumps(one)), copy.deepcopy(one)):
+        assert (twin, twin.steps, twin.seconds, twin.slots) == (one, 3, 0.0, None)
+
+
 def test_a_curve_has_gaps_where_nothing_is_finite_and_few_points_however_long():
     history = xn.History()
     history["loss"] = [1.0, 2.0, math.nan, 3.0, math.inf, 1.0, 1.0]
@@ -203,6 +215,69 @@ def test_without_a_standard_error_nothing_goes_to_standard_output(lib, capsys, m
     with pytest.raises(SystemExit):
         fit(lib, [Terminate()], checkpoint=xn.Checkpoint(tmp_path))
     assert capsys.readouterr().out == ""
+
+
+class Gone(io.StringIO):
+    """A stream that takes a few writes and then none, as a terminal that is closed or a pipe that is."""
+
+    def __init__(self, terminal, error, after):
+        super().__init__()
+        self.terminal, self.error, self.left = terminal, error, after
+
+    def isatty(self):
+        if isinstance(self.error, ValueError) and not self.left:
+            raise self.error
+        return self.terminal
+
+    def write(self, text):
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return super().write(text)
+
+    def flush(self):
+        if self.left < 0:
+            raise self.error
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 7])
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize(
+    "error",
+    [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left"), ValueError("I/O operation on closed file.")],
+    ids=["pipe", "disk", "closed"],
+)
+def test_a_training_outlives_whoever_watches_it(lib, monkeypatch, tmp_path, terminal, error, after):
+    class Terminate(xn.Callback):
+        def step_end(self, run):
+            if run.step == 11:
+                signal.raise_signal(signal.SIGTERM)
+
+    expected = fit(lib, validation_data=(X, Y))
+    for name in ("stderr", "stdout"):
+        monkeypatch.setattr(sys, name, Gone(terminal, error, after))
+    assert fit(lib, [Tells()], validation_data=(X, Y)) == expected
+    with pytest.raises(SystemExit) as left:
+        fit(lib, [Terminate()], checkpoint=xn.Checkpoint(tmp_path))
+    assert left.value.code == 143
+    model = MLPClassifier(max_iter=2, verbose=True, early_stopping=True)
+    with pytest.warns(ConvergenceWarning):
+        model.fit(X, Y)
+
+
+class Tells(xn.Doctor):
+    """A doctor that has something to say each time."""
+
+    def epoch_end(self, run):
+        self._find(run, f"layer {run.epoch}", "units", "they are \N{INFINITY}", "Add some")
+
+
+def test_a_word_that_a_terminal_cannot_show_is_written_as_ascii(lib, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    fit(lib, [Tells()], epochs=1)
+    sys.stdout.flush()
+    assert b"layer 1: they are \\u221e. Add some." in raw.getvalue()
 
 
 def test_a_file_gets_a_line_now_and_then_and_the_last_finished_epoch(lib, capsys, monkeypatch):

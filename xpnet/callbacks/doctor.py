@@ -14,6 +14,7 @@ from ..checks import whole
 from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Tanh
 from ..ops import all_finite
 from ..settings import Configured
+from ..terminal import Outlet, tell
 from .base import Callback
 from .history import counted
 
@@ -263,7 +264,9 @@ class Doctor(Configured, Callback):
     def _say(self, text: str) -> None:
         bars = sys.modules.get("tqdm")
         if self.log is print and bars is not None:
-            bars.tqdm.write(text)  # above the progress bar, not through it
+            bars.tqdm.write(text, file=Outlet(sys.stdout))  # above the progress bar, not through it
+        elif self.log is print:
+            tell(text, sys.stdout)
         elif self.log is not None:
             self.log(text)
 

@@ -5,6 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from ..terminal import Outlet, broken, tell
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -36,13 +37,16 @@ class Progress(Callback):
         self.began = self.next = time.monotonic()
         self.bar, self.line = None, ""
         notebook = "ipykernel" in sys.modules
-        if notebook or has_width(sys.stderr):
+        if notebook or (
+            has_width(sys.stderr) and not broken(sys.stdout) and not broken(sys.stderr)
+        ):  # tqdm flushes both
             total, done = run.epochs * run.steps_per_epoch, run.step  # a resumed run has some behind it
             stays = True if notebook else None  # None: but within another bar
             self.bar = tqdm(
-                total=total, initial=done, unit="step", dynamic_ncols=True, leave=stays, bar_format=FORMS[0]
-            )
-            self._name(run, run.epoch)
+                total=total, initial=done, unit="step", dynamic_ncols=True, leave=stays, bar_format=FORMS[0],
+                file=None if notebook else Outlet(sys.stderr),
+            )  # fmt: skip
+            self._name(run, -(-run.step // run.steps_per_epoch))  # the epoch that it is in the middle of
             self._fit_in(run, last(run))
 
     def epoch_begin(self, run: "Run") -> None:
@@ -99,14 +103,17 @@ class Progress(Callback):
         self.bar.set_postfix_str(", ".join(measures[:count]), refresh=False)
 
     def _write(self) -> None:
-        if self.line and sys.stderr is not None:  # print would take None for standard output
-            print(self.line, file=sys.stderr, flush=True)
+        if self.line:
+            tell(self.line, sys.stderr)
             self.line = ""
 
 
 def has_width(stream: Any) -> bool:
     """Whether it is a terminal, and not one of 0 columns, such as scripts open: tqdm shows nothing there."""
-    if stream is None or not stream.isatty():
+    try:
+        if stream is None or not stream.isatty():
+            return False
+    except ValueError:  # it is closed
         return False
     try:
         return os.get_terminal_size(stream.fileno()).columns > 0

@@ -1,5 +1,6 @@
 """The whole batch at once, by SciPy's L-BFGS on the vector of all trained parameters."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..kernels import training_step
 from ..layers.batchnorm import BatchNorm
 from ..layers.dropout import Dropout
 from ..optimizers import SGD
+from ..terminal import tell
 from ..warn import warn
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def train(model: "BaseMLP", net: Any, x: Any, y: Array, loss: Any, weight: Array
 
     def report(intermediate_result: Any) -> None:
         model.n_iter_ += 1
-        print(f"Iteration {model.n_iter_}, loss = {intermediate_result.fun:.8f}")
+        tell(f"Iteration {model.n_iter_}, loss = {intermediate_result.fun:.8f}", sys.stdout)
 
     model.n_iter_ = 0
     params = net.params

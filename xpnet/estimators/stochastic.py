@@ -1,6 +1,7 @@
 """Epochs of batches: the optimizers by their solvers' names, and scikit-learn's rules for when to stop."""
 
 import math
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from ..callbacks import Callback
 from ..layers.batchnorm import BatchNorm
 from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop, Slots
 from ..schedules import Formula, rate_at
+from ..terminal import tell
 from ..warn import warn
 from .networks import Order
 
@@ -107,7 +109,7 @@ class Rules(Callback):
         model.loss_ = run.history["loss"][-1]
         model.loss_curve_.append(model.loss_)
         if model.verbose:
-            print(f"Iteration {model.n_iter_}, loss = {model.loss_:.8f}")
+            tell(f"Iteration {model.n_iter_}, loss = {model.loss_:.8f}", sys.stdout)
         if model.early_stopping:
             self._follow_score(run)
         else:
@@ -122,7 +124,7 @@ class Rules(Callback):
         model.validation_scores_.append(score)
         model.validation_loss_curve_.append(run.history["val_loss"][-1])
         if model.verbose:
-            print(f"Validation score: {score:f}")
+            tell(f"Validation score: {score:f}", sys.stdout)
         worse = score < model.best_validation_score_ + model.tol
         model._no_improvement_count = model._no_improvement_count + 1 if worse else 0
         if score > model.best_validation_score_:
@@ -150,7 +152,7 @@ class Rules(Callback):
             model._no_improvement_count = 0
             message += f" Setting learning rate to {rate / 5.0:f}"
         if model.verbose:
-            print(message)
+            tell(message, sys.stdout)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
