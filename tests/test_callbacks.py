@@ -1,7 +1,9 @@
 """Early stopping, plateaus, the log, the time limit: each does what it says, on every backend, and nothing else."""
 
 import csv
+import errno
 import math
+import os
 import re
 import signal
 import sys
@@ -310,6 +312,36 @@ def test_a_file_that_cannot_be_a_log_is_found_before_the_first_step(lib, tmp_pat
     with pytest.raises(FileNotFoundError):
         fit(net, [xn.CSVLog(tmp_path / "no" / "log.csv")])
     assert bits(net) == start
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes in folders")
+@pytest.mark.parametrize("append", [False, True])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_refused_before_the_first_step(lib, tmp_path, kind, append):
+    path = Path(os.devnull) if kind == "device" else tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    if kind == "folder":
+        path.mkdir()
+    net = network(lib)
+    start = bits(net)
+    with pytest.raises(OSError, match=re.escape(str(path))):
+        fit(net, [xn.CSVLog(path, append=append)])
+    assert bits(net) == start
+
+
+def test_a_folder_that_takes_no_new_file_is_found_before_the_first_step(lib, tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    path = tmp_path / "log.csv"
+    path.write_text("epoch,loss\n1,0.5\n")
+    monkeypatch.setattr(logs, "replacing", refuse)
+    net = network(lib)
+    start = bits(net)
+    with pytest.raises(PermissionError, match=r"log\.csv"):
+        fit(net, [xn.CSVLog(path)])
+    assert (bits(net), path.read_text()) == (start, "epoch,loss\n1,0.5\n")
 
 
 # --- the time limit ---------------------------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ import re
 import stat
 import subprocess
 import sys
+import traceback
 import tracemalloc
 import types
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -362,6 +364,66 @@ def test_an_attack_is_refused_by_name_and_takes_no_memory(tmp_path, kind):
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
+
+
+ESCAPE = "\x1b]0;name\x07\x1b[31m\u202e\n"
+LONG = {  # what an error could repeat of them: terminals obey some of it, and it may be long
+    "a layer's name": DENSE | {"layer": ESCAPE},
+    "a setting's name": DENSE | {"settings": DENSE["settings"] | {ESCAPE * 9000: 1}},
+    "a setting": DENSE | {"settings": DENSE["settings"] | {"out_features": ESCAPE * 9000}},
+    "a setting's parts": DENSE | {"settings": DENSE["settings"] | {"out_features": [[1]] * 9000}},
+    "an initializer": DENSE | {"settings": DENSE["settings"] | {"initializer": ESCAPE * 9000}},
+    "a key": DENSE | {ESCAPE * 9000: 1},
+}
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("kind", LONG)
+def test_a_refusal_is_a_printable_line_and_so_is_its_traceback(tmp_path, kind):
+    path = tmp_path / "net.safetensors"
+    initialized("dense").save(path)
+    resaved(path, network=layers(LONG[kind]))
+    with pytest.raises(xn.FormatError) as caught:
+        xn.load(path)
+    shown = traceback.format_exception_only(caught.value)
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
+    assert shown == [f"xpnet.container.FormatError: {caught.value}\n"]
+    assert caught.value.__suppress_context__  # or the traceback shows what it came from
+
+
+@pytest.mark.numpy_only
+def test_loading_a_network_takes_as_many_calls_as_it_has_layers(tmp_path):
+    def calls(count):
+        path = tmp_path / "net.safetensors"
+        relu = {"layer": "ReLU", "settings": {}, "trainable": True}
+        initialized("dense").save(path)
+        deep = {"layer": "Sequential", "layers": [relu] * count}
+        for _ in range(10):
+            deep = {"layer": "Sequential", "layers": [deep, relu]}
+        resaved(path, lambda arrays: {}, network=layers(deep))
+        seen = Counter()
+        sys.setprofile(lambda frame, event, argument: seen.update([event]))
+        try:
+            xn.load(path)
+        finally:
+            sys.setprofile(None)
+        return seen.total()
+
+    assert calls(400) < 2.2 * calls(200)
+
+
+@pytest.mark.numpy_only
+def test_a_file_that_is_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "net.safetensors"
+    initialized("dense").save(path)
+
+    def empty(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(container.np, "empty", empty)
+    with pytest.raises(xn.FormatError, match="its arrays take 112 bytes, more than there is memory for"):
+        xn.load(path)
 
 
 @pytest.mark.numpy_only

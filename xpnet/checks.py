@@ -105,3 +105,12 @@ def by_name(thing: object, method: str, given: Any) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         raise TypeError(f"{thing!r}: {method} gave a {type(given).__name__}, expected {{name: array}}")
     return given
+
+
+def printable(text: object, most: int) -> str:
+    """`text` in at most so many characters; what a terminal may obey rather than show is written as an escape."""
+    whole = str(text)
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in whole[:most]
+    )
+    return shown if len(whole) <= most and len(shown) <= most else f"{shown[: most - 3]}..."

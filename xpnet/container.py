@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
+from .checks import printable
 from .header import HEADER_LIMIT, UnsoundError, compose, parse
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -46,13 +47,14 @@ BLOCK = 2**20  # bytes: what was just read is hashed while it is in the cache; m
 
 
 class FormatError(ValueError):
-    """A file that is not a sound one of its kind: which file, and why."""
+    """A file that is not a sound one of its kind: which file, and why, in one printable line."""
 
     def __init__(self, path: Path, reason: object):
-        super().__init__(os.fsdecode(path), str(reason))  # from which a copy is made, in another process too
+        super().__init__(os.fsdecode(path), printable(reason, 300))  # from which a copy is made, in another process too
 
     def __str__(self) -> str:
-        return "{} is not a sound file: {}".format(*self.args)
+        path, reason = self.args
+        return f"{printable(path, 1000)} is not a sound file: {reason}"
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -105,7 +107,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     temporary = ""
     try:
         target = os.path.realpath(path)  # through a symbolic link
-        mode = _mode_to_keep(path)
+        mode = mode_to_keep(path)
         folder, name = os.path.split(target)
         beginning = f".{name[:40]}."
         temporary = os.path.join(folder, f"{beginning}{os.urandom(8).hex()}.tmp")
@@ -128,7 +130,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def _mode_to_keep(path: str) -> int | None:
+def mode_to_keep(path: str) -> int | None:
     """The permissions of the file to be replaced, None for a new one. OSError for what must not be replaced."""
     try:
         found = os.stat(path)
@@ -218,7 +220,10 @@ def _read(file: Any, size: int, signed: bool) -> tuple[dict[str, np.ndarray], di
             )
         header[len(SIGNATURE) : len(SIGNATURE) + 64] = UNSIGNED
         digest = hashlib.sha256(start + header)
-    data = np.empty(size - 8 - length, np.uint8)
+    try:
+        data = np.empty(size - 8 - length, np.uint8)
+    except MemoryError:
+        raise UnsoundError(f"its arrays take {size - 8 - length} bytes, more than there is memory for") from None
     memory = data.data
     for begin in range(0, data.size, BLOCK):
         block = memory[begin : begin + BLOCK]

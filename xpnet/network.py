@@ -47,11 +47,13 @@ class Sequential(Layer):
                 )
         self.layers = layers
         leaves = self.leaves()
-        for i, (name, layer) in enumerate(leaves):
-            if any(layer is o for _, o in leaves[:i]) and (layer.param_shapes() or layer.state_shapes()):
+        seen: set[int] = set()
+        for name, layer in leaves:
+            if id(layer) in seen and (layer.param_shapes() or layer.state_shapes()):
                 raise ValueError(
                     f"Sequential: layer {name}, {layer!r}, stands in it twice; its arrays cannot be shared"
                 )
+            seen.add(id(layer))
         self._home: tuple[Backend, str] | None = None  # once it is initialized: where its arrays live, and their dtype
         self.rng = np.random.default_rng(0)
         shape: Shape | None = None

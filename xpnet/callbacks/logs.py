@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import checks
 from ..checks import positive
-from ..container import Path, replacing
+from ..container import Path, mode_to_keep, replacing
 from ..settings import Configured
 from .base import Callback
 
@@ -30,11 +30,12 @@ class CSVLog(Configured, Callback):
     def train_begin(self, run: "Run") -> None:
         self.columns: list[str] = []
         self.begun = False
-        goes_on = self.append or run.step
-        with open(self.path, "a" if goes_on else "w", encoding="utf-8"):
-            pass  # what cannot be written is found before the first step
-        if goes_on:
-            self._read()
+        if run.step:  # resumed, amid an epoch perhaps: what was recorded in that has a number for it already
+            self.lengths = {name: min(len(values), run.epoch) for name, values in run.history.items()}
+        there = mode_to_keep(self.path) is not None  # refuses a pipe, which opening would wait for, before it is read
+        self._rewrite(
+            self._read() if there and (self.append or run.step) else []
+        )  # or is refused before the first step
 
     def epoch_begin(self, run: "Run") -> None:
         self.lengths = {name: len(values) for name, values in run.history.items()}
@@ -80,7 +81,8 @@ class CSVLog(Configured, Callback):
 
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns)
-        writer.writeheader()
+        if self.columns:
+            writer.writeheader()
         writer.writerows(rows)
         with replacing(self.path) as file:
             file.write(text.getvalue().encode())
