@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import xpnet as xn
 from xpnet import checkpoints
 from xpnet.container import read, write
+from xpnet.identity import own_code
 
 N, D, K = 23, 4, 3
 LOSS = xn.SoftmaxCrossEntropy()
@@ -132,6 +134,119 @@ def test_a_finished_run_has_its_end_on_file_and_nothing_to_do(lib, data, tmp_pat
     again = network(lib, seed=5)
     assert fit(again, data, checkpoint=xn.Checkpoint(tmp_path, every), resume=True) == history
     assert_same(lib, net, again)
+
+
+@pytest.mark.parametrize("every", ["epoch", 2])
+def test_a_finished_run_that_is_resumed_is_the_one_on_file(lib, data, tmp_path, every):
+    class Step(xn.Callback):
+        def step_end(self, run):
+            raise StopError
+
+    fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path, every))
+    file = tmp_path / "step-000000000020.safetensors"
+    before = file.read_bytes()
+    net = network(lib, seed=5)
+    fit(net, data, callbacks=[Step()], checkpoint=xn.Checkpoint(tmp_path, every), resume=True)
+    assert_same(lib, xn.load(file, backend=lib.backend), net)
+    assert file.read_bytes() == before
+
+
+class InEpochBegin(xn.Callback):
+    """Counts, and slows the optimizer, at the beginning of each epoch."""
+
+    memory = ("count",)
+
+    def __init__(self, seen):
+        self.seen = seen  # of both processes
+
+    def train_begin(self, run):
+        self.count = 0
+
+    def epoch_begin(self, run):
+        self.count += 1
+        self.seen.append(run.epoch)
+        run.optimizer.learning_rate *= 0.5
+        run.optimizer.momentum *= 0.9
+        run.optimizer.clip_norm = 10.0 / (1 + run.epoch)
+
+    def epoch_end(self, run):
+        run.history.record({"count": self.count, "momentum": run.optimizer.momentum})
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("every", [1, 3, "epoch"])
+def test_an_epoch_that_had_begun_is_not_begun_again(lib, data, tmp_path, monkeypatch, kernels, every):
+    monkeypatch.setenv("XPNET_KERNELS", kernels)
+    seen, cut = [], []
+
+    def run(net, seen, *callbacks, **options):
+        return fit(
+            net, data, optimizer=xn.SGD(0.1, momentum=0.9), callbacks=[InEpochBegin(seen), *callbacks], **options
+        )
+
+    whole = network(lib)
+    expected = run(whole, seen)
+    for limit in (7, 13, 16):  # resumed, and killed again
+        with pytest.raises(StopError):
+            run(network(lib), cut, StopAt(limit), checkpoint=xn.Checkpoint(tmp_path, every), resume=True)
+        stride = BATCHES if every == "epoch" else every
+        del cut[-(-((limit - 1) // stride * stride) // BATCHES) :]  # what was begun after the checkpoint comes again
+    again = network(lib, seed=3)
+    assert run(again, cut, checkpoint=xn.Checkpoint(tmp_path, every), resume=True) == expected
+    assert cut == seen == [0, 1, 2, 3]
+    assert expected["count"] == [1, 2, 3, 4]
+    assert_same(lib, whole, again)
+
+
+@pytest.mark.numpy_only
+def test_a_log_and_a_bar_go_on_in_the_middle_of_an_epoch(lib, data, tmp_path, capsys):
+    class Mine(xn.Callback):
+        def step_end(self, run):
+            if run.step % 5 == 1:
+                run.history.record({"mine": run.step})
+
+    def run(*callbacks, **options):
+        made = [Mine(), xn.CSVLog(tmp_path / "log.csv"), xn.Doctor(log=None), *callbacks]
+        return fit(network(lib), data, callbacks=made, progress=True, **options)
+
+    expected = run()
+    text = (tmp_path / "log.csv").read_text()
+    with pytest.raises(StopError):
+        run(StopAt(13), checkpoint=xn.Checkpoint(tmp_path / "runs", every=4))
+    assert run(checkpoint=xn.Checkpoint(tmp_path / "runs", every=4), resume=True) == expected
+    assert (tmp_path / "log.csv").read_text() == text
+
+
+@pytest.mark.numpy_only
+def test_a_schedule_that_a_callback_set_must_be_set_again(lib, data, tmp_path):
+    class Schedule(xn.Callback):
+        def __init__(self, at):
+            setattr(self, at, self.set)
+
+        def set(self, run):
+            run.optimizer.learning_rate = xn.CosineDecay(0.01, 20)
+
+        def epoch_end(self, run):
+            pass
+
+    whole, again = network(lib), network(lib)
+    expected = fit(whole, data, callbacks=[Schedule("train_begin")])
+    for at in ("train_begin", "epoch_end"):
+        with pytest.raises(StopError):
+            fit(network(lib), data, callbacks=[Schedule(at), StopAt(13)], checkpoint=xn.Checkpoint(tmp_path / at))
+    checkpoint = xn.Checkpoint(tmp_path / "train_begin")
+    assert fit(again, data, callbacks=[Schedule("train_begin")], checkpoint=checkpoint, resume=True) == expected
+    assert_same(lib, whole, again)
+    with pytest.raises(
+        ValueError, match=r"learning_rate was CosineDecay\(0\.01, 20\).* and is 0\.01 now; .*train_begin"
+    ):
+        fit(
+            again,
+            data,
+            callbacks=[Schedule("epoch_end")],
+            checkpoint=xn.Checkpoint(tmp_path / "epoch_end"),
+            resume=True,
+        )
 
 
 @pytest.mark.parametrize("every", ["epoch", 1])
@@ -348,6 +463,61 @@ def test_a_list_in_a_callbacks_memory_may_hold_numpys_numbers(lib, data, tmp_pat
 
 
 @pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    "thing",
+    [
+        None, True, 3, 10**30, 0.1, -0.0, float("inf"), float("nan"), "text", [], (), {}, [[]], [1, 2],
+        [1.5, float("nan")], [True, False], [None, 1, 2.0, True, 2**62, -0.0],
+        [(1, 0.5), (2, 0.25)], ([1, 2], [3, 4]), [[1, 2], [3]],
+        [[[1]], [[2]]], ["a", 1, float("-inf")], [10**30, 1], {"a/b": 1.0, "a": {"b": [1]}, "a.b": 2}, [{}],
+        {"": [None]}, np.float32(0.1), np.int64(3), np.zeros(()), np.arange(6).reshape(2, 3),
+        [np.ones(2), (np.zeros(3),)],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_a_callback_remembers_comes_back_as_it_was(lib, data, tmp_path, thing):
+    class Keeps(xn.Callback):
+        memory = ("kept",)
+        kept = "nothing"
+
+        def step_end(self, run):
+            if run.step == 1:
+                self.kept = thing
+
+    fit(network(lib), data, callbacks=[Keeps()], epochs=1, checkpoint=xn.Checkpoint(tmp_path))
+    callback = Keeps()
+    fit(network(lib), data, callbacks=[callback], epochs=1, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+    assert (type(callback.kept), repr(callback.kept)) == (type(thing), repr(thing))
+
+
+@pytest.mark.numpy_only
+def test_lists_of_numbers_may_grow_beyond_what_a_header_holds(lib, data, tmp_path):
+    class Long(xn.Callback):
+        memory = ("values", "pairs")
+
+        def train_begin(self, run):
+            self.values, self.pairs = [], []
+
+        def step_end(self, run):
+            self.values += [run.step / 3] * 60_000
+            self.pairs += [(run.step, run.step / 3)] * 20_000
+
+    whole, again = Long(), Long()
+    fit(network(lib), data, callbacks=[whole], epochs=2)
+    fit(network(lib), data, callbacks=[Long()], epochs=1, checkpoint=xn.Checkpoint(tmp_path))
+    fit(network(lib), data, callbacks=[again], epochs=2, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+    assert (again.values, again.pairs) == (whole.values, whole.pairs)
+    assert len(again.values) == 600_000
+
+
+@pytest.mark.numpy_only
+def test_what_grows_beyond_a_header_is_named_early(lib, data, tmp_path):
+    with pytest.raises(ValueError, match=r"^fit: a callback's memory, Remembers\.seen, takes \d+ letters beside"):
+        fit(network(lib), data, callbacks=[Remembers("x" * 20_000)], checkpoint=xn.Checkpoint(tmp_path))
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000000000005.safetensors"]
+
+
+@pytest.mark.numpy_only
 def test_what_a_checkpoint_cannot_hold_is_named(lib, data, tmp_path):
     with pytest.raises(TypeError, match=r"^fit: a checkpoint cannot hold \{7\}, of type set, in a callback's memory"):
         fit(network(lib), data, callbacks=[Remembers({7})], checkpoint=xn.Checkpoint(tmp_path))
@@ -394,6 +564,81 @@ def test_an_unsound_account_is_refused(lib, data, tmp_path, changes, message):
     change(path, **changes)
     with pytest.raises(xn.FormatError, match=message):
         fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+
+
+ZOO = [None, True, -5, 2**70, -1.0, 1e300, "\x1b[31m" * 999, [], [1], {}, {"value": 3}, {"float": "nan"}, {"same": "x"}]
+
+MAY_BE = r"""(?x)  # what a run may have come to, and what nothing depends on
+    callbacks\.\d\.(best(=\{'value':\ 3\}|\.value=(-?[\d.e+]+|None))|best_(params|state)\.dict=\{\}|sound\.value=True)
+    |callbacks\.\d\.(best_epoch|wait|cooling)(=\{'value':\ 3\}|\.value=\d+)
+    |history\.dict(=\{\}|\.\w+=left\ out)
+    |optimizer\.(clip_norm|clip_value|learning_rate|weight_decay)(=\{'value':\ 3\}|\.value=([\d.e+]+|None))
+    |rng\.state\.(state|inc)=\d+ |slots\.dict\.step=\{'value':\ 3\} |stopped=True |seconds=1e\+300 |xpnet=.*
+    |threads=\{('value':\ 3)?\} |threads\.\w+=left\ out
+"""
+
+
+def places(told, at=()):
+    """Where anything stands in an account."""
+    yield at
+    if isinstance(told, dict | list):
+        for key in told if isinstance(told, dict) else range(len(told)):
+            yield from places(told[key], (*at, key))
+
+
+def forged(text, at, value):
+    """The account with another value in one place, or without it."""
+    told = spot = json.loads(text)
+    for key in at[:-1]:
+        spot = spot[key]
+    if not at:
+        return json.dumps(value)
+    if value == "left out":
+        del spot[at[-1]]
+    else:
+        spot[at[-1]] = value
+    return json.dumps(told)
+
+
+@pytest.mark.numpy_only
+def test_a_forged_account_is_refused(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(8, 2)), rng.integers(2, size=8)
+
+    def run(net, *callbacks, epochs=2, **options):
+        made = [xn.EarlyStopping(), xn.ReduceOnPlateau(), *callbacks]
+        made = {"batch_size": 4, "optimizer": xn.SGD(), "callbacks": made, "epochs": epochs}
+        return fit(net, data, checkpoint=xn.Checkpoint(tmp_path, every=1), **(made | options))
+
+    def small():
+        return xn.Sequential(xn.Dense(2, 2)).initialize(seed=1)
+
+    with pytest.raises(StopError):
+        run(small(), StopAt(4))
+    arrays, header = read(max(tmp_path.glob("step-*")))
+    min(tmp_path.glob("step-*")).unlink()
+    net, before, accepted = small(), bits(small()), set()
+    monkeypatch.setattr(checkpoints, "write", lambda *file: None)
+    for at in places(json.loads(header["training"])):
+        for value in [*ZOO, "left out"]:
+            account = header | {"training": forged(header["training"], at, value)}
+            monkeypatch.setattr(checkpoints, "read", lambda path, account=account: (arrays, account))
+            try:
+                run(net, resume=True, epochs=1)
+            except ValueError as error:
+                text, fact = str(error), type(error) is not xn.FormatError
+                sound = fact or len(text) < 500, text.replace("\n", "").isprintable(), fact or text.isprintable()
+                known = not fact or "facts" in at or "a checkpoint keeps numbers alone" in text
+                assert (*sound, known, bits(net) == before) == (True,) * 5, (at, value)
+            else:
+                accepted.add(f"{'.'.join(map(str, at))}={str(value)[:20]}")
+                net = small()
+    assert [each for each in sorted(accepted) if not re.fullmatch(MAY_BE, each)] == []
+    assert len(accepted) > 40
+
+
+def bits(net):
+    return {name: a.tobytes() for name, a in (net.params | net.state).items()}
 
 
 @pytest.mark.numpy_only
@@ -448,6 +693,168 @@ def test_two_runs_do_not_share_a_folder(lib, data, tmp_path):
             assert error.value.filename == str(tmp_path)
 
     fit(network(lib), data, callbacks=[Second()], checkpoint=xn.Checkpoint(tmp_path))
+
+
+CODE = """
+    import functools
+    import xpnet as xn
+    BASE, TABLE = {base}, [0.1, {base}]
+
+    def helper(step):
+        return BASE
+
+    def reads_a_global(step):
+        return 0.01 * TABLE[1]
+
+    def calls_another(step):
+        return helper(step)
+
+    def has_a_default(step, rate={base}):
+        return rate
+
+    def holds(rate):
+        def held(step):
+            return rate
+        return held
+
+    def by_keyword(step, *, rate):
+        return rate
+
+    class Called:
+        def __init__(self, rate):
+            self.rate = rate
+
+        def __call__(self, step):
+            return self.rate
+
+    class Overrides:
+        def __call__(self, step):
+            return {base}
+
+    class Inherits(Overrides):
+        scale = property(lambda self: {base})
+
+    class Loss(xn.MeanSquaredError):
+        def terms(self, prediction, target):
+            terms, gradient = super().terms(prediction, target)
+            return {base} * terms, {base} * gradient
+
+    class Layer(xn.Layer):
+        def forward(self, x, training=False):
+            return {base} * x, None
+
+        def backward(self, dy, cache):
+            return {base} * dy, {{}}
+
+    things = [
+        reads_a_global, calls_another, has_a_default, holds({base}), functools.partial(by_keyword, rate={base}),
+        Called({base}), Called({base}).__call__, Overrides(), Inherits, xn.WarmUp(lambda step: {base}, 3), Loss(),
+        xn.Sequential(xn.Dense(3, 2), xn.Sequential(Layer())), {{"mine": lambda p, t: {base} in ("a", {base})}},
+        xn.Adam(helper), lambda step: [{base} for _ in range(step)],
+    ]
+"""
+
+
+def things(base):
+    space = {"__name__": "__main__"}
+    exec(textwrap.dedent(CODE.format(base=base)), space)
+    return space["things"]
+
+
+@pytest.mark.numpy_only
+def test_functions_and_classes_are_told_apart_by_their_code_and_constants():
+    for one, twin, other in zip(things(0.5), things(0.5), things(0.25), strict=True):
+        assert own_code(one) == own_code(twin), one
+        assert own_code(one) != own_code(other), one
+    assert own_code([xn.Adam(xn.CosineDecay(0.1, 3)), network_of_ours(), xn.accuracy, np.exp, np.linalg.norm]) == ""
+
+
+def network_of_ours():
+    return xn.Sequential(xn.Dense(3, 2), xn.Sequential(xn.ReLU()))
+
+
+@pytest.mark.numpy_only
+def test_code_is_told_the_same_in_every_process():
+    program = textwrap.dedent(CODE.format(base="{'a', 'b', 'c', 0.5}")) + textwrap.dedent(
+        """
+        from xpnet.identity import own_code
+        print(*map(own_code, things))
+        """
+    )
+    told = {
+        subprocess.check_output([sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("optimizer", lambda base: {"optimizer": xn.Adam(things(base)[3])}),
+        ("loss", lambda base: {"loss": things(base)[10]}),
+        ("metrics", lambda base: {"metrics": {"mine": lambda p, t: base}}),
+    ],
+)
+def test_other_code_of_the_same_name_is_refused(lib, data, tmp_path, name, options):
+    x, y = data
+    data = x, np.eye(K)[y]
+    fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path), **options(0.5))
+    again = {"checkpoint": xn.Checkpoint(tmp_path), "resume": True}
+    with pytest.raises(ValueError, match=rf"\n  code of {name}: \w+, Python 3\.\d+ then, \w+, Python 3\.\d+ now\n"):
+        fit(network(lib), data, **again, **options(0.25))
+    fit(network(lib), data, **again, **options(0.5))
+
+
+@pytest.mark.numpy_only
+def test_a_resumed_run_takes_as_many_threads_as_before(lib, data, tmp_path):
+    limits = pytest.importorskip("threadpoolctl").threadpool_limits
+    seen = []
+
+    class Threads(xn.Callback):
+        def step_end(self, run):
+            seen.append(checkpoints.threads().get("blas"))
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(600, 400)), rng.integers(K, size=600)
+
+    def wide():
+        return xn.Sequential(xn.Dense(400, 300), xn.Tanh(), xn.Dense(300, K)).initialize(lib.backend, seed=1)
+
+    def run(net, *callbacks, **options):
+        made = [Threads(), *callbacks]
+        return fit(net, (x, y), batch_size=200, epochs=3, validation_data=None, callbacks=made, **options)
+
+    whole, again = wide(), wide()
+    with limits(1):
+        run(whole)
+        with pytest.raises(StopError):
+            run(wide(), StopAt(5), checkpoint=xn.Checkpoint(tmp_path, every=2))
+        seen.clear()
+    with limits(2):
+        now = checkpoints.threads()
+        run(again, checkpoint=xn.Checkpoint(tmp_path, every=2), resume=True)
+        assert checkpoints.threads() == now
+    assert seen == 5 * [1]
+    assert_same(lib, whole, again)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("told", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"])
+def test_where_threads_cannot_be_set_other_numbers_of_them_bring_a_warning(lib, data, tmp_path, monkeypatch, told):
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(told, "3")
+    fit(network(lib), data, epochs=1, checkpoint=xn.Checkpoint(tmp_path))
+    fit(network(lib), data, epochs=2, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+    monkeypatch.setenv(told, "5")
+    with pytest.warns(RuntimeWarning, match=r"\(blas 3; now blas 5\): the last bits may differ; pip") as caught:
+        fit(network(lib), data, epochs=3, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+    assert [each.filename for each in caught] == [__file__]
+    monkeypatch.delenv(told)
+    assert checkpoints.threads()["blas"] >= 1
 
 
 @pytest.mark.numpy_only

@@ -14,8 +14,9 @@ from xpnet.warn import warn
 PACKAGE = Path(xn.__file__).parent
 ORDER = [  # each module imports only from those before it
     "backend",
-    "checks settings header plain_json warn",
-    "container",
+    "checks settings header plain_json terminal warn",
+    "container identity",
+    "packing",
     "ops",
     "initializers",
     "layers.base",

@@ -2,21 +2,28 @@
 
 import contextlib
 import errno
+import math
+import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from . import checks
+from . import checks, plain_json
 from .backend import Array, Backend
 from .callbacks import Callback, History
-from .checks import whole
+from .checks import printable, whole
 from .container import FormatError, read, under, write
 from .container import Path as AnyPath
+from .identity import fingerprint, own_code
 from .optimizers import Slots
+from .packing import as_name, pack, unpack
+from .plain_json import only
 from .settings import Configured
+from .step import Step
+from .terminal import tell
 from .warn import warn
 
 if TYPE_CHECKING:
@@ -29,21 +36,35 @@ KEPT = 2
 HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}  # what locking fails with where another process has the lock
 NAME = re.compile(r"step-(\d{12})\.safetensors")
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in a repr: of this process only
+TEXT = 2**15  # letters of JSON for one thing that a callback remembers: all of them and more must fit into a header
+CODED = {"network", "loss", "optimizer", "metrics"}  # what else the run depends on by its code
+ACCOUNT = {
+    "xpnet", "facts", "epoch", "step", "stopped", "seconds", "threads", "optimizer", "rng", "slots", "history",
+    "callbacks",
+}  # fmt: skip
 
 
 class Checkpoint(Configured, Callback):
     """Saves a run to files in `folder` as it goes: `fit(..., checkpoint=xn.Checkpoint("runs/a"), resume=True)`.
 
     `every` is "epoch", or a number of steps, which may end in the middle of an epoch. A file holds all that the rest of
-    the run depends on: parameters, statistics (Dropout's counter among them), the optimizer's slots and learning rate,
-    the epoch, the losses so far in it, the generator of the order of rows, the history, and what the callbacks name in
-    their `memory`, such as the best weights so far. On the same backend a run that was killed at any moment and resumed
-    ends with the same bits as one that was not. Another backend may go on too, to within its rounding.
+    the run depends on: parameters, statistics (Dropout's counter among them), the optimizer's slots and settings, the
+    epoch, the losses so far in it, the generator of the order of rows, the history, and what the callbacks name in
+    their `memory`, such as the best weights so far. On the same machine and backend a run that was killed at any moment
+    and resumed ends with the same bits as one that was not. Another one may go on too, to within its rounding.
+
+    The same bits need as many threads of BLAS as before. A file says how many there were, and a resumed run takes as
+    many where threadpoolctl is installed; otherwise it warns where they differ.
 
     With `resume=True`, `fit` goes on from the newest file, or begins where there is none, so the same command starts a
     run and restarts it. A file that turns out damaged is passed over for the one before, with a warning; the last two
     are kept. `epochs` may differ from before; other data or settings are refused with the list of what differs, as is
     a folder with files in it without `resume=True`, and one that another run is using.
+
+    Settings are the network, loss, optimizer and metrics, with the code of your own classes and functions among them:
+    their defaults, closures, and the global names that they read. Another version of Python compiles them to other
+    code, so a run with such code is resumed by the version that began it. Of callbacks those that have a `memory` are
+    compared, by their repr: they may be mended between two starts.
 
     SIGTERM and Ctrl-C write a file after the step under way and leave by SystemExit, with 143 and 130.
 
@@ -93,13 +114,17 @@ class Checkpoint(Configured, Callback):
         arrays: Mapping[str, Array],
         settings: Mapping[str, Any],
         callbacks: Sequence[Callback],
+        steps_per_epoch: int,
         resume: bool,
     ) -> "Saved | None":
         """What to go on from, None to begin with; remembers what the run depends on."""
         self._callbacks = [c for c in callbacks if c.memory]
-        told = {"network": net, "dtype": net.dtype, **settings}
-        told["callbacks with a memory"] = self._callbacks
-        self._facts = {name: ADDRESS.sub("", repr(value)) for name, value in told.items()}
+        told = {"network": net, "dtype": net.dtype, **settings, "callbacks with a memory": self._callbacks}
+        self._facts = {}
+        for name, value in told.items():
+            self._facts[name] = shortened(ADDRESS.sub("", repr(list(value) if isinstance(value, dict) else value)))
+            if name in CODED and (code := own_code(value)):
+                self._facts[f"code of {name}"] = code
         self._facts |= {name: fingerprint(net.backend.to_numpy(a)) for name, a in arrays.items()}
         self._saved = -1, -1
         files = self._files()
@@ -111,14 +136,14 @@ class Checkpoint(Configured, Callback):
         for i, path in enumerate(reversed(files)):
             try:
                 saved = Saved(path, net.backend)
+                saved.check_facts(self._facts)
+                saved.check(settings["optimizer"], self._callbacks, steps_per_epoch)
+                return saved
             except FormatError as error:
                 if i == len(files) - 1:
                     error.add_note(f"fit: no checkpoint in {self.folder} is sound; begin anew in another folder")
                     raise
                 warn(f"fit: {error}: going on from the checkpoint before it", RuntimeWarning)
-                continue
-            saved.check_facts(self._facts)
-            return saved
         return None
 
     def _files(self) -> "list[Path]":
@@ -139,8 +164,6 @@ class Checkpoint(Configured, Callback):
         """Write the state that the run is in, unless it is written already or not finite: then `fit` will say so."""
         if self._saved == (run.epoch, run.step) or not run.finite:
             return
-        import json
-
         from . import __version__
         from .files import FORMAT, VERSION, arrays_of, metadata_of
 
@@ -148,39 +171,62 @@ class Checkpoint(Configured, Callback):
         arrays, metadata = arrays_of(net), {"format": FORMAT, "version": VERSION}
         with contextlib.suppress(TypeError):  # a user's own network that JSON cannot describe is resumed all the same
             metadata = metadata_of(net, run.rng)
-        for name, values in history.items():
-            arrays[f"training.history.{as_name(name)}"] = np.array(values, dtype=np.float64)
         arrays["training.losses"] = run.losses
-        rate = run.optimizer.learning_rate
+        measures = {
+            name: [v if isinstance(v, int | float) else float(v) for v in values] for name, values in history.items()
+        }
         training = {
             "xpnet": __version__,
             "facts": self._facts,
             "epoch": run.epoch,
             "step": run.step,
             "stopped": run.stopped,
-            "steps": history.steps,
             "seconds": history.seconds,
-            "learning_rate": None if callable(rate) else rate,
+            "threads": threads(),
+            "optimizer": {k: self.setting(v) for k, v in settings_of(run.optimizer).items()},
             "rng": run.rng_before or run.rng.bit_generator.state,
-            "slots": packed("training.slots", run.slots, arrays, net.backend),
-            "callbacks": [
-                packed(f"training.callbacks.{i}", {name: getattr(c, name) for name in c.memory}, arrays, net.backend)
-                for i, c in enumerate(self._callbacks)
-            ],
+            "slots": pack("training.slots", run.slots, arrays, net.backend),
+            "history": pack("training.history", measures, arrays, net.backend),
+            "callbacks": [self._remembered(i, c, arrays, net.backend) for i, c in enumerate(self._callbacks)],
         }
         path = self.folder / f"step-{run.step:012d}.safetensors"
-        write(path, arrays, metadata | {"training": json.dumps(training, default=as_plain)})
+        write(path, arrays, metadata | {"training": plain_json.dumps(training)})
         self._saved = run.epoch, run.step
         for old in [file for file in self._files() if file.name <= path.name][:-KEPT]:  # later ones were passed over
             old.unlink()
 
+    @staticmethod
+    def setting(value: Any) -> dict[str, Any]:
+        """An optimizer's setting for JSON: a number as it is, of a schedule what tells it from others."""
+        if isinstance(value, bool | int | float | str | None):
+            return pack("", value, {})
+        return {"same": shortened(f"{ADDRESS.sub('', repr(value))} {own_code(value)}")}
+
+    def _remembered(
+        self, i: int, callback: Callback, arrays: dict[str, np.ndarray], backend: Backend
+    ) -> dict[str, dict[str, Any]]:
+        """What a callback remembers, for JSON and `arrays`."""
+        memory = {}
+        for name in callback.memory:
+            who = f"a callback's memory, {type(callback).__name__}.{name}"
+            try:
+                memory[name] = pack(f"training.callbacks.{i}.{as_name(name)}", getattr(callback, name), arrays, backend)
+            except TypeError as error:
+                (value,) = error.args
+                raise TypeError(
+                    f"fit: a checkpoint cannot hold {value!r:.200}, of type {type(value).__name__}, in {who}; it holds "
+                    "numbers, strings, None, arrays, and lists, tuples and dicts by name of these"
+                ) from None
+            if (size := len(plain_json.dumps(memory[name]))) > TEXT:
+                raise ValueError(
+                    f"fit: {who}, takes {size} letters beside its arrays, and a checkpoint holds at most {TEXT}; lists "
+                    "of numbers are kept as arrays, so keep numbers apart from text, or what grows in a file of its own"
+                )
+        return memory
+
     def leave(self, run: "Run") -> NoReturn:
         """After a signal has stopped the run: say where it stands, and exit as the shell expects."""
-        if sys.stderr is not None:  # print would take None for standard output
-            print(
-                f"fit: stopped at step {run.step}; {self.folder} has its state, resume=True goes on from it",
-                file=sys.stderr,
-            )
+        tell(f"fit: stopped at step {run.step}; {self.folder} has its state, resume=True goes on from it", sys.stderr)
         raise SystemExit(128 + run.signal)
 
 
@@ -188,10 +234,7 @@ class Saved:
     """A checkpoint that was read. FormatError for a file that is not a sound one."""
 
     def __init__(self, path: "Path", backend: Backend):
-        import json
-        from urllib.parse import unquote
-
-        from .files import FORMAT, VERSION
+        from .files import FORMAT, UNSOUND, VERSION
 
         self.path = path
         arrays, metadata = read(path)
@@ -200,32 +243,100 @@ class Saved:
         if metadata.get("version") != VERSION:
             raise FormatError(path, f"format version {metadata.get('version')!r:.80}, this xpnet reads {VERSION!r}")
         try:
-            told = json.loads(metadata["training"])
-            self.facts = dict(told["facts"])
-            self.epoch, self.step, self.stopped = int(told["epoch"]), int(told["step"]), bool(told["stopped"])
-            self.learning_rate, self.rng_state = told["learning_rate"], told["rng"]
-            np.random.default_rng().bit_generator.state = self.rng_state  # which says whether it is one
-            self.losses = arrays["training.losses"]
-            self.slots: Slots = unpacked("training.slots", told["slots"], arrays, backend)
-            self.callbacks = [
-                unpacked(f"training.callbacks.{i}", c, arrays, backend) for i, c in enumerate(told["callbacks"])
-            ]
-            self.history = History()
-            self.history.update({unquote(k): a.tolist() for k, a in under("training.history", arrays).items()})
-            self.history.steps, self.history.seconds = int(told["steps"]), float(told["seconds"])
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-            raise FormatError(path, f"its account of the training is unsound: {error!r:.200}") from error
+            self._read(only("it", plain_json.loads(metadata["training"]), ACCOUNT), arrays, backend)
+        except UNSOUND as error:
+            raise self._unsound(error) from None
         self.params, self.state = under("params", arrays), under("state", arrays)
+
+    def _read(self, told: dict[str, Any], arrays: dict[str, np.ndarray], backend: Backend) -> None:
+        """Take in the account of the training. Raises what `UNSOUND` names where it is none."""
+        from .files import restored_order
+
+        self.facts = told["facts"]
+        if not isinstance(told["xpnet"], str):
+            raise ValueError(f"it is of xpnet {told['xpnet']!r:.80}")
+        if not isinstance(self.facts, dict) or not all(isinstance(fact, str) for fact in self.facts.values()):
+            raise ValueError(f"its facts are {self.facts!r:.80}")
+        self.epoch, self.step = (count(name, told[name]) for name in ("epoch", "step"))
+        self.stopped, seconds = told["stopped"], told["seconds"]
+        if not isinstance(self.stopped, bool) or type(seconds) is not float or seconds < 0:
+            raise ValueError(f"it stopped: {self.stopped!r:.80}, after {seconds!r:.80} seconds")
+        self.threads = {str(api): count("threads", n, 1, 1024) for api, n in told["threads"].items()}
+        self.rng_state = told["rng"]
+        restored_order(self.rng_state)
+        self.losses = arrays["training.losses"]
+        if self.losses.dtype != np.float64 or self.losses.ndim != 1 or not np.isfinite(self.losses).all():
+            raise ValueError("its losses are no finite numbers")
+        self.slots: Slots = unpack("training.slots", told["slots"], arrays, backend)
+        for name in [name for name, value in self.slots.items() if isinstance(value, int)]:
+            count(name, self.slots[name])
+        self.history = History()
+        measures = unpack("training.history", told["history"], arrays, backend)
+        self.history.update(measures)
+        if not isinstance(measures, dict) or not all(
+            type(v) is list and all(type(n) in (bool, int, float) for n in v) for v in self.history.values()
+        ):
+            raise ValueError("its history is no lists of numbers")
+        self.history.seconds = seconds
+        self.settings = {
+            k: packed if "same" in packed else unpack("", packed, {}) for k, packed in told["optimizer"].items()
+        }
+        self.callbacks = [
+            {
+                name: unpack(f"training.callbacks.{i}.{as_name(name)}", packed, arrays, backend)
+                for name, packed in memory.items()
+            }
+            for i, memory in enumerate(told["callbacks"])
+        ]
+
+    def _unsound(self, error: object) -> FormatError:
+        return FormatError(self.path, f"its account of the training is unsound: {error!r}")
 
     def check_facts(self, now: dict[str, str]) -> None:
         """Refuse a run that depends on other things, with the list of them."""
         names = [name for name in self.facts | now if self.facts.get(name) != now.get(name)]
         if names:
-            lines = [f"\n  {k}: {self.facts.get(k, 'nothing')} then, {now.get(k, 'nothing')} now" for k in names]
+            then, now = ({k: printable(v, 600) for k, v in facts.items()} for facts in (self.facts, now))
+            lines = [
+                f"\n  {printable(k, 80)}: {then.get(k, 'nothing')} then, {now.get(k, 'nothing')} now"
+                for k in names[:20]
+            ]
             raise ValueError(
                 f"fit: {self.path} is of another run, from which this one differs in {''.join(lines)}\n"
                 "Give what it was given, or begin anew in another folder."
             )
+
+    def check(self, optimizer: Any, callbacks: Sequence[Callback], steps_per_epoch: int) -> None:
+        """Refuse an account that is not one of such a run. FormatError."""
+        done, own = len(self.losses), settings_of(optimizer)
+        if done > steps_per_epoch or self.step != self.epoch * steps_per_epoch + done:
+            raise self._unsound(f"step {self.step} is not the step after {done} of {steps_per_epoch} in its epoch")
+        if self.settings.keys() != own.keys():
+            raise self._unsound(f"its optimizer has the settings {', '.join(self.settings)}")
+        for name, value in self.settings.items():
+            if fault := fault_in(optimizer, name, value, own[name]):
+                raise self._unsound(f"its optimizer's {name} is {value!r:.80}: {fault}")
+        if [set(memory) for memory in self.callbacks] != [set(c.memory) for c in callbacks]:
+            raise self._unsound("its callbacks remember other things")
+
+    def begin(self, net: "Sequential", callbacks: Sequence[Callback], begin: Callable[["Sequential"], Step]) -> Step:
+        """The training step that goes on from here, and the network as it was here. Where that turns out impossible,
+        FormatError, and the network is as before.
+        """
+        twin = net.clone()
+        try:
+            twin.set_params(self.params)
+            twin.set_state(self.state)
+            step = begin(twin)
+            step.go_on(self.slots)
+            for callback, memory in zip([c for c in callbacks if c.memory], self.callbacks, strict=True):
+                callback.check_memory(memory, twin)
+        except (ValueError, TypeError) as error:
+            raise self._unsound(error) from None
+        self._before = net.params, net.state
+        net.set_params(self.params)
+        net.set_state(self.state)
+        return step
 
     def restore(self, run: "Run") -> None:
         """Put the run where this one was; the network and the slots are there already."""
@@ -233,70 +344,109 @@ class Saved:
         run.stop = self.stopped
 
     def restore_callbacks(self, run: "Run", callbacks: Sequence[Callback]) -> None:
-        """Give back what `train_begin` reads and sets as at any beginning: learning rate and callbacks' memory."""
-        if self.learning_rate is not None:
-            run.optimizer.learning_rate = self.learning_rate
+        """Give back what `train_begin` reads and sets as at any beginning: the optimizer's settings and callbacks'
+        memory. ValueError where a schedule is another one than it was, and the network is then as before `begin`.
+        """
+        for name, value in self.settings.items():
+            now = getattr(run.optimizer, name)
+            if not isinstance(value, dict):
+                if type(now) is not type(value) or now != value:
+                    setattr(run.optimizer, name, value)
+            elif (told := Checkpoint.setting(now)) != value:
+                run.net.assign_params(self._before[0])
+                run.net.assign_state(self._before[1])
+                raise ValueError(
+                    f"fit: the optimizer's {name} was {printable(value['same'], 200)} in {self.path} and is "
+                    f"{told.get('same', now)} now; a checkpoint keeps numbers alone: have train_begin set it"
+                )
         for callback, memory in zip([c for c in callbacks if c.memory], self.callbacks, strict=True):
             for name, value in memory.items():
                 setattr(callback, name, value)
 
 
-# --- what JSON holds, and what it does not ----------------------------------------------------------------------------
+def count(name: str, value: object, low: int = 0, high: int = 2**53) -> int:
+    """A whole number from a file. ValueError for anything else."""
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"its {name} is {value!r:.80}, expected a whole number from {low} to {high}")
+    return value
 
 
-def packed(prefix: str, values: Mapping[str, Any], arrays: dict[str, np.ndarray], backend: Backend) -> dict[str, Any]:
-    """The values for JSON; arrays, and dicts of arrays, go to `arrays` under the prefix."""
-    plain: dict[str, Any] = {}
-    for name, value in values.items():
-        if hasattr(value, "shape") and hasattr(value, "dtype"):
-            on_host = isinstance(value, np.ndarray | np.generic)
-            arrays[f"{prefix}.{name}"] = np.asarray(value if on_host else backend.to_numpy(value))
-            plain[name] = {"array": "host" if on_host else "device"}
-        elif isinstance(value, dict):
-            plain[name] = {"dict": packed(f"{prefix}.{name}", value, arrays, backend)}
-        else:
-            plain[name] = {"value": value}
-    return plain
+def fault_in(optimizer: Any, name: str, value: Any, own: Any) -> str | None:
+    """What is wrong with an optimizer's setting from a file, None where a callback may have set it."""
+    if isinstance(value, dict):  # a schedule's description
+        sound = [*map(type, value.values())] == [str] and (callable(own) or name == "learning_rate")
+    elif isinstance(own, bool) or isinstance(value, float):
+        sound = type(value) is type(own) if isinstance(own, bool) else math.isfinite(value)
+    else:
+        sound = True
+    if not sound:
+        return "expected one like its own"
+    if (
+        isinstance(value, dict)
+        or value == own
+        or (name == "learning_rate" and value == 0.0)
+        or not isinstance(optimizer, Configured)
+    ):
+        return None
+    try:
+        type(optimizer)(**(settings_of(optimizer) | {name: value}))
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        return str(error)
+    return None
 
 
-def as_plain(value: object) -> object:
-    """A NumPy number as Python's: a list in a callback's memory may hold some."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(
-        f"fit: a checkpoint cannot hold {value!r}, of type {type(value).__name__}, in a callback's memory; it holds "
-        "numbers, strings, None, lists of these, arrays, and dicts of arrays by name"
-    )
+# --- what it is held to -----------------------------------------------------------------------------------------------
 
 
-def unpacked(
-    prefix: str, plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray], backend: Backend
-) -> dict[str, Any]:
-    """`packed` undone."""
-    values: dict[str, Any] = {}
-    for name, each in plain.items():
-        if "array" in each:
-            array = arrays[f"{prefix}.{name}"]
-            values[name] = array if each["array"] == "host" else backend.asarray(array)
-        elif "dict" in each:
-            values[name] = unpacked(f"{prefix}.{name}", each["dict"], arrays, backend)
-        else:
-            values[name] = each["value"]
-    return values
-
-
-def as_name(measure: str) -> str:
-    """A measure's name, which may be any string, as a file holds it: what an array's cannot have is written %2F."""
-    from urllib.parse import quote
-
-    return quote(measure, safe="").replace("..", "%2E%2E")
-
-
-def fingerprint(a: np.ndarray) -> str:
-    """What tells an array from others: shape, dtype and SHA-256."""
+def shortened(text: str) -> str:
+    """A description that may be long, in at most 600 letters that still tell it from others."""
     import hashlib
 
-    return f"{a.dtype} {a.shape} {hashlib.sha256(np.ascontiguousarray(a).data).hexdigest()[:16]}"
+    return text if len(text) <= 600 else f"{text[:500]}... ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
+
+
+def settings_of(optimizer: Any) -> dict[str, Any]:
+    """The optimizer's settings as they are now: those of the constructor, or all attributes where it tells of none."""
+    return dict(optimizer.settings() if isinstance(optimizer, Configured) else vars(optimizer))
+
+
+def threads() -> dict[str, int]:
+    """How many threads BLAS and OpenMP take, as far as that can be known: their sums depend on it."""
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        names = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"
+        told = [os.environ[name] for name in names if os.environ.get(name, "").isdigit()]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return {"blas": int(told[0]) if told else cores}
+    found: dict[str, int] = {}
+    for pool in threadpool_info():
+        found[pool["user_api"]] = max(pool["num_threads"], found.get(pool["user_api"], 1))
+    return found
+
+
+def held_to(wanted: Mapping[str, int]) -> contextlib.AbstractContextManager[object]:
+    """A context that takes as many threads. Without threadpoolctl it only warns where they are not as many."""
+    other = {api: n for api, n in threads().items() if wanted.get(api, n) != n}
+    if not other:
+        return contextlib.nullcontext()
+    counts = {api: wanted[api] for api in other}
+    try:
+        from threadpoolctl import threadpool_limits
+
+        context: contextlib.AbstractContextManager[object] = threadpool_limits(limits=counts)
+        other = {api: n for api, n in threads().items() if counts.get(api, n) != n}
+    except ImportError:
+        context = contextlib.nullcontext()
+    if other:
+        then = ", ".join(f"{api} {wanted[api]}" for api in other)
+        now = ", ".join(f"{api} {n}" for api, n in other.items())
+        warn(
+            f"fit: the run that wrote the checkpoint had other numbers of threads ({then}; now {now}): the last bits "
+            "may differ; pip install threadpoolctl, or set OPENBLAS_NUM_THREADS before Python starts",
+            RuntimeWarning,
+        )
+    return context
 
 
 def lock(file: Any) -> None:

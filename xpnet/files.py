@@ -25,6 +25,7 @@ from .layers.batchnorm import BatchNorm
 from .layers.dense import Dense
 from .layers.dropout import Dropout
 from .network import Sequential, check_least, streams
+from .plain_json import only
 
 FORMAT = "xpnet"
 VERSION = "1"
@@ -121,7 +122,8 @@ def load(
         net.rng = streams(0)[1] if order is None else restored_order(plain_json.loads(order))
         check(net, dtype, arrays)
     except UNSOUND as error:
-        raise FormatError(path, error) from error
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise FormatError(path, f"{kind}{error}") from None  # what the file names would reach the terminal in a chain
 
     params = {k: place.asarray(a, dtype) for k, a in container.under("params", arrays).items()}
     # copied: alone, they would keep the whole file's buffer once the parameters are trained
@@ -192,16 +194,6 @@ def build(described: object, table: Mapping[str, type[Layer]]) -> list[Layer]:
         layers.append(table[name](**settings))
         layers[-1].trainable = trainable
     return layers
-
-
-def only(who: str, given: object, names: set[str]) -> Any:
-    """`given`, a dict with these names and no others."""
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{who} is {given!r:.80}, expected {', '.join(sorted(names))}")
-    if given.keys() != names:
-        strange = ", ".join(f"{name!r:.80}" for name in sorted(given.keys() - names)) or "less"
-        raise ValueError(f"{who} has {strange}; expected {', '.join(sorted(names))}")
-    return given
 
 
 def check(net: Sequential, dtype: str, arrays: Mapping[str, np.ndarray]) -> None:

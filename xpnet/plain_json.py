@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 DEPTH_LIMIT = 64
@@ -25,6 +26,16 @@ def dumps(value: Any) -> str:
     text = json.dumps(value, allow_nan=False)
     _measure(text)
     return text
+
+
+def only(who: str, given: object, names: set[str]) -> Any:
+    """`given`, a dict with these names and no others."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{who} is {given!r:.80}, expected {', '.join(sorted(names))}")
+    if given.keys() != names:
+        strange = ", ".join(f"{name!r:.80}" for name in sorted(given.keys() - names)) or "less"
+        raise ValueError(f"{who} has {strange}; expected {', '.join(sorted(names))}")
+    return given
 
 
 def _measure(text: str) -> None:

@@ -80,9 +80,14 @@ class Run:
         self.stopped = value
 
     @property
+    def amid_epoch(self) -> bool:
+        """Whether the epoch to come is one that was begun before the run was resumed."""
+        return bool(self._done.size)
+
+    @property
     def over(self) -> bool:
         """Whether no epoch is to follow. One that a resumed run has begun is finished before it stops."""
-        return self.epoch >= self.epochs or self.history.interrupted or (self.stopped and not self._done.size)
+        return self.epoch >= self.epochs or self.history.interrupted or (self.stopped and not self.amid_epoch)
 
     @property
     def slots(self) -> Slots:
@@ -110,6 +115,7 @@ class Run:
     def go_on(self, epoch: int, step: int, history: History, rng_state: Any, losses: np.ndarray) -> None:
         """Start where another run was, in the middle of an epoch where it has had losses."""
         self.epoch, self.step, self.history, self._done = epoch, step, history, losses
+        history.steps = step
         self.rng.bit_generator.state = rng_state
 
     def order(self, rows: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -74,6 +75,10 @@ class Step:
         copies = dict(slots)
         for name, fresh in own.items():
             if not hasattr(fresh, "shape"):  # the count of steps
+                if type(fresh) is int and (isinstance(slots[name], bool) or not isinstance(slots[name], Integral)):
+                    raise TypeError(f"fit: slots has {name} {slots[name]!r:.80}, expected a whole number")
+                if type(fresh) is int and slots[name] < 0:
+                    raise ValueError(f"fit: slots has {name} {slots[name]!r:.80}, expected at least 0")
                 continue
             if tuple(np.shape(slots[name])) != tuple(fresh.shape):
                 raise ValueError(
@@ -81,6 +86,8 @@ class Step:
                     "is of a network with other trained parameters"
                 )
             copies[name] = self.backend.xp.astype(self.backend.adopt(f"fit: {name}", slots[name]), fresh.dtype)
+            if not ops.all_finite(copies[name]):
+                raise ValueError(f"fit: slots has NaN or infinite entries in {name}")
         self._remember(copies)
 
     def _remember(self, slots: Slots) -> None:

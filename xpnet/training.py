@@ -12,7 +12,7 @@ import numpy as np
 from . import arguments
 from .backend import Array, namespace
 from .callbacks import Callback, Doctor, History, Progress
-from .checkpoints import Checkpoint
+from .checkpoints import Checkpoint, held_to
 from .checks import flag, part, told, whole
 from .data import minibatches
 from .kernels import training_step
@@ -103,7 +103,7 @@ def fit(
     hooks = [*([Progress()] if progress else []), *own, *([checkpoint] if checkpoint else [])]
 
     lock = checkpoint.locked() if checkpoint else contextlib.nullcontext()
-    with net.backend.scope(), lock, contextlib.ExitStack() as claim:
+    with net.backend.scope(), lock, contextlib.ExitStack() as threads, contextlib.ExitStack() as claim:
         claim.enter_context(claimed(net))
         if held_out and metrics:
             try_metrics(net, *held_out, loss, metrics)
@@ -111,14 +111,14 @@ def fit(
         if checkpoint:
             arrays = {"x": x, "y": y} | dict(zip(("validation x", "validation y"), held_out or (), strict=False))
             settings = {"loss": loss, "l2": l2, "optimizer": optimizer, "batch_size": batch_size, "shuffle": shuffle}
-            saved = checkpoint.open(net, arrays, settings | {"metrics": list(metrics or ())}, own, resume)
+            saved = checkpoint.open(net, arrays, settings | {"metrics": dict(metrics or {})}, own, len(slices), resume)
         if saved:
-            net.set_params(saved.params)
-            net.set_state(saved.state)
-            slots = saved.slots
-        step = training_step(net, objective, copy.copy(optimizer))
-        if slots is not None:
-            step.go_on(slots)
+            threads.enter_context(held_to(saved.threads))
+            step = saved.begin(net, own, lambda twin: training_step(twin, objective, copy.copy(optimizer)))
+        else:
+            step = training_step(net, objective, copy.copy(optimizer))
+            if slots is not None:
+                step.go_on(slots)
         run = Run(net, step, x, y, slices, epochs)
         watched = hooks or held_out or net.backend.immediate  # epoch by epoch, or each step as it is done
         together = 1 if watched or len(slices) > 1 else AHEAD
@@ -135,8 +135,9 @@ def fit(
                 if saved:
                     saved.restore_callbacks(run, own)
                 while not run.over:
-                    for callback in hooks:
-                        callback.epoch_begin(run)
+                    if not run.amid_epoch:  # one that a resumed run is in the middle of has had it
+                        for callback in hooks:
+                            callback.epoch_begin(run)
                     order = run.order(rows) if shuffle and len(slices) > 1 else None
                     losses = run.train(order, hooks, min(together, epochs - run.epoch))
                     if len(losses) < len(slices):  # Ctrl-C: an unfinished epoch has no history

@@ -1,8 +1,10 @@
 """The hooks that a training run calls."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..network import Sequential
     from ..run import Run
 
 
@@ -12,12 +14,18 @@ class Callback:
     It has `net` as trained so far, `epoch`, `step` and `history`; `run.history.record({"mine": 1.0})` adds a measure.
 
     Setting `run.stop = True` ends the training after the current epoch; `run.optimizer.learning_rate` may be set, and
-    `run.x`, `run.y` and `run.loss` are what it trains on. One that remembers something from epoch to epoch names it in
-    `memory`, for checkpoints: attributes that hold numbers, strings, None, lists of these, arrays, or dicts of arrays
-    by name. They are given back after `train_begin`, as is the learning rate.
+    `run.x`, `run.y` and `run.loss` are what it trains on.
+
+    One that remembers something from hook to hook names it in `memory`, for checkpoints: attributes that hold numbers,
+    strings, None, arrays, or lists, tuples and dicts by name of these. A resumed run calls `train_begin` and then gives
+    them back, as it does the optimizer's settings; in the middle of an epoch it goes on with the next step, without a
+    second `epoch_begin`.
     """
 
     memory: tuple[str, ...] = ()
+
+    def check_memory(self, memory: Mapping[str, Any], net: "Sequential") -> None:
+        """Raise ValueError for what cannot be its memory, as a file may have it; `net` is the network beside it."""
 
     def train_begin(self, run: "Run") -> None:
         """Before the first step."""

@@ -1,7 +1,7 @@
 """What is done when a measure stops getting better: stop, or lower the learning rate."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..backend import Array
@@ -10,6 +10,7 @@ from ..settings import Configured
 from .base import Callback
 
 if TYPE_CHECKING:
+    from ..network import Sequential
     from ..run import Run
 
 FALLS = frozenset(["loss", "mean_squared_error", "mean_absolute_error"])  # of the measures that are recorded here
@@ -75,6 +76,13 @@ class Watching(Configured, Callback):
         self.best: float | None = None
         self.best_epoch = self.wait = 0
 
+    def check_memory(self, memory: Mapping[str, Any], net: "Sequential") -> None:
+        best, counts = memory["best"], [memory[name] for name in ("best_epoch", "wait", "cooling") if name in memory]
+        if best is not None and (isinstance(best, bool) or not isinstance(best, int | float) or math.isnan(best)):
+            raise ValueError(f"{type(self).__name__}: best is {best!r:.80}, expected a number or None")
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"{type(self).__name__}: it counts {counts!r:.80}, expected whole numbers of at least 0")
+
     def train_begin(self, run: "Run") -> None:
         self._reset()
 
@@ -125,6 +133,15 @@ class EarlyStopping(Watching):
         self.best_params: dict[str, Array] = {}
         self.best_state: dict[str, Array] = {}
         self.sound = False  # whether a loss with them is known to be finite
+
+    def check_memory(self, memory: Mapping[str, Any], net: "Sequential") -> None:
+        super().check_memory(memory, net)
+        if not isinstance(memory["sound"], bool):
+            raise ValueError(f"EarlyStopping: sound is {memory['sound']!r:.80}, expected True or False")
+        if memory["best_params"] != {}:  # two sets of arrays are compared by whoever takes them
+            net.set_params(memory["best_params"])
+        if memory["best_params"] != {} or memory["best_state"] != {}:
+            net.set_state(memory["best_state"])
 
     def epoch_end(self, run: "Run") -> None:
         if self.improved(run):
