@@ -494,6 +494,8 @@ def test_wrong_labels_get_scikit_learns_words(problems):
         assert (type(a), str(a)) == (type(b), str(b))
     a = error_of(mine.fit, x, np.linspace(0, 1, len(x)))  # theirs prints all of y instead
     assert str(a).startswith("Unknown label type: continuous. Maybe you are trying to fit a classifier, which expects")
+    a = error_of(mine.fit(x, y).partial_fit, x, np.linspace(0, 1, len(x)))
+    assert str(a).startswith("Unknown label type: continuous. Maybe you are trying to fit a classifier, which expects")
     a = error_of(lambda: type(mine)(3, max_iter=1).partial_fit(x, y, classes=["a", "b"]))
     assert "`y` has classes not in `self.classes_`" in str(a)
 

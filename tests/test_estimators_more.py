@@ -590,7 +590,9 @@ def test_to_scikit_learn_with_the_same_predictions(digits, cancer, diabetes, act
     x, y = diabetes
     for loss in ("squared_error", "poisson"):
         model = MLPRegressor(loss, 7, activation, batch_norm=batch_norm, max_iter=5, random_state=0).fit(x, np.abs(y))
-        np.testing.assert_allclose(model.to_sklearn().predict(x), model.predict(x), rtol=0, atol=1e-12)
+        twin = model.to_sklearn()
+        assert twin.loss == loss
+        np.testing.assert_allclose(twin.predict(x), model.predict(x), rtol=0, atol=1e-12)
 
 
 def test_from_scikit_learn_and_back(digits, cancer, diabetes):
@@ -626,6 +628,24 @@ def test_scikit_learns_training_goes_on_by_itself(cancer):
         same(weights(model), before)
         assert model.loss_curve_ == epochs
         assert len(their.loss_curve_) == 10
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected"),
+    [
+        ({"solver": "lbfgs"}, ("lbfgs", "constant")),
+        ({"solver": "adam"}, ("adam", "constant")),
+        ({"solver": "sgd", "learning_rate": "invscaling"}, ("sgd", "invscaling")),
+        ({"solver": "adagrad", "learning_rate": "adaptive"}, ("sgd", "adaptive")),
+        ({"solver": "adam", "learning_rate": xn.CosineDecay(0.01, 10)}, ("adam", "constant")),
+    ],
+    ids=str,
+)
+def test_the_solver_and_rate_go_to_scikit_learn_where_it_has_them(diabetes, ours, expected):
+    model = MLPRegressor(hidden_layer_sizes=3, max_iter=2, random_state=0, **ours).fit(*diabetes)
+    params = model.to_sklearn().get_params()
+    assert (params["solver"], params["learning_rate"]) == expected
+    theirs.MLPRegressor(**params).fit(*diabetes)
 
 
 def test_other_losses_go_to_scikit_learn_too(digits, cancer):
