@@ -313,7 +313,7 @@ def arguments() -> argparse.Namespace:
         parser.error("--malloc: the thresholds are glibc's, and this Python runs on another C library")
     needs_digits = options.case == "memory" or any(peers.case(c).digits for c in CASES.get(options.case, []))
     if needs_digits and not importlib.util.find_spec("sklearn"):
-        parser.error(f"{options.case}: the digits come with scikit-learn: pip install 'xpnet[sklearn]'")
+        parser.error(f"{options.case}: the digits come with scikit-learn: pip install scikit-learn threadpoolctl")
     options.contestants = list(dict.fromkeys(options.contestants or (DEFAULT_OF_STUDIES if study else DEFAULT)))
     options.turns = options.turns or (5 if study else 7)
     return options

@@ -26,5 +26,5 @@ def a_picture(text: str) -> Path:
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise argparse.ArgumentTypeError(f"{text} must end in .png, .svg or .pdf")
     if not importlib.util.find_spec("matplotlib"):
-        raise argparse.ArgumentTypeError("it needs matplotlib: pip install 'xpnet[plots]'")
+        raise argparse.ArgumentTypeError("it needs matplotlib: pip install matplotlib")
     return path

@@ -487,7 +487,7 @@ class Peer(NamedTuple):
     install: str | None = None  # None: its error says it
 
 
-FAST, JAX, TORCH = (f"pip install 'xpnet[{extra}]'" for extra in ("fast", "jax", "torch"))
+FAST, JAX, TORCH = (f"pip install {package}" for package in ("numba", "jax", "torch"))
 PEERS = {
     "xpnet": Peer(XpNet),
     "xpnet-fast": Peer(XpNetFast, "numba", FAST),
@@ -503,6 +503,6 @@ PEERS = {
     "torch-compile": Peer(functools.partial(Torch, compiled=True), "torch", TORCH),
     "torch-cuda": Peer(functools.partial(Torch, device="cuda"), "torch", TORCH),
     "torch-compile-cuda": Peer(functools.partial(Torch, device="cuda", compiled=True), "torch", TORCH),
-    "sklearn": Peer(Sklearn, "sklearn", "pip install 'xpnet[sklearn]'"),
+    "sklearn": Peer(Sklearn, "sklearn", "pip install scikit-learn threadpoolctl"),
     "plain": Peer(Plain),
 }

@@ -781,7 +781,7 @@ def test_without_scikit_learn_the_error_says_how_to_install_it():
     program = "import sys; sys.modules['sklearn'] = None; import xpnet.estimators"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == (
-        "ImportError: xpnet.estimators needs scikit-learn: pip install 'xpnet[sklearn]'"
+        "ImportError: xpnet.estimators needs scikit-learn: pip install scikit-learn threadpoolctl"
     )
 
 

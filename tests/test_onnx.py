@@ -133,7 +133,7 @@ def test_a_network_that_is_not_initialized_says_so(tmp_path):
 
 def test_without_onnx_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ImportError, match=r"export_onnx needs the onnx package: pip install 'xpnet\[onnx\]'"):
+    with pytest.raises(ImportError, match=r"export_onnx needs the onnx package: pip install onnx$"):
         xn.Sequential(xn.Dense(4, 4)).initialize().export_onnx(tmp_path / "net.onnx")
 
 
@@ -207,5 +207,5 @@ def test_an_estimator_without_onnx_or_a_fit_says_so(tmp_path, monkeypatch):
     model = estimators.MLPRegressor(hidden_layer_sizes=4, max_iter=1)
     with pytest.raises(NotFittedError):
         model.to_onnx(tmp_path / "model.onnx")
-    with pytest.raises(ImportError, match=r"^to_onnx needs the onnx package: pip install 'xpnet\[onnx\]'"):
+    with pytest.raises(ImportError, match=r"^to_onnx needs the onnx package: pip install onnx$"):
         model.fit(NUMBERS, NUMBERS[:, 0]).to_onnx(tmp_path / "model.onnx")

@@ -64,9 +64,9 @@ def test_unknown_name_is_refused_with_the_names_there_are():
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("cupy", r"pip install 'xpnet\[cuda13\]'"),
-        ("torch", r"pip install 'xpnet\[torch\]'"),
-        ("jax", r"pip install 'xpnet\[jax\]'"),
+        ("cupy", r"pip install 'cupy-cuda13x\[ctk\]'"),
+        ("torch", "pip install torch"),
+        ("jax", "pip install jax"),
         ("array_api_strict", "pip install array-api-strict"),
     ],
 )

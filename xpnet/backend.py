@@ -219,12 +219,12 @@ class _NumPy(Backend):
 
 class _CuPy(Backend):
     name, module = "cupy", "array_api_compat.cupy"
-    install = "pip install 'xpnet[cuda13]' (or [cuda12]: nvidia-smi names your driver's CUDA)"
+    install = "pip install 'cupy-cuda13x[ctk]' (or cupy-cuda12x: nvidia-smi names your driver's CUDA)"
 
     def __init__(self, device: Any = None):
         super().__init__(device)
         cupy = importlib.import_module("cupy")
-        remedy = "Check that nvidia-smi lists a GPU and that CuPy's wheel fits its CUDA: pip install 'xpnet[cuda13]'."
+        remedy = "Check that nvidia-smi lists a GPU and that CuPy fits its CUDA: pip install 'cupy-cuda13x[ctk]'."
         try:
             if device is not None and not hasattr(device, "id"):
                 device = int(str(device).removeprefix("cuda").removeprefix(":") or 0)
@@ -262,7 +262,7 @@ class _CuPy(Backend):
 
 
 class _Torch(Backend):
-    name, module, install = "torch", "array_api_compat.torch", "pip install 'xpnet[torch]'"
+    name, module, install = "torch", "array_api_compat.torch", "pip install torch"
 
     def __init__(self, device: Any = None):
         super().__init__(device)
@@ -303,7 +303,7 @@ class _Torch(Backend):
 
 
 class _JAX(Backend):
-    name, module, install = "jax", "jax.numpy", "pip install 'xpnet[jax]'"
+    name, module, install = "jax", "jax.numpy", "pip install jax"
 
     def __init__(self, device: Any = None):
         super().__init__(device)

@@ -20,7 +20,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits as bunch
     except ImportError as error:
         raise ImportError(
-            "load_digits needs scikit-learn, where the images are: pip install 'xpnet[sklearn]'"
+            "load_digits needs scikit-learn, where the images are: pip install scikit-learn threadpoolctl"
         ) from error
     digits = bunch()
     return digits.data / 16.0, digits.target

@@ -57,7 +57,7 @@ def export_onnx(
     try:
         from onnx import checker, helper, numpy_helper
     except ImportError as error:
-        raise ImportError(f"{who} needs the onnx package: pip install 'xpnet[onnx]'") from error
+        raise ImportError(f"{who} needs the onnx package: pip install onnx") from error
 
     host = net.backend.to_numpy
     size = net.parameter_count * np.dtype(net.dtype).itemsize

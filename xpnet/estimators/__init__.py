@@ -13,7 +13,7 @@ classifier.py   regressor.py
 try:
     import sklearn  # noqa: F401  # whether it is there
 except ImportError as error:
-    raise ImportError("xpnet.estimators needs scikit-learn: pip install 'xpnet[sklearn]'") from error
+    raise ImportError("xpnet.estimators needs scikit-learn: pip install scikit-learn threadpoolctl") from error
 
 from .classifier import MLPClassifier
 from .regressor import MLPRegressor

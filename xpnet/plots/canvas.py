@@ -42,5 +42,5 @@ def pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError("xpnet.plots needs matplotlib: pip install 'xpnet[plots]'") from error
+        raise ImportError("xpnet.plots needs matplotlib: pip install matplotlib") from error
     return plt
