@@ -1092,6 +1092,14 @@ def test_an_xpnet_backend_that_is_none_is_refused_by_name_and_an_empty_one_is_un
 
 
 @pytest.mark.numpy_only
+@pytest.mark.parametrize("version", ["1.26.4", "2.0.2", "2.1.0", "2.10.0.dev0+git"])
+def test_a_numpy_that_is_too_old_is_told_at_import(version):
+    code = "import sys, numpy; numpy.__version__ = sys.argv[1]\ntry: import xpnet\nexcept ImportError as e: print(e)"
+    told = f"xpnet needs NumPy 2.1 or later, found {version}: pip install -U numpy"
+    assert python(code, version) == (told if version < "2.1" else "")
+
+
+@pytest.mark.numpy_only
 def test_importing_xpnet_imports_no_backend_and_no_extra():
     extras = (
         "cupy",

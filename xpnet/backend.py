@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+if tuple(map(int, np.__version__.split(".")[:2])) < (2, 1):
+    raise ImportError(f"xpnet needs NumPy 2.1 or later, found {np.__version__}: pip install -U numpy")
+
 Array = Any  # an array of whichever backend: the array API standard defines no common base class
 Namespace = Any  # the module that holds a backend's array functions
 
