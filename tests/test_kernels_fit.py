@@ -374,7 +374,9 @@ def test_auto_says_so_and_does_without_a_numba_that_compiles_nothing(backend, mo
     monkeypatch.setenv("XPNET_KERNELS", "auto")
     monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
     monkeypatch.delitem(sys.modules, "xpnet.kernels.numba", raising=False)
-    with pytest.warns(RuntimeWarning, match=r"\(NUMBA_DISABLE_JIT is set, so it compiles nothing\): training goes on"):
+    with pytest.warns(
+        RuntimeWarning, match=r"\(ImportError: NUMBA_DISABLE_JIT is set, so it compiles nothing\): training goes on"
+    ):
         assert chosen(backend) == (BufferedStep, "Calls")
 
 

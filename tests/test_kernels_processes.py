@@ -1,4 +1,4 @@
-"""The fast steps in other processes: after a fork, and where the package's folder is not theirs to write to."""
+"""The fast steps in other processes: after a fork, after an import cut short, and where files fail them."""
 
 import multiprocessing
 import os
@@ -84,3 +84,75 @@ def test_fit_works_where_the_package_cannot_be_written_to(home, tmp_path):
     place = str(tmp_path / "home") if home else os.devnull
     env = {"HOME": place, "XDG_CACHE_HOME": place, "LOCALAPPDATA": place, "NUMBA_CACHE_DIR": ""}
     assert run(["-c", FIT], tmp_path, package, **env) == str(package / "__init__.py")
+
+
+INTERRUPTED = """
+import sys, warnings
+import numpy as np, xpnet as xn
+from xpnet.kernels import buffered
+from xpnet.kernels.calls import Calls
+
+class Fault:
+    def __init__(self, module, error):
+        self.module, self.error, self.seen = module, error, 0
+    def find_spec(self, name, path=None, target=None):
+        self.seen += name.partition(".")[0] == "numba"
+        if self.seen == self.module:
+            raise self.error("in the middle")
+
+def kernels():
+    return type(buffered.kernels_for(xn.get_backend("numpy"), True))
+
+for module, error in ((20, KeyboardInterrupt), (120, KeyboardInterrupt), (120, AttributeError), (20, SystemError)):
+    sys.meta_path.insert(0, Fault(module, error))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            assert kernels() is Calls
+            assert f"Numba is installed and cannot be used ({error.__name__}: in the middle)" in str(told[0].message)
+        except KeyboardInterrupt:
+            assert error is KeyboardInterrupt and not told
+    del sys.meta_path[0]
+warnings.simplefilter("error")
+net = xn.Sequential(xn.Dense(3, 2), xn.ReLU()).initialize("numpy")
+net.fit(np.ones((4, 3)), np.zeros((4, 2)), loss=xn.MeanSquaredError(), optimizer=xn.SGD())
+print(kernels().__name__)
+"""
+
+
+@pytest.mark.numba_only
+def test_an_import_of_numba_that_ends_in_the_middle_leaves_the_next_fit_to_begin_it_anew(tmp_path):
+    """Numba has some 230 modules."""
+    assert run(["-c", INTERRUPTED], tmp_path) == "NumbaKernels"
+
+
+@pytest.mark.numba_only
+def test_compiled_code_that_is_damaged_is_compiled_anew_and_kept(tmp_path):
+    fit = lambda: run(["-W", "error", "-c", FIT], tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))  # noqa: E731
+    fit()
+    files = sorted((tmp_path / "cache").rglob("numba.*.nb?"))
+    whole = {path: path.stat().st_size for path in files}
+    assert {path.suffix for path in files} == {".nbi", ".nbc"}
+    for i, path in enumerate(files):  # each function's index, or its code: cut short, emptied, or of something else
+        content = path.read_bytes()
+        path.write_bytes([content[: len(content) // 2], b"", b"no pickle"][i % 3])
+    fit()
+    assert all(path.stat().st_size > 0.9 * size for path, size in whole.items())
+
+
+NO_SPACE = """
+import errno, warnings
+from numba.core import caching
+def save(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+caching.IndexDataCacheFile.save = save
+warnings.simplefilter("always")
+"""
+
+
+@pytest.mark.numba_only
+def test_a_full_disk_ends_no_training(tmp_path):
+    """The first function that is compiled says so, for the user's line."""
+    code = NO_SPACE + "with warnings.catch_warnings(record=True) as told:\n    "
+    code += FIT.strip().replace("\n", "\n    ") + "\nassert 'cannot be kept' in str(told[0].message), told"
+    assert run(["-c", code], tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")) == xn.__file__

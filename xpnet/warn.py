@@ -3,7 +3,7 @@
 import sys
 import warnings
 
-BETWEEN = "xpnet", "sklearn", "joblib"  # the packages whose frames may stand between a warning and the user's line
+BETWEEN = "xpnet", "numba", "sklearn", "joblib"  # the packages whose frames may stand between it and the user's line
 
 
 def warn(message: str, category: type[Warning]) -> None:

@@ -6,6 +6,7 @@ Axes: N batch, D in, H out. Inside, arrays are (H, N): a feature's batch lies in
 import importlib.util
 import itertools
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .. import ops
@@ -40,18 +41,32 @@ def kernels_for(backend: Backend, compiled: bool) -> Any:
         return CuPyKernels(backend)
     if compiled and backend.name == "numpy" and importlib.util.find_spec("numba"):
         try:
-            from .numba import NumbaKernels
-
-            return NumbaKernels(backend)
-        except (ImportError, RuntimeError) as error:  # for another NumPy, switched off, or no folder for its code
+            return whole_import("numba", "llvmlite").NumbaKernels(backend)
+        except Exception as error:  # for another NumPy, switched off, no folder for its code: training needs none of it
             warn(
-                f"Numba is installed and cannot be used ({error}): training goes on without it. Mend it, or set "
-                "XPNET_KERNELS=generic",
+                f"Numba is installed and cannot be used ({type(error).__name__}: {error}): training goes on without "
+                "it. Mend it, or set XPNET_KERNELS=generic",
                 RuntimeWarning,
             )
     from .calls import Calls
 
     return Calls(backend)
+
+
+def whole_import(library: str, *below: str) -> Any:
+    """The module here that has the name of the library it imports, whole or not at all.
+
+    Where that fails, or Ctrl-C ends it, what is half imported of the library and those below it is forgotten: Python
+    would keep it, and the next import find no way through it.
+    """
+    own, before = f"{__package__}.{library}", set(sys.modules)
+    try:
+        return importlib.import_module(own)
+    except BaseException:
+        for name in set(sys.modules) - before:
+            if name == own or name.partition(".")[0] in (library, *below):
+                del sys.modules[name]
+        raise
 
 
 class Workspace:

@@ -1,21 +1,25 @@
 """The work of `calls.py` in loops that Numba compiles: a feature's row is gone through while it is in cache.
 
 Axes: N batch, H features, K classes. Matrices are (H, N), a feature's batch in one row of memory; vectors are (H,).
-The compiled code is kept on disk, beside this file or where NUMBA_CACHE_DIR says.
+The compiled code is kept on disk, beside this file or where NUMBA_CACHE_DIR says. Where it cannot be read or written,
+it is compiled anew in each process.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import config, njit, types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic, overload
 
-from ..backend import Array
+from ..backend import Array, Backend
 from ..layers.activations import ReLU, Sigmoid, Tanh
 from ..layers.base import Layer
 from ..optimizers import Optimizer, Slots
+from ..warn import warn
 from . import threads
 from .calls import Calls, Work
 from .rules import RULES
@@ -27,8 +31,42 @@ IDENTITY, SIGMOID, RELU, TANH = range(4)  # Tanh is NumPy's to compute, in place
 KINDS = {type(None): IDENTITY, Sigmoid: SIGMOID, ReLU: RELU, Tanh: TANH}
 TILE = 256  # columns of the loss at a time
 
-exact = njit(cache=True, nogil=True, error_model="numpy")  # in the order written
-compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})  # sums in any order
+
+class Cache(FunctionCache):
+    """A function's compiled code on disk, which is made anew where files are damaged or the disk is full."""
+
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a file that was cut short fails in as many ways as pickle has
+            with contextlib.suppress(OSError):
+                self.flush()  # else it could not be written anew either
+            return None
+
+    def save_overload(self, sig, data):
+        try:
+            super().save_overload(sig, data)
+        except Exception as error:  # no space, no right to write, or what Numba cannot write
+            warn(
+                f"what Numba has compiled cannot be kept in {self.cache_path} ({type(error).__name__}: {error}): each "
+                "process compiles it anew. Make room there, or set NUMBA_CACHE_DIR",
+                RuntimeWarning,
+            )
+
+
+def compiling(fastmath: Any) -> Callable[[Any], Any]:
+    """The decorator that has Numba compile a function when it is first called, to be kept in a `Cache`."""
+
+    def decorate(function: Any) -> Any:
+        dispatcher = njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
+        dispatcher._cache = Cache(function)  # as cache=True sets Numba's own
+        return dispatcher
+
+    return decorate
+
+
+exact = compiling(False)  # in the order written, whoever calls it
+compiled = compiling({"reassoc", "contract"})  # sums in any order
 
 # --- functions of one number, in arithmetic that becomes vector instructions ------------------------------------------
 
@@ -361,6 +399,10 @@ class NumbaKernels(Calls):
     """`Calls`, each method's work in one compiled loop."""
 
     joins_from = 2**16  # the loop adds a bias on its way, and a small product takes longer with one row more
+
+    def __init__(self, backend: Backend):
+        super().__init__(backend)
+        higher(np.zeros(1), np.zeros(1))  # where Numba compiles nothing, that shows before there is a step to fail
 
     def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work) -> Array:
         try:
