@@ -1,6 +1,10 @@
 """The table of layers and losses that the same tests run through. Axes: N batch, D features, K outputs."""
 
+import contextlib
+import math
+
 import numpy as np
+import pytest
 
 import xpnet as xn
 
@@ -106,6 +110,113 @@ OPTIMIZERS = {
     "adam": xn.Adam,
     "adamw, warmed up": lambda: xn.AdamW(xn.WarmUp(xn.CosineDecay(0.002, 20), 5), clip_norm=1.0),
 }
+
+
+class Given(xn.Loss):
+    """A loss of 0, or of `value`, whose derivative is the target itself."""
+
+    def __init__(self, value=0.0):
+        super().__init__("sum")
+        self.value = value
+
+    def terms(self, prediction, target):
+        xp = xn.backend.namespace(prediction)
+        return xp.where(target > 100.0, self.value, 0.0 * prediction), target + 0.0 * prediction
+
+
+class Steep(xn.Layer):
+    """The identity, but for a derivative above 100: then that of column 0 is `dy`."""
+
+    def __init__(self, dy):
+        self.dy = dy
+
+    def forward(self, x, training=False):
+        return x, None
+
+    def backward(self, dy, cache):
+        xp, first = xn.backend.namespace(dy), dy[:, :1]
+        return xp.concat([xp.where(first > 100.0, self.dy, first), dy[:, 1:]], axis=1), {}
+
+
+class Signs(xn.Optimizer):
+    """One's own, with a rule that makes a step of any gradient."""
+
+    def rule(self, w, g, slots, rate):
+        xp = xn.backend.namespace(w)
+        return xp.where(g > 0.0, w - rate, w + rate), {}
+
+
+class Squares(xn.SGD):
+    """One's own, with a memory that no step depends on."""
+
+    memory = ("velocity", "squares")
+
+    def rule(self, w, g, slots, rate):
+        w, own = super().rule(w, g, slots, rate)
+        return w, own | {"squares": slots["squares"] + g * g}
+
+
+def bent(function, dy, norm=False):
+    """Layers of which column 0 gets that dy where u = -200, far below zero, or through a batch norm."""
+    return xn.Dense(1, 2), *([xn.BatchNorm(2)] if norm else []), function(), Steep(dy), xn.Dense(2, 1)
+
+
+def flat(*more):
+    return *more, xn.Dense(1, 1)
+
+
+STEEP, SLOTS, UPDATE = "the gradient at layer", "the optimizer's slots", "the optimizer's update"
+EXTREMES = {  # what a step on a derivative of `size` in float32 comes to: layers, size, optimizer, loss, and the fault
+    **{
+        f"{f.__name__}, dy {dy}{', norm' * norm}": (lambda a=(f, dy, norm): bent(*a), 1e3, xn.SGD(1e-4), Given(), fault)
+        for dy in (math.inf, math.nan)
+        for f, norm, fault in ((xn.ReLU, False, ""), (xn.ReLU, True, ""), (xn.LeakyReLU, False, STEEP),
+                               (xn.ELU, False, STEEP), (xn.Sigmoid, True, STEEP), (xn.Tanh, False, STEEP))
+    },
+    **{
+        f"{o!r}, {size:g}": (flat, size, o, Given(), "" if size < most else SLOTS)
+        for size in (2e19, 2e20, 1e25)
+        for o, most in ((xn.SGD(), 1e30), (xn.Adagrad(), 1.8e19), (xn.RMSprop(), 5.8e19), (xn.Adam(), 5.8e20),
+                        (xn.AdamW(), 5.8e20), (xn.Adam(clip_value=1.0), 1e30), (xn.RMSprop(clip_norm=1.0), 1e30),
+                        (xn.Nesterov(), 1e30), (Squares(), 1.8e19))
+    },
+    **{
+        f"{o!r}, dy {dy}": (lambda dy=dy: (xn.Dense(1, 2), Steep(dy), xn.Dense(2, 1)), 1e3, o, Given(), STEEP)
+        for dy in (-math.inf, math.nan)
+        for o in (xn.SGD(), xn.Nesterov(), xn.SGD(clip_value=1.0), xn.SGD(clip_norm=1.0), xn.Adagrad(clip_value=1.0),
+                  xn.RMSprop(clip_value=1.0, clip_norm=1.0), xn.Adam(clip_value=1.0), xn.AdamW(clip_norm=1.0),
+                  Signs(1e-3))
+    },
+    "weight decay": (flat, 1e3, xn.SGD(1e-20, weight_decay=1e30), Given(), UPDATE),
+    "learning rate": (flat, 1e3, xn.SGD(lambda step: 3e36 if step == 1 else 1e-3), Given(), UPDATE),
+    "loss": (flat, 1e3, xn.SGD(), Given(math.inf), "the loss"),
+}  # fmt: skip
+
+
+def as_extreme(layers, backend):
+    """A network of them in float32 with parameters of 2, but what puts column 0 of `bent` far below zero."""
+    net = xn.Sequential(*layers()).initialize(backend, "float32")
+    far = {"0.weight": [[-200.0, 200.0]], "1.gamma": [0.01, 0.01], "1.beta": [-200.0, 200.0]}
+    params = {name: np.full(tuple(a.shape), 2.0) for name, a in net.params.items()}
+    net.set_params(params | {name: a for name, a in far.items() if name in params and len(params) > 2})
+    return net
+
+
+def assert_extreme(name, backend):
+    """That a fit to three batches, the second of them extreme, ends as EXTREMES has it."""
+    layers, size, optimizer, loss, fault = EXTREMES[name]
+    net, twin = as_extreme(layers, backend), as_extreme(layers, backend)
+    x, y = np.array([[1.0], [1.5]] * 3), np.array([[1.0]] * 2 + [[size]] * 2 + [[1.0]] * 2)
+    how = {"loss": loss, "optimizer": optimizer, "batch_size": 2, "shuffle": False}
+    ends = pytest.raises(xn.DivergenceError, match=f"in epoch 1, batch 2: {fault}")
+    with ends if fault else contextlib.nullcontext():
+        net.fit(x, y, **how, epochs=1 + bool(fault))
+    if fault and fault != "the loss":  # with which the parameters go that gave it, too
+        twin.fit(x[:2], y[:2], **how)
+    for name, a in (net.params | net.state).items():
+        assert np.isfinite(backend.to_numpy(a)).all()
+        if fault:
+            np.testing.assert_array_equal(backend.to_numpy(a), backend.to_numpy((twin.params | twin.state)[name]))
 
 
 def tutorial_network():

@@ -5,7 +5,7 @@ import contextlib
 import fake_cupy
 import numpy as np
 import pytest
-from cases import LAYERS, tutorial_network
+from cases import EXTREMES, LAYERS, assert_extreme, tutorial_network
 
 import xpnet as xn
 from xpnet.kernels import buffered, training_step
@@ -356,6 +356,11 @@ def test_divergence_is_found_and_undone(cupy):
     with pytest.raises(xn.DivergenceError):
         net.fit(x, y, loss=xn.MeanSquaredError(), optimizer=xn.SGD(1e30), epochs=3, batch_size=2)
     assert all(np.isfinite(cupy.to_numpy(a)).all() for a in net.params.values())
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_what_is_not_finite_ends_the_training_at_the_plain_steps_step(name, cupy):
+    assert_extreme(name, cupy)
 
 
 @pytest.mark.parametrize(("choice", "fused"), [("auto", True), ("", True), ("generic", False), ("reference", False)])

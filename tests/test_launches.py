@@ -33,12 +33,12 @@ def mlp(*sizes, norm):
 # a network, its optimizer, and the launches of a step: in kernels of our own, and of the plain step. The batch is small
 # here, since nothing depends on it.
 STEPS = {
-    "seed": (tutorial_network, xn.Adam, 17, 187),
+    "seed": (tutorial_network, xn.Adam, 17, 188),
     "mini": (lambda: mlp(64, 128, 64, 10, norm=True), xn.Adam, 17, 139),
     "wide": (lambda: mlp(784, 1024, 1024, 10, norm=False), xn.Adam, 16, 51),
-    "seed, SGD": (tutorial_network, xn.SGD, 17, 179),
-    "seed, Nesterov": (tutorial_network, xn.Nesterov, 18, 183),
-    "seed, clip_norm": (tutorial_network, lambda: xn.AdamW(clip_norm=1.0), 18, 202),
+    "seed, SGD": (tutorial_network, xn.SGD, 17, 180),
+    "seed, Nesterov": (tutorial_network, xn.Nesterov, 18, 186),
+    "seed, clip_norm": (tutorial_network, lambda: xn.AdamW(clip_norm=1.0), 18, 203),
 }
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import FEATURES, LAYERS, Scale, ready, tutorial_network
+from cases import EXTREMES, FEATURES, LAYERS, Scale, assert_extreme, ready, tutorial_network
 
 import xpnet as xn
+from xpnet.kernels import CHOICES
 
 CROSS, SQUARED = xn.SoftmaxCrossEntropy(), xn.MeanSquaredError()
 STILL = xn.SGD(1e-30, momentum=0.0)  # steps too small to move a weight
@@ -579,6 +580,14 @@ def test_a_divergence_error_survives_the_way_back_from_a_worker_process():
     error = xn.DivergenceError("why", 2, 3, xn.History())
     twin = pickle.loads(pickle.dumps(error))
     assert (str(twin), twin.epoch, twin.batch, twin.history) == ("why", 2, 3, {})
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_what_is_not_finite_ends_the_training_at_the_same_step_in_every_form_of_it(name, lib, monkeypatch):
+    """Also where the optimizer would hide it, and in no form where the derivative is 0 whatever stands above it."""
+    for kernels in {"numpy": CHOICES, "torch": ("auto", "reference"), "jax": ("auto",)}.get(lib.name, ("reference",)):
+        monkeypatch.setenv("XPNET_KERNELS", kernels)
+        assert_extreme(name, lib.backend)
 
 
 # --- full batches, that nobody looks at one by one --------------------------------------------------------------------

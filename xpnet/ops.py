@@ -6,7 +6,9 @@ They are not used on the result of a function such as exp, which PyTorch's autog
 `forward`.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Iterable, Sequence
 
 from .backend import Array, device_of, is_compiled, namespace
@@ -123,7 +125,7 @@ def sum_of_squares(x: Array) -> Array:
     return namespace(x).linalg.vecdot(flat, flat)
 
 
-def all_finite(x: Array) -> bool:
-    """Whether no entry is NaN or infinite. Waits for the device."""
-    xp = namespace(x)
-    return bool(xp.all(xp.isfinite(x)))
+def all_finite(*arrays: Array) -> bool:
+    """Whether no entry of them is NaN or infinite. Waits for the device, once."""
+    xp = namespace(arrays[0])
+    return bool(functools.reduce(operator.and_, [xp.all(xp.isfinite(a)) for a in arrays]))

@@ -5,7 +5,8 @@
     w, slots = optimizer.update(w, gradient, slots)     # gradient g of the loss at that point
 
 In the formulas η is the learning rate of the step, t counts steps from 1, and all operations are elementwise. Before
-them, every optimizer limits g: `clip_value` c to [-c, c] entry by entry, then `clip_norm` c by g · min(1, c / ‖g‖₂);
+them, every optimizer limits g: `clip_value` c to [-c, c] entry by entry, then `clip_norm` c by g · min(1, c / ‖g‖₂),
+neither of which makes a number of what is not finite;
 then `weight_decay` λ adds λ w, the gradient of λ‖w‖²/2, with w where g was taken (AdamW decays apart from g).
 """
 
@@ -58,7 +59,7 @@ class Optimizer(Adjustable, ABC):
     it keeps in `memory`, and write `rule(self, w, g, slots, rate)`, which returns the next w and those arrays by name.
     """
 
-    memory: tuple[str, ...] = ()  # the names of the arrays it keeps, which start at zero
+    memory: tuple[str, ...] = ()  # the names of the arrays it keeps, which start at zero and are to stay finite
 
     def __init__(
         self,
@@ -125,9 +126,9 @@ class Optimizer(Adjustable, ABC):
         return non_negative(self._named(f"learning_rate's schedule at step {step}"), self.learning_rate(step))
 
     def limited(self, g: Array) -> Array:
-        """The gradient g after `clip_value` and `clip_norm`."""
+        """The gradient g after `clip_value` and `clip_norm`; what is not finite is not made so."""
         if self.clip_value is not None:
-            g = ops.clip(g, -self.clip_value, self.clip_value)
+            g = ops.clip(g, -self.clip_value, self.clip_value) + 0.0 * g  # NaN where g is infinite
         if self.clip_norm is not None:
             xp = namespace(g)
             largest = xp.max(xp.abs(g))

@@ -110,7 +110,7 @@ class Run:
     @property
     def finite(self) -> bool:
         """Whether all is, so far. Waits for the device."""
-        return self._step_function.finite(self._carry) and bool(np.isfinite(self.losses).all())
+        return self._step_function.sound(self._carry) and bool(np.isfinite(self.losses).all())
 
     def go_on(self, epoch: int, step: int, history: History, rng_state: Any, losses: np.ndarray) -> None:
         """Start where another run was, in the middle of an epoch where it has had losses."""
@@ -149,9 +149,9 @@ class Run:
             keep = () if immediate else (self._start, self._safe, *[before] * (number == last))
             value, self._carry = step.on_rows(before, *batch, keep)
             if immediate:
-                if not (math.isfinite(value) and step.finite(self._carry)):
+                if not (math.isfinite(value) and step.sound(self._carry)):
                     self._count()
-                    raise self._fault_in_step(number, before, batch, math.isfinite(value))
+                    raise self._fault_in_step(number, before, batch, math.isfinite(value), self._carry)
                 self._safe = before
             self._values.append(value)
             self.step += 1
@@ -163,7 +163,7 @@ class Run:
             if self.history.interrupted:
                 break
             del batch  # before the next one comes
-        sound = immediate or step.finite(self._carry)  # asked before the losses: the host is then woken once
+        sound = immediate or step.sound(self._carry)  # asked before the losses: the host is then woken once
         losses = self.losses
         self._count()
         if not immediate:
@@ -183,14 +183,16 @@ class Run:
         for number, batch in enumerate(batches, done + 1):
             value, after = step.on_rows(carry, *batch, (self._start, self._safe, carry))
             finite = math.isfinite(float(value))
-            if not (finite and step.finite(after)):
-                return self._fault_in_step(number, carry, batch, finite)
+            if not (finite and step.sound(after)):
+                return self._fault_in_step(number, carry, batch, finite, after)
             self._safe, carry = carry, after
         self._carry = self._safe
         return self._divergence(int(np.isfinite(losses).argmin()) + 1, "the loss, once and not again")
 
-    def _fault_in_step(self, number: int, carry: Carry, batch: Batch, finite: bool) -> DivergenceError | ValueError:
-        """The step from `carry` on batch `number` does not stay finite, though its loss may be."""
+    def _fault_in_step(
+        self, number: int, carry: Carry, batch: Batch, finite: bool, after: Carry
+    ) -> DivergenceError | ValueError:
+        """The step from `carry` to `after` on batch `number` does not stay finite, though its loss may be."""
         x, y, rows = batch
         if not finite and (misfit := self._step_function.misfit(carry, x[rows, ...])):
             self._carry = carry
@@ -198,9 +200,12 @@ class Run:
             before, place = divmod(number - 1, self.steps_per_epoch)
             return ValueError(f"fit: in epoch {self.epoch + before + 1}, batch {place + 1}, {misfit}")
         self._carry = carry if finite else self._safe
-        in_the_passes = self._step_function.fault(carry, x[rows, ...], y[rows, ...])
-        elsewhere = "the optimizer's update" if finite else "the loss, once and not again"
-        return self._divergence(number, in_the_passes or elsewhere)
+        fault = self._step_function.fault(carry, x[rows, ...], y[rows, ...])
+        if not fault and not finite:
+            fault = "the loss, once and not again"
+        elif not fault:
+            fault = "the optimizer's slots" if self._step_function.finite(after) else "the optimizer's update"
+        return self._divergence(number, fault)
 
     def _divergence(self, number: int, fault: str) -> DivergenceError:
         self._forget(number)

@@ -101,7 +101,7 @@ class Step:
     def __call__(self, carry: Carry, x: Array, y: Array) -> tuple[Array, Carry]:
         self._bind(carry)
         value, gradients, state = self.passes(x, y)
-        weights, slots = self.optimizer.update(carry.weights, ops.join([*gradients.values()]), carry.slots)
+        weights, slots = updated(self.optimizer, carry.weights, ops.join([*gradients.values()]), carry.slots)
         return value, Carry(weights, slots, state)
 
     def gradient(self, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
@@ -146,8 +146,22 @@ class Step:
 
     def finite(self, carry: Carry) -> bool:
         """Whether the parameters and statistics are. Waits for the device."""
-        real = [a for a in carry.state.values() if a.dtype == carry.weights.dtype]
-        return ops.all_finite(ops.join([carry.weights, *real]))
+        return ops.all_finite(carry.weights, *self._real_state(carry))
+
+    def sound(self, carry: Carry) -> bool:
+        """Whether all that the step gave is finite, the optimizer's memory too. Waits for the device.
+
+        That includes the gradient, since where it is not finite, neither are the new parameters: see `updated`.
+        """
+        return ops.all_finite(carry.weights, *self._memory(carry), *self._real_state(carry))
+
+    def _memory(self, carry: Carry) -> list[Array]:
+        """The optimizer's arrays; a user's own optimizer need not derive from ours, nor name them."""
+        return [carry.slots[name] for name in getattr(self.optimizer, "memory", ()) if name in carry.slots]
+
+    def _real_state(self, carry: Carry) -> list[Array]:
+        """The running statistics that are not whole numbers."""
+        return [a for a in carry.state.values() if a.dtype == carry.weights.dtype]
 
     def _bind(self, carry: Carry) -> None:
         """Give the clone the statistics, and the parameters at which the optimizer wants the gradient."""
@@ -191,6 +205,12 @@ class Step:
             if not all(ops.all_finite(g) for g in (dy, *grads.values())):
                 return f"the gradient at {name}"
         return ""
+
+
+def updated(optimizer: Optimizer, w: Array, gradient: Array, slots: Slots) -> tuple[Array, Slots]:
+    """`optimizer.update`, with NaN in w where the gradient is not finite: a user's rule may take its sign alone."""
+    w, slots = optimizer.update(w, gradient, slots)
+    return w + 0.0 * gradient, slots
 
 
 # --- outputs and the loss that takes them -----------------------------------------------------------------------------

@@ -353,17 +353,16 @@ class BufferedStep(Step):
         named = dict(zip(self.norm_names, ops.split(carry.state[NORMS], self.norm_shapes), strict=True))
         return named | {name: a for name, a in carry.state.items() if name != NORMS}
 
-    def finite(self, carry: Carry) -> bool:
+    def sound(self, carry: Carry) -> bool:
         if self.backend.immediate:  # sums are quicker; they may overflow where nothing is wrong
-            dot, (checked, total), dtype = self.kernels.lib.dot, self.kernels.checked, carry.weights.dtype
+            dot, (checked, total), rest = self.kernels.lib.dot, self.kernels.checked, self._real_state(carry)
             if checked is not carry.weights:
-                total = dot(carry.weights, carry.weights)
-            for a in carry.state.values():
-                if a.dtype == dtype:
-                    total = total + dot(a, a) if a.ndim == 1 else math.nan
+                total, rest = 0.0, [carry.weights, *self._memory(carry), *rest]
+            for a in rest:
+                total = total + dot(a, a) if a.ndim == 1 else math.nan
             if math.isfinite(total):
                 return True
-        return super().finite(carry)
+        return super().sound(carry)
 
     def __call__(self, carry: Carry, x: Array, y: Array) -> tuple[Array, Carry]:
         return self._take(carry, x, y, (self.start, carry))

@@ -13,6 +13,7 @@ from ..backend import Array, Backend
 from ..layers.activations import ReLU, Sigmoid, Tanh
 from ..layers.base import Layer
 from ..optimizers import Optimizer, Slots
+from ..step import updated
 from . import threads
 from .products import product
 from .rules import RULES
@@ -75,7 +76,8 @@ class Calls:
     def __init__(self, backend: Backend):
         lib = self.lib = importlib.import_module(backend.name)
         self.xp = backend.xp
-        self.checked: tuple[Any, float] = (None, 0.0)  # a vector of parameters, and a sum that is finite if it is
+        self.integers = {4: self.xp.int32, 8: self.xp.int64}  # as wide as a number of so many bytes
+        self.checked: tuple[Any, float] = (None, 0.0)  # parameters, and a sum that is finite only if they and slots are
         self.row_dot = getattr(lib, "vecdot", None) or lib.linalg.vecdot
         self.shares = backend.name == "numpy"  # PyTorch's calls have threads of their own
         self.immediate = backend.immediate
@@ -174,8 +176,10 @@ class Calls:
         lib, y = self.lib, b.y
         if f is None:
             return dy
-        if type(f) is ReLU:
-            return lib.multiply(dy, b.mask, out=dz)
+        if type(f) is ReLU:  # dy or 0, even where dy is infinite: its bits times 1 or 0; `where` takes 10 times as long
+            bits = dy.view(self.integers[dy.itemsize])
+            lib.multiply(bits, b.mask, out=bits if dz is dy else dz.view(bits.dtype))
+            return dz
         slope = lib.multiply(y, y, out=b.slope)
         slope = lib.subtract(b.one if type(f) is Tanh else y, slope, out=slope)  # 1 - y², or y (1 - y)
         return lib.multiply(dy, slope, out=dz)
@@ -300,7 +304,7 @@ class Calls:
         The rules work in the gradient's place: no vector beside those that stay.
         """
         if type(optimizer) not in RULES:
-            new[...], slots = optimizer.update(w, self.xp.asarray(new, copy=True), slots)  # which may keep it
+            new[...], slots = updated(optimizer, w, self.xp.asarray(new, copy=True), slots)  # which may keep it
             return slots
         step, names, size = slots["step"], optimizer.memory, w.shape[0]
         name, *numbers = RULES[type(optimizer)](optimizer, *optimizer.coefficients(step))
@@ -313,7 +317,7 @@ class Calls:
         def advance(block: slice) -> Any:
             new_w, *others = [a[block] for a in arrays] if size > length else arrays
             rule(new_w, *others, *numbers)
-            return self.scalar(self.lib.dot(new_w, new_w))
+            return self.scalar(self.lib.dot(new_w, others[-1]))  # slots that overflow leave w finite, no others do
 
         self.checked = new, sum(threads.in_blocks(advance, size, length, shared=size > threads.LARGE))
         return {"step": step + 1} | {key: new_slots[key] for key in names}
@@ -387,8 +391,8 @@ class Calls:
         g *= added_m
         lib.multiply(m, kept_m, out=new_m)
         new_m += g
+        g *= added_v**0.5 / added_m  # before the square, which overflows then where what is added does
         g *= g
-        g *= added_v / added_m**2
         lib.multiply(v, kept_v, out=new_v)
         new_v += g
         root = lib.sqrt(new_v, out=g)

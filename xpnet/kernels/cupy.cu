@@ -6,12 +6,12 @@
 
 typedef long long Int;
 
-// --- activations: f(u), and f'(u) from u and y = f(u) ----------------------------------------------------------------
-// A comparison with NaN is false: they are written so that NaN stays NaN.
+// --- activations: f(u), and dy f'(u) from u and y = f(u) -------------------------------------------------------------
+// A comparison with NaN is false: they are written so that NaN stays NaN. Where ReLU's derivative is 0, any dy gives 0.
 
 struct Identity {
     template <typename T> static __device__ T value(T u, T alpha) { return u; }
-    template <typename T> static __device__ T slope(T u, T y, T alpha) { return 1; }
+    template <typename T> static __device__ T back(T dy, T u, T y, T alpha) { return dy; }
 };
 
 struct Sigmoid {  // exp(limit) is the last that is finite
@@ -19,27 +19,29 @@ struct Sigmoid {  // exp(limit) is the last that is finite
         const T limit = sizeof(T) == 8 ? 709 : 88;
         return 1 / (1 + exp(u < -limit ? limit : -u));
     }
-    template <typename T> static __device__ T slope(T u, T y, T alpha) { return y * (1 - y); }
+    template <typename T> static __device__ T back(T dy, T u, T y, T alpha) { return dy * (y * (1 - y)); }
 };
 
 struct Tanh {
     template <typename T> static __device__ T value(T u, T alpha) { return tanh(u); }
-    template <typename T> static __device__ T slope(T u, T y, T alpha) { return 1 - y * y; }
+    template <typename T> static __device__ T back(T dy, T u, T y, T alpha) { return dy * (1 - y * y); }
 };
 
 struct ReLU {
     template <typename T> static __device__ T value(T u, T alpha) { return u < 0 ? 0 : u; }
-    template <typename T> static __device__ T slope(T u, T y, T alpha) { return u >= 0 ? 1 : 0; }
+    template <typename T> static __device__ T back(T dy, T u, T y, T alpha) { return u >= 0 ? dy : 0; }
 };
 
 struct LeakyReLU {
     template <typename T> static __device__ T value(T u, T alpha) { return u >= 0 ? u : alpha * u; }
-    template <typename T> static __device__ T slope(T u, T y, T alpha) { return u >= 0 ? 1 : alpha; }
+    template <typename T> static __device__ T back(T dy, T u, T y, T alpha) { return u >= 0 ? dy : alpha * dy; }
 };
 
 struct ELU {
     template <typename T> static __device__ T value(T u, T alpha) { return u >= 0 ? u : alpha * expm1(u); }
-    template <typename T> static __device__ T slope(T u, T y, T alpha) { return u >= 0 ? 1 : alpha * exp(u); }
+    template <typename T> static __device__ T back(T dy, T u, T y, T alpha) {
+        return u >= 0 ? dy : dy * (alpha * exp(u));
+    }
 };
 
 // --- what the threads of a block find together ------------------------------------------------------------------------
@@ -116,7 +118,7 @@ __global__ void __launch_bounds__(512) activation_backward(
     const T shift = bias[row];
     T sum = 0;
     for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x)
-        sum += dz[i] = dy[i] * F::slope(z[i] + shift, y[i], alpha);
+        sum += dz[i] = F::back(dy[i], z[i] + shift, y[i], alpha);
     sum = over_block<Sum>(sum);
     if (threadIdx.x == 0) dbias[row] = sum;
 }
@@ -154,7 +156,7 @@ __global__ void __launch_bounds__(512) batch_norm_backward(
     const T m = centre[row], s = scale[row], slope = s * gamma[row];
     T sum = 0, product = 0;
     for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x) {
-        const T du = dy[i] * F::slope((z[i] - m) * slope + beta[row], y[i], alpha);
+        const T du = F::back(dy[i], (z[i] - m) * slope + beta[row], y[i], alpha);
         dz[i] = du;
         sum += du;
         product += du * (z[i] - m);
@@ -214,9 +216,10 @@ __global__ void __launch_bounds__(512) softmax_cross_entropy(
 
 // next_w may be the gradient's own vector: each entry is read before it is written, by the same thread.
 
+// g within ±clip; what is not finite stays so
 template <typename T>
 __device__ T clipped(T g, T clip) {
-    return g < -clip ? -clip : g > clip ? clip : g;
+    return g < -clip ? -clip + 0 * g : g > clip ? clip + 0 * g : g;
 }
 
 template <typename T>

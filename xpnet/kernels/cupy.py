@@ -16,6 +16,7 @@ from ..backend import Array, Backend
 from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Tanh
 from ..layers.base import Layer
 from ..optimizers import Nesterov, Optimizer, Slots
+from ..step import updated
 from .calls import Work
 from .rules import RULES
 
@@ -183,7 +184,7 @@ class CuPyKernels:
     def update(self, optimizer: Optimizer, w: Array, slots: Slots, new: Array, new_slots: Slots) -> Slots:
         """The optimizer's step from w to `new`, which holds the gradient, its slots to `new_slots`, perhaps `slots`."""
         if type(optimizer) not in RULES:
-            new[...], slots = optimizer.update(w, self.cupy.asarray(new, copy=True), slots)  # which may keep it
+            new[...], slots = updated(optimizer, w, self.cupy.asarray(new, copy=True), slots)  # which may keep it
             return slots
         size, step, names = w.shape[0], slots["step"], optimizer.memory
         name, decay, *numbers = RULES[type(optimizer)](optimizer, *optimizer.coefficients(step))

@@ -147,8 +147,10 @@ class CompiledStep(Step):
 
     def finite(self, carry: Carry) -> bool:
         """Whether the parameters and statistics are; those written over are not. Waits for the device."""
-        arrays = jax.tree.leaves((carry.weights, carry.state))
-        return not any(a.is_deleted() for a in arrays) and bool(np.asarray(all_finite(arrays)))
+        return are_finite(carry.weights, carry.state)
+
+    def sound(self, carry: Carry) -> bool:
+        return are_finite(carry.weights, carry.state, carry.slots)
 
     def gradient(self, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
         return self.by_layers.gradient(weights, x, y)
@@ -235,11 +237,12 @@ class Recipe:
             raise UntraceableError("tracing has changed a user's own part")
         vectors = [ops.join([gradients[name] for name, _ in group]) for group in groups]
         if optimizer.clip_norm is None or len(vectors) == 1:
-            vectors = list(map(optimizer.limited, vectors))
+            limited = list(map(optimizer.limited, vectors))
         else:  # the norm is that of all of them
-            vectors = ops.split(optimizer.limited(ops.join(vectors)), [g.shape for g in vectors])
-        moved = [optimizer.advance(*each, numbers) for each in zip(weights, vectors, memory, strict=True)]
-        return value, tuple(w for w, _ in moved), tuple(m for _, m in moved), state
+            limited = ops.split(optimizer.limited(ops.join(vectors)), [g.shape for g in vectors])
+        moved = [optimizer.advance(*each, numbers) for each in zip(weights, limited, memory, strict=True)]
+        news = tuple(w + 0.0 * g for (w, _), g in zip(moved, vectors, strict=True))  # as `step.updated`
+        return value, news, tuple(m for _, m in moved), state
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
@@ -357,6 +360,12 @@ def _unpacked(
     """Copies of the parameters and of the state, by name."""
     copies: tuple[dict[str, Array], dict[str, Array]] = jax.tree.map(jnp.copy, (named(weights, groups), state))
     return copies
+
+
+def are_finite(*trees: Any) -> bool:
+    """Whether no array in them has been written over, and all their entries are finite. Waits for the device."""
+    arrays = [a for a in jax.tree.leaves(trees) if isinstance(a, jax.Array)]
+    return not any(a.is_deleted() for a in arrays) and bool(np.asarray(all_finite(arrays)))
 
 
 def _all_finite(arrays: list[Array]) -> Array:

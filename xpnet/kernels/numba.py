@@ -317,26 +317,37 @@ def softmax_slope(e, over, factor, target):
 # --- optimizers: any stretch of the vectors, the slots in place -------------------------------------------------------
 
 
+@compiled
+def clip(g, limit):
+    """g ← g within ±limit, NaN where it is not finite; as it is where the limit is infinite"""
+    if limit < np.inf:
+        zero = g.dtype.type(0.0)
+        for i in range(g.size):
+            low = -limit if g[i] < -limit else g[i]
+            g[i] = (limit if low > limit else low) + zero * g[i]
+
+
 @exact
-def clipped(g, limit):
-    """g within ±limit. NaN stays."""
-    g = limit if g > limit else g
-    return -limit if g < -limit else g
+def square(share, g):
+    """share g², which overflows only where that does."""
+    return share * g * g
 
 
 @compiled
 def sgd(w, v, new, c):
-    """See `rules`; `new` holds the gradient, and then the new w, whose sum is finite if they are. In c stand the clip
-    value, λ and the rule's numbers.
+    """See `rules`; `new` holds the gradient, and then the new w. In c stand the clip value, λ and the rule's numbers.
+
+    The sum that it returns is finite only if w and the slots are.
     """
     total = w.dtype.type(0.0)
+    clip(new, c[0])
     for i in range(w.size):
-        d = clipped(new[i], c[0]) + c[1] * (w[i] - c[2] * v[i])
+        d = new[i] + c[1] * (w[i] - c[2] * v[i])
         velocity = c[3] * v[i] + c[4] * d
         v[i] = velocity
         moved = w[i] - velocity
         new[i] = moved
-        total += moved
+        total += moved * velocity
     return total
 
 
@@ -344,13 +355,14 @@ def sgd(w, v, new, c):
 def root_mean_square(w, s, new, c):
     """As `sgd`."""
     total = w.dtype.type(0.0)
+    clip(new, c[0])
     for i in range(w.size):
-        d = clipped(new[i], c[0]) + c[1] * w[i]
-        squares = c[2] * s[i] + c[3] * d * d
+        d = new[i] + c[1] * w[i]
+        squares = c[2] * s[i] + square(c[3], d)
         s[i] = squares
         moved = w[i] - c[4] * d / np.sqrt(squares + c[5])
         new[i] = moved
-        total += moved
+        total += moved * squares
     return total
 
 
@@ -358,15 +370,16 @@ def root_mean_square(w, s, new, c):
 def adam(w, m, v, new, c):
     """As `sgd`."""
     total = w.dtype.type(0.0)
+    clip(new, c[0])
     for i in range(w.size):
-        d = clipped(new[i], c[0]) + c[1] * w[i]
+        d = new[i] + c[1] * w[i]
         mean = c[3] * m[i] + c[4] * d
-        squares = c[5] * v[i] + c[6] * d * d
+        squares = c[5] * v[i] + square(c[6], d)
         m[i] = mean
         v[i] = squares
         moved = c[2] * w[i] - c[7] * mean / (np.sqrt(squares) + c[8])
         new[i] = moved
-        total += moved
+        total += moved * squares
     return total
 
 

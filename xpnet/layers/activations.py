@@ -38,7 +38,7 @@ class Tanh(Layer):
 
 
 class ReLU(Layer):
-    """forward: y = max(x, 0)           backward: dx = dy [x >= 0], so that the derivative at 0 is 1"""
+    """forward: y = max(x, 0)           backward: dx = dy where x >= 0, else 0, so that the derivative at 0 is 1"""
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         y = namespace(x).maximum(x, 0.0)
@@ -46,9 +46,7 @@ class ReLU(Layer):
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         (positive,) = self.saved(cache, dy)
-        dx = namespace(dy).astype(positive, dy.dtype)
-        dx *= dy
-        return dx, {}
+        return namespace(dy).where(positive, dy, 0.0), {}
 
 
 class LeakyReLU(Layer):
