@@ -1,8 +1,10 @@
 """Bad input and extreme numbers: errors that say who, what came and what was expected, and a network left as it was."""
 
 import contextlib
+import copy
 import importlib
 import math
+import pickle
 import types
 
 import numpy as np
@@ -491,6 +493,114 @@ def test_set_params_and_set_state_take_all_or_nothing(lib, net, what, key, bad):
     named = [] if bad in ("unknown", "a list") else [key]
     with refused(net, error, f"set_{what}", word, *named):
         getattr(net, f"set_{what}")(make(fresh, key))
+
+
+WRITES = {
+    "an entry": lambda arrays, name, a: arrays.__setitem__(name, a),
+    "del": lambda arrays, name, a: arrays.__delitem__(name),
+    "update": lambda arrays, name, a: arrays.update({name: a}),
+    "|=": lambda arrays, name, a: arrays.__ior__({name: a}),
+    "setdefault": lambda arrays, name, a: arrays.setdefault("mine", a),
+    "pop": lambda arrays, name, a: arrays.pop(name),
+    "popitem": lambda arrays, name, a: arrays.popitem(),
+    "clear": lambda arrays, name, a: arrays.clear(),
+}
+COPIES = {
+    "itself": lambda net: net,
+    "clone": lambda net: net.clone(),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda net: pickle.loads(pickle.dumps(net)),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize(("what", "name"), [("params", "0.weight"), ("state", "1.var")])
+def test_the_dicts_of_a_networks_arrays_are_to_read_and_say_how_to_write(net, what, name, write):
+    arrays = getattr(net, what)
+    with refused(net, TypeError, f"net.set_{what}(net.{what} | {{name: array}})"):
+        WRITES[write](arrays, name, arrays[name] + 1)
+    getattr(net, f"set_{what}")(arrays | {name: arrays[name] + 1})
+    assert type(arrays | {}) is type(arrays.copy()) is type(copy.deepcopy(arrays)) is dict
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_writing_to_a_layer_of_a_network_takes_effect(lib, net, copied):
+    before, other = bits(net), COPIES[copied](net)
+    norm, x = other.layers[1], np.ones((1, 4))
+    norm.params["beta"] = norm.params["beta"] + 1.0
+    norm.params |= {"gamma": norm.params["gamma"] * 0.0}
+    norm.state = {"mean": norm.state["mean"], "var": norm.state["var"] + 1.0}
+    changed = xn.Sequential(*other.layers[:2]).predict(x)
+    np.testing.assert_array_equal(lib.to_numpy(changed), lib.to_numpy(other.params["1.beta"])[None])
+    assert (bits(net) == before) is (other is not net)
+
+
+WRONG_ARRAYS = {
+    "shape": lambda lib, a: a[:-1, ...],
+    "broadcastable": lambda lib, a: a[:1, ...],
+    "dtype": lambda lib, a: lib.asarray(lib.to_numpy(a), "float64"),
+    "library": lambda lib, a: xn.get_backend("numpy" if lib.name == "array_api_strict" else "array_api_strict").asarray(
+        np.zeros(a.shape, np.float32)
+    ),
+    "a list": lambda lib, a: lib.to_numpy(a).tolist(),
+    "a number": lambda lib, a: 1.0,
+    "None": lambda lib, a: None,
+}
+
+
+@pytest.mark.parametrize("copied", COPIES)
+@pytest.mark.parametrize("wrong", WRONG_ARRAYS)
+@pytest.mark.parametrize(("what", "name"), [("params", "gamma"), ("state", "var")])
+def test_arrays_that_do_not_fit_are_not_written_to_a_layer_of_a_network(lib, net, what, name, wrong, copied):
+    net = COPIES[copied](net)
+    layer = net.layers[1]
+    arrays = getattr(layer, what)
+    bad = WRONG_ARRAYS[wrong](lib, arrays[name])
+    for write in (
+        lambda: arrays.__setitem__(name, bad),
+        lambda: arrays.update({name: bad}),
+        lambda: setattr(layer, what, arrays | {name: bad}),
+    ):
+        with refused(net, TypeError, f"{name} of a layer of a network is an array of", "got a"):
+            write()
+
+
+@pytest.mark.parametrize("write", [*WRITES, "a name too many", "a name missing", "a list"])
+def test_a_layer_of_a_network_keeps_its_arrays(net, write):
+    layer = net.layers[1]
+    new = layer.params["gamma"] + 1
+    with refused(net, TypeError):
+        if write in ("an entry", "update", "|="):
+            WRITES[write](layer.params, "mine", new)
+        elif write in WRITES:
+            WRITES[write](layer.params, "gamma", new)
+        else:
+            wrong = {"a name too many": layer.params | {"mine": new}, "a name missing": {"gamma": new}}
+            layer.params = wrong.get(write, [new])
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("write", WRITES)
+def test_a_layer_without_arrays_takes_a_whole_dict(write):
+    layer = xn.Dense(3, 2)
+    with pytest.raises(TypeError, match=r"assign the whole dict, as in layer\.params = "):
+        WRITES[write](layer.params, "weight", np.ones((3, 2)))
+    layer.params = {"weight": np.ones((3, 2)), "bias": np.ones(2)}
+    np.testing.assert_array_equal(layer.forward(np.ones((1, 3)))[0], [[4.0, 4.0]])
+    layer.params["bias"] = np.zeros(2, np.float32)  # no network holds it: its arrays are its owner's affair
+    np.testing.assert_array_equal(layer.forward(np.ones((1, 3)))[0], [[3.0, 3.0]])
+
+
+@pytest.mark.jax_only
+def test_jax_looks_into_the_dicts_of_arrays(net):
+    import jax
+
+    for arrays in (net.params, net.layers[1].params):
+        doubled = jax.tree.map(lambda a: 2 * a, arrays)
+        assert type(doubled) is dict
+        assert doubled.keys() == arrays.keys()
+        np.testing.assert_array_equal(doubled[min(arrays)], 2 * arrays[min(arrays)])
 
 
 BAD_STATISTICS = {

@@ -1,6 +1,8 @@
 """What the estimators add to scikit-learn's, each promise by itself; and the way there and back."""
 
+import copy
 import inspect
+import pickle
 import signal
 import subprocess
 import sys
@@ -783,6 +785,42 @@ def test_without_scikit_learn_the_error_says_how_to_install_it():
     assert done.stderr.splitlines()[-1] == (
         "ImportError: xpnet.estimators needs scikit-learn: pip install scikit-learn threadpoolctl"
     )
+
+
+@pytest.mark.parametrize("name", ["coefs_", "intercepts_"])
+def test_a_coefficient_that_is_assigned_is_the_networks(diabetes, name):
+    x, y = diabetes
+    model = MLPRegressor(hidden_layer_sizes=(5,), solver="sgd", tol=1e9, n_iter_no_change=1).fit(x, y)
+    arrays = getattr(model, name)
+    assert isinstance(arrays, list)
+    arrays[0] = given = arrays[0] + 1
+    arrays[1] *= 0
+    again = getattr(model, name)
+    np.testing.assert_array_equal(again[0], given)
+    np.testing.assert_array_equal(again[1], 0)
+    assert all(a is b for a, b in zip(arrays, again, strict=True))
+    before = model.predict(x)
+    for wrong in (
+        lambda: arrays.append(arrays[0]),
+        lambda: arrays.extend([]),
+        lambda: arrays.insert(0, arrays[0]),
+        lambda: arrays.pop(),
+        lambda: arrays.remove(arrays[0]),
+        lambda: arrays.clear(),
+        lambda: arrays.sort(),
+        lambda: arrays.reverse(),
+        lambda: arrays.__delitem__(0),
+        lambda: arrays.__iadd__(arrays),
+        lambda: arrays.__imul__(2),
+    ):
+        with pytest.raises(TypeError, match=rf"{name} has an array for each Dense .* model\.{name}\[i\] = array"):
+            wrong()
+    with pytest.raises(ValueError, match="has shape"):
+        arrays[0] = arrays[0][:1]
+    with pytest.raises(ValueError, match=f"{name}: 3 arrays"):
+        arrays[:] = [*arrays, arrays[0]]
+    np.testing.assert_array_equal(model.predict(x), before)
+    assert type(pickle.loads(pickle.dumps(arrays))) is type(copy.deepcopy(arrays)) is type(arrays + arrays) is list
 
 
 def test_coefficients_are_assigned_as_to_scikit_learns_or_not_at_all(diabetes):

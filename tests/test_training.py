@@ -781,6 +781,76 @@ def test_a_frozen_layer_may_be_in_two_networks_that_train(lib):
     assert bits(net) == bits(twin)
 
 
+WORKS = {}  # what is to be done meanwhile
+
+
+class Meanwhile(xn.Dense):
+    """A Dense in the middle of whose work another thread gets its turn."""
+
+    def interrupted(self, name):
+        if work := WORKS.pop(name, None):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join(0.1 if name == "assigned" else None)  # who waits for the arrays is not waited for
+            WORKS["thread"] = thread
+
+    def forward(self, x, training=False):
+        self.interrupted("predicted")
+        return super().forward(x, training)
+
+    def assign_params(self, params):
+        super().assign_params(params)
+        self.interrupted("assigned")
+
+
+def meanwhile(lib):
+    return small(lib, xn.Dense(4, 8), Meanwhile(8, 8), xn.BatchNorm(8), xn.Dense(8, 3))
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_a_prediction_is_of_one_step_whatever_another_thread_trains(lib, batch_size):
+    net = meanwhile(lib)
+    before = lib.to_numpy(net.predict(X, batch_size))
+    WORKS["predicted"] = lambda: fit(net)
+    seen = lib.to_numpy(net.predict(X, batch_size))
+    after = lib.to_numpy(net.predict(X, batch_size))
+    assert "predicted" not in WORKS
+    assert not np.array_equal(before, after)
+    assert any(np.array_equal(seen, whole) for whole in (before, after))
+
+
+READERS = {
+    "params": lambda net: net.params,
+    "save": xn.files.arrays_of,
+    "copy": lambda net: both(copy.copy(net)),
+    "deepcopy": lambda net: both(copy.deepcopy(net)),
+    "pickle": lambda net: both(pickle.loads(pickle.dumps(net))),
+    "clone": lambda net: both(net.clone()),
+}
+
+
+def both(net):
+    return net.params | net.state
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_read_of_a_network_is_of_one_step_whatever_another_thread_trains(lib, reader):
+    net, seen = meanwhile(lib), []
+    before = hosts(net, READERS[reader](net))
+    WORKS["assigned"] = lambda: seen.append(hosts(net, READERS[reader](net)))
+    fit(net)
+    WORKS.pop("thread").join()
+    after = hosts(net, READERS[reader](net))
+    assert before != after
+    assert seen[0] in (before, after)
+
+
+def hosts(net, arrays):
+    return {
+        k: np.asarray(a if isinstance(a, np.ndarray) else net.backend.to_numpy(a)).tolist() for k, a in arrays.items()
+    }
+
+
 class Claims(set):
     """`training.TRAINED` under watch: whether the look at it and the entry in it are under one lock."""
 

@@ -10,9 +10,9 @@ import importlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
@@ -75,6 +75,93 @@ def _dtype_name(dtype: object) -> str:
         return np.dtype(dtype).name  # type: ignore[call-overload, no-any-return]
     except TypeError:
         return str(dtype).rpartition(".")[2]
+
+
+# --- arrays by name ---------------------------------------------------------------------------------------------------
+
+
+class Guarded(dict[str, Array]):
+    """A dict of arrays that cannot be written to, and says what to do instead. Copies of it are plain dicts."""
+
+    remedy = ""  # what to do instead
+
+    def _refuse(self, *given: Any, **named: Any) -> NoReturn:
+        raise TypeError(self.remedy)
+
+    def __setitem__(self, name: str, array: Array) -> None:
+        self._refuse()
+
+    __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+class Named(Guarded):
+    """All parameters or all statistics of a network, `what` it calls them, by name."""
+
+    def __init__(self, what: str, arrays: Mapping[str, Array]):
+        super().__init__(arrays)
+        self.remedy = (
+            f"net.{what} is a dict to read, and writing to it would not change the network: set arrays with "
+            f"net.set_{what}(net.{what} | {{name: array}}); dict(net.{what}) is a dict of your own"
+        )
+
+    def __setitem__(self, name: str, array: Array) -> None:
+        if array is not self.get(name):  # as it is after net.params[name] *= 2, which NumPy does in place
+            self._refuse()
+
+
+class Held(Guarded):
+    """A layer's arrays, as a network holds them. Others may be assigned in their place: of the same library, device,
+    shape and dtype.
+    """
+
+    remedy = "a layer of a network has always the same arrays by name: none can be added or taken out"
+
+    def __setitem__(self, name: str, array: Array) -> None:
+        self._check(name, array)
+        super(Guarded, self).__setitem__(name, array)
+
+    def update(self, *given: Any, **named: Array) -> None:  # type: ignore[override]
+        for name, array in self.replaced(self | dict(*given, **named)).items():
+            self[name] = array
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[misc, override]
+        self.update(other)
+        return self
+
+    def replaced(self, arrays: Any) -> "Held":
+        """These arrays in place of all of its own."""
+        if not isinstance(arrays, Mapping) or arrays.keys() != self.keys():
+            came = (
+                ", ".join(map(str, arrays)) or "none" if isinstance(arrays, Mapping) else f"a {type(arrays).__name__}"
+            )
+            raise TypeError(
+                f"a layer of a network has the arrays {', '.join(self)}: expected a dict of them, got {came}"
+            )
+        for name, array in arrays.items():
+            self._check(name, array)
+        return Held(arrays)
+
+    def _check(self, name: str, array: Any) -> None:
+        if name not in self:
+            raise TypeError(f"a layer of a network has the arrays {', '.join(self)}, and no {name!r} can be added")
+        old = self[name]
+        if array is old:
+            return
+        expected, came = kind_of(old), kind_of(array) if is_array(array) else f"a {type(array).__name__}"
+        if came != expected:
+            raise TypeError(
+                f"{name} of a layer of a network is {expected}, got {came}; net.set_params and net.set_state convert "
+                "what they are given, net.to(...) moves a network"
+            )
+
+
+def kind_of(a: Array) -> str:
+    """Library, dtype, shape and device of an array, in words."""
+    device = "" if is_compiled(a) else f" on {device_of(a)}"  # JAX's tracers have none
+    return f"an array of {library_of(a)}, {dtype_name(a.dtype)}, of shape {tuple(a.shape)}{device}"
 
 
 # --- the backends -----------------------------------------------------------------------------------------------------
@@ -311,6 +398,7 @@ class _JAX(Backend):
     def __init__(self, device: Any = None):
         super().__init__(device)
         self._jax = importlib.import_module("jax")
+        _register(self._jax.tree_util)
         if device is None:
             device = self.device = self._jax.config.jax_default_device
         if isinstance(device, str | int | None):  # "cuda", "cuda:1", 1
@@ -347,6 +435,20 @@ class _JAX(Backend):
 
     def synchronize(self) -> None:
         self._jax.block_until_ready(self._jax.device_put(0.0, self.device) + 0.0)  # a device works in order
+
+
+@functools.cache
+def _register(tree_util: Any) -> None:
+    """Have JAX look into dicts of ours as into any dict."""
+    for cls in (Named, Held):
+        tree_util.register_pytree_with_keys(
+            cls,
+            lambda arrays: (
+                tuple((tree_util.DictKey(name), arrays[name]) for name in sorted(arrays)),
+                tuple(sorted(arrays)),
+            ),
+            lambda names, arrays: dict(zip(names, arrays, strict=True)),
+        )
 
 
 class _Strict(Backend):
@@ -396,9 +498,13 @@ def get_backend(name: str, device: Any = None) -> Backend:
 
 def backend_of(x: Array) -> Backend:
     """The backend that array `x` belongs to, on its device."""
+    return get_backend(library_of(x), device_of(x))
+
+
+def library_of(x: Array) -> str:
+    """The name of the backend that array `x` belongs to."""
     module = namespace(x).__name__
-    name = next(name for name, backend in _BACKENDS.items() if backend.module == module)
-    return get_backend(name, device_of(x))
+    return next(name for name, backend in _BACKENDS.items() if backend.module == module)
 
 
 def on_host(a: Any) -> np.ndarray:

@@ -334,8 +334,7 @@ class Saved:
         except (ValueError, TypeError) as error:
             raise self._unsound(error) from None
         self._before = net.params, net.state
-        net.set_params(self.params)
-        net.set_state(self.state)
+        net.assign(twin.params, twin.state)
         return step
 
     def restore(self, run: "Run") -> None:
@@ -353,8 +352,7 @@ class Saved:
                 if type(now) is not type(value) or now != value:
                     setattr(run.optimizer, name, value)
             elif (told := Checkpoint.setting(now)) != value:
-                run.net.assign_params(self._before[0])
-                run.net.assign_state(self._before[1])
+                run.net.assign(*self._before)
                 raise ValueError(
                     f"fit: the optimizer's {name} was {printable(value['same'], 200)} in {self.path} and is "
                     f"{told.get('same', now)} now; a checkpoint keeps numbers alone: have train_begin set it"

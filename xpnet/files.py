@@ -26,6 +26,7 @@ from .layers.dense import Dense
 from .layers.dropout import Dropout
 from .network import Sequential, check_least, streams
 from .plain_json import only
+from .publication import published
 
 FORMAT = "xpnet"
 VERSION = "1"
@@ -46,9 +47,9 @@ def save(net: Sequential, path: Path) -> None:
 def arrays_of(net: Sequential) -> dict[str, np.ndarray]:
     """The arrays of a model file."""
     host = net.backend.to_numpy
-    return {f"params.{k}": host(a) for k, a in net.params.items()} | {
-        f"state.{k}": host(a) for k, a in net.state.items()
-    }
+    with published.lock:
+        arrays = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
+    return {name: host(a) for name, a in arrays.items()}
 
 
 def metadata_of(net: Sequential, order: Any) -> dict[str, str]:
@@ -281,8 +282,9 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
                 check_least(other, found[name], least[name])
     except ValueError as error:
         raise FormatError(path, error) from None
-    net.set_params(container.under("params", own | found))
-    net.set_state(container.under("state", own | found))
+    with published:
+        net.set_params(container.under("params", own | found))
+        net.set_state(container.under("state", own | found))
     return net
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from . import arguments, ops, training
-from .backend import DTYPES, Array, Backend, backend_of, dtype_name, namespace, resolve
+from .backend import DTYPES, Array, Backend, Named, backend_of, dtype_name, namespace, resolve
 from .checks import by_name, two
 from .layers.base import Layer, Shape
 from .layers.batchnorm import BatchNorm
 from .layers.dense import Dense
 from .losses import Loss
 from .notebook import table
+from .publication import published
 from .step import must_check_range, out_of_range
 
 if TYPE_CHECKING:
@@ -169,10 +170,9 @@ class Sequential(Layer):
         drawn = [by_name(layer, "initial_state", layer.initial_state(rng)) for layer in self.layers]
         return {f"{i}.{k}": v for i, own in enumerate(drawn) for k, v in own.items()}
 
-    def clone(self) -> Self:
-        twin = super().clone()
-        twin.layers = tuple(layer.clone() for layer in self.layers)
-        return twin
+    def __getstate__(self) -> dict[str, Any]:
+        with published.lock:
+            return super().__getstate__() | {"layers": tuple(layer.clone() for layer in self.layers)}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
@@ -198,22 +198,32 @@ class Sequential(Layer):
         return found
 
     @property
-    def params(self) -> dict[str, Array]:  # type: ignore[override]
-        """All parameters by name: a new dict of the layers' own arrays."""
-        return {f"{prefix}.{key}": a for prefix, layer in self.leaves() for key, a in layer.params.items()}
+    def params(self) -> Named:  # type: ignore[override]
+        """All parameters by name: a dict of the layers' own arrays, to read. `set_params` is for writing."""
+        with published.lock:
+            return Named("params", {f"{p}.{key}": a for p, layer in self.leaves() for key, a in layer.params.items()})
 
     @property
-    def state(self) -> dict[str, Array]:  # type: ignore[override]
-        """All running statistics by name: a new dict of the layers' own arrays."""
-        return {f"{prefix}.{key}": a for prefix, layer in self.leaves() for key, a in layer.state.items()}
+    def state(self) -> Named:  # type: ignore[override]
+        """All running statistics by name: a dict of the layers' own arrays, to read. `set_state` is for writing."""
+        with published.lock:
+            return Named("state", {f"{p}.{key}": a for p, layer in self.leaves() for key, a in layer.state.items()})
 
     def assign_params(self, params: Mapping[str, Array]) -> None:
-        for layer, own in self._by_layer(params):
-            layer.assign_params(own)
+        with published:
+            for layer, own in self._by_layer(params):
+                layer.assign_params(own)
 
     def assign_state(self, state: Mapping[str, Array]) -> None:
-        for layer, own in self._by_layer(state):
-            layer.assign_state(own)
+        with published:
+            for layer, own in self._by_layer(state):
+                layer.assign_state(own)
+
+    def assign(self, params: Mapping[str, Array], state: Mapping[str, Array]) -> None:
+        """Take these arrays as they are, those of layers that are not named left alone, for other threads at once."""
+        with published:
+            self.assign_params(params)
+            self.assign_state(state)
 
     def _by_layer(self, arrays: Mapping[str, Array]) -> list[tuple[Layer, dict[str, Array]]]:
         """Each layer with its share of the arrays, under its own names; layers without one left out."""
@@ -376,7 +386,9 @@ class Sequential(Layer):
         The arguments are those of `initialize`; `dtype` None keeps it.
         """
         place, old = resolve(backend, device), self.backend
-        params, state = ({k: old.to_numpy(a) for k, a in arrays.items()} for arrays in (self.params, self.state))
+        with published.lock:
+            held = self.params, self.state
+        params, state = ({k: old.to_numpy(a) for k, a in arrays.items()} for arrays in held)
         self.place(place, self.dtype if dtype is None else dtype, params, state)
         return self
 
@@ -402,9 +414,9 @@ class Sequential(Layer):
 
     def hold(self, backend: Backend, dtype: str, params: dict[str, Array], state: dict[str, Array]) -> None:
         """Take these sound arrays of the backend and dtype as they are. Nothing fails here."""
-        self._belong(backend, dtype)
-        self.assign_params(params)
-        self.assign_state(state)
+        with published:
+            self._belong(backend, dtype)
+            self.assign(params, state)
 
     def _belong(self, backend: Backend, dtype: str) -> None:
         self._home = backend, dtype

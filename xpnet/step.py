@@ -10,6 +10,7 @@ import numpy as np
 from . import ops
 from .backend import Array, namespace
 from .layers.activations import Sigmoid, Softmax
+from .layers.base import ARRAYS
 from .losses import Loss, Objective
 from .optimizers import Optimizer, Slots
 
@@ -45,6 +46,8 @@ class Step:
         self.checks_range = must_check_range(net, self.objective.loss)
         self.loss = self._within_range if self.checks_range else self.objective.reduced
         leaves = self.worker.leaves()
+        for _, layer in leaves:  # whose dicts are the step's to write to, and what stands there for JAX to trace
+            vars(layer).update({name: dict(a) for name in ARRAYS if (a := vars(layer).get(name))})
         self.trained = {f"{p}.{k}": (layer, k) for p, layer in leaves if layer.trainable for k in layer.params}
         if not self.trained:
             raise ValueError(
@@ -58,7 +61,7 @@ class Step:
 
     def _begin(self) -> Carry:
         weights = ops.join([layer.params[key] for layer, key in self.trained.values()])
-        return Carry(weights, self.optimizer.init(weights), self.worker.state)
+        return Carry(weights, self.optimizer.init(weights), dict(self.worker.state))
 
     def go_on(self, slots: Slots) -> None:
         """Start from a copy of the optimizer's memory of an earlier run."""
@@ -169,12 +172,12 @@ class Step:
         for (layer, key), value in zip(self.trained.values(), ops.split(point, self.shapes), strict=True):
             layer.params[key] = value
         for layer, keys in self.stateful:
-            layer.state = {key: state[name] for key, name in keys}
+            vars(layer)["state"] = {key: state[name] for key, name in keys}
 
     def publish(self, carry: Carry, net: "Sequential", last: bool = False) -> None:
         """Give the network what a carry has learned, in arrays that no later step writes to; the `last` has none."""
-        net.assign_params(net.params | dict(zip(self.names, ops.split(carry.weights, self.shapes), strict=True)))
-        net.assign_state(self.state(carry))
+        params = dict(zip(self.names, ops.split(carry.weights, self.shapes), strict=True))
+        net.assign(params, self.state(carry))
 
     def misfit(self, carry: Carry, x: Array) -> str:
         """How the outputs for x do not suit the loss, in words; "" if they do."""

@@ -19,6 +19,7 @@ from .kernels import training_step
 from .losses import Loss, Objective, on_encoded
 from .metrics import OF_CLASSES, accuracy
 from .optimizers import Optimizer, Slots
+from .publication import published
 from .run import Run
 from .step import must_check_range, out_of_range
 from .warn import warn
@@ -276,10 +277,11 @@ def try_metrics(
 
 
 def forward_in_batches(net: "Sequential", who: str, x: Array, batch_size: int | None) -> Array:
-    """The network's outputs for inference, at most `batch_size` rows at a time."""
+    """The network's outputs for inference, at most `batch_size` rows at a time, all with the arrays of one step."""
     if batch_size is None or x.shape[0] <= whole(f"{who}: batch_size", batch_size):
-        return net.infer(x)
-    parts = [net.infer(x[rows, ...]) for rows in minibatches(x.shape[0], batch_size)]
+        return published.read(net, lambda net: net.infer(x))
+    slices = minibatches(x.shape[0], batch_size)
+    parts = published.read(net, lambda net: [net.infer(x[rows, ...]) for rows in slices])
     return net.backend.xp.concat(parts, axis=0)
 
 

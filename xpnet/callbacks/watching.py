@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backend import Array
 from ..checks import flag, fraction, non_negative, whole
+from ..publication import published
 from ..settings import Configured
 from .base import Callback
 
@@ -153,8 +154,9 @@ class EarlyStopping(Watching):
 
     def train_end(self, run: "Run") -> None:
         if self.best_params and (self.sound or run.epoch > self.best_epoch or run.history.interrupted):
-            run.net.set_params(self.best_params)
-            run.net.set_state(self.best_state)
+            with published:
+                run.net.set_params(self.best_params)
+                run.net.set_state(self.best_state)
         self.best_params, self.best_state = {}, {}
 
 

@@ -5,7 +5,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 from sklearn import get_config
@@ -256,7 +256,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         self.n_layers_ = len(self._dense) + 1
         self._optimizer = self._slots = None
         self._no_improvement_count = 0
-        self._best = net.params, net.state
+        self._best = dict(net.params), dict(net.state)
         self.stopped_early_ = False
         if self.solver != "lbfgs" or self.optimizer is not None:
             self.loss_curve_ = []
@@ -303,8 +303,8 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     @property
     def coefs_(self) -> list[Array]:
-        """The weights (in, out) of each Dense layer: the network's own arrays."""
-        return [layer.params["weight"] for _, layer in self._dense]
+        """The weights (in, out) of each Dense layer: the network's own arrays. One that is assigned is copied in."""
+        return OfLayers(self, "coefs_", "weight")
 
     @coefs_.setter
     def coefs_(self, arrays: Sequence[Any]) -> None:
@@ -312,8 +312,8 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     @property
     def intercepts_(self) -> list[Array]:
-        """The biases of each Dense layer: the network's own arrays."""
-        return [layer.params["bias"] for _, layer in self._dense]
+        """The biases of each Dense layer: the network's own arrays. One that is assigned is copied in."""
+        return OfLayers(self, "intercepts_", "bias")
 
     @intercepts_.setter
     def intercepts_(self, arrays: Sequence[Any]) -> None:
@@ -385,7 +385,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             weight = convert(self.coefs_[0])
             twin.net_ = self.net_.clone().to(backend_of(weight))
             twin._optimizer = twin._slots = None
-            twin._best = twin.net_.params, twin.net_.state
+            twin._best = dict(twin.net_.params), dict(twin.net_.state)
         return twin
 
     # --- beyond predictions ---------------------------------------------------------------------------------------
@@ -421,6 +421,36 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         tags.array_api_support = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+class OfLayers(list[Array]):
+    """An array of each Dense layer. Assigning to an entry assigns to the network; entries cannot come or go."""
+
+    def __init__(self, model: BaseMLP, who: str, key: str):
+        self.model, self.who, self.key = model, who, key
+        super().__init__(self._now())
+
+    def _now(self) -> list[Array]:
+        return [layer.params[self.key] for _, layer in self.model._dense]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        arrays = list(self)
+        arrays[index] = value
+        self.model._set_dense(self.who, self.key, arrays)
+        super().__setitem__(slice(None), self._now())
+
+    def refuse(self, *given: Any, **named: Any) -> NoReturn:
+        """Say what to do instead."""
+        raise TypeError(
+            f"{self.who} has an array for each Dense layer of the network: assign one, model.{self.who}[i] = array, or "
+            f"all, model.{self.who} = [...]; list(model.{self.who}) is a list of your own"
+        )
+
+    append = extend = insert = pop = remove = clear = sort = reverse = refuse
+    __delitem__ = __iadd__ = __imul__ = refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
 
 
 def has_dense(layer: Layer) -> bool:

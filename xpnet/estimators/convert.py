@@ -132,7 +132,7 @@ def take_over(model: "BaseMLP", theirs: Any) -> None:
     model.net_, model._made_from, model._of_logits = net, model._architecture, True
     model.n_layers_ = len(dense) + 1
     model._optimizer = model._slots = None
-    model._best, model.stopped_early_ = (net.params, net.state), False
+    model._best, model.stopped_early_ = (dict(net.params), dict(net.state)), False
     model.validation_loss_curve_ = [] if model.early_stopping else None
     if not hasattr(model, "_no_improvement_count"):
         model._no_improvement_count = 0

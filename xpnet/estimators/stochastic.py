@@ -129,7 +129,7 @@ class Rules(Callback):
         model._no_improvement_count = model._no_improvement_count + 1 if worse else 0
         if score > model.best_validation_score_:
             model.best_validation_score_ = score
-            model._best = run.net.params, run.net.state  # nothing writes into what has been published
+            model._best = dict(run.net.params), dict(run.net.state)  # nothing writes into what has been published
 
     def _follow_loss(self) -> None:
         model = self.model
@@ -209,8 +209,7 @@ def train(
         model.stopped_early_ = rules.stopped
         if not incremental or rules.stopped:
             params, state = model._best
-            net.assign_params(params)
-            net.assign_state(state)
+            net.assign(params, state)
     if history.interrupted:
         warn("Training interrupted by user.", UserWarning)
     elif not incremental and not rules.stopped and model.n_iter_ == model.max_iter:

@@ -226,7 +226,7 @@ class Single:
     def set_state(self, state: dict[str, Array]) -> None:
         """Take the running statistics."""
         for leaf, names in self.states:
-            leaf.state = {key: state[name] for key, name in names.items()}
+            vars(leaf)["state"] = {key: state[name] for key, name in names.items()}
 
     def next_state(self) -> dict[str, Array]:
         """The running statistics after this step, by name."""

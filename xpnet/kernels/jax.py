@@ -85,7 +85,7 @@ class CompiledStep(Step):
         params = self.worker.params
         weights = tuple(ops.join([params[name] for name, _ in group]) for group in self.groups)
         memory = tuple({k: a for k, a in self.optimizer.init(w).items() if k != "step"} for w in weights)
-        return Carry(weights, {"step": 0, "memory": memory}, self.worker.state)
+        return Carry(weights, {"step": 0, "memory": memory}, dict(self.worker.state))
 
     def _look(self) -> None:
         """See what there is to compile."""
@@ -171,8 +171,7 @@ class CompiledStep(Step):
         if not isinstance(carry.weights, tuple):
             return super().publish(carry, net, last)
         params, state = unpacked(carry.weights, carry.state, self.groups)  # copies: a later step may write over these
-        net.assign_params(net.params | params)
-        net.assign_state(state)
+        net.assign(params, state)
         return None
 
     def misfit(self, carry: Carry, x: Array) -> str:

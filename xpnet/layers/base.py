@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from ..backend import Array
+from ..backend import Array, Guarded, Held
 from ..checks import flag, two
 from ..settings import Configured
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 Shape = tuple[int | str | None, ...]  # a batch axis may be None or a letter
 
 
-class NotYet(dict[str, Array]):
+class NotYet(Guarded):
     """The arrays of a layer that has none so far: empty, unchangeable, and clear about what is missing."""
+
+    remedy = "assign the whole dict, as in layer.params = {name: array}: this one is shared by all layers"
 
     def __missing__(self, name: str) -> Array:
         raise RuntimeError(
@@ -26,8 +28,8 @@ class NotYet(dict[str, Array]):
             "an attribute is not found by it: derive the other from xn.Sequential, with super().__init__(*layers)"
         )
 
-    def __setitem__(self, name: str, array: Array) -> None:
-        raise TypeError(f"assign the whole dict, params = {{{name!r}: ...}}: this one is shared by all layers")
+
+ARRAYS = "params", "state"
 
 
 class Layer(Configured, ABC):
@@ -56,6 +58,22 @@ class Layer(Configured, ABC):
     def trainable(self, value: bool) -> None:
         hint = ": an activation is a layer of its own, such as ReLU()"  # where Keras's layers take one by its name
         self._trainable = flag(f"{type(self).__name__}: trainable", value, hint)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ARRAYS and isinstance(held := vars(self).get(name), Held):
+            value = held.replaced(value)
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and files of objects are made from: the arrays in plain dicts."""
+        own = vars(self)
+        held = {name: dict(own[name]) for name in ARRAYS if isinstance(own.get(name), Held)}
+        return own | held | {"_held": list(held)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own = dict(state)
+        own |= {name: Held(own[name]) for name in own.pop("_held", ())}
+        vars(self).update(own)
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -102,18 +120,16 @@ class Layer(Configured, ABC):
 
     def assign_params(self, params: Mapping[str, Array]) -> None:
         """Take these parameters as they are."""
-        self.params = dict(params)
+        vars(self)["params"] = Held(params)
 
     def assign_state(self, state: Mapping[str, Array]) -> None:
         """Take these running statistics as they are."""
-        self.state = dict(state)
+        vars(self)["state"] = Held(state)
 
     def clone(self) -> Self:
         """A layer with the same settings and, so far, the same arrays; assigning to one leaves the other alone."""
         twin = copy.copy(self)
-        for name in ("params", "state"):
-            if arrays := vars(self).get(name):
-                setattr(twin, name, dict(arrays))
+        vars(twin).update({name: arrays.copy() for name in ARRAYS if type(arrays := vars(twin).get(name)) is dict})
         return twin
 
     # --- for the layers of this package ---
