@@ -72,7 +72,7 @@ def test_what_other_libraries_users_look_for_is_had_as_told(capsys):
     hidden = "xn.Sequential(*net.layers[:-1]).predict(x)"
     assert f"`{hidden}`" in README
     assert eval(hidden, scope).shape == (1797, 16)
-    head = "xn.Sequential(*net.layers[:-1], *xn.Sequential(xn.Dense(16, 5)).initialize().layers)"
+    head = "xn.Sequential(*net.layers[:-1], xn.Dense(16, 5)).initialize()"
     assert f"`{head}`" in README
     transferred = eval(head, scope)
     assert transferred.predict(scope["x"]).shape == (1797, 5)

@@ -1064,8 +1064,8 @@ def test_layers_of_which_one_has_no_arrays_or_others_are_no_network_yet():
     net = xn.Sequential(xn.Dense(4, 8), xn.Tanh()).initialize()
     head = xn.Sequential(xn.Dense(8, 3)).initialize(dtype="float64")
     for layers, message in [
-        ((*net.layers, xn.Dense(8, 3)), r"^layer 2, Dense\(8, 3\), has no parameters yet, .*all anew$"),
-        ((*net.layers, *head.layers), r"not all on one backend and of one dtype: move those that differ, .*anew$"),
+        ((*net.layers, xn.Dense(8, 3)), r"^layer 2, Dense\(8, 3\), has no parameters yet: net\.initialize\(\) draws"),
+        ((*net.layers, *head.layers), r"not all on one backend and of one dtype: move those that differ"),
         ((xn.Tanh(),), r"call net\.initialize"),
         ((), r"call net\.initialize"),
     ]:
@@ -1076,17 +1076,96 @@ def test_layers_of_which_one_has_no_arrays_or_others_are_no_network_yet():
             made.predict(X)
 
 
-@pytest.mark.numpy_only
-def test_a_new_head_is_initialized_alone_and_the_trunk_keeps_its_bits():
-    trunk = xn.Sequential(xn.Dense(4, 8), xn.BatchNorm(8), xn.Tanh()).initialize()
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_new_head_is_drawn_and_the_trained_trunk_keeps_its_bits(lib, dtype):
+    trunk = small(lib, xn.Dense(4, 8), xn.BatchNorm(8), xn.Dropout(0.1), dtype=dtype)
+    fit(trunk, y=np.ones((12, 8)), loss=xn.MeanSquaredError())
     before = bits(trunk)
     net = xn.Sequential(*trunk.layers, xn.Sequential(xn.Tanh(), xn.Dense(8, 3)))
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError, match=r"net\.initialize\(\) draws what is missing and keeps the others"):
         net.predict(X)
-    remedy = re.search(r"initialize it alone, (.*);", str(caught.value))[1]
-    eval(remedy, {"xn": xn, "net": net})
-    assert net.predict(X).shape == (len(X), 3)
+    assert net.initialize() is net
+    assert (net.predict(X).shape, net.backend.name, net.dtype) == ((len(X), 3), lib.name, dtype)
     assert bits(trunk) == before
+    assert all(a is net.params[name] for name, a in trunk.params.items())
+    seed = xn.Sequential(xn.Dense(4, 8), xn.BatchNorm(8), xn.Dropout(0.1), xn.Tanh(), xn.Dense(8, 3))
+    expected = seed.initialize(lib.backend, dtype).params["4.weight"]
+    np.testing.assert_array_equal(lib.to_numpy(net.params["3.1.weight"]), lib.to_numpy(expected))  # one seed, one head
+    fit(net)
+    assert bits(trunk) != before
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"backend": "array_api_strict", "device": "device1"},
+        {"device": "device1"},
+        {"backend": xn.get_backend("array_api_strict", "device1")},
+        {"dtype": "float32"},
+        {"dtype": np.float32},
+    ],
+)
+@pytest.mark.numpy_only
+def test_a_new_head_is_not_drawn_elsewhere_than_the_trunk(asked):
+    backend = "array_api_strict" if "dtype" not in asked else "numpy"
+    trunk = xn.Sequential(xn.Dense(4, 8)).initialize(backend, "float64")
+    net = xn.Sequential(*trunk.layers, xn.Dense(8, 3))
+    with pytest.raises(ValueError, match=r"initialize: layers that have parameters have them .* net\.to\("):
+        net.initialize(**asked)
+    assert not net.layers[1].params
+    net.initialize(backend, dtype=np.float64)
+    assert net.backend.device == trunk.backend.device or backend == "numpy"
+
+
+TOUCHED = {
+    "fit": lambda net, path: fit(net),
+    "set_params": lambda net, path: net.set_params(net.params),
+    "set_state": lambda net, path: net.set_state(net.state),
+    "a layer's array": lambda net, path: net.layers[0].params.update(bias=net.params["0.bias"] + 1),
+    "a layer's dict": lambda net, path: setattr(net.layers[1], "params", dict(net.layers[1].params)),
+    "a frozen layer": lambda net, path: (setattr(net.layers[0], "trainable", False), fit(net)),
+    "load_torch": lambda net, path: (xn.files.save_torch(net, path), xn.files.load_torch(net, path)),
+    "fit and to": lambda net, path: (fit(net), net.to(net.backend, dtype="float32")),
+}
+COPIED = {
+    "itself": lambda net: net,
+    "clone": lambda net: net.clone(),
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda net: pickle.loads(pickle.dumps(net)),
+    "of its layers": lambda net: xn.Sequential(*net.layers),
+}
+
+
+@pytest.mark.parametrize("copied", COPIED)
+@pytest.mark.parametrize("touched", [*TOUCHED, "load"])
+def test_what_was_trained_loaded_or_set_is_drawn_over_with_fresh_alone(lib, tmp_path, touched, copied):
+    net, path = small(lib), tmp_path / "net.safetensors"
+    if touched == "load":
+        net.save(path)
+        net = xn.load(path, lib.backend)
+    else:
+        TOUCHED[touched](net, path)
+    net = COPIED[copied](net)
+    before = bits(net)
+    with pytest.raises(RuntimeError, match=r"net\.initialize\(fresh=True\) draws all anew"):
+        net.initialize(lib.backend, "float64", seed=5)
+    assert bits(net) == before
+    net.clone().initialize(fresh=True)
+    assert bits(net) == before
+    net.initialize(lib.backend, "float64", seed=5, fresh=True)
+    assert bits(net) == bits(small(lib, seed=5))
+
+
+@pytest.mark.parametrize("copied", COPIED)
+def test_what_is_as_drawn_is_drawn_again(lib, copied):
+    net = COPIED[copied](small(lib))
+    net.predict(X)
+    net.evaluate(X, Y, CROSS)
+    net.to("numpy", dtype="float32")
+    for seed in (1, 2):
+        assert bits(net.initialize(lib.backend, "float64", seed=seed)) == bits(small(lib, seed=seed))
+    with pytest.raises(ValueError, match="fresh must be True or False"):
+        net.initialize(fresh="yes")
 
 
 # --- the default backend ----------------------------------------------------------------------------------------------

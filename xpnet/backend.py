@@ -118,10 +118,12 @@ class Held(Guarded):
     """
 
     remedy = "a layer of a network has always the same arrays by name: none can be added or taken out"
+    drawn = False  # by `initialize`, and not trained, loaded or set since
 
     def __setitem__(self, name: str, array: Array) -> None:
         self._check(name, array)
         super(Guarded, self).__setitem__(name, array)
+        self.drawn = False
 
     def update(self, *given: Any, **named: Array) -> None:  # type: ignore[override]
         for name, array in self.replaced(self | dict(*given, **named)).items():

@@ -1,14 +1,14 @@
 """Networks: layers one after another, their arrays by name, where these live, and what is done with them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from . import arguments, ops, training
 from .backend import DTYPES, Array, Backend, Named, backend_of, dtype_name, namespace, resolve
-from .checks import by_name, two
+from .checks import by_name, flag, two
 from .layers.base import Layer, Shape
 from .layers.batchnorm import BatchNorm
 from .layers.dense import Dense
@@ -23,6 +23,17 @@ if TYPE_CHECKING:
     from .container import Path
 
 NO_LEAST: Mapping[str, float] = {}
+APART = (
+    "the layers' arrays are not all on one backend and of one dtype: move those that differ, as in "
+    'xn.Sequential(net.layers[-1]).to("numpy", dtype="float32")'
+)
+
+
+class Unsaid(str):
+    """A default that gives way to what is there."""
+
+
+UNSAID = Unsaid("float32")
 
 
 SHIFTS = {Dense: "bias", BatchNorm: "beta"}  # what these layers add to every row; else they are linear
@@ -342,43 +353,83 @@ class Sequential(Layer):
         bare = [layer for layer in layers if not (layer.params or layer.state)]
         if not arrays or any(layer.param_shapes() or layer.state_shapes() for layer in bare):
             return None
-        backends = {backend_of(a) for a in arrays}
-        dtypes = {name for a in arrays if (name := dtype_name(a.dtype)) in DTYPES}
-        return (backends.pop(), dtypes.pop()) if len(backends) == len(dtypes) == 1 else None
+        home = home_of(arrays)
+        return None if home is None or home[1] is None else (home[0], home[1])
 
     def _what_it_lacks(self) -> str:
         """What it lacks, and the remedy, which must not cost a trained layer its parameters."""
         leaves = self.leaves()
         if not any(layer.params or layer.state for _, layer in leaves):
             return "this network has no parameters yet: call net.initialize(backend=...) first"
-        keep = "; net.initialize() would draw them all anew"
         for name, layer in leaves:
             if not (layer.params or layer.state) and (layer.param_shapes() or layer.state_shapes()):
-                place = "".join(f".layers[{i}]" for i in name.split("."))
                 return (
-                    f"layer {name}, {layer!r}, has no parameters yet, and others have: initialize it alone, "
-                    f"xn.Sequential(net{place}).initialize(){keep}"
+                    f"layer {name}, {layer!r}, has no parameters yet: net.initialize() draws what is missing and keeps "
+                    "the others'"
                 )
-        return (
-            "the layers' arrays are not all on one backend and of one dtype: move those that differ, as in "
-            f'xn.Sequential(net.layers[-1]).to("numpy", dtype="float32"){keep}'
-        )
+        return APART
 
     def initialize(
-        self, backend: str | Backend | None = None, dtype: object = "float32", seed: int | None = 0, device: Any = None
+        self,
+        backend: str | Backend | None = None,
+        dtype: object = UNSAID,
+        seed: int | None = 0,
+        device: Any = None,
+        fresh: bool = False,
     ) -> Self:
-        """Draw new parameters and place them, once and for all: returns the network.
+        """Draw the parameters that the layers have not yet, and place them: returns the network.
 
         `backend` is a name for `get_backend` (None: what `use_backend` says), `dtype` "float32" or "float64". The
         numbers are drawn on the host in float64: one `seed` gives the same network on every backend, and the same order
         of rows in `fit`; None gives another each time. `device` is the backend's own name for one, such as "cuda:1".
-        Raises BackendUnavailableError where there is no such backend or device, ValueError for other wrong arguments.
+
+        Layers that have parameters keep them where they are, and the others are placed there too, as in
+        `Sequential(*net.layers[:-1], Dense(16, 5)).initialize()`, a new head on a trained trunk. Where all have some,
+        they are drawn anew if nothing was trained, loaded or set since they were drawn. `fresh=True` draws all anew in
+        any case, also for other networks that share these layers: `net.clone().initialize(fresh=True)` spares them.
+
+        Raises RuntimeError where training would be lost, BackendUnavailableError where there is no such backend or
+        device, ValueError for other wrong arguments.
         """
-        place = resolve(backend, device)
         rng, shuffling, statistics = streams(seed)
-        self.place(place, dtype, self.initial_params(rng), self.initial_state(statistics))
+        params, state = self.initial_params(rng), self.initial_state(statistics)
+        kept: dict[str, Array] = {} if flag("initialize: fresh", fresh) else self.params | self.state
+        if kept.keys() >= (names := params.keys() | state.keys()):
+            if not all(layer.as_drawn for layer, _ in self._by_layer(params | state)):
+                raise RuntimeError(
+                    "initialize: this network has its parameters, and some were trained, loaded or set: "
+                    "net.initialize(fresh=True) draws all anew, net.to(...) moves them"
+                )
+            kept = {name: a for name, a in kept.items() if name not in names}
+        place, dtype = self._beside(kept, backend, device, dtype) if kept else (resolve(backend, device), dtype)
+        params, state = ({k: a for k, a in new.items() if k not in kept} for new in (params, state))
+        self.place(place, dtype, params, state)
+        for layer, _ in self._by_layer(params | state):
+            layer.as_drawn = True
         self.rng = shuffling
         return self
+
+    def _beside(
+        self, kept: dict[str, Array], backend: str | Backend | None, device: Any, dtype: object
+    ) -> tuple[Backend, object]:
+        """Backend and dtype of new arrays beside those that are kept. ValueError where the arguments say otherwise."""
+        home = home_of(kept.values())
+        if home is None:
+            raise ValueError(f"initialize: {APART}")
+        place, own = home
+        asked = place if backend is None and device is None else resolve(backend or place.name, device)
+        with_device = device is not None or isinstance(backend, Backend)
+        if asked.name != place.name or (with_device and asked.device not in (None, place.device)):
+            raise ValueError(
+                f"initialize: layers that have parameters have them on {place!r}, and {asked!r} is asked for: leave "
+                "out backend and device, and move the network with net.to(...)"
+            )
+        if dtype is not UNSAID and own is not None and dtype_name(dtype) != own:
+            raise ValueError(
+                f"initialize: layers that have parameters have them in {own}, and dtype={dtype!r} is asked for: leave "
+                "out dtype, and convert the network with net.to(backend, dtype=...)"
+            )
+        return place, own or dtype
 
     def to(self, backend: str | Backend, device: Any = None, dtype: object = None) -> Self:
         """Move parameters and statistics, all of them or, on an error, none: returns the network.
@@ -387,9 +438,11 @@ class Sequential(Layer):
         """
         place, old = resolve(backend, device), self.backend
         with published.lock:
-            held = self.params, self.state
+            held, drawn = (self.params, self.state), [layer for _, layer in self.leaves() if layer.as_drawn]
         params, state = ({k: old.to_numpy(a) for k, a in arrays.items()} for arrays in held)
         self.place(place, self.dtype if dtype is None else dtype, params, state)
+        for layer in drawn:
+            layer.as_drawn = True
         return self
 
     def place(self, backend: Backend, dtype: object, params: dict[str, Any], state: dict[str, Any]) -> None:
@@ -515,6 +568,13 @@ def check_least(name: str, a: np.ndarray, least: float) -> None:
     """Refuse entries below the least that a statistic may be."""
     if a.min(initial=least) < least:
         raise ValueError(f"{name} has entries below {least:g}, the least that they may be")
+
+
+def home_of(arrays: Iterable[Array]) -> tuple[Backend, str | None] | None:
+    """Where arrays live and the dtype of those of floats, None without any; None where they differ in it."""
+    backends = {backend_of(a) for a in arrays}
+    dtypes = {name for a in arrays if (name := dtype_name(a.dtype)) in DTYPES}
+    return (backends.pop(), next(iter(dtypes), None)) if len(backends) == 1 and len(dtypes) <= 1 else None
 
 
 def count(layer: Layer) -> int:

@@ -89,7 +89,7 @@ class Optimizer(Adjustable, ABC):
     def init(self, w: Array) -> Slots:
         """The slots to start from, for an array w; of several arrays, such as `net.params`, each has its own."""
         if isinstance(w, Mapping):
-            raise TypeError(f"{self!r}.init takes one array, got a {type(w).__name__}: call it for each of its arrays")
+            raise TypeError(f"{self!r}.init takes one array, got a dict: call it for each of its arrays")
         return {"step": 0} | {name: namespace(w).zeros_like(w) for name in self.memory}
 
     def lookahead(self, w: Array, slots: Slots) -> Array:

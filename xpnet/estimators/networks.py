@@ -60,7 +60,7 @@ def custom_network(layers: Callable[[int, int], Any], features: int, outputs: in
     given = built.layers if type(built) is Sequential else [built] if isinstance(built, Layer) else built
     if not isinstance(given, Iterable):
         raise TypeError(f"layers must build a Sequential or a list of layers, got {built!r}")
-    net = Sequential(*given)
+    net = Sequential(*given).clone()  # what is fitted is not the user's own
     dense = [layer for _, layer in net.leaves() if isinstance(layer, Dense)]
     if not dense:
         raise ValueError(f"layers built {net!r}, which has no Dense layer; the last must give the {outputs} outputs")
@@ -77,7 +77,7 @@ def start(net: Sequential, random_state: Any, backend: Backend, dtype: str, logi
     With `own` layers each layer's own law is taken, from a seed drawn from `random_state`.
     """
     if own:
-        net.initialize(backend, dtype, seed=seed_from(random_state))
+        net.initialize(backend, dtype, seed=seed_from(random_state), fresh=True)
         return
     params: dict[str, np.ndarray] = {}
     for prefix, layer in net.leaves():

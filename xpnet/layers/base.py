@@ -67,12 +67,15 @@ class Layer(Configured, ABC):
     def __getstate__(self) -> dict[str, Any]:
         """What copies and files of objects are made from: the arrays in plain dicts."""
         own = vars(self)
-        held = {name: dict(own[name]) for name in ARRAYS if isinstance(own.get(name), Held)}
-        return own | held | {"_held": list(held)}
+        held = {name: arrays for name in ARRAYS if isinstance(arrays := own.get(name), Held)}
+        plain = {name: dict(arrays) for name, arrays in held.items()}
+        return own | plain | {"_drawn": {name: arrays.drawn for name, arrays in held.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own = dict(state)
-        own |= {name: Held(own[name]) for name in own.pop("_held", ())}
+        for name, drawn in own.pop("_drawn", {}).items():
+            own[name] = Held(own[name])
+            own[name].drawn = drawn
         vars(self).update(own)
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -125,6 +128,17 @@ class Layer(Configured, ABC):
     def assign_state(self, state: Mapping[str, Array]) -> None:
         """Take these running statistics as they are."""
         vars(self)["state"] = Held(state)
+
+    @property
+    def as_drawn(self) -> bool:
+        """Whether its arrays are those that `initialize` drew: not trained, loaded or set."""
+        return all(isinstance(arrays, Held) and arrays.drawn for arrays in (self.params, self.state) if arrays)
+
+    @as_drawn.setter
+    def as_drawn(self, value: bool) -> None:
+        for arrays in (self.params, self.state):
+            if isinstance(arrays, Held):
+                arrays.drawn = value
 
     def clone(self) -> Self:
         """A layer with the same settings and, so far, the same arrays; assigning to one leaves the other alone."""
