@@ -547,7 +547,9 @@ def test_omp_num_threads_says_how_many_take_part(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert threads.cores() == 3
     assert 1 < len(taking_part()) <= 3
-    for nonsense in ("", "0", "many"):
+    monkeypatch.setenv("OMP_NUM_THREADS", " 3 ,2")  # of regions within one another
+    assert threads.cores() == 3
+    for nonsense in ("", "0", "many", "-3", "1e9", "1000000000", "²", ",", "2.5"):
         monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
         assert 1 <= threads.cores() <= threads.LIMIT
     monkeypatch.delattr("os.sched_getaffinity", raising=False)  # Linux alone has it

@@ -66,6 +66,82 @@ def test_a_process_started_after_a_fit_fits_too_and_in_as_many_threads(start, ch
     assert run([str(tmp_path / "child.py"), start], tmp_path, OMP_NUM_THREADS="2") == "done"  # also on one core
 
 
+LATE = """
+import atexit, sys, threading
+import numpy as np
+import xpnet as xn
+from xpnet.kernels import threads
+
+threads.LARGE, threads.BLOCK = 2**16, 2**14
+
+def fit():
+    net = xn.Sequential(xn.Dense(300, 500), xn.ReLU(), xn.Dense(500, 10)).initialize("numpy", seed=0)
+    x, y = np.ones((700, 300)), np.arange(700) % 10
+    history = net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=xn.Adam(), batch_size=400)
+    print(f"{history['loss'][0]:.3f}", flush=True)
+
+def late():
+    threading.main_thread().join()
+    fit()
+
+if "before" in sys.argv:
+    fit()
+if "atexit" in sys.argv:
+    atexit.register(fit)
+else:
+    threading.Thread(target=late).start()
+"""
+
+
+@pytest.mark.parametrize("when", ["atexit", "thread"])
+@pytest.mark.parametrize("before", ["before", "not before"])  # the threads beside the caller's are there, or not
+def test_training_goes_on_when_the_main_thread_has_ended(before, when, tmp_path):
+    losses = run(["-c", LATE, before, when], tmp_path, OMP_NUM_THREADS="2", XPNET_KERNELS="generic").split()
+    assert len(losses) == 1 + (before == "before")
+    assert len(set(losses)) == 1
+
+
+FORKED = """
+import os, sys, warnings
+import numpy as np, xpnet as xn
+
+def fit(net, folder, **options):
+    x, y, checkpoint = np.ones((4, 3)), np.zeros((4, 2)), xn.Checkpoint(folder, every=1)
+    return net.fit(x, y, loss=xn.MeanSquaredError(), optimizer=xn.SGD(), checkpoint=checkpoint, **options)
+
+class Forks(xn.Callback):
+    child = 0
+    def step_end(self, run):
+        go_on, over = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads and forks
+            self.child = os.fork()
+        if self.child:
+            self.go_on = over
+            return
+        try:
+            fit(net, "of the child")  # its copy of the network, which the parent is training
+            os.close(over)
+            os.read(go_on, 1)  # until the parent's fit has ended
+        except BaseException as error:
+            print(error, flush=True)
+        finally:
+            os._exit(0)
+
+net, forks = xn.Sequential(xn.Dense(3, 2)).initialize("numpy"), Forks()
+fit(net, "of the parent", callbacks=[forks])
+fit(net, "of the parent", resume=True, epochs=2)  # the child is still there
+os.close(forks.go_on)
+os.waitpid(forks.child, 0)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_process_forked_amid_a_fit_trains_its_copy_and_leaves_the_lock_to_its_parent(tmp_path):
+    assert run(["-c", FORKED], tmp_path, XPNET_KERNELS="generic") == "done"
+
+
 FIT = """
 import numpy as np, xpnet as xn
 net = xn.Sequential(xn.Dense(3, 2), xn.ReLU()).initialize("numpy")

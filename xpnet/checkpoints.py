@@ -104,9 +104,13 @@ class Checkpoint(Configured, Callback):
                     "another run writes its checkpoints here; wait for it or choose another folder",
                     str(self.folder),
                 ) from error
-            for stale in self.folder.glob(".step-*.tmp"):  # of a run that was killed as it wrote
-                stale.unlink()
-            yield
+            LOCKED.add(file)
+            try:
+                for stale in self.folder.glob(".step-*.tmp"):  # of a run that was killed as it wrote
+                    stale.unlink()
+                yield
+            finally:
+                LOCKED.discard(file)
 
     def open(
         self,
@@ -445,6 +449,19 @@ def held_to(wanted: Mapping[str, int]) -> contextlib.AbstractContextManager[obje
             RuntimeWarning,
         )
     return context
+
+
+LOCKED: set[Any] = set()  # the files that fits under way have locked
+
+
+def leave_locked() -> None:
+    """In a process that was forked: the lock is its parent's, for as long as any process has the file open."""
+    while LOCKED:
+        LOCKED.pop().close()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none
+    os.register_at_fork(after_in_child=leave_locked)
 
 
 def lock(file: Any) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -298,6 +299,17 @@ def check_not_trained(net: "Sequential") -> list[int]:
                 "another thread; train a copy, copy.deepcopy(net)"
             )
     return [id(layer) for _, layer in layers]
+
+
+def claim_nothing() -> None:
+    """In a process that was forked: the fits under way are its parent's."""
+    global CLAIMING
+    CLAIMING = threading.Lock()  # another thread of the parent's may hold the old one
+    TRAINED.clear()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none
+    os.register_at_fork(after_in_child=claim_nothing)
 
 
 @contextlib.contextmanager

@@ -3,9 +3,13 @@
 import contextvars
 import functools
 import os
+import queue
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any
+
+Tasks = queue.SimpleQueue[tuple[Future[None], Callable[[], None]]]
 
 LARGE = 2**22  # numbers of an array from which threads pay: those of the products before linger on the cores
 BLOCK = 2**18  # numbers of each array to go through at a time: fewer, and threads wait for Python's lock
@@ -20,7 +24,8 @@ def in_blocks(work: Callable[[slice], Any], size: int, block: int, shared: bool 
     returns or raises.
     """
     parts = [slice(start, min(start + block, size)) for start in range(0, size, block)]
-    if len(parts) == 1 or not shared:
+    helpers = min(cores(), len(parts)) - 1 if shared else 0
+    if helpers < 1:
         return list(map(work, parts))
     blocks, results = enumerate(parts), [None] * len(parts)
 
@@ -28,8 +33,10 @@ def in_blocks(work: Callable[[slice], Any], size: int, block: int, shared: bool 
         for i, part in blocks:  # an enumeration gives each block to one thread only
             results[i] = work(part)
 
-    helpers = min(cores(), len(results)) - 1
-    others = [workers().submit(contextvars.copy_context().run, run) for _ in range(helpers)]
+    tasks, there = workers()
+    others: list[Future[None]] = [Future() for _ in range(min(helpers, there))]
+    for other in others:
+        tasks.put((other, functools.partial(contextvars.copy_context().run, run)))
     try:
         run()
     finally:  # no block is left: who has not begun need not
@@ -41,18 +48,41 @@ def in_blocks(work: Callable[[slice], Any], size: int, block: int, shared: bool 
 
 
 def cores() -> int:
-    """The cores this process may use, up to LIMIT, or what OMP_NUM_THREADS says."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    if told.isdigit() and int(told):
-        return int(told)
+    """The cores this process may use, or as many as OMP_NUM_THREADS says, the first number of a list; up to LIMIT."""
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if told.isdecimal() and int(told):
+        return min(LIMIT, int(told))
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(LIMIT, usable)
 
 
 @functools.cache
-def workers() -> ThreadPoolExecutor:
-    """The threads beside the caller's, started when first needed."""
-    return ThreadPoolExecutor(max(1, cores() - 1), thread_name_prefix="xpnet")
+def workers() -> tuple[Tasks, int]:
+    """What the threads beside the caller's take their work from, and how many there are, started when first needed.
+
+    An executor's threads take no work once the main thread has ended, from other threads and what `atexit` runs. These
+    do; where no more of them can be started, there are fewer, or none.
+    """
+    tasks: Tasks = queue.SimpleQueue()
+    for i in range(cores() - 1):
+        thread = threading.Thread(target=serve, args=(tasks,), name=f"xpnet-{i}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is about to end, or the system has no more
+            return tasks, i
+    return tasks, cores() - 1
+
+
+def serve(tasks: Tasks) -> None:
+    """Do what comes, one after another."""
+    while True:
+        future, work = tasks.get()
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work())
+            except BaseException as error:  # which the caller raises
+                future.set_exception(error)
+        del future, work  # before the next one comes
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none
