@@ -600,8 +600,9 @@ def test_to_scikit_learn_with_the_same_predictions(digits, cancer, diabetes, act
 def test_from_scikit_learn_and_back(digits, cancer, diabetes):
     several = digits[0], np.stack([digits[1] > 4, digits[1] % 2], axis=1).astype(int)
     for x, y in (digits, cancer, several):
-        model = theirs.MLPClassifier((9, 6), max_iter=5, random_state=0).fit(x, y)
+        model = theirs.MLPClassifier((9, 6), max_iter=5, random_state=0, tol=1.0).fit(x, y)
         twin = MLPClassifier.from_sklearn(model)
+        assert twin._no_improvement_count == model._no_improvement_count == 4
         np.testing.assert_allclose(twin.predict_proba(x), model.predict_proba(x), rtol=0, atol=1e-12)
         np.testing.assert_array_equal(twin.predict(x), model.predict(x))
         same(weights(twin.to_sklearn()), weights(model))

@@ -160,7 +160,13 @@ def test_a_classifiers_file_gives_its_labels_and_probabilities(tmp_path, labels,
     model = estimators.MLPClassifier(8, max_iter=4, random_state=0, **more).fit(x, y)
     model.to_onnx(tmp_path / "model.onnx")
     file = session(tmp_path / "model.onnx")
-    assert [i.name for i in file.get_inputs()] == ["X"]
+    k = y.shape[1] if labels == "several labels" else max(2, len(set(y)))
+    shapes = {v.name: v.shape for v in (*file.get_inputs(), *file.get_outputs())}
+    assert shapes == {
+        "X": ["N", 5],
+        "label": ["N", k] if labels == "several labels" else ["N"],
+        "probabilities": ["N", k],
+    }
     assert [o.name for o in file.get_outputs()] == ["label", "probabilities"]
     for rows in (slice(0, 1), slice(0, 60)):
         label, probabilities = file.run(None, {"X": x[rows]})
