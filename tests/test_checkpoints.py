@@ -383,6 +383,8 @@ def test_a_network_that_no_file_can_describe_is_resumed_all_the_same(lib, data, 
     expected = fit(whole, data)
     with pytest.raises(StopError):
         fit(own(1), data, callbacks=[StopAt(12)], checkpoint=xn.Checkpoint(tmp_path))
+    with pytest.raises(xn.FormatError, match=r"checkpoint of a network that no file can describe, .*, resume=True\)"):
+        xn.load(max(tmp_path.glob("step-*.safetensors")))
     net = own(2)
     assert fit(net, data, checkpoint=xn.Checkpoint(tmp_path), resume=True) == expected
     assert_same(lib, whole, net)

@@ -1709,8 +1709,28 @@ def test_a_sequential_of_ones_own_trains_by_its_own_backward(lib, tmp_path):
         lib.agrees(grads[f"0.{name}"], lib.to_numpy(gradient))
     assert cache[0] is net.layers[0]
     lib.agrees(net(X), 2.0 * lib.to_numpy(net.layers[0].layers[0].forward(lib.asarray(X))[0]))
-    with pytest.raises(TypeError, match="Twice is a Sequential of its own, and its layers alone would be saved"):
+    with pytest.raises(
+        TypeError, match="layer 0, Twice is a Sequential of its own, and its layers alone would be saved"
+    ):
         net.save(tmp_path / "net.safetensors")
+    for exchange in (xn.files.save_torch, xn.files.load_torch):
+        with pytest.raises(TypeError, match="layer 0, Twice is a Sequential of its own"):
+            exchange(net, tmp_path / "net.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.numpy_only
+def test_the_summary_names_a_sequential_of_ones_own():
+    block = Twice(xn.Dense(4, 3, trainable=False), xn.Sequential(xn.ReLU()))
+    rows = [re.split("  +", line.strip()) for line in xn.Sequential(block, xn.Dense(3, 2)).summary().splitlines()[2:-2]]
+    assert rows == [
+        ["0", "Twice", "(N, 3)"],
+        ["0.0", "Dense(4, 3, trainable=False)", "(N, 3)", "15 (frozen)"],
+        ["0.1.0", "ReLU()", "(N, 3)", "0"],
+        ["1", "Dense(3, 2)", "(N, 2)", "8"],
+    ]
+    assert block.summary().splitlines()[2].split() == ["Twice", "(N,", "3)"]
+    assert ">Twice</td>" in block._repr_html_()
 
 
 class OtherHooks(xn.Callback):

@@ -54,12 +54,11 @@ def arrays_of(net: Sequential) -> dict[str, np.ndarray]:
 
 def metadata_of(net: Sequential, order: Any) -> dict[str, str]:
     """The metadata of a model file, `order` being the generator. TypeError for a network that JSON cannot describe."""
-    for name, layer in [("network", net), *((f"layer {name}", layer) for name, layer in net.parts())]:
-        if isinstance(layer, Sequential) and not layer.is_plain:
-            raise TypeError(
-                f"save: {name}, {type(layer).__name__} is a Sequential of its own, and its layers alone would be "
-                "saved; keep the arrays of net.params and net.state, as with numpy.savez, and set them in a new one"
-            )
+    if subclass := subclass_in(net):
+        raise TypeError(
+            f"save: {subclass} is a Sequential of its own, and its layers alone would be saved; keep the arrays of "
+            "net.params and net.state, as with numpy.savez, and set them in a new one"
+        )
     try:
         network = plain_json.dumps({"dtype": net.dtype, "layers": describe(net)})
     except (TypeError, ValueError, AttributeError) as error:
@@ -68,6 +67,14 @@ def metadata_of(net: Sequential, order: Any) -> dict[str, str]:
             "numbers and names, as an attribute of its name"
         ) from error
     return {"format": FORMAT, "version": VERSION, "network": network} | told_order(order)
+
+
+def subclass_in(net: Sequential) -> str | None:
+    """The first subclass of Sequential in a network, itself included, in words: it may have a forward of its own."""
+    for name, layer in [("network", net), *((f"layer {name}", layer) for name, layer in net.parts())]:
+        if isinstance(layer, Sequential) and not layer.is_plain:
+            return f"{name}, {type(layer).__name__}"
+    return None
 
 
 def told_order(rng: Any) -> dict[str, str]:
@@ -117,6 +124,12 @@ def load(
         raise
     if metadata.pop("training", None) is not None:
         arrays = {name: a for name, a in arrays.items() if not name.startswith("training.")}
+        if "network" not in metadata:
+            raise FormatError(
+                path,
+                "it is a checkpoint of a network that no file can describe, such as a subclass of Sequential: build "
+                "that network and go on with net.fit(..., checkpoint=xn.Checkpoint(folder), resume=True)",
+            )
     order = metadata.pop("order", None)
     try:
         net, dtype = restored(metadata, table)
@@ -326,6 +339,8 @@ def save_torch(net: Sequential, path: Path) -> None:
 
 def torch_names(net: Sequential) -> dict[str, str]:
     """From the names in a model file, "params.0.weight", to torch's. Dropout's key has none, and needs none."""
+    if subclass := subclass_in(net):
+        raise TypeError(f"{subclass} is a Sequential of its own, and PyTorch's would do without its forward")
     names = {}
     for prefix, layer in net.leaves():
         if type(layer) not in TORCH and type(layer) is not Dropout and (layer.params or layer.state):

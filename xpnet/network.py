@@ -312,15 +312,18 @@ class Sequential(Layer):
         frozen = sum(count(layer) for _, layer in self.leaves() if not layer.trainable)
         return f"{self.parameter_count:,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
 
-    def _rows(self) -> list[tuple[str, str, str, str]]:
-        """The summary's cells, layer by layer."""
-        shape: Shape | None = None if self.input_shape is None else ("N", *self.input_shape)
-        rows = []
-        for prefix, layer in self.leaves():
+    def _rows(self, prefix: str = "", shape: Shape | None = None) -> list[tuple[str, str, str, str]]:
+        """The summary's cells, layer by layer; a subclass has a row of its own above those of its layers."""
+        if not prefix and self.input_shape is not None:
+            shape = "N", *self.input_shape
+        rows = [] if self.is_plain else [(prefix.rstrip("."), type(self).__name__, in_words(self, shape), "")]
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, Sequential):
+                rows += layer._rows(f"{prefix}{i}.", shape)
+            else:
+                frozen = "" if layer.trainable or not count(layer) else " (frozen)"
+                rows.append((f"{prefix}{i}", repr(layer), in_words(layer, shape), f"{count(layer):,}{frozen}"))
             shape = None if shape is None else layer.output_shape(shape)
-            frozen = "" if layer.trainable or not count(layer) else " (frozen)"
-            gives = "?" if shape is None else f"({', '.join(map(str, shape))})"
-            rows.append((prefix, repr(layer), gives, f"{count(layer):,}{frozen}"))
         return rows
 
     def _repr_html_(self) -> str:
@@ -568,6 +571,11 @@ def check_least(name: str, a: np.ndarray, least: float) -> None:
     """Refuse entries below the least that a statistic may be."""
     if a.min(initial=least) < least:
         raise ValueError(f"{name} has entries below {least:g}, the least that they may be")
+
+
+def in_words(layer: Layer, input_shape: Shape | None) -> str:
+    """The shape that a layer gives, for a summary."""
+    return "?" if input_shape is None else f"({', '.join(map(str, layer.output_shape(input_shape)))})"
 
 
 def home_of(arrays: Iterable[Array]) -> tuple[Backend, str | None] | None:
