@@ -427,9 +427,22 @@ def test_rows_of_several_labels_are_labels_also_where_each_holds_one(lib):
     assert float(xn.accuracy(p, [1, 0], loss=xn.BinaryCrossEntropyWithLogits())) == 0.0  # classes are classes
 
 
+def test_a_threshold_goes_before_the_losss_own_and_a_target_of_a_half_is_a_no(lib):
+    p = lib.asarray([[0.4], [0.6], [0.2]])
+    assert float(xn.accuracy(p, [1, 1, 0], loss=xn.BinaryCrossEntropy())) == pytest.approx(2 / 3)
+    assert float(xn.accuracy(p, [1, 1, 0], 0.3, xn.BinaryCrossEntropy())) == 1.0
+    assert float(xn.accuracy(p, [0.5, 0.51, 0.5])) == 1.0
+
+
+def test_a_single_class_is_always_right(lib):
+    assert float(xn.accuracy(lib.asarray([[3.0], [-3.0]]), [0, 0], loss=xn.SoftmaxCrossEntropy())) == 1.0
+
+
 @pytest.mark.parametrize("metric", [xn.accuracy, xn.f1, xn.confusion_matrix], ids=lambda m: m.__name__)
 def test_one_output_that_is_no_probability_is_refused_without_threshold_or_loss(lib, metric):
     p = lib.asarray([[-3.0], [0.2]])
+    with pytest.raises(ValueError, match=r"outputs run from 0\.2 to 3 and are no probabilities"):
+        metric(lib.asarray([[3.0], [0.2]]), [0, 1])
     with pytest.raises(
         ValueError, match=r"outputs run from -3 to 0.2 and are no probabilities; .* threshold=0.0, or the"
     ):
@@ -445,6 +458,8 @@ def test_rows_that_are_not_one_hot_are_refused_without_threshold_or_loss(lib, me
     for rows in ([[1, 1, 0], [0, 0, 1]], [[0, 0, 0], [0, 0, 1]]):
         with pytest.raises(ValueError, match=r"must add up to 1; for several classes at once give threshold= .*loss="):
             metric(p, rows)
+    with pytest.raises(ValueError, match="must add up to 1"):
+        metric(p, [[1, 1e-4, 0], [0, 0, 1]])
     with pytest.raises(ValueError, match=r"entries must lie in \[0, 1\], got -1 to 2; give integer classes"):
         metric(p, [[2, -1, 0], [0, 0, 1]])
     with pytest.raises(ValueError, match=r"entries must lie in \[0, 1\], got 0 to 2; give 0 for a no and 1 for a yes"):
@@ -542,6 +557,7 @@ def cases_against_sklearn():
         ("roc_auc, one output", xn.roc_auc, column, two, LABELS, theirs.roc_auc_score(two, column[:, 0])),
         ("roc_auc, two classes", xn.roc_auc, TIED[:, :2], two, SOFTMAX,
          theirs.roc_auc_score(two, TIED[:, 1] - TIED[:, 0])),
+        ("roc_auc, two scores", xn.roc_auc, TIED[:, :2], two, xn.Huber(), theirs.roc_auc_score(two, TIED[:, 1])),
         ("roc_auc, logits", xn.roc_auc, SCORES, CLASSES, SOFTMAX,
          theirs.roc_auc_score(CLASSES, PROBABLE, multi_class="ovr")),
         ("roc_auc, probabilities", xn.roc_auc, TIED_PROBABLE, CLASSES, None,
@@ -551,6 +567,7 @@ def cases_against_sklearn():
          0.625),
         ("r2", xn.r2, SCORES, values, None, theirs.r2_score(values, SCORES)),
         ("r2, one constant", xn.r2, SCORES, same, None, theirs.r2_score(same, SCORES)),
+        ("r2, two rows", xn.r2, SCORES[:2], values[:2], None, theirs.r2_score(values[:2], SCORES[:2])),
         ("r2, constant and right", xn.r2, 0 * SCORES + 7, 0 * SCORES + 7, None, 1.0),
         ("mean_absolute", xn.mean_absolute_error, SCORES, values, None, theirs.mean_absolute_error(values, SCORES)),
         ("mean_squared", xn.mean_squared_error, SCORES, values, None, theirs.mean_squared_error(values, SCORES)),
