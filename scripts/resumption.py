@@ -3,17 +3,16 @@
 import contextlib
 import importlib.util
 import json
-import os
 import random
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
-from promises import must
+from promises import calls_of, must
+from threadpoolctl import threadpool_limits
 
 import xpnet as xn
+from xpnet.kernels import training_step
 
 BACKENDS = [name for name in ("numpy", "torch") if name == "numpy" or importlib.util.find_spec("torch")]
 OPTIMIZERS = {
@@ -40,67 +39,44 @@ def train(backend: str, optimizer: str, checkpoints: Path | None, result: Path) 
     x, y = rng.normal(size=(ROWS, 10)), rng.integers(4, size=ROWS)
     net = network(backend)
     best = xn.EarlyStopping("val_loss", patience=EPOCHS)
-    history = net.fit(
-        x[30:],
-        y[30:],
-        loss=xn.SoftmaxCrossEntropy(),
-        optimizer=OPTIMIZERS[optimizer](),
-        epochs=EPOCHS,
-        batch_size=BATCH,
-        validation_data=(x[:30], y[:30]),
-        callbacks=[best],
-        checkpoint=None if checkpoints is None else xn.Checkpoint(checkpoints, every=EVERY),
-        resume=checkpoints is not None,
-    )
+    with threadpool_limits(limits=1):  # products this small take longer shared out over cores than on one
+        history = net.fit(
+            x[30:],
+            y[30:],
+            loss=xn.SoftmaxCrossEntropy(),
+            optimizer=OPTIMIZERS[optimizer](),
+            epochs=EPOCHS,
+            batch_size=BATCH,
+            validation_data=(x[:30], y[:30]),
+            callbacks=[best],
+            checkpoint=None if checkpoints is None else xn.Checkpoint(checkpoints, every=EVERY),
+            resume=checkpoints is not None,
+        )
     net.save(result)
     result.with_suffix(".json").write_text(json.dumps([dict(history), best.best, best.best_epoch]))
-
-
-def in_a_process(backend: str, optimizer: str, checkpoints: Path | None, result: Path, seconds: float) -> bool:
-    """`train` in a process of its own, killed after so many seconds; whether it came to its end."""
-    child = os.fork()
-    if not child:
-        code = 99
-        try:
-            train(backend, optimizer, checkpoints, result)
-            code = 0
-        finally:
-            os._exit(code)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        finished, status = os.waitpid(child, os.WNOHANG)
-        if finished:
-            if status:
-                raise RuntimeError(f"{backend}, {optimizer}: the run ended with {os.waitstatus_to_exitcode(status)}")
-            return True
-        time.sleep(0.0005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
 
 
 def resume(folder: Path, count: int, seed: int) -> str:
     """Kill `count` runs at random moments, some of them again and again, and compare their ends."""
     rng = random.Random(seed)
-    expected: dict[tuple[str, str], tuple[float, bytes, bytes]] = {}
-    kills, amid = 0, 0
+    for backend in BACKENDS:  # a process that is forked from here has what training needs imported: kills meet training
+        training_step(network(backend), xn.SoftmaxCrossEntropy(), xn.SGD())
+    expected: dict[tuple[str, str], tuple[int, bytes, bytes]] = {}
+    kills, amid, checkpoints = 0, 0, folder / "checkpoints"
     cases = [(backend, optimizer) for optimizer in OPTIMIZERS for backend in BACKENDS]
     for trial in range(count):
         case = cases[trial % len(cases)]
         if case not in expected:
-            began = time.monotonic()
-            in_a_process(*case, None, folder / "whole", 600.0)
-            seconds = time.monotonic() - began
-            expected[case] = seconds, *read(folder / "whole")
-        seconds, weights, history = expected[case]
-        checkpoints = folder / "checkpoints"
+            calls = calls_of(lambda case=case: train(*case, None, folder / "whole"))
+            expected[case] = calls, *read(folder / "whole")
+        calls, weights, history = expected[case]
         shutil.rmtree(checkpoints, ignore_errors=True)
-        limit = rng.uniform(0.1, 0.9) * seconds  # the first kill meets it, later ones may come too late
-        while not in_a_process(*case, checkpoints, folder / "cut", limit):
+        limit = rng.uniform(0.1, 0.9) * calls  # the first kill meets it, later ones may come too late
+        while not calls_of(lambda case=case: train(*case, checkpoints, folder / "cut"), int(limit)):
             kills += 1
-            limit = rng.uniform(0.1, 1.5) * seconds
+            limit = rng.uniform(0.1, 1.5) * calls
             amid += any(int(path.name[5:17]) % 15 for path in checkpoints.glob("step-*"))
-            must(kills < 20 * count, f"runs of {limit:.1f} s came nowhere")
+            must(kills < 20 * count, f"runs of {limit:.0f} calls came nowhere")
         must(read(folder / "cut") == (weights, history), f"{', '.join(case)}: the run resumed ended with other bits")
     must(kills >= count // 2, f"only {kills} kills met a run in {count}")
     others = moved(folder / "cut")

@@ -954,7 +954,7 @@ def test_a_signal_writes_the_state_and_leaves(tmp_path, number, code):
     process = subprocess.Popen([*run, tmp_path / "cut", "--slow"], stdout=-1, stderr=-1, text=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, out) == (code, "")
     assert err == f"fit: stopped at step 7; {tmp_path / 'cut'} has its state, resume=True goes on from it\n"
     again = subprocess.run([*run, tmp_path / "cut"], capture_output=True, text=True, check=True)

@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-import time
 import warnings
 
 import numpy as np
@@ -513,14 +512,20 @@ def test_every_block_is_worked_on_once_and_results_come_in_order(size, block):
     assert sorted(seen) == list(range(0, size, block))
 
 
+def meeting(number):
+    """For the work on blocks: the first of them are begun by as many threads, all of which then take part."""
+    barrier = threading.Barrier(number, timeout=600)  # a bound on a hang alone
+    return lambda part: part.start < number and barrier.wait()
+
+
 @pytest.mark.parametrize("fails", [0, 5, 9])
 def test_an_exception_comes_back_when_nobody_is_at_work_any_more(fails, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    at_work = []
+    at_work, meet = [], meeting(2)
 
     def work(part):
         at_work.append(part.start)
-        time.sleep(0.001)
+        meet(part)
         at_work.remove(part.start)
         if part.start == fails:
             raise OverflowError(str(part.start))
@@ -531,22 +536,21 @@ def test_an_exception_comes_back_when_nobody_is_at_work_any_more(fails, monkeypa
 
 
 def test_omp_num_threads_says_how_many_take_part(monkeypatch):
-    def taking_part():
-        names = set()
+    def taking_part(number):
+        names, meet = set(), meeting(number)
 
         def work(part):
             names.add(threading.current_thread().name)
-            time.sleep(0.002)
+            meet(part)
 
         threads.in_blocks(work, 20, 1)
         return names
 
     threads.workers.cache_clear()
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert (threads.cores(), taking_part()) == (1, {threading.current_thread().name})
+    assert (threads.cores(), taking_part(1)) == (1, {threading.current_thread().name})
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert threads.cores() == 3
-    assert 1 < len(taking_part()) <= 3
+    assert (threads.cores(), len(taking_part(3))) == (3, 3)
     monkeypatch.setenv("OMP_NUM_THREADS", " 3 ,2")  # of regions within one another
     assert threads.cores() == 3
     for nonsense in ("", "0", "many", "-3", "1e9", "1000000000", "²", ",", "2.5"):
@@ -568,16 +572,17 @@ def test_several_threads_share_the_helpers(monkeypatch):
     for caller in callers:
         caller.start()
     for caller in callers:
-        caller.join(timeout=60)
+        caller.join(timeout=600)
         assert not caller.is_alive()
     assert results == {number: [[(number, i) for i in range(50)]] * 20 for number in range(4)}
 
 
 def test_helpers_heed_the_callers_errstate(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    meet = meeting(2)
 
     def work(part):
-        time.sleep(0.002)
+        meet(part)
         return np.float32(1e38) * np.float32(1e38)
 
     with warnings.catch_warnings(), np.errstate(over="ignore"):

@@ -104,6 +104,7 @@ def test_an_import_a_program_and_a_process_are_found(torture):
 
 def test_a_writer_in_place_is_found(torture, tmp_path, monkeypatch):
     def write(path, arrays, metadata):
+        path = Path(path)
         whole(path.with_suffix(".other"), arrays, metadata)
         with open(path, "wb") as file:
             file.write(path.with_suffix(".other").read_bytes())

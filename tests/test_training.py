@@ -1209,14 +1209,14 @@ def test_a_block_of_use_backend_is_its_own_threads(place):
         before = default()
         with xn.use_backend("numpy"):
             begun.set()
-            assert ended.wait(10)
+            assert ended.wait(600)
             return before, default()
 
     begun, ended = threading.Event(), threading.Event()
     with ThreadPoolExecutor(1) as pool:
         with xn.use_backend(*place):
             seen = pool.submit(other)
-            assert begun.wait(10)
+            assert begun.wait(600)
             assert default() is wanted
         ended.set()
         assert seen.result() == (numpy, numpy)
