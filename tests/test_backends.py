@@ -15,6 +15,11 @@ PRECISIONS = [("float64", None), ("float32", 1e-4)]  # None: what the library ho
 NUMPY = xn.get_backend("numpy")
 
 
+def beside_numpy(lib):
+    """NumPy's backend and the library's, of NumPy's a second one."""
+    return NUMPY, lib.backend if lib.backend is not NUMPY else type(NUMPY)()
+
+
 @pytest.mark.parametrize(("dtype", "rtol"), PRECISIONS, ids=["float64", "float32"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
 @pytest.mark.parametrize("name", LAYERS)
@@ -82,7 +87,7 @@ def test_digits_network_agrees_with_numpy(lib, digits, dtype, rtol):
     x, y = digits
     net = tutorial_network().initialize("numpy", dtype)
     report = xn.compare_backends(
-        net, x[:300], y[:300], xn.SoftmaxCrossEntropy(), (NUMPY, lib.backend), steps=3, tolerance=rtol or lib.rtol
+        net, x[:300], y[:300], xn.SoftmaxCrossEntropy(), beside_numpy(lib), steps=3, tolerance=rtol or lib.rtol
     )
     assert {f"gradient {name}" for name in net.params} < report.keys()
 
@@ -206,7 +211,25 @@ def test_parameters_share_no_memory_with_what_they_were_set_from(lib, rng):
 def test_compare_backends_takes_a_users_layer(lib, digits):
     x, y = digits
     net = xn.Sequential(Scale(64), xn.Dense(64, 10)).initialize("numpy", "float64")
-    xn.compare_backends(net, x[:50], y[:50], xn.SoftmaxCrossEntropy(), (NUMPY, lib.backend), steps=2)
+    xn.compare_backends(net, x[:50], y[:50], xn.SoftmaxCrossEntropy(), beside_numpy(lib), steps=2)
+
+
+def test_compare_backends_goes_on_with_the_optimizers_memory(lib, digits):
+    """Adam's third step is not its first, and its parameters are those of one run."""
+    x, y = digits
+    net = tutorial_network().initialize("numpy", "float64")
+    data, loss, adam = (x[:100], y[:100]), xn.SoftmaxCrossEntropy(), xn.Adam(0.01)
+    ends = []
+
+    class Kept(xn.Adam):
+        def update(self, w, gradient, slots):
+            ends.append(slots["step"])
+            return super().update(w, gradient, slots)
+
+    report = xn.compare_backends(net, *data, loss, beside_numpy(lib), steps=3, optimizer=adam)
+    assert {f"parameter {name}" for name in net.params} < report.keys()
+    xn.compare_backends(net, *data, loss, beside_numpy(lib), steps=3, optimizer=Kept(0.01))
+    assert ends == [0, 0, 1, 1, 2, 2]
 
 
 def test_compare_backends_names_step_and_array_that_part(lib, digits):
@@ -223,7 +246,7 @@ def test_compare_backends_names_step_and_array_that_part(lib, digits):
     reference = NUMPY if other is not NUMPY else lib.backend
     net = xn.Sequential(Partial(64), xn.Dense(64, 10)).initialize("numpy", "float64")
     if lib.xp is NUMPY.xp:
-        xn.compare_backends(net, x[:50], y[:50], xn.SoftmaxCrossEntropy(), (reference, other), steps=2)
+        xn.compare_backends(net, x[:50], y[:50], xn.SoftmaxCrossEntropy(), beside_numpy(lib), steps=2)
         return
     with pytest.raises(xn.GradientError, match=r"step 1: gradient 0\.a on .* parts from .* relative difference"):
         xn.compare_backends(net, x[:50], y[:50], xn.SoftmaxCrossEntropy(), (reference, other), steps=2)

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import importlib.util
+import math
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import FEATURES, LAYERS, LOSSES, Scale, WrongScale, ready, tutorial_network
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xpnet as xn
@@ -47,6 +48,7 @@ def some_inputs(rng, n):
     """Rows of every size, with exact zeros, where ReLU has its corner, among them."""
     x = rng.normal(size=(n, FEATURES)) * 10.0 ** rng.uniform(-1, 1)
     x[rng.random(x.shape) < 0.05] = 0.0
+    x[0, 0] = 1.0  # which ReLU lets pass: derivatives that are all 0 prove nothing
     return x
 
 
@@ -456,6 +458,230 @@ def test_check_gradients_changes_nothing(lib, rng):
         np.testing.assert_array_equal(lib.to_numpy(a), before[name])
 
 
+# --- many corners, whole numbers, and proofs of nothing ---------------------------------------------------------------
+
+
+class Convolution(xn.Layer):
+    """A user's: 3 x 3 filters on images (N, C, H, W), ReLU, the maximum of each 2 x 2. `err` changes (dx, grads)."""
+
+    def __init__(self, channels, filters, err=lambda dx, grads: (dx, grads)):
+        self.channels, self.filters, self.err = channels, filters, err
+
+    def initial_params(self, rng):
+        return {"weight": rng.normal(size=(self.filters, self.channels, 3, 3)) / 3, "bias": np.zeros(self.filters)}
+
+    def forward(self, x, training=False):
+        patches = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))  # (N, C, h, w, 3, 3)
+        u = np.einsum("nchwij,fcij->nfhw", patches, self.params["weight"]) + self.params["bias"][:, None, None]
+        n, f, h, w = u.shape
+        fields = np.maximum(u, 0.0).reshape(n, f, h // 2, 2, w // 2, 2).swapaxes(3, 4).reshape(n, f, h // 2, w // 2, 4)
+        first = fields.argmax(axis=-1)[..., None]
+        return np.take_along_axis(fields, first, axis=-1)[..., 0], (patches, u, first, x.shape)
+
+    def backward(self, dy, cache):
+        patches, u, first, shape = cache
+        n, f, h, w = u.shape
+        fields = np.zeros((*dy.shape, 4))
+        np.put_along_axis(fields, first, dy[..., None], axis=-1)
+        du = fields.reshape(n, f, h // 2, w // 2, 2, 2).swapaxes(3, 4).reshape(u.shape) * (u >= 0.0)
+        dx = np.zeros(shape)
+        for i, j in np.ndindex(3, 3):
+            dx[:, :, i : i + h, j : j + w] += np.einsum("nfhw,fc->nchw", du, self.params["weight"][:, :, i, j])
+        return self.err(dx, {"weight": np.einsum("nchwij,nfhw->fcij", patches, du), "bias": du.sum(axis=(0, 2, 3))})
+
+
+class Units(xn.Layer):
+    """y = tanh(v max(x w + b, 0)) of a hundred thousand units, one of which has its corner within 1e-6 of any x."""
+
+    def __init__(self, rng, factor=1.0):
+        self.w, self.b, self.v, self.factor = *rng.normal(size=(2, 100_000)), rng.normal(size=100_000) / 300, factor
+
+    def forward(self, x, training=False):
+        u = x * self.w + self.b
+        y = np.tanh(np.maximum(u, 0.0) @ self.v)[:, None]
+        return y, (u, y)
+
+    def backward(self, dy, cache):
+        u, y = cache
+        return self.factor * dy * (1.0 - y * y) * ((u >= 0.0) @ (self.v * self.w))[:, None], {}
+
+
+IMAGES = 2, 2, 6, 6
+
+
+@pytest.mark.numpy_only
+@given(seed=seeds)
+@settings(max_examples=10)
+def test_a_right_convolution_is_never_refused(seed):
+    net = xn.Sequential(Convolution(2, 3), xn.Tanh())
+    assert max(xn.check_gradients(net, np.random.default_rng(seed).normal(size=IMAGES), seed=seed).values()) < 1e-6
+
+
+WRONG = {
+    "twice as large": lambda dx, g: (dx, g | {"weight": 2.0 * g["weight"]}),
+    "of the other sign": lambda dx, g: (-dx, g),
+    "off by a ten-thousandth": lambda dx, g: (dx, g | {"bias": 1.0001 * g["bias"]}),
+    "transposed": lambda dx, g: (dx, g | {"weight": g["weight"].swapaxes(2, 3)}),
+    "without one term": lambda dx, g: (dx * (np.arange(dx.shape[-1]) > 0), g),
+}
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("err", WRONG.values(), ids=WRONG)
+@given(seed=seeds)
+@settings(max_examples=3)
+def test_a_wrong_convolution_is_always_refused(err, seed):
+    net = xn.Sequential(Convolution(2, 3, err), xn.Tanh())
+    with pytest.raises(xn.GradientError, match=r"the gradient of \S+ is wrong"):
+        xn.check_gradients(net, np.random.default_rng(seed).normal(size=IMAGES), seed=seed)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("seed", range(5))
+def test_units_whose_corners_lie_within_every_step_decide_all_the_same(seed):
+    """Those that are within 1e-8 of x, on one side at most, are told apart from x by the other side's slope."""
+    x = np.random.default_rng(seed + 100).normal(size=(1, 1))
+    assert xn.check_gradients(Units(np.random.default_rng(seed)), x)["x"] < 1e-6
+    for factor in (2.0, -1.0, 1.0001, 0.9999):
+        with pytest.raises(xn.GradientError, match="is wrong"):
+            xn.check_gradients(Units(np.random.default_rng(seed), factor), x)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("right", [1e-10, 1e-9, 1e-8, 1e-6])
+@pytest.mark.parametrize("left", [1e-8, 3e-7, 1e-5])
+def test_corners_on_both_sides_hide_no_right_slope_and_excuse_no_wrong_one(left, right):
+    """The nearer one may be too near for a step within it; the other side then tells."""
+
+    def bent(x):
+        return np.sin(x) + 3.0 * np.maximum(x - 0.3 - right, 0.0) + 2.0 * np.maximum(0.3 - left - x, 0.0)
+
+    x, slope = np.array([[0.3]]), np.cos(0.3)
+    assert xn.check_gradients(Told(bent, slope), x)["x"] < 1e-6
+    for factor in (2.0, -1.0, 1.0001, 0.9999):
+        with pytest.raises(xn.GradientError, match="is wrong"):
+            xn.check_gradients(Told(bent, factor * slope), x)
+
+
+class Embed(xn.Layer):
+    """A user's: a row of the weight for each id, (N, T) -> (N, T D)."""
+
+    gives = None
+
+    def initial_params(self, rng):
+        return {"weight": rng.normal(size=(5, 2))}
+
+    def forward(self, x, training=False):
+        ids = np.asarray(x, dtype=int)  # of whole numbers as floats, which a network is given by `fit`
+        return self.params["weight"][ids].reshape(len(ids), -1), ids
+
+    def backward(self, dy, cache):
+        weight = np.zeros((5, 2))
+        np.add.at(weight, cache, dy.reshape(*cache.shape, 2))
+        return None if self.gives is None else np.full(cache.shape, self.gives), {"weight": weight}
+
+
+class ForgetsRepeats(Embed):
+    def backward(self, dy, cache):
+        weight = np.zeros((5, 2))
+        weight[cache] = dy.reshape(*cache.shape, 2)
+        return None, {"weight": weight}
+
+
+IDS = np.array([[0, 3, 3], [4, 3, 0]])
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("gives", [None, 0.0])
+def test_ids_are_not_varied_and_the_parameters_are_checked(gives, monkeypatch):
+    monkeypatch.setattr(Embed, "gives", gives)
+    assert xn.check_gradients(Embed(), IDS).keys() == {"weight"}
+    assert xn.check_gradients(Embed(), IDS.astype("uint8")).keys() == {"weight"}
+    net = xn.Sequential(Embed(), xn.Dense(6, 2))
+    assert xn.check_gradients(net, IDS.tolist()).keys() == {"0.weight", "1.weight", "1.bias"}
+    for thing in (ForgetsRepeats(), xn.Sequential(ForgetsRepeats(), xn.Dense(6, 2))):
+        with pytest.raises(xn.GradientError, match=r"of (0\.)?weight is wrong"):
+            xn.check_gradients(thing, IDS)
+
+
+@pytest.mark.numpy_only
+def test_whole_numbers_by_which_there_is_a_derivative_are_varied():
+    assert xn.check_gradients(xn.Dense(3, 2), IDS).keys() == {"x", "weight", "bias"}
+    with pytest.raises(xn.GradientError, match="the gradient of x is wrong"):
+        xn.check_gradients(WrongScale(3), IDS + 1)
+
+
+def test_derivatives_that_are_all_zero_prove_nothing(lib):
+    for loss, prediction in ((xn.SoftmaxCrossEntropy(), [[1000.0, 0.0]]), (xn.MeanSquaredError(), [[1.0, 0.0]])):
+        target = [0] if loss.threshold == 0.0 else prediction
+        with pytest.raises(xn.GradientError, match=r"every derivative is 0 here.* choose other inputs"):
+            xn.check_gradients(loss, lib.asarray(prediction), target)
+    with pytest.raises(xn.GradientError, match=r"^ReLU\(\): every derivative is 0"):
+        xn.check_gradients(xn.ReLU(), lib.asarray([[-1.0, -2.0]]))
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("gap", [20.0, 36.0, 60.0])
+def test_a_loss_whose_value_ends_in_rounding_is_not_called_wrong(gap):
+    """Its slope is e^-gap beside a sum of which the 1 hides all that is below 2e-16."""
+    with pytest.raises(xn.GradientError, match=r"cannot be told.* or choose other inputs"):
+        xn.check_gradients(xn.SoftmaxCrossEntropy(), [[gap, 0.0, -1.0]], [0])
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("tolerance", [math.nan, math.inf, -1e-6, 0.0, 1.0, "tight"])
+def test_a_tolerance_that_decides_nothing_is_refused(tolerance, rng):
+    x, net = rng.normal(size=(3, 2)), xn.Sequential(xn.Dense(2, 2)).initialize()
+    for who, check in (
+        ("check_gradients", lambda: xn.check_gradients(xn.Tanh(), x, tolerance=tolerance)),
+        ("check_gradients", lambda: xn.check_gradients(xn.MeanSquaredError(), x, x, tolerance=tolerance)),
+        (
+            "compare_backends",
+            lambda: xn.compare_backends(net, x, x, xn.MeanSquaredError(), (net.backend,) * 2, tolerance=tolerance),
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^{who}: tolerance must be above 0 and below 1, got "):
+            check()
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("x", "error", "said"),
+    [
+        (np.zeros((0, 2)), ValueError, r"has shape \(0, 2\), so nothing would be checked"),
+        (np.zeros((3, 0)), ValueError, r"has shape \(3, 0\), so nothing would be checked"),
+        (np.ones((3, 2)) * 1j, TypeError, "has dtype complex128; expected float32"),
+        (np.ma.array([[1.0, 2.0]], mask=[[False, True]]), ValueError, "has masked entries"),
+        ([["a", "b"]], TypeError, "has dtype str; expected float32"),
+        (None, TypeError, "is None, expected an array"),
+    ],
+    ids=["no rows", "no columns", "complex", "masked", "words", "nothing"],
+)
+def test_an_x_on_which_nothing_is_proved_is_refused(x, error, said):
+    with pytest.raises(error, match=f"^check_gradients: x {said}"):
+        xn.check_gradients(xn.Tanh(), x)
+    with pytest.raises(error, match=f"^check_gradients: prediction {said}"):
+        xn.check_gradients(xn.MeanSquaredError(), x, [[1.0, 2.0]])
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("steps", [0, -3, 2.0, None])
+def test_compare_backends_takes_steps(steps, rng):
+    x, net = rng.random((3, 2)), xn.Sequential(xn.Dense(2, 2)).initialize()
+    with pytest.raises(ValueError, match=f"^compare_backends: steps must be a whole number of at least 1, got {steps}"):
+        xn.compare_backends(net, x, x, xn.MeanSquaredError(), (net.backend, type(net.backend)()), steps=steps)
+
+
+@pytest.mark.numpy_only
+def test_a_backend_is_not_compared_with_itself(rng):
+    x, net = rng.random((3, 2)), xn.Sequential(xn.Dense(2, 2)).initialize()
+    for backends in (("numpy", "numpy"), (net.backend, "numpy"), ("numpy", type(net.backend)(), net.backend)):
+        with pytest.raises(ValueError, match=r"^compare_backends: Backend\('numpy'.* stands in backends twice"):
+            xn.compare_backends(net, x, x, xn.MeanSquaredError(), backends)
+    with pytest.raises(ValueError, match=r"give at least two backends, got \(\)"):
+        xn.compare_backends(net, x, x, xn.MeanSquaredError(), ())
+
+
 # --- mutants: a line of a backward changed, and the check must see it -------------------------------------------------
 
 MUTANTS = [  # module, the line's part, what stands there instead, the case that must turn red
@@ -470,7 +696,7 @@ MUTANTS = [  # module, the line's part, what stands there instead, the case that
     ("layers/dense.py", '"bias": ops.sum_over_batch(dy)', '"bias": ops.sum_over_batch(dy) / dy.shape[0]', "dense"),
     ("layers/activations.py", "dx *= y\n", "pass\n", "sigmoid"),
     ("layers/activations.py", "1.0 - y * y", "1.0 - y", "tanh"),
-    ("layers/activations.py", "astype(positive, dy.dtype)", "astype(positive, dy.dtype) + 0.001", "relu"),
+    ("layers/activations.py", "where(positive, dy, 0.0)", "where(positive, dy, 0.001 * dy)", "relu"),
     ("layers/activations.py", "where(positive, dy, self.alpha * dy)", "where(positive, dy, 0.0 * dy)", "leaky relu"),
     ("layers/activations.py", "self.alpha * xp.exp(", "self.alpha * xp.expm1(", "elu"),
     (

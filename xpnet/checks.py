@@ -54,6 +54,11 @@ def path(name: str, value: Any) -> str:
         raise TypeError(f"{name} must be a path, as str, bytes or os.PathLike, got {value!r}") from None
 
 
+def proportion(name: str, value: object) -> float:
+    """A number in (0, 1)."""
+    return _number(name, value, "above 0 and below 1", lambda v: 0 < v < 1)
+
+
 def finite(name: str, value: object) -> float:
     """Any finite number."""
     return _number(name, value, "a finite number", lambda v: -math.inf < v < math.inf)

@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .backend import Array, Backend, backend_of, default_backend, is_array, on_host
-from .checks import flag, two
+from .checks import flag, proportion, two, whole
 from .layers.base import Layer
 from .losses import Loss, on_encoded
 from .network import Sequential
-from .optimizers import SGD
+from .optimizers import SGD, Optimizer, Slots
 
 STEP = float(np.finfo(np.float64).eps ** (1 / 3))  # where a central difference's truncation and rounding balance
 ROUNDINGS = 2 * float(np.finfo(np.float64).eps)  # of a value, that a difference of two of them has at least
 ZERO = 1e-3  # of the largest gradient's size: an array whose own is smaller has its error measured against this
 CORNER = "; a corner lies there: if several units have theirs, move x a little"
-HIDDEN = "; the value's rounding hides it: scale what is large in it"
+HIDDEN = "; the value's rounding hides it: scale what is large in it, or choose other inputs"
 
 
 class GradientError(AssertionError):
@@ -37,7 +37,7 @@ def check_gradients(
     tolerance: float = 1e-6,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Hold every derivative of `thing` against central differences in float64; returns the worst error by name.
+    """Compare every derivative of `thing` with central differences in float64; returns the worst error by name.
 
     check_gradients(layer, x)              a layer or network: the derivatives of Σ dy·y, for a random dy
     check_gradients(net, x, y, loss)       a network with its loss
@@ -47,14 +47,20 @@ def check_gradients(
     of its array, or to a thousandth of the largest of all where that is more. At a corner, such as ReLU's at 0, any
     slope between the two sides' is right; where several units have theirs at one point, as in a row of zeros, a right
     sum may lie outside them, and the error says so. It says, too, where nothing can be told: the value, as with targets
-    of millions, is so large beside its slopes that its rounding hides them. It works on copies; parameters not yet
-    there are drawn from `seed` and moved off the ones and zeros that hide errors. Between forward and backward comes a
-    forward of the same rows in another order, as evaluating in the middle of a step would. On JAX it sets
-    `jax_enable_x64`, without which there is no float64.
+    of millions, is so large beside its slopes that its rounding hides them.
+
+    An x of integers, such as the ids of an embedding, is given as it is and not varied, unless backward gives a
+    derivative by it; dx may be None or zeros.
+
+    It works on copies; parameters not yet there are drawn from `seed` and moved off the ones and zeros that hide
+    errors. Between forward and backward comes a forward of the same rows in another order, as evaluating in the middle
+    of a step would. On JAX it sets `jax_enable_x64`, without which there is no float64.
 
     Raises GradientError for the worst entry above `tolerance`, for gradients whose names or shapes are not `params`'
-    own, and for what writes into the arrays it is given.
+    own, for what writes into the arrays it is given, and where all derivatives are 0, which proves nothing; ValueError
+    or TypeError for arguments that it cannot take, such as an x without rows, of complex numbers or with masked ones.
     """
+    tolerance = proportion("check_gradients: tolerance", tolerance)
     if isinstance(thing, Layer):
         return _check_layer(thing, x, y, loss, flag("check_gradients: training", training), tolerance, seed)
     if isinstance(thing, type) or not hasattr(thing, "value_and_grad"):
@@ -62,8 +68,8 @@ def check_gradients(
     if y is None:
         raise ValueError("check_gradients: a loss needs a target: check_gradients(loss, prediction, target)")
     backend = _backend_for(x)
-    arrays = {"prediction": _host(x)}
-    prediction = backend.asarray(_host(x), "float64")
+    arrays = {"prediction": _inputs("prediction", x).astype(np.float64)}
+    prediction = backend.asarray(arrays["prediction"].copy(), "float64")
     _, gradient = thing.value_and_grad(prediction, y)
     value_at = _loss_for(thing, y, prediction)
 
@@ -84,14 +90,20 @@ def _check_layer(
     params = layer.params or {k: a + rng.normal(0.0, 0.1, np.shape(a)) for k, a in layer.initial_params(rng).items()}
     state = layer.state or layer.initial_state(rng)
     backend = _backend_for(next(iter(layer.params.values()), x))
-    arrays = {"x": _host(x)} | {name: _host(a) for name, a in params.items()}
-    placed = {name: backend.asarray(a.copy(), "float64") for name, a in arrays.items()}
+    given = _inputs("x", x)
+    whole_numbers = given.dtype.kind != "f"
+    if not whole_numbers or isinstance(layer, Sequential):  # as `fit` gives them to a network
+        given = given.astype(np.float64)
+    arrays = {"x": given} | {name: _host(a) for name, a in params.items()}
+
+    def place(a: np.ndarray) -> Array:
+        return backend.asarray(a, "float64" if a.dtype.kind == "f" else None)
+
+    placed = {name: place(a.copy()) for name, a in arrays.items()}
     twin.assign_state({k: backend.asarray(_host(a, dtype=None)) for k, a in state.items()})
 
     def forward(changed: Arrays) -> tuple[Array, Any]:
-        here = {
-            name: placed[name] if a is arrays[name] else backend.asarray(a, "float64") for name, a in changed.items()
-        }
+        here = {name: placed[name] if a is arrays[name] else place(a) for name, a in changed.items()}
         twin.assign_params({name: here[name] for name in params})
         return two(twin, "forward", twin.forward(here["x"], training))
 
@@ -108,17 +120,20 @@ def _check_layer(
         def value(changed: Arrays) -> float:
             return value_at(forward(changed)[0])
 
-    given = {"dy": _host(dy)}
+    kept = _host(dy)
     forward(arrays | {"x": arrays["x"][::-1].copy()})  # who keeps what a call needs has lost the first one's now
     dx, grads = two(twin, "backward", twin.backward(dy, cache))
-    _check_untouched(repr(layer), arrays | given, placed | {"dy": dy})
+    _check_untouched(repr(layer), arrays | {"dy": kept}, placed | {"dy": dy})
     if grads.keys() != params.keys():
         raise GradientError(f"{layer!r}: backward gives gradients {sorted(grads)}, the parameters are {sorted(params)}")
     for name, alone in twin.backward_params(dy, cache).items():  # which training calls where it needs no dx
         exact = _host(grads[name])
         if np.shape(alone) != exact.shape or _largest(_host(alone) - exact) > tolerance * _largest(exact):
             raise GradientError(f"{layer!r}: backward_params gives another gradient of {name} than backward")
-    return _compare(repr(layer), value, arrays, {"x": dx} | grads, tolerance)
+    if whole_numbers and dx is not None and _host(dx).any():  # numbers after all
+        return _check_layer(layer, arrays["x"].astype(np.float64), y, loss, training, tolerance, seed)
+    varied = arrays if not whole_numbers else {name: arrays[name] for name in params}
+    return _compare(repr(layer), lambda changed: value(arrays | changed), varied, {"x": dx} | grads, tolerance)
 
 
 def _loss_for(loss: Loss, y: Any, prediction: Array) -> Callable[[Array], float]:
@@ -164,7 +179,7 @@ def _compare(
     if not math.isfinite(value(arrays)):
         raise GradientError(f"{who}: the value is NaN or infinite; move {' or '.join(arrays)} to where it is not")
     sizes = {name: _largest(exact[name], numeric[name]) for name in arrays}
-    floor = ZERO * max(sizes.values())
+    floor = ZERO * max(sizes.values(), default=0.0)
     errors, remarks = {}, {}
     for name in arrays:
         scale = max(sizes[name], floor) or 1.0
@@ -180,8 +195,8 @@ def _compare(
             elif off <= found.doubt:
                 remarks[name, entry] = "cannot be told", HIDDEN
     report = {name: float(error.max(initial=0.0)) for name, error in errors.items()}
-    worst = max(report, key=lambda name: report[name])
-    if report[worst] > tolerance:
+    worst = max(report, key=lambda name: report[name], default="")
+    if worst and report[worst] > tolerance:
         entry = _worst_entry(errors[worst])
         verdict, hint = remarks.get((worst, entry), ("is wrong", ""))
         raise GradientError(
@@ -189,6 +204,8 @@ def _compare(
             f"central differences {numeric[worst][entry]:.9g}, relative error {report[worst]:.2g} above "
             f"{tolerance:.2g}{hint}"
         )
+    if not any(gradient.any() for gradient in exact.values()):
+        raise GradientError(f"{who}: every derivative is 0 here, which proves nothing: choose other inputs")
     return report
 
 
@@ -223,37 +240,44 @@ class Slope(NamedTuple):
 
 
 def _slope(value: Callable[[Arrays], float], arrays: Arrays, name: str, entry: tuple[int, ...], sure: float) -> Slope:
-    """The slope at one entry, where a single step did not show it: from steps h of every size, each a quarter of the
+    """The slope at one entry v, where a single step did not show it: from steps h of every size, each a quarter of the
     one before.
 
-    The central difference D is off by its rounding, which grows as h shrinks, and by a multiple of h², which
-    (16 D(h) - D(4h)) / 15 is free of (Richardson 1911). Of those the one counts that parts least from the two before
-    it. In a smooth function the two sides' slopes close up as h shrinks; at a corner they do not, and where nothing
-    else is `sure`, the derivative may be anything between them.
+    In a smooth function the two sides' slopes close up as h shrinks. Their mean D, the central difference, is off by
+    its rounding, which grows as h shrinks, and by a multiple of h², which (16 D(h) - D(4h)) / 15 is free of (Richardson
+    1911). The one that differs least from the two before it counts; it is in doubt by that difference, and at least by
+    the value's rounding over h.
+
+    If that is not `sure`, corners may lie near v, as among the many units of a convolution. The slope of each side
+    then counts from the smallest h that rounding, seen in the second differences at the finest steps, leaves sure, if
+    4h gives the same: no corner lies between. One side is enough, since v is on its piece of the function. Where both
+    count and differ, the corner is at v, and the slope may be anything between them.
     """
     unit = 2.0 ** math.frexp(max(1.0, abs(float(arrays[name][entry]))))[1]  # v ± h are then exact
+    steps = [unit * 2.0**-k for k in range(5, 53, 2)]
     middle = value(arrays)
-    best = corner = none = Slope(0.0, 0.0, math.inf)
-    difference = gap = math.nan
-    slopes = [math.nan, math.nan]
-    for h in (unit * 2.0**-k for k in range(5, 53, 2)):
-        with np.errstate(all="ignore"):  # a large step may leave the function's domain
-            low, high = _beside(value, arrays, name, entry, h)
-        left, right = (middle - low) / h, (high - middle) / h
-        rounding = ROUNDINGS * max(abs(low), abs(middle), abs(high)) / h
-        before, difference = difference, (left + right) / 2
-        wider, gap = gap, abs(right - left)
-        slopes.append((16 * difference - before) / 15)
+    with np.errstate(all="ignore"):  # a large step may leave the function's domain
+        values = [_beside(value, arrays, name, entry, h) for h in steps]
+    noise = max(abs(low + high - 2 * middle) for low, high in values[-4:])
+    least = 0.0  # that a value changes by: of a sum with larger numbers, what these are rounded to
+    if all(pair == (middle, middle) for pair in values[-4:]):
+        least = min((abs(v - middle) for pair in values for v in pair if v != middle), default=ROUNDINGS)
+    best = Slope(0.0, 0.0, math.inf)
+    slopes, difference, gap = [math.nan, math.nan], math.nan, math.nan
+    sides, pair = [math.nan, math.nan], (math.nan, math.nan)
+    for h, (low, high) in zip(steps, values, strict=True):
+        before, pair = pair, ((middle - low) / h, (high - middle) / h)
+        rounding = max(ROUNDINGS * max(abs(low), abs(middle), abs(high)), least) / h
+        coarser, difference = difference, sum(pair) / 2
+        wider, gap = gap, abs(pair[1] - pair[0])
+        slopes.append((16 * difference - coarser) / 15)
         doubt = max(abs(slopes[-1] - slopes[-3]), abs(slopes[-1] - slopes[-2]), rounding)
-        smooth = gap <= wider / 2 + 2 * rounding
-        if smooth and doubt < best.doubt:
+        if gap <= wider / 2 + 2 * rounding and doubt < best.doubt:
             best = Slope(slopes[-1], slopes[-1], doubt)
-        if gap > 16 * rounding:  # more than rounding makes of it
-            if smooth:
-                corner = none
-            elif rounding <= sure and h <= STEP * unit:
-                corner = Slope(min(left, right), max(left, right), rounding)
-    return corner if best.doubt > sure >= corner.doubt else best
+        if max(rounding, noise / h) <= sure / 2:
+            sides = [side if abs(side - was) <= sure / 2 else math.nan for side, was in zip(pair, before, strict=True)]
+    seen = [side for side in sides if not math.isnan(side)]
+    return best if best.doubt <= sure or not seen else Slope(min(seen), max(seen), sure)
 
 
 # --- one backend against another --------------------------------------------------------------------------------------
@@ -268,24 +292,39 @@ def compare_backends(
     steps: int = 5,
     tolerance: float | None = None,
     learning_rate: float = 0.01,
+    optimizer: Optimizer | None = None,
 ) -> dict[str, float]:
-    """Train copies of `net` side by side, full batch, plain gradient descent; returns the worst difference by name.
+    """Train copies of `net` side by side, on all rows at each step; returns the worst difference by name.
 
-    After each step the loss, every gradient and every parameter of the other backends are held against the first's.
-    A difference is relative to the largest of its kind, loss, gradients or parameters, not of its own array: the
-    gradient of a bias under batch norm is zero, and only its rounding would be compared.
-    `tolerance` None: 1e-10 in float64, 1e-4 in float32. Raises GradientError naming the first step and array
-    that part by more.
+    After each step the loss, every gradient and every parameter of the other backends are compared with the first's.
+    A difference is relative to the largest of its kind, loss, gradients or parameters, not of its own array.
+    `tolerance` None: 1e-10 in float64, 1e-4 in float32. `optimizer` None: SGD(learning_rate, momentum=0.0). Adam and
+    its like divide a gradient by its own size, and so show where one is nothing but rounding.
+
+    Raises GradientError naming the first step and array that differ by more, ValueError for fewer than two backends,
+    one that is given twice, and numbers out of range.
     """
+    steps = whole("compare_backends: steps", steps)
     tolerance = {"float64": 1e-10, "float32": 1e-4}[net.dtype] if tolerance is None else tolerance
-    x, y = _host(x, dtype=None), _host(y, dtype=None)
+    tolerance = proportion("compare_backends: tolerance", tolerance)
     if isinstance(backends, str) or len(backends) < 2:
         raise ValueError(f"compare_backends: give at least two backends, got {backends!r}")
+    optimizer = SGD(learning_rate, momentum=0.0) if optimizer is None else optimizer
+    x, y = _host(x, dtype=None), _host(y, dtype=None)
     twins = [net.clone().to(backend) for backend in backends]
+    for i, twin in enumerate(twins):
+        if any(twin.backend is other.backend for other in twins[:i]):
+            raise ValueError(
+                f"compare_backends: {twin.backend!r} stands in backends twice and would be compared with itself; give "
+                'different ones, such as ("numpy", "jax")'
+            )
     names = [twin.backend.name for twin in twins]
+    slots: list[Slots | None] = [None] * len(twins)
     report: dict[str, float] = {}
     for step in range(1, steps + 1):
-        (reference, *others) = [_one_step(twin, x, y, loss, learning_rate) for twin in twins]
+        ends = [_one_step(twin, x, y, loss, optimizer, own) for twin, own in zip(twins, slots, strict=True)]
+        slots = [own for _, own in ends]
+        (reference, *others) = [arrays for arrays, _ in ends]
         for where, other in zip(names[1:], others, strict=True):
             for name, expected in reference.items():
                 kind = name.partition(" ")[0]
@@ -303,16 +342,19 @@ def compare_backends(
     return report
 
 
-def _one_step(net: Sequential, x: Any, y: Any, loss: Loss, learning_rate: float) -> Arrays:
-    """Train one step; the loss and gradients before it and the parameters after, on the host."""
+def _one_step(
+    net: Sequential, x: Any, y: Any, loss: Loss, optimizer: Optimizer, slots: Slots | None
+) -> tuple[Arrays, Slots | None]:
+    """Train one step: the loss and gradients before it and the parameters after, on the host, and the next slots."""
     host = net.backend.to_numpy
     value, grads = net.value_and_grad(x, y, loss)
-    net.fit(x, y, loss=loss, optimizer=SGD(learning_rate, momentum=0.0), batch_size=None)
-    return (
+    history = net.fit(x, y, loss=loss, optimizer=optimizer, batch_size=None, slots=slots)
+    arrays = (
         {"loss": np.asarray(float(value))}
         | {f"gradient {name}": host(g) for name, g in grads.items()}
         | {f"parameter {name}": host(a) for name, a in net.params.items()}
     )
+    return arrays, history.slots
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -321,6 +363,14 @@ def _one_step(net: Sequential, x: Any, y: Any, loss: Loss, learning_rate: float)
 def _backend_for(x: Any) -> Backend:
     """The backend of an array, the default one for a list."""
     return backend_of(x) if is_array(x) else default_backend()
+
+
+def _inputs(name: str, x: Any) -> np.ndarray:
+    """A copy in NumPy of what is given to be checked at: real numbers, one at least."""
+    array = np.array(on_host(_backend_for(x).adopt(f"check_gradients: {name}", x)))
+    if not array.size:
+        raise ValueError(f"check_gradients: {name} has shape {array.shape}, so nothing would be checked; give it rows")
+    return array
 
 
 def _host(a: Any, dtype: str | None = "float64") -> np.ndarray:
