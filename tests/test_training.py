@@ -505,7 +505,7 @@ def test_a_run_that_explodes_says_where_and_leaves_finite_parameters(lib, dtype)
     assert len(error.history.get("loss", [])) == error.epoch - 1
     assert all_finite(net)
     assert math.isfinite(net.evaluate(X, T, SQUARED)["loss"])
-    net.initialize(lib.backend, dtype)
+    net.initialize(lib.backend, dtype, fresh=True)
     assert len(fit(net, X, T, SQUARED)["loss"]) == 1  # nothing of it stays behind
 
 
@@ -667,12 +667,32 @@ def test_ctrl_c_ends_the_training_after_the_step(lib, ctrl_c, step, epochs):
 
 
 def test_a_second_ctrl_c_raises_at_once(lib, ctrl_c):
-    net, steps = small(lib), []
+    net, twin, steps = small(lib), small(lib), []
     with pytest.raises(KeyboardInterrupt):
         fit(net, epochs=10, callbacks=[interrupt(4, times=2), On(step_end=lambda run: steps.append(run.step))])
     assert steps == [1, 2, 3]
     assert signal.getsignal(signal.SIGINT) is ctrl_c
-    assert all_finite(net)
+    fit(twin, epochs=10, callbacks=[interrupt(4)])  # whose fit ends after that step
+    assert bits(net) == bits(twin)
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 5])  # in the first epoch or the second, at its first step or the last
+def test_an_interruption_within_a_step_keeps_the_parameters_of_the_last(lib, step):
+    def rate(number):
+        if number == step:
+            raise KeyboardInterrupt
+        return 0.1
+
+    net, twin = small(lib), small(lib)
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, optimizer=xn.SGD(rate), epochs=10)
+
+    def stop(run):
+        run.history.interrupted = run.step == step
+
+    if step:
+        fit(twin, epochs=10, callbacks=[On(step_end=stop)])
+    assert bits(net) == bits(twin)
 
 
 def test_a_programs_own_handler_of_ctrl_c_is_left_to_it(lib, ctrl_c):

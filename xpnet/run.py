@@ -147,12 +147,13 @@ class Run:
         for batch in batches_of(step, self.x, self.y, left, order):
             number, before = number + 1, self._carry
             keep = () if immediate else (self._start, self._safe, *[before] * (number == last))
-            value, self._carry = step.on_rows(before, *batch, keep)
+            value, after = step.on_rows(before, *batch, keep)
             if immediate:
-                if not (math.isfinite(value) and step.sound(self._carry)):
+                if not (math.isfinite(value) and step.sound(after)):
                     self._count()
-                    raise self._fault_in_step(number, before, batch, math.isfinite(value), self._carry)
+                    raise self._fault_in_step(number, before, batch, math.isfinite(value), after)
                 self._safe = before
+            self._carry = after
             self._values.append(value)
             self.step += 1
             if callbacks:
@@ -231,8 +232,8 @@ class Run:
     def settle(self) -> None:
         """At the end, whatever ended it: give the network the last parameters that are finite."""
         step = self._step_function
-        carries = self._carry, self._start, self._safe
-        self._carry = next((c for c in carries if step.finite(c)), self._start)  # none is, if none was at the start
+        if not step.finite(self._carry):  # where the device works on its own, nobody has looked at it yet
+            self._carry = self._start
         if self._published is not self._carry:
             step.publish(self._carry, self._net, last=True)
             self._published = self._carry
