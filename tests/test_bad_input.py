@@ -190,6 +190,17 @@ def test_pytorchs_sparse_tensors_are_refused_with_the_way_to_a_dense_one(lib, ne
         fit(net, x, rows)
 
 
+@pytest.mark.torch_only
+def test_pytorchs_tensors_without_numbers_are_refused(lib, net):
+    x, y = good()
+    bare = lambda a: lib.asarray(a, "float32").to("meta")  # noqa: E731
+    for call in CALLS:
+        with refused(net, TypeError, f'{call}x is a tensor on the device "meta"', 'make it on "cpu"'):
+            CALLS[call](net, bare(x), y)
+    with refused(net, TypeError, 'SoftmaxCrossEntropy: the target is a tensor on the device "meta"'):
+        fit(net, x, bare(HOT))
+
+
 def test_a_numpy_network_refuses_the_array_of_another_library(lib):
     net, x = network("numpy"), good()[0]
     stranger = Foreign(x) if lib.name == "numpy" else lib.asarray(x)

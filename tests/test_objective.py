@@ -307,6 +307,13 @@ def test_what_cannot_be_is_refused_and_nothing_is_lost(lib, rng, given, message)
         np.testing.assert_array_equal(lib.to_numpy(net.params[key]), a)
 
 
+def test_weights_too_large_for_float32_are_refused_without_a_warning(lib, rng):
+    x, y = data(cases.classes, rng)
+    net = plain().initialize(lib.backend, "float32")
+    with pytest.raises(ValueError, match="sample_weight must be finite"):
+        net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=xn.SGD(), sample_weight=np.full(N, 1e300))
+
+
 def test_weights_need_a_loss_of_terms(lib, rng):
     class Bare:
         def value_and_grad(self, prediction, target):

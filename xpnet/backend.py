@@ -376,6 +376,8 @@ class _Torch(Backend):
     def adopt(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
         if isinstance(x, self._torch.Tensor) and x.layout is not self._torch.strided:
             raise TypeError(f"{who} has the layout {x.layout}; expected a dense tensor: .to_dense() gives one")
+        if isinstance(x, self._torch.Tensor) and x.is_meta:
+            raise TypeError(f'{who} is a tensor on the device "meta", which has no numbers; make it on "cpu"')
         return super().adopt(who, x, remedy)
 
     def to_numpy(self, a: Array) -> np.ndarray:
@@ -423,7 +425,8 @@ class _JAX(Backend):
         if isinstance(x, self._jax.Array):  # JAX's own asarray refuses one that lies on another device, or on several
             one = self._jax.sharding.SingleDeviceSharding  # a device alone would leave the mesh in the array's type
             x = self._jax.device_put(x, one(self.device) if isinstance(self.device, self._jax.Device) else self.device)
-        return super().asarray(x, dtype)
+        with np.errstate(over="ignore"):  # JAX casts to float32 unasked; who takes it looks for infinite ones
+            return super().asarray(x, dtype)
 
     @property
     def portable_device(self) -> Any:
