@@ -20,6 +20,7 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 
 import xpnet as xn
 from xpnet.estimators import MLPClassifier, MLPRegressor
+from xpnet.estimators.losses import HalfPoissonDeviance
 
 pytestmark = [
     pytest.mark.numpy_only,
@@ -263,6 +264,24 @@ def test_a_rate_is_positive_and_a_negative_count_is_refused(diabetes):
     assert model.predict(x).min() > 0
     with pytest.raises(ValueError, match="loss='poisson' needs y >= 0"):
         model.fit(x, y)
+
+
+def test_poisson_deviance_is_nought_at_its_best_for_every_count():
+    counts = np.array([[0.3], [1.0], [2.5]])
+    value, gradient = HalfPoissonDeviance().value_and_grad(np.log(counts), counts)
+    assert float(value) == pytest.approx(0, abs=1e-15)
+    np.testing.assert_allclose(gradient, 0, atol=1e-15)
+    assert float(HalfPoissonDeviance()(np.array([[-1.0]]), np.array([[0.0]]))) == pytest.approx(np.exp(-1.0))
+
+
+def test_a_probability_of_one_half_is_not_yet_the_second_class_or_a_label(digits):
+    x, y = digits
+    for target in (y > 4, np.stack([y > 4, y % 2], axis=1).astype(int)):
+        model = MLPClassifier((), max_iter=1).fit(x, target)
+        model.coefs_, model.intercepts_ = [0 * model.coefs_[0]], [0 * model.intercepts_[0]]
+        np.testing.assert_array_equal(model.predict_proba(x), 0.5)
+        assert not model.predict(x).any()
+        assert not model.to_sklearn().predict(x).any()
 
 
 # --- optimizers, schedules, callbacks ---------------------------------------------------------------------------------
