@@ -313,6 +313,17 @@ def test_labels_may_be_strings_or_of_another_library(lib, dispatch, cancer):
     assert two.predict(lib.asarray(x, "float64")).shape == (200, 2)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_single_class_is_predicted_on_either_side_of_the_threshold(lib, dispatch, cancer, named):
+    x = lib.asarray(cancer[0], "float64")
+    y = np.full(200, "well") if named else np.full(200, 7)
+    model = MLPClassifier(**small()).fit(x, y if named else lib.asarray(y))
+    for bias in (-100.0, 100.0):
+        model.intercepts_ = [model.intercepts_[0], np.array([bias])]
+        predicted = model.predict(x)
+        np.testing.assert_array_equal(predicted if named else lib.to_numpy(predicted), y)
+
+
 def test_training_goes_on_where_it_was(lib, dispatch, cancer):
     x, y = cancer
     a, b = lib.asarray(x, "float64"), lib.asarray(y)
