@@ -68,7 +68,7 @@ class Case:
 
     def net(self, backend: str = "numpy", dtype: str = "float32", device: Any = None) -> xn.Sequential:
         """The network with its initial weights."""
-        return xn.Sequential(*self.layers).initialize(backend, dtype, seed=0, device=device)
+        return xn.Sequential(*self.layers).clone().initialize(backend, dtype, seed=0, device=device)
 
     def data(self, dtype: str) -> tuple[np.ndarray, np.ndarray]:
         """x (rows, D) and the classes (rows,): the digits, or normal numbers and random classes."""
