@@ -363,7 +363,7 @@ def told(thing):
     ("given", "end"),
     [
         (xn.CosineDecay, r"a schedule such as CosineDecay\(0.01, 1000\), got <class '.*CosineDecay'>"),
-        ({"0.weight": np.ones((64, 32))}, "a number or a schedule, not the parameters: fit gives it those"),
+        ({"0.weight": np.ones((64, 32))}, "a number or a schedule, got a dict: the parameters are given by fit"),
     ],
     ids=["a class", "parameters"],
 )

@@ -13,8 +13,8 @@ from xpnet.warn import warn
 
 PACKAGE = Path(xn.__file__).parent
 ORDER = [  # each module imports only from those before it
-    "backend",
-    "checks settings header plain_json publication terminal warn",
+    "checks",
+    "backend settings header plain_json publication terminal warn",
     "container identity",
     "packing",
     "ops",

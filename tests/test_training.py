@@ -1410,9 +1410,17 @@ def test_labels_that_cannot_be_split_in_proportion_are_refused(labels, size, mes
 
 
 @pytest.mark.numpy_only
-@pytest.mark.parametrize("rows", [None, 5.0, "abc", [[1, 2], [3, 4]]], ids=repr)
-def test_what_has_no_rows_to_split_is_refused(rows):
-    with pytest.raises(ValueError, match=r"^train_test_split: x has \d rows and y 12; they must match"):
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (None, "is None, expected an array"),
+        (5.0, "has no rows: it is a float"),
+        ("abc", "has no rows: it is a str"),
+        ([[1, 2], [3, 4]], "has 2 rows and y 12; they must match"),
+    ],
+)
+def test_what_has_no_rows_to_split_is_refused(rows, words):
+    with pytest.raises((ValueError, TypeError), match=f"^train_test_split: x {words}"):
         xn.data.train_test_split(rows, np.zeros(12))
 
 
@@ -1423,7 +1431,7 @@ def test_what_has_no_rows_to_split_is_refused(rows):
      (-1, 3, "rows"), (2.5, 3, "rows"), ("10", 3, "rows")],
 )  # fmt: skip
 def test_minibatches_that_cannot_be_are_refused(rows, size, name):
-    with pytest.raises(ValueError, match=rf"^minibatches: {name} must be a whole number of at least 1, got"):
+    with pytest.raises(ValueError, match=rf"^minibatches: {name} must be a whole number of at least [01], got"):
         xn.data.minibatches(rows, size)
     assert xn.data.minibatches(0, 3) == []
 
@@ -2121,5 +2129,5 @@ def test_repr_never_fails_and_knows_arguments_by_name_only():
 
 @pytest.mark.numpy_only
 def test_a_number_beyond_any_float_is_refused_like_any_other():
-    with pytest.raises(ValueError, match="SGD: learning_rate must be above 0 and finite, got 1000"):
+    with pytest.raises(ValueError, match="SGD: learning_rate must be above 0 and finite, got an integer of 1329 bits"):
         xn.SGD(10**400)

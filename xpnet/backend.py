@@ -8,6 +8,7 @@ import contextvars
 import functools
 import importlib
 import os
+import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 
+from .checks import came, shown
+
 if tuple(map(int, np.__version__.split(".")[:2])) < (2, 1):
     raise ImportError(f"xpnet needs NumPy 2.1 or later, found {np.__version__}: pip install -U numpy")
 
@@ -23,6 +26,7 @@ Array = Any  # an array of whichever backend: the array API standard defines no 
 Namespace = Any  # the module that holds a backend's array functions
 
 DTYPES = ("float32", "float64")
+KINDS = re.compile("bool|(u?int|float|bfloat|complex)[0-9]+")  # the names of dtypes
 BUFFER = 1024  # entries: where two rows of a matrix fit into its buffer, NumPy copies them before it adds a column
 
 
@@ -33,15 +37,35 @@ class BackendUnavailableError(RuntimeError):
 # --- array -> namespace -----------------------------------------------------------------------------------------------
 
 _namespaces: dict[type, Namespace] = {}
+_floating: dict[tuple[type, Any], Namespace] = {}
 
 
-def namespace(x: Array) -> Namespace:
-    """The array API functions for array `x`: a dict look-up, once its type has been seen."""
+def namespace(x: Array, who: object = "xpnet") -> Namespace:
+    """The array API functions for array `x`: a dict look-up, once its type has been seen.
+
+    Raises TypeError for what is no array; `who` begins the message.
+    """
     try:
         return _namespaces[type(x)]
     except KeyError:
+        if not is_array(x):
+            raise TypeError(f"{who}: expected an array, such as a backend's asarray gives, got {came(x)}") from None
         xp = _namespaces[type(x)] = importlib.import_module("array_api_compat").array_namespace(x)
         return xp
+
+
+def floating(x: Array, who: object) -> Namespace:
+    """`namespace` of an array of float32 or float64; TypeError for any other."""
+    try:
+        return _floating[type(x), x.dtype]
+    except (AttributeError, KeyError, TypeError):  # no array, one not seen yet, a dtype without a hash
+        xp = namespace(x, who)
+    if backend_class(xp) is None or isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{who}: expected a plain array of {', '.join(_BACKENDS)}, got {came(x)}")
+    if dtype_name(x.dtype) not in DTYPES:
+        raise TypeError(f"{who}: expected an array of float32 or float64, got one of {x.dtype}")
+    _floating[type(x), x.dtype] = xp
+    return xp
 
 
 def is_array(x: object) -> bool:
@@ -49,9 +73,9 @@ def is_array(x: object) -> bool:
     return bool(importlib.import_module("array_api_compat").is_array_api_obj(x))
 
 
-def is_compiled(x: Array) -> bool:
-    """Whether a compiler fuses many of its library's calls into one loop: there the plainest formula is the fastest."""
-    return bool(namespace(x).__name__ == _JAX.module)
+def is_compiled(xp: Namespace) -> bool:
+    """Whether a compiler fuses many of these calls into one loop: there the plainest formula is the fastest."""
+    return bool(xp.__name__ == _JAX.module)
 
 
 def device_of(x: Array) -> Any:
@@ -162,7 +186,7 @@ class Held(Guarded):
 
 def kind_of(a: Array) -> str:
     """Library, dtype, shape and device of an array, in words."""
-    device = "" if is_compiled(a) else f" on {device_of(a)}"  # JAX's tracers have none
+    device = "" if is_compiled(namespace(a)) else f" on {device_of(a)}"  # JAX's tracers have none
     return f"an array of {library_of(a)}, {dtype_name(a.dtype)}, of shape {tuple(a.shape)}{device}"
 
 
@@ -195,7 +219,12 @@ class Backend:
 
     def dtype(self, dtype: object) -> Any:
         """This library's dtype object for a name such as "float32"; None stays None."""
-        return None if dtype is None else getattr(self.xp, dtype_name(dtype))
+        if dtype is None:
+            return None
+        name = dtype_name(dtype)
+        if not KINDS.fullmatch(name) or not hasattr(self.xp, name):
+            raise ValueError(f'{self!r}: no dtype {shown(dtype)}; there are "float32", "float64", "int64", "bool", ...')
+        return getattr(self.xp, name)
 
     def adopt(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
         """A user's `x` as an array of real numbers here: from NumPy, a list, or this library's own array.
@@ -204,8 +233,6 @@ class Backend:
         float64, ValueError for masked entries and rows of different lengths; `who` begins the message, `remedy` ends it
         where numbers are missing.
         """
-        if isinstance(x, np.ndarray) and np.ma.is_masked(x):
-            raise ValueError(f"{who} has masked entries, whose numbers mean nothing: fill them or drop those rows")
         if not isinstance(x, np.ndarray) and is_array(x):
             if namespace(x) is not self.xp:
                 raise TypeError(
@@ -215,14 +242,7 @@ class Backend:
             kind = dtype_name(x.dtype)
             real = kind in DTYPES or self.xp.isdtype(x.dtype, ("bool", "integral"))
         else:
-            given = x
-            try:
-                x = np.asarray(x)
-            except ValueError as error:  # a list of lists that are not of one length
-                raise ValueError(f"{who} is no array: {error}") from error
-            if x.ndim == 0 and x.dtype == object and not isinstance(given, np.ndarray):  # a generator, a dict, None
-                came = "None" if given is None else f"a {type(given).__name__}"
-                raise TypeError(f"{who} is {came}, expected an array, a list of rows or a pandas frame")
+            x = on_host(x, who)
             kind = dtype_name(x.dtype)
             real = kind in DTYPES or x.dtype.kind in "biu"
             if not x.dtype.isnative:  # as in files of other machines, or FITS
@@ -501,20 +521,42 @@ def get_backend(name: str, device: Any = None) -> Backend:
     return _made[key]
 
 
-def backend_of(x: Array) -> Backend:
-    """The backend that array `x` belongs to, on its device."""
-    return get_backend(library_of(x), device_of(x))
+def backend_of(x: Array, who: str = "xpnet") -> Backend:
+    """The backend that array `x` belongs to, on its device; TypeError for another library's array."""
+    return get_backend(library_of(x, who), device_of(x))
 
 
-def library_of(x: Array) -> str:
+def library_of(x: Array, who: str = "xpnet") -> str:
     """The name of the backend that array `x` belongs to."""
-    module = namespace(x).__name__
-    return next(name for name, backend in _BACKENDS.items() if backend.module == module)
+    kind = backend_class(namespace(x, who))
+    if kind is None:
+        raise TypeError(f"{who}: expected an array of {', '.join(_BACKENDS)}, got {came(x)}")
+    return kind.name
 
 
-def on_host(a: Any) -> np.ndarray:
-    """Any library's array, or a list, as a NumPy array."""
-    return backend_of(a).to_numpy(a) if is_array(a) and not isinstance(a, np.ndarray) else np.asarray(a)
+def backend_class(xp: Namespace) -> type[Backend] | None:
+    """The backend whose functions these are."""
+    return next((kind for kind in _BACKENDS.values() if kind.module == xp.__name__), None)
+
+
+def on_host(a: Any, who: str = "xpnet: an argument") -> np.ndarray:
+    """Any library's array, or a list or data frame, as a NumPy array.
+
+    Raises TypeError for what is no array, ValueError for rows of different lengths and masked entries.
+    """
+    if isinstance(a, np.ndarray):
+        if np.ma.is_masked(a):
+            raise ValueError(f"{who} has masked entries, whose numbers mean nothing: fill them or drop those rows")
+        return np.asarray(a)
+    if is_array(a):
+        return backend_of(a, who).to_numpy(a)
+    try:
+        array = np.asarray(a)
+    except ValueError as error:  # a list of lists that are not of one length
+        raise ValueError(f"{who} is no array: {error}") from error
+    if array.ndim == 0 and array.dtype == object:  # of a generator, a dict, None
+        raise TypeError(f"{who} is {came(a)}, expected an array, a list of rows or a pandas frame")
+    return array
 
 
 # --- the default ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,18 +18,53 @@ PAIRS = {  # what the methods of a user's own classes give
 }
 
 
-def whole(name: str, value: object) -> int:
-    """A whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+def whole(name: str, value: object, least: int = 1) -> int:
+    """A whole number of at least 1, or another `least`, that an array's length can be."""
+    number = -1 if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) else int(value)
+    if not least <= number <= sys.maxsize:
+        most = f" and at most {sys.maxsize}" if number > sys.maxsize else ""
+        raise ValueError(f"{name} must be a whole number of at least {least}{most}, got {shown(value)}")
+    return number
+
+
+def seed(name: str, value: Any) -> int | None:
+    """What starts a generator: a whole number of at least 0, of any length, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
+        raise ValueError(f"{name} must be a whole number of at least 0, got {shown(value)}")
     return int(value)
+
+
+def choice(name: str, value: object, options: Collection[str]) -> str:
+    """One of the options, which are names."""
+    if isinstance(value, str) and value in options:
+        return value
+    *most, last = (f'"{option}"' for option in options)
+    raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: on one line, and of a long one, such as an array, the beginning."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"  # Python refuses to write a very long one
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def came(x: object) -> str:
+    """What came where something else was expected, in words: "None", "a list", "the class ReLU"."""
+    if x is None:
+        return "None"
+    name = f"the class {x.__name__}" if isinstance(x, type) else type(x).__name__
+    return name if isinstance(x, type) else f"a{'n' * (name[0] in 'aeioAEIO')} {name}"
 
 
 def flag(name: str, value: object, of_a_word: str = "") -> bool:
     """True or False, not what counts as one of them, as the word "False" does; `of_a_word` ends the message on one."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
-    raise ValueError(f"{name} must be True or False, got {value!r}{of_a_word if isinstance(value, str) else ''}")
+    raise ValueError(f"{name} must be True or False, got {shown(value)}{of_a_word if isinstance(value, str) else ''}")
 
 
 def positive(name: str, value: object) -> float:
@@ -51,7 +87,7 @@ def path(name: str, value: Any) -> str:
     try:
         return os.fsdecode(value)
     except TypeError:
-        raise TypeError(f"{name} must be a path, as str, bytes or os.PathLike, got {value!r}") from None
+        raise TypeError(f"{name} must be a path, as str, bytes or os.PathLike, got {shown(value)}") from None
 
 
 def proportion(name: str, value: object) -> float:
@@ -71,7 +107,7 @@ def _number(name: str, value: object, expected: str, holds: Callable[[float], bo
         number = math.inf
     if not holds(number):
         array = hasattr(value, "__array__") and not isinstance(value, Real)
-        raise ValueError(f"{name} must be {expected}, got {value!r}{': float(...) of it is a number' * array}")
+        raise ValueError(f"{name} must be {expected}, got {shown(value)}{': float(...) of it is a number' * array}")
     return number
 
 

@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checks import finite, whole
+from . import checks
+from .backend import on_host
+from .checks import came, finite, whole
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -37,11 +39,11 @@ def train_test_split(
     be on both sides.
     """
     finite("train_test_split: test_size", test_size)
-    x, y = (a if hasattr(a, "iloc") or isinstance(a, np.ma.MaskedArray) else np.asarray(a) for a in (x, y))
-    lengths = [np.shape(a)[0] if np.shape(a) else 0 for a in (x, y)]
-    if lengths[0] != lengths[1]:
-        raise ValueError(f"train_test_split: x has {lengths[0]} rows and y {lengths[1]}; they must match")
-    rows = lengths[0]
+    seed = checks.seed("train_test_split: seed", seed)
+    x, y = _as_rows("train_test_split: x", x), _as_rows("train_test_split: y", y)
+    if len(x) != len(y):
+        raise ValueError(f"train_test_split: x has {len(x)} rows and y {len(y)}; they must match")
+    rows = len(x)
     count = int(test_size) if isinstance(test_size, (int, np.integer)) else round(rows * test_size)
     if not 0 < count < rows:
         raise ValueError(f"train_test_split: test_size {test_size!r} of {rows} rows leaves one side empty")
@@ -50,7 +52,7 @@ def train_test_split(
     if stratify is None:
         held_out[: rows - count] = False
     else:
-        labels = np.asarray(stratify)
+        labels = on_host(stratify, "train_test_split: stratify")
         if labels.shape != (rows,):
             raise ValueError(f"train_test_split: stratify has shape {labels.shape}, expected a label a row, ({rows},)")
         names, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
@@ -69,11 +71,18 @@ def train_test_split(
     return x[train], x[test], y[train], y[test]
 
 
+def _as_rows(who: str, x: Any) -> Any:
+    """x as an array of one axis or more; pandas' frames and masked arrays as they are."""
+    rows = x if hasattr(x, "iloc") or isinstance(x, np.ma.MaskedArray) else on_host(x, who)
+    if not rows.ndim:
+        raise ValueError(f"{who} has no rows: it is {came(x)}")
+    return rows
+
+
 def minibatches(rows: int, batch_size: int) -> list[slice]:
     """Slices of `batch_size` rows, the last one shorter where they do not divide.
 
     Raises ValueError for a size that is no whole number of at least 1, and for rows that are none of at least 0.
     """
-    rows = whole("minibatches: rows", rows) if rows else 0
-    batch_size = whole("minibatches: batch_size", batch_size)
+    rows, batch_size = whole("minibatches: rows", rows, least=0), whole("minibatches: batch_size", batch_size)
     return [slice(start, min(start + batch_size, rows)) for start in range(0, rows, batch_size)]

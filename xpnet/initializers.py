@@ -8,26 +8,41 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .checks import shown, whole
+
 if TYPE_CHECKING:
     from numpy.random import Generator
 
 Initializer = Callable[["Generator", tuple[int, ...]], np.ndarray]
 
 
+def _check(who: str, rng: object, shape: object) -> None:
+    """Refuse what is no Generator, such as a seed, and no shape of two axes or more."""
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(f"{who}: rng must be a Generator, such as np.random.default_rng(0), got {shown(rng)}")
+    if not isinstance(shape, (tuple, list)) or len(shape) < 2:
+        raise TypeError(f"{who}: shape must be (in_features, out_features), got {shown(shape)}")
+    for size in shape:
+        whole(f"{who}: each size of shape", size)
+
+
 def fan_in_uniform(rng: "Generator", shape: tuple[int, ...]) -> np.ndarray:
     """Uniform within ±1/sqrt(in): the tutorial's, and torch.nn.Linear's."""
+    _check("fan_in_uniform", rng, shape)
     limit = shape[0] ** -0.5
     return rng.uniform(-limit, limit, shape)
 
 
 def glorot_uniform(rng: "Generator", shape: tuple[int, ...]) -> np.ndarray:
     """Uniform within ±sqrt(6 / (in + out)), for tanh and sigmoid. Glorot & Bengio 2010, eq. 16."""
+    _check("glorot_uniform", rng, shape)
     limit = (6 / (shape[0] + shape[1])) ** 0.5
     return rng.uniform(-limit, limit, shape)
 
 
 def he_normal(rng: "Generator", shape: tuple[int, ...]) -> np.ndarray:
     """Normal with variance 2 / in, for ReLU. He et al. 2015, eq. 10."""
+    _check("he_normal", rng, shape)
     return rng.normal(0.0, (2 / shape[0]) ** 0.5, shape)
 
 

@@ -135,7 +135,7 @@ class Sequential(Layer):
         state: dict[str, Array] = {}
         for i, layer in enumerate(self.layers):
             if layer.state:
-                own = by_name(layer, "next_state", layer.next_state(cache[2][i]))
+                own = by_name(layer, "next_state", layer.next_state(self.kept(cache)[0][i]))
                 state |= {f"{i}.{name}": value for name, value in own.items()}
         return state
 

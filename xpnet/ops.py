@@ -11,27 +11,27 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 
-from .backend import Array, device_of, is_compiled, namespace
+from .backend import Array, device_of, floating, is_compiled, namespace
 
 # --- elementwise ------------------------------------------------------------------------------------------------------
 
 
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), to full relative accuracy down to the smallest normal number; exp cannot overflow."""
-    xp = namespace(x)
+    xp = floating(x, "sigmoid")
     limit = 709.0 if x.dtype == xp.float64 else 88.0  # exp(limit) is the last that is finite
     return 1.0 / (1.0 + xp.exp(-xp.maximum(x, -limit)))
 
 
 def clip(x: Array, low: float, high: float) -> Array:
     """min(max(x, low), high)."""
-    xp = namespace(x)
+    xp = floating(x, "clip")
     return xp.minimum(xp.maximum(x, low), high)
 
 
 def sign(x: Array) -> Array:
     """1, 0 or -1. The namespace's own waits for the device on CuPy."""
-    xp = namespace(x)
+    xp = floating(x, "sign")
     return xp.where(x > 0.0, 1.0, xp.where(x < 0.0, -1.0, x))
 
 
@@ -40,14 +40,14 @@ def sign(x: Array) -> Array:
 
 def softmax(z: Array) -> Array:
     """exp(z) / sum over K of exp(z), the row's maximum subtracted first. (N, K)"""
-    xp = namespace(z)
+    xp = floating(z, "softmax")
     e = xp.exp(z - xp.max(z, axis=-1, keepdims=True))
     return e / xp.sum(e, axis=-1, keepdims=True)
 
 
 def one_hot(labels: Array, classes: int, dtype: object) -> Array:
     """Integer labels (N,) as rows with a single 1, (N, K), the batch contiguous as in `linear`."""
-    xp = namespace(labels)
+    xp = namespace(labels, "one_hot")
     numbers = xp.arange(classes, dtype=labels.dtype, device=device_of(labels))
     return xp.astype(numbers[:, None] == labels, dtype).T
 
@@ -59,22 +59,25 @@ def linear(x: Array, weight: Array) -> Array:
     """x @ weight, (N, D) by (D, H), with the batch contiguous in memory: the elementwise functions keep that order, and
     everything over the batch or the classes runs several times faster in it. A compiler lays arrays out by itself.
     """
-    return x @ weight if is_compiled(x) else (weight.T @ x.T).T
+    floating(weight, "linear")
+    return x @ weight if is_compiled(floating(x, "linear")) else (weight.T @ x.T).T
 
 
 def sum_over_batch(x: Array) -> Array:
     """The sum of each column, (N, D) -> (D,), as a product with ones: nothing sums faster than the matrix library,
     except a compiler's own loop.
     """
-    xp = namespace(x)
-    if is_compiled(x):
+    xp = floating(x, "sum_over_batch")
+    if is_compiled(xp):
         return xp.sum(x, axis=0)
     return xp.ones((x.shape[0],), dtype=x.dtype, device=device_of(x)) @ x
 
 
 def dot_over_batch(x: Array, y: Array) -> Array:
     """The sum of each column of x * y, (N, D) and (N, D) -> (D,), without forming the product."""
-    return namespace(x).sum(x * y, axis=0) if is_compiled(x) else namespace(x).linalg.vecdot(x, y, axis=-2)
+    xp = floating(x, "dot_over_batch")
+    floating(y, "dot_over_batch")
+    return xp.sum(x * y, axis=0) if is_compiled(xp) else xp.linalg.vecdot(x, y, axis=-2)
 
 
 # --- random bits ------------------------------------------------------------------------------------------------------
@@ -86,7 +89,7 @@ def random_keep(key: Array, shape: tuple[int, ...], rate: float) -> Array:
     Counter-based: each position's number is hashed with the key, so there is no generator to advance and no host to
     ask. The hash is lowbias32 (C. Wellons, "Prospecting for hash functions", 2018) in wrapping int32 arithmetic.
     """
-    xp = namespace(key)
+    xp = namespace(key, "random_keep")
     number = xp.arange(math.prod(shape), dtype=xp.int32, device=device_of(key))
     bits = _hash(_hash(number ^ key[:1]) ^ _hash(key[1:]))
     keep = xp.reshape((bits & 0xFFFFFF) >= round(rate * 2**24), shape[::-1])
@@ -104,13 +107,13 @@ def _hash(x: Array) -> Array:
 
 def join(arrays: Sequence[Array]) -> Array:
     """One flat vector of all the arrays, end to end."""
-    xp = namespace(arrays[0])
+    xp = namespace(arrays[0], "join")
     return xp.concat([xp.reshape(a, (-1,)) for a in arrays])
 
 
 def split(flat: Array, shapes: Iterable[tuple[int, ...]]) -> list[Array]:
     """`join` undone: arrays of these shapes, views where the backend has views."""
-    xp = namespace(flat)
+    xp = namespace(flat, "split")
     arrays, start = [], 0
     for shape in shapes:
         stop = start + math.prod(shape)
@@ -121,11 +124,12 @@ def split(flat: Array, shapes: Iterable[tuple[int, ...]]) -> list[Array]:
 
 def sum_of_squares(x: Array) -> Array:
     """Σ x², 0-d, without forming the squares."""
-    flat = namespace(x).reshape(x, (-1,))
-    return namespace(x).linalg.vecdot(flat, flat)
+    xp = floating(x, "sum_of_squares")
+    flat = xp.reshape(x, (-1,))
+    return xp.linalg.vecdot(flat, flat)
 
 
 def all_finite(*arrays: Array) -> bool:
     """Whether no entry of them is NaN or infinite. Waits for the device, once."""
-    xp = namespace(arrays[0])
+    xp = namespace(arrays[0], "all_finite")
     return bool(functools.reduce(operator.and_, [xp.all(xp.isfinite(a)) for a in arrays]))

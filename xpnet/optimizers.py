@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack
 
 from . import ops
-from .backend import Array, namespace
-from .checks import flag, fraction, non_negative, positive, two
+from .backend import Array, floating, namespace
+from .checks import came, flag, fraction, non_negative, positive, two
 from .schedules import Schedule, checked_rate
 from .settings import Adjustable, defaults
 
@@ -90,17 +90,38 @@ class Optimizer(Adjustable, ABC):
         """The slots to start from, for an array w; of several arrays, such as `net.params`, each has its own."""
         if isinstance(w, Mapping):
             raise TypeError(f"{self!r}.init takes one array, got a dict: call it for each of its arrays")
-        return {"step": 0} | {name: namespace(w).zeros_like(w) for name in self.memory}
+        xp = floating(w, self)
+        return {"step": 0} | {name: xp.zeros_like(w) for name in self.memory}
 
     def lookahead(self, w: Array, slots: Slots) -> Array:
         """Where the next gradient is to be taken."""
         return w
 
     def update(self, w: Array, gradient: Array, slots: Slots) -> tuple[Array, Slots]:
-        """The next w and slots; neither w, gradient nor slots is changed."""
+        """The next w and slots; neither w, gradient nor slots is changed.
+
+        Raises TypeError or ValueError for slots that are not those of such a w, and a gradient of another shape.
+        """
+        self.check_slots(w, slots)
+        floating(gradient, self)
+        if gradient.shape != w.shape:
+            raise ValueError(f"{self!r}: gradient of shape {tuple(gradient.shape)}, expected w's {tuple(w.shape)}")
         step = slots["step"]
         w, memory = self.advance(w, self.limited(gradient), slots, self.coefficients(step))
         return w, {"step": step + 1} | memory
+
+    def check_slots(self, w: Array, slots: Slots) -> None:
+        """Refuse slots that `init` has not given for an array of w's shape."""
+        floating(w, self)
+        if not isinstance(slots, dict):
+            raise TypeError(f"{self!r}: slots must be what init(w) gave, got {came(slots)}")
+        for name in ("step", *self.memory):
+            if name not in slots:
+                raise ValueError(f"{self!r}: slots has no {name!r}, only {list(slots)}; init(w) gives what it takes")
+            if name != "step" and slots[name].shape != w.shape:
+                raise ValueError(
+                    f"{self!r}: slots has {name!r} of shape {tuple(slots[name].shape)}, expected w's {tuple(w.shape)}"
+                )
 
     def coefficients(self, step: int) -> tuple[float, ...]:
         """The numbers that `rule` takes at a step, counted from 0; the learning rate is the first."""
@@ -174,6 +195,7 @@ class Nesterov(SGD):
         super().__init__(learning_rate, momentum, clip_value=clip_value, **common)
 
     def lookahead(self, w: Array, slots: Slots) -> Array:
+        self.check_slots(w, slots)
         return w - self.momentum * slots["velocity"]
 
 

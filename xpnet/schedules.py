@@ -2,9 +2,10 @@
 
 import math
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
-from .checks import non_negative, positive, whole
+from .checks import came, non_negative, positive, whole
 from .settings import Adjustable
 
 Schedule = Callable[[int], float]
@@ -15,7 +16,7 @@ def checked_rate(name: str, given: float | Schedule) -> float | Schedule:
     if isinstance(given, type):
         raise TypeError(f"{name} must be a number or a schedule such as CosineDecay(0.01, 1000), got {given!r}")
     if isinstance(given, Mapping):  # as PyTorch's optimizers are made
-        raise TypeError(f"{name} must be a number or a schedule, not the parameters: fit gives it those")
+        raise TypeError(f"{name} must be a number or a schedule, got {came(given)}: the parameters are given by fit")
     return given if callable(given) else positive(name, given)
 
 
@@ -32,8 +33,18 @@ def decayed(rate: float, factor: float, times: float) -> float:
         return sys.float_info.max
 
 
-class Formula(Adjustable):
+class Formula(Adjustable, ABC):
     """The base of the schedules here: two with the same settings are equal."""
+
+    def __call__(self, step: int) -> float:
+        """The rate at a step, counted from 0; ValueError for what is no such number."""
+        if type(step) is not int or not 0 <= step <= sys.maxsize:  # the usual one is not looked at any further
+            step = whole(f"{type(self).__name__}: step", step, least=0)
+        return self.at(step)
+
+    @abstractmethod
+    def at(self, step: int) -> float:
+        """The formula in the class's docstring."""
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
@@ -48,7 +59,7 @@ class Constant(Formula):
     def __init__(self, rate: float):
         self.rate = positive("Constant: rate", rate)
 
-    def __call__(self, step: int) -> float:
+    def at(self, step: int) -> float:
         return self.rate
 
 
@@ -60,7 +71,7 @@ class StepDecay(Formula):
         self.factor = positive("StepDecay: factor", factor)
         self.every = whole("StepDecay: every", every)
 
-    def __call__(self, step: int) -> float:
+    def at(self, step: int) -> float:
         return decayed(self.rate, self.factor, step // self.every)
 
 
@@ -72,7 +83,7 @@ class ExponentialDecay(Formula):
         self.factor = positive("ExponentialDecay: factor", factor)
         self.every = whole("ExponentialDecay: every", every)
 
-    def __call__(self, step: int) -> float:
+    def at(self, step: int) -> float:
         return decayed(self.rate, self.factor, step / self.every)
 
 
@@ -84,7 +95,7 @@ class CosineDecay(Formula):
         self.steps = whole("CosineDecay: steps", steps)
         self.final = non_negative("CosineDecay: final", final)
 
-    def __call__(self, step: int) -> float:
+    def at(self, step: int) -> float:
         return self.final + (self.rate - self.final) * ((1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2)
 
 
@@ -98,7 +109,7 @@ class WarmUp(Formula):
         self.then = checked_rate("WarmUp: then", then)
         self.steps = whole("WarmUp: steps", steps)
 
-    def __call__(self, step: int) -> float:
+    def at(self, step: int) -> float:
         if step < self.steps:
             return rate_at(self.then, 0) * ((step + 1) / self.steps)
         return rate_at(self.then, step - self.steps)

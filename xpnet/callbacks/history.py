@@ -1,9 +1,10 @@
 """What a training run measured."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..checks import shown
 from ..notebook import figure, table
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class History(dict[str, list[float]]):
         return max((len(values) for values in self.values() if hasattr(values, "__len__")), default=0)
 
     def record(self, measures: dict[str, float]) -> None:
-        """Append an epoch's number to each measure's list, which is begun if need be."""
+        """Append an epoch's number to each measure's list, which is begun if need be; TypeError for no dict."""
+        if not isinstance(measures, Mapping):
+            raise TypeError(f'History.record: expected numbers by name, such as {{"mine": 1.0}}, got {shown(measures)}')
         for name, value in measures.items():
             self.setdefault(name, []).append(value)
 

@@ -35,7 +35,7 @@ class CorrectedRate(Formula):
     def __init__(self, rate: Any, beta1: float, beta2: float):
         self.rate, self.beta1, self.beta2 = rate, beta1, beta2
 
-    def __call__(self, step: int) -> float:
+    def at(self, step: int) -> float:
         return rate_at(self.rate, step) * math.sqrt(1 - self.beta2 ** (step + 1)) / (1 - self.beta1 ** (step + 1))
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from .. import ops
-from ..backend import Array, namespace
+from ..backend import Array, floating, namespace
 from ..checks import finite
 from .base import Layer
 
@@ -27,7 +27,7 @@ class Tanh(Layer):
     """forward: y = tanh x              backward: dx = dy (1 - y²)"""
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
-        y = namespace(x).tanh(x)
+        y = floating(x, self).tanh(x)
         return y, (self, y.shape, y)
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
@@ -41,7 +41,7 @@ class ReLU(Layer):
     """forward: y = max(x, 0)           backward: dx = dy where x >= 0, else 0, so that the derivative at 0 is 1"""
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
-        y = namespace(x).maximum(x, 0.0)
+        y = floating(x, self).maximum(x, 0.0)
         return y, (self, y.shape, x >= 0.0)
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
@@ -59,8 +59,9 @@ class LeakyReLU(Layer):
         self.alpha = finite("LeakyReLU: alpha", alpha)
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        xp = floating(x, self)
         positive = x >= 0.0
-        y = namespace(x).where(positive, x, self.alpha * x)
+        y = xp.where(positive, x, self.alpha * x)
         return y, (self, y.shape, positive)
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
@@ -78,7 +79,7 @@ class ELU(Layer):
         self.alpha = finite("ELU: alpha", alpha)
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
-        xp = namespace(x)
+        xp = floating(x, self)
         y = xp.where(x >= 0.0, x, self.alpha * xp.expm1(xp.minimum(x, 0.0)))
         return y, (self, y.shape, x)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from ..backend import Array, Guarded, Held
-from ..checks import flag, two
+from ..backend import Array, Guarded, Held, Namespace, floating
+from ..checks import came, flag, two
 from ..settings import Configured
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class Layer(Configured, ABC):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """The shape of y for an x of this shape, with or without the batch axis; ValueError for an x it cannot take."""
+        check_shape(self, input_shape)
         return input_shape
 
     def assign_params(self, params: Mapping[str, Array]) -> None:
@@ -148,15 +149,36 @@ class Layer(Configured, ABC):
 
     # --- for the layers of this package ---
 
-    def check_features(self, shape: Shape, features: int, *, matrix: bool = False) -> None:
-        """Refuse an input whose last axis is not `features` long, and with `matrix` one that has not two axes."""
-        if not shape or shape[-1] != features or (matrix and len(shape) != 2):
+    def check_matrix(self, x: Array, features: int) -> Namespace:
+        """The array API functions for x, if it is a floating array of shape (n, features)."""
+        xp = floating(x, self)
+        if x.ndim != 2 or x.shape[1] != features:
+            raise ValueError(f"{self!r}: expected input of shape (n, {features}), got {tuple(x.shape)}")
+        return xp
+
+    def check_features(self, shape: Shape, features: int) -> None:
+        """Refuse a shape whose last axis is not `features` long."""
+        check_shape(self, shape)
+        if not shape or shape[-1] != features:
             raise ValueError(f"{self!r}: expected input of shape (n, {features}), got {tuple(shape)}")
 
-    def saved(self, cache: Any, dy: Array) -> tuple[Any, ...]:
-        """What forward kept in `cache` = (self, shape of y, *kept), which must be this layer's and fit dy."""
+    def kept(self, cache: Any) -> tuple[Any, ...]:
+        """What forward kept in `cache` = (self, shape of y, *kept), which must be this layer's."""
         if not (isinstance(cache, tuple) and len(cache) >= 2 and cache[0] is self):
-            raise ValueError(f"{self!r}: backward needs the cache that this layer's forward gave, got another")
+            given = "another's" if isinstance(cache, tuple) else came(cache)
+            raise ValueError(f"{self!r}: expected the cache that this layer's forward gave, got {given}")
+        return cache[2:]
+
+    def saved(self, cache: Any, dy: Array) -> tuple[Any, ...]:
+        """`kept` of the cache of the forward that dy belongs to."""
+        kept = self.kept(cache)
+        floating(dy, self)
         if tuple(dy.shape) != tuple(cache[1]):
             raise ValueError(f"{self!r}: backward expected dy of shape {tuple(cache[1])}, got {tuple(dy.shape)}")
-        return cache[2:]
+        return kept
+
+
+def check_shape(who: object, shape: object) -> None:
+    """Refuse what is no tuple or list, such as an array in place of its shape."""
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"{who!r}: expected a shape such as (32, 64), got {came(shape)}")

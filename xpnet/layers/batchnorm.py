@@ -60,7 +60,7 @@ class BatchNorm(Layer):
         return {"mean": np.zeros(self.features), "var": np.ones(self.features)}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
-        self.check_features(x.shape, self.features, matrix=True)
+        xp = self.check_matrix(x, self.features)
         n = x.shape[0]
         batch = None
         if training and self.trainable:
@@ -77,7 +77,7 @@ class BatchNorm(Layer):
             batch = mean, var
         else:
             centred, var = x - self.state["mean"], self.state["var"]
-        scale = 1.0 / namespace(x).sqrt(var + self.eps)  # (D,), so that x̂ = centred · scale
+        scale = 1.0 / xp.sqrt(var + self.eps)  # (D,), so that x̂ = centred · scale
         y = centred * (scale * self.params["gamma"])
         y += self.params["beta"]
         return y, (self, y.shape, centred, scale, batch)
@@ -96,7 +96,7 @@ class BatchNorm(Layer):
         return dx, grads
 
     def next_state(self, cache: Any) -> dict[str, Array]:
-        batch = cache[-1]
+        *_, batch = self.kept(cache)
         if batch is None:
             return self.state
         mean, var = self.state["mean"], self.state["var"]

@@ -50,7 +50,7 @@ class Dense(Layer):
         return {"weight": INITIALIZERS[self.initializer](rng, shape), "bias": np.zeros(self.out_features)}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
-        self.check_features(x.shape, self.in_features, matrix=True)
+        self.check_matrix(x, self.in_features)
         y = ops.linear(x, self.params["weight"])
         y += self.params["bias"]
         return y, (self, y.shape, x)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from .. import ops
-from ..backend import Array, namespace
+from ..backend import Array, floating, namespace
 from ..checks import fraction
 from .base import Layer
 
@@ -34,10 +34,11 @@ class Dropout(Layer):
         return {"key": np.array([rng.integers(2**31), 0], dtype=np.int32)}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        xp = floating(x, self)
         if not training:
             return x, (self, x.shape, None)
         keep = ops.random_keep(self.state["key"], x.shape, self.rate)
-        mask = namespace(x).astype(keep, x.dtype) * (1.0 / (1.0 - self.rate))
+        mask = xp.astype(keep, x.dtype) * (1.0 / (1.0 - self.rate))
         return x * mask, (self, x.shape, mask)
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
@@ -45,7 +46,8 @@ class Dropout(Layer):
         return (dy if mask is None else dy * mask), {}
 
     def next_state(self, cache: Any) -> dict[str, Array]:
-        if cache[-1] is None:
+        (mask,) = self.kept(cache)
+        if mask is None:
             return self.state
         key = self.state["key"]
         xp = namespace(key)

@@ -1,0 +1,548 @@
+"""Every public function, class and method, each of its arguments in turn given a zoo of wrong values.
+
+Each either works and gives a result of the right kind, or raises an error of the kinds that its docstring names, from
+xpnet's own code, that says who refuses and what came. In both cases a network that refused is as it was, to the bit.
+The table is made from the signatures: a new public name or argument without a row in it fails a test.
+"""
+
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_bad_input import Foreign, bits
+
+import xpnet as xn
+from xpnet import files as xn_files
+
+PACKAGE = str(Path(xn.__file__).parent)
+ROWS, FEATURES, CLASSES = 6, 4, 3
+
+
+# --- the zoo ----------------------------------------------------------------------------------------------------------
+
+
+def numbers(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0.1, 0.9, shape)
+
+
+def with_first(value: float) -> np.ndarray:
+    x = numbers(ROWS, FEATURES)
+    x[0, 0] = value
+    return x
+
+
+def read_only() -> np.ndarray:
+    x = numbers(ROWS, FEATURES)
+    x.flags.writeable = False
+    return x
+
+
+ZOO: dict[str, Callable[[], Any]] = {
+    "None": lambda: None,
+    "True": lambda: True,
+    "a word": lambda: "name",
+    "bytes": lambda: b"x",
+    "-1": lambda: -1,
+    "0": lambda: 0,
+    "1.5": lambda: 1.5,
+    "NaN": lambda: np.nan,
+    "infinity": lambda: np.inf,
+    "10**400": lambda: 10**400,
+    "1j": lambda: 1j,
+    "[]": list,
+    "(1,)": lambda: (1,),
+    "ragged lists": lambda: [[1.0], [2.0, 3.0]],
+    "a list of words": lambda: ["a", "b"],
+    "{}": dict,
+    "a set": lambda: {1, 2},
+    "an object": object,
+    "a class": lambda: xn.Dense,
+    "a function": lambda: lambda *args: None,
+    "a generator": lambda: (i for i in range(2)),
+    "a layer": xn.ReLU,
+    "a loss": xn.MeanSquaredError,
+    "an optimizer": xn.SGD,
+    "an empty array": lambda: np.ones((0, FEATURES)),
+    "a 0-d array": lambda: np.array(1.5),
+    "a flat array": lambda: numbers(FEATURES + 1),
+    "a 3-D array": lambda: numbers(2, 2, 2),
+    "an array of objects": lambda: numbers(ROWS, FEATURES).astype(object),
+    "an array of lists": lambda: np.array([[1.0], [2.0, 3.0]], dtype=object),
+    "complex numbers": lambda: numbers(ROWS, FEATURES) + 1j,
+    "a masked array": lambda: np.ma.masked_greater(numbers(ROWS, FEATURES), 0.5),
+    "an array of words": lambda: np.full((ROWS, FEATURES), "a"),
+    "dates": lambda: np.full((ROWS, FEATURES), np.datetime64("2020-01-01")),
+    "an array with NaN": lambda: with_first(np.nan),
+    "an array with infinity": lambda: with_first(np.inf),
+    "float16": lambda: numbers(ROWS, FEATURES).astype(np.float16),
+    "long double": lambda: numbers(ROWS, FEATURES).astype(np.longdouble),
+    "a read-only array": read_only,
+    "a big-endian array": lambda: numbers(ROWS, FEATURES).astype(">f8"),
+    "another library's array": lambda: Foreign(numbers(ROWS, FEATURES)),
+    "a series": lambda: pd.Series(numbers(ROWS)),
+    "a frame": lambda: pd.DataFrame(numbers(ROWS, FEATURES)),
+    "a frame of words": lambda: pd.DataFrame({"a": ["x"] * ROWS}),
+}
+SHAPED = frozenset(name for name, make in ZOO.items() if isinstance(make(), np.ndarray)) | {"another library's array"}
+ROWS_OF_ANYTHING = {
+    "an array of objects", "complex numbers", "an array of words", "dates", "an array with NaN",
+    "an array with infinity", "float16", "long double", "a series", "a frame of words", "a frame",
+    "a read-only array", "a big-endian array", "a masked array",
+}  # fmt: skip
+ARRAYS = frozenset(["a read-only array", "a big-endian array", "a frame"])  # what fit and its like take
+
+
+def signs(value: object) -> list[str]:
+    """What tells a reader of a message that this value came: one of them will do."""
+    found = [
+        " ".join(repr(value).split())[:40],
+        "an integer of",
+        f"a {type(value).__name__}",
+        f"{type(value).__name__}",
+    ]
+    if value is None:
+        return ["None", "no rows", "missing"]
+    if isinstance(value, type):
+        return [value.__name__]
+    if isinstance(value, (int, float, complex, str, bytes)):  # of what NumPy makes of it
+        found += ["shape ()"]
+    if isinstance(value, (list, tuple, dict, set)):
+        found += ["inhomogeneous", "empty", "nothing", "no rows", f"{len(value)} rows", f"of {len(value)}", "another"]
+        found += [str(tuple(value)), str((len(value),)), f"y {len(value)}", *map(repr, value)]
+    if isinstance(value, np.ndarray | pd.DataFrame | pd.Series | Foreign):
+        a = np.asarray(value.a if isinstance(value, Foreign) else value)
+        found += [str(a.shape), str(a.dtype), a.dtype.name.rstrip("0123456789")]
+        found += [f"{len(a)} rows"] if a.ndim else []
+        found += [
+            f"y {len(a)}" if a.ndim else "no rows",
+            "NaN or infinite",
+            "masked",
+            "fractions",
+            "object",
+            "no rows",
+            "add up to 1",
+        ]
+    return found
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """A valid example, made anew for each call, and what in the zoo is one as well."""
+
+    example: Callable[[], Any]
+    taken: frozenset[str] = frozenset()
+    errors: tuple[type[Exception], ...] = ()
+    left: frozenset[str] = frozenset()  # to Python and the array library: nobody looks at these
+
+
+def kind(example: Any, *taken: str, errors: tuple[type[Exception], ...] = (), left: Iterable[str] = ()) -> Kind:
+    made = example if inspect.isfunction(example) or isinstance(example, type) else lambda: example
+    return Kind(made, frozenset(taken), errors, frozenset(left))
+
+
+def network() -> xn.Sequential:
+    layers = xn.Dense(FEATURES, 5), xn.BatchNorm(5), xn.Tanh(), xn.Dropout(0.2), xn.Dense(5, CLASSES)
+    return xn.Sequential(*layers).initialize("numpy", "float64")
+
+
+def classes() -> np.ndarray:
+    return np.arange(ROWS) % CLASSES
+
+
+def axes() -> Any:
+    import matplotlib.pyplot as plt
+
+    return plt.figure().add_subplot()
+
+
+def figure() -> Any:
+    import matplotlib.pyplot as plt
+
+    return plt.figure()
+
+
+def history() -> xn.History:
+    made = xn.History()
+    made.record({"loss": 1.0, "val_loss": 2.0})
+    return made
+
+
+X = kind(lambda: numbers(ROWS, FEATURES), *ARRAYS)
+OWN = "a read-only array", "a big-endian array", "an array with NaN"  # of the backend and a floating dtype
+FLOATS = kind(
+    lambda: numbers(ROWS, FEATURES), *OWN, "an array with infinity", "an empty array", "a flat array", "a 3-D array",
+    left=["a 0-d array"],
+)  # fmt: skip
+MATRIX = kind(lambda: numbers(ROWS, FEATURES), *OWN, "an array with infinity", "an empty array")
+PRODUCT = kind(
+    lambda: numbers(ROWS, FEATURES), *OWN, "an array with infinity",
+    left=["a 0-d array", "a flat array", "a 3-D array", "an empty array"],
+)  # fmt: skip
+PREDICTION = kind(lambda: numbers(ROWS, FEATURES), "a read-only array", "a big-endian array")
+W = kind(lambda: numbers(ROWS, FEATURES), *OWN, "an array with infinity")
+FRAMES = "a series", "a frame", "a frame of words", "a masked array"
+ANYTHING = kind(classes, *ROWS_OF_ANYTHING - {*FRAMES}, left=FRAMES)  # split by rows, and frames stay frames
+UNSEEN = kind(False, left=ZOO)
+COUNT = kind(2)
+MAYBE_COUNT = kind(2, "None")
+SEED = kind(3, "0", "None", "10**400")
+POSITIVE = kind(0.5, "1.5")
+NOT_NEGATIVE = kind(0.5, "0", "1.5")
+FRACTION = kind(0.5, "0")
+FINITE = kind(0.5, "-1", "0", "1.5")
+LIMIT = kind(0.5, "1.5", "None")
+FLAG = kind(False, "True")
+RATE = kind(0.5, "1.5", "a function", "a loss")
+STEP = kind(3, "0")
+LOSS = kind(xn.SoftmaxCrossEntropy)
+OPTIMIZER = kind(xn.Adam, "an optimizer")
+PATH = kind("file", "a word", "bytes", errors=(OSError,))
+NET = kind(network)
+BACKEND = kind("numpy", "None", errors=(xn.BackendUnavailableError,))
+DEVICE = kind(None, "None", errors=(xn.BackendUnavailableError,))
+AXES = kind(axes, "None")
+FIGURE = kind(figure, "None")
+
+PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is another's too
+    "learning_rate": RATE,
+    "then": RATE,
+    "momentum": FRACTION,
+    "rho": FRACTION,
+    "beta1": FRACTION,
+    "beta2": FRACTION,
+    "Dropout.rate": FRACTION,
+    "rate": POSITIVE,
+    "factor": POSITIVE,
+    "ReduceOnPlateau.factor": kind(0.5),
+    "every": COUNT,
+    "Checkpoint.every": COUNT,
+    "steps": COUNT,
+    "final": NOT_NEGATIVE,
+    "step": STEP,
+    "eps": POSITIVE,
+    "delta": POSITIVE,
+    "seconds": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "clip_value": LIMIT,
+    "clip_norm": LIMIT,
+    "bias_correction": FLAG,
+    "alpha": FINITE,
+    "features": COUNT,
+    "in_features": COUNT,
+    "out_features": COUNT,
+    "trainable": FLAG,
+    "initializer": kind("he_normal"),
+    "reduction": kind("sum"),
+    "monitor": kind("val_loss"),
+    "patience": COUNT,
+    "min_delta": NOT_NEGATIVE,
+    "mode": kind("min"),
+    "restore_best": FLAG,
+    "cooldown": kind(2, "0"),
+    "min_rate": NOT_NEGATIVE,
+    "append": FLAG,
+    "log": kind(None, "None", "a function", "a class", "a loss"),
+    "layers": kind(xn.Tanh, "a layer"),
+    "path": PATH,
+    "folder": PATH,
+    "name": BACKEND._replace(taken=frozenset()),
+    "backend": BACKEND,
+    "Sequential.to.backend": BACKEND,
+    "device": DEVICE,
+    "dtype": kind("float32"),
+    "Sequential.to.dtype": kind("float32", "None"),
+    "Backend.asarray.x": kind(lambda: numbers(3), left=ZOO),  # as the library's own does; `adopt` is what checks
+    "Backend.asarray.dtype": kind("float32", "None", left=["another library's array"]),
+    "Backend.dtype.dtype": kind("float32", left=["another library's array", "None"]),
+    "Backend.owns.x": kind(lambda: numbers(3), *ZOO),
+    "Backend.to_numpy.a": kind(lambda: numbers(3), left=ZOO),
+    "seed": SEED,
+    "fresh": FLAG,
+    "custom_layers": kind(list, "None", "[]"),
+    "x": X,
+    "y": kind(classes),
+    "loss": LOSS,
+    "optimizer": OPTIMIZER,
+    "epochs": COUNT,
+    "batch_size": MAYBE_COUNT,
+    "shuffle": FLAG,
+    "validation_data": kind(lambda: (numbers(ROWS, FEATURES), classes()), "None"),
+    "metrics": kind(lambda: {"a": xn.accuracy}, "None", "{}"),
+    "callbacks": kind(lambda: [xn.Callback()], "None", "[]", "{}"),
+    "progress": FLAG,
+    "sample_weight": kind(lambda: numbers(ROWS), "None", "a series"),
+    "l2": NOT_NEGATIVE,
+    "slots": kind(None, "None"),
+    "checkpoint": kind(None, "None"),
+    "resume": kind(False),
+    "params": kind(lambda: network().params),
+    "state": kind(lambda: network().state),
+    "prediction": PREDICTION,
+    "target": kind(lambda: np.eye(FEATURES)[np.arange(ROWS) % FEATURES]),
+    "confusion_matrix.target": kind(classes),
+    "threshold": FINITE,
+    "k": kind(2),
+    "training": UNSEEN,  # read as Python reads a condition, at each layer of each step
+    "forward.x": FLOATS,
+    "Dense.forward.x": MATRIX,
+    "BatchNorm.forward.x": MATRIX,
+    "Layer.forward.x": MATRIX,
+    "Sequential.forward.x": MATRIX,
+    "dy": kind(None, *OWN, "an array with infinity"),
+    "Layer.backward.dy": kind(None),
+    "Dense.backward.dy": kind(None),
+    "Sequential.backward.dy": kind(None),
+    "cache": kind(None),
+    "input_shape": kind((ROWS, FEATURES)),
+    "Layer.output_shape.input_shape": kind((2, 3), left=["[]", "(1,)", "a list of words", "ragged lists"]),
+    "check_gradients.y": kind(None, "None"),
+    "check_gradients.loss": kind(None, "None"),
+    "load_torch.path": PATH._replace(example=lambda: "torch"),
+    "thing": kind(lambda: xn.Dense(FEATURES, 2), "a layer"),
+    "tolerance": POSITIVE,
+    "net": NET,
+    "backends": kind(("numpy", "array_api_strict")),
+    "measures": kind({"loss": 1.0}, "{}"),
+    "history": kind(history),
+    "measure": kind("loss"),
+    "ax": AXES,
+    "figure": FIGURE,
+    "counts": kind(lambda: np.eye(3, dtype=int)),
+    "names": kind(None, "None"),
+    "images": kind(lambda: numbers(ROWS, FEATURES), *ARRAYS),
+    "predicted": kind(classes),
+    "true": kind(classes),
+    "most": COUNT,
+    "columns": COUNT,
+    "shape": kind((4, 2)),
+    "first_layer_weights.shape": kind((2, 2), "None"),
+    "fit.y": kind(classes),
+    "rng": kind(lambda: np.random.default_rng(0)),
+    "test_size": kind(2),
+    "rows": kind(6, "0"),
+    "minibatches.batch_size": COUNT,
+    "train_test_split.x": ANYTHING,
+    "train_test_split.y": ANYTHING,
+    "stratify": kind(lambda: np.arange(ROWS) % 2, "None"),
+    "w": FLOATS,
+    "lookahead.w": W,
+    "update.w": W,
+    "gradient": W,
+    "Optimizer.update.slots": kind(lambda: xn.Adam().init(numbers(ROWS, FEATURES))),
+    "Nesterov.lookahead.slots": kind(lambda: xn.Nesterov().init(numbers(ROWS, FEATURES))),
+    "Optimizer.lookahead.w": kind(lambda: numbers(3), left=ZOO),
+    "Optimizer.lookahead.slots": kind(dict, left=ZOO),
+    "dot_over_batch.y": PRODUCT,
+    "z": FLOATS,
+    "ops.x": FLOATS,
+    "dot_over_batch.x": PRODUCT,
+    "linear.x": PRODUCT,
+    "linear.weight": PRODUCT._replace(example=lambda: numbers(FEATURES, 2), taken=frozenset(), left=SHAPED),
+    "sum_over_batch.x": PRODUCT,
+    "ops.z": FLOATS,
+    "low": kind(0.2, left=ZOO),
+    "high": kind(0.3, left=ZOO),
+    "labels": kind(classes, left=SHAPED),
+    "classes": kind(3, left=ZOO),
+    "one_hot.dtype": kind(lambda: np.float32, left=ZOO),
+    "key": kind(lambda: np.array([1, 2], np.int32), left=SHAPED),
+    "random_keep.shape": kind((2, 3), left=ZOO),
+    "random_keep.rate": kind(0.5, left=ZOO),
+    "arrays": kind(lambda: [numbers(2), numbers(3)], left=ZOO),
+    "flat": kind(lambda: numbers(6), left=SHAPED),
+    "shapes": kind([(2,), (2, 2)], left=ZOO),
+    "all_finite.arrays": kind(lambda: numbers(3), left=SHAPED),
+    "a": FLOATS,
+}
+
+
+# --- the entry points -------------------------------------------------------------------------------------------------
+
+FILES = "load", "save_torch", "load_torch"  # of `xpnet.files`; the rest of it is for these and the checkpoints
+MODULES = {"xn": xn, **{m: getattr(xn, m) for m in ("ops", "data", "initializers", "metrics", "schedules", "plots")}}
+INNER = {
+    "what the package raises itself": {"DivergenceError", "FormatError", "BackendUnavailableError", "GradientError"},
+    "for schedules and optimizers": {"checked_rate", "rate_at", "decayed"},
+    "built by get_backend": {"Backend"},
+    "the bases, which are abstract": {
+        "Layer", "Layer.forward", "Layer.backward", "Layer.next_state", "Loss", "Optimizer",
+    },
+    "hooks, which fit calls with the run": {"train_begin", "epoch_begin", "step_end", "epoch_end", "train_end"},
+    "what a class of one's own writes, for the methods that check": {
+        "terms", "rule", "coefficients", "decayed", "initial_params", "initial_state", "param_shapes", "state_shapes",
+    },
+    "steps of training and loading, which give what is checked": {
+        "advance", "limited", "rate", "reduced", "divisor", "encode", "assign_params", "assign_state", "hold", "place",
+        "infer", "leaves", "parts", "backward_params", "saved", "check_features", "check_matrix", "check_memory",
+        "kept", "open", "leave", "locked", "adopt",
+        "stack", "scope", "at", "check_slots", "Checkpoint.save",
+    },
+}  # fmt: skip
+TRUSTED = set().union(*INNER.values())
+SUBJECTS: dict[str, Callable[[], Any]] = {
+    "Layer": xn.ReLU,
+    "Dense": lambda: placed(xn.Dense(FEATURES, 2)),
+    "BatchNorm": lambda: placed(xn.BatchNorm(FEATURES)),
+    "Dropout": lambda: placed(xn.Dropout(0.5)),
+    "Sequential": network,
+    "Loss": xn.MeanSquaredError,
+    "Optimizer": xn.Adam,
+    "History": history,
+    "Backend": lambda: xn.get_backend("numpy"),
+    "Formula": lambda: xn.CosineDecay(0.1, 10),
+}  # the classes that are made of nothing make their own
+
+
+def placed(layer: xn.Layer) -> xn.Layer:
+    """The layer with parameters and statistics."""
+    xn.Sequential(layer).initialize("numpy", "float64")
+    return layer
+
+
+class Entry(NamedTuple):
+    """A public function, class or method: how it is called, and the names of its arguments."""
+
+    function: Callable[..., Any]
+    owner: type | None  # of a method
+    parameters: list[str]
+
+
+def entry_points() -> dict[str, Entry]:
+    """By name: the public functions and classes, and the methods that each class defines itself."""
+    found: dict[str, Any] = {f"files.{name}": getattr(xn_files, name) for name in FILES}
+    for name, module in MODULES.items():
+        for key, value in vars(module).items():
+            own = not key.startswith("_") and getattr(value, "__module__", None) == module.__name__
+            if (key in module.__all__ if hasattr(module, "__all__") else own) and not inspect.ismodule(value):
+                found[f"{name}.{key}"] = value
+    entries, seen = {}, set()
+    for name, value in found.items():
+        key = name.partition(".")[2]
+        if not inspect.isabstract(value) and key not in TRUSTED and value not in seen:
+            entries[name] = Entry(value, None, list(inspect.signature(value).parameters))
+        seen.add(value)
+    for cls in [value for value in seen if isinstance(value, type)]:
+        for key, method in vars(cls).items():
+            name = f"{cls.__name__}.{key}"
+            public = inspect.isfunction(method) and (key == "__call__" or not key.startswith("_"))
+            if public and not {key, name} & TRUSTED:
+                entries[name] = Entry(method, cls, list(inspect.signature(method).parameters)[1:])
+    return dict(sorted(entries.items()))
+
+
+ENTRIES = entry_points()
+LATER = "xn.", "files.", "plots.", "Sequential.", "Loss."  # rows to come
+ROWS_OF_THE_TABLE = [(name, p) for name, e in ENTRIES.items() for p in e.parameters if not name.startswith(LATER)]
+
+
+def kind_of(name: str, parameter: str) -> Kind | None:
+    owner, _, last = name.rpartition(".")
+    keys = f"{name}.{parameter}", f"{last}.{parameter}", f"{owner}.{parameter}", parameter
+    return next((PARAMETERS[key] for key in keys if key in PARAMETERS), None)
+
+
+class Call:
+    """An entry point with a valid example of each argument."""
+
+    def __init__(self, name: str):
+        self.entry = ENTRIES[name]
+        owner = self.entry.owner
+        self.subject = None if owner is None else SUBJECTS.get(owner.__name__, owner)()
+        self.given = {p: kind_of(name, p).example() for p in self.entry.parameters}
+        if "cache" in self.given:
+            dy, self.given["cache"] = self.subject.forward(numbers(ROWS, FEATURES), True)
+            if "dy" in self.given:
+                self.given["dy"] = dy
+
+    def __call__(self, **changed: Any) -> Any:
+        given = self.given | changed
+        first = () if self.subject is None else (self.subject,)
+        kinds = inspect.signature(self.entry.function).parameters.values()
+        first += tuple(given.pop(p.name) for p in kinds if p.kind is p.VAR_POSITIONAL)
+        return self.entry.function(*first, **given)
+
+    def watched(self) -> Any:
+        """What no refusal may change."""
+        nets = [a for a in (self.subject, *self.given.values()) if isinstance(a, xn.Sequential)]
+        return [bits(net) for net in nets], repr(self.subject)
+
+    def names(self) -> set[str]:
+        """Of those who may refuse an argument, one begins the message or is in it."""
+        parts = [self.subject, *self.given.values()]
+        ours = [part for part in (*parts, *getattr(self.subject, "layers", ())) if is_ours(part)]
+        names = {type(part).__name__ for part in ours} | {getattr(self.entry.owner, "__name__", "xn")}
+        names |= {self.entry.function.__name__} | ({"predict"} if "__call__" in str(self.entry) else set())
+        return names | {name.lower() for name in names}
+
+
+def is_ours(thing: object) -> bool:
+    return type(thing).__module__.startswith("xpnet")
+
+
+def same_kind(result: Any, expected: Any) -> bool:
+    if isinstance(expected, tuple):
+        return isinstance(result, tuple) and all(map(same_kind, result, expected))
+    return isinstance(result, type(expected))
+
+
+def fault(name: str, parameter: str, animal: str) -> str | None:
+    """What is wrong with how an entry point takes this value, None if nothing."""
+    kind, call, value = kind_of(name, parameter), Call(name), ZOO[animal]()
+    if animal in kind.left:
+        return None
+    before = call.watched()
+    try:
+        with np.errstate(invalid="ignore"):  # of infinity - infinity
+            result = call(**{parameter: value})
+    except Exception as error:  # whatever it is, it is judged
+        place = traceback.extract_tb(error.__traceback__)[-1].filename
+        said = f"{type(error).__name__}: {error}"
+        if not isinstance(error, (ValueError, TypeError, *kind.errors)) or isinstance(error, UnicodeError):
+            return f"raised {said}"
+        if not place.startswith(PACKAGE):
+            return f"left it to {place} to say {said}"
+        if animal in kind.taken and not kind.errors:
+            return f"refused what it should take: {said}"
+        if not any(who in str(error) for who in call.names()):
+            return f"does not say who refuses: {said}"
+        if not any(sign in str(error) for sign in signs(value)):
+            return f"does not say what came: {said}"
+        return None if call.watched() == before else "changed the network that it refused to work on"
+    if animal not in kind.taken:
+        return f"took it, and gave {result!r:.80}"
+    expected = Call(name)()
+    return None if same_kind(result, expected) else f"gave {result!r:.80}, a {type(result)}, not {type(expected)}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network().save("file")
+    xn_files.save_torch(network(), "torch")
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_public_argument_has_a_row(name):
+    assert [p for p in ENTRIES[name].parameters if kind_of(name, p) is None] == []
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_examples_work(name):
+    Call(name)()
+
+
+@pytest.mark.parametrize(("name", "parameter"), ROWS_OF_THE_TABLE, ids=map(".".join, ROWS_OF_THE_TABLE))
+def test_each_argument_takes_what_it_means_and_refuses_the_rest_in_words(name, parameter):
+    faults = {animal: found for animal in ZOO if (found := fault(name, parameter, animal))}
+    assert faults == {}
