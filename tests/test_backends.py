@@ -72,14 +72,18 @@ def test_loss_agrees_with_numpy(lib, name, reduction, dtype, rtol, rng):
     np.testing.assert_array_equal(lib.to_numpy(there), t)
 
 
-def test_a_sum_over_a_long_batch_keeps_its_digits(lib, rng):
-    n = 10**6
-    x = rng.normal(size=(n, 2)).astype("float32")
-    on_x = lib.asarray(x)
+@pytest.mark.parametrize("pixel", [False, True], ids=["normal", "two values"])
+def test_a_sum_over_a_long_batch_keeps_its_digits(lib, pixel, rng):
+    """Of two values the roundings beside a long sum all go one way."""
+    x = rng.normal(size=(10**6, 2)).astype("float32")
+    if pixel:
+        x = np.where(x > 0.0, 0.7, 0.1).astype("float32")
+    wide, on_x = x.astype("float64"), lib.asarray(x)
     with lib.backend.scope():
-        sums = lib.to_numpy(xn.ops.dot_over_batch(on_x, on_x))
-    rounding = float(np.finfo("float32").eps)
-    np.testing.assert_allclose(sums, (x.astype("float64") ** 2).sum(axis=0), rtol=n**0.5 * rounding)  # n, at random
+        sums, squares = xn.ops.sum_over_batch(on_x), xn.ops.dot_over_batch(on_x, on_x)
+    rounding = 100 * float(np.finfo("float32").eps)
+    np.testing.assert_allclose(lib.to_numpy(sums), wide.sum(axis=0), rtol=0, atol=rounding * np.abs(wide).sum())
+    np.testing.assert_allclose(lib.to_numpy(squares), (wide**2).sum(axis=0), rtol=rounding)
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), PRECISIONS, ids=["float64", "float32"])

@@ -247,6 +247,47 @@ def test_batch_norm_shows_nan_in_its_own_feature_alone(name, poison, bench):
     np.testing.assert_array_equal(np.isfinite(var), [True, False, True])
 
 
+@pytest.mark.parametrize("name", ["none", "relu", "sigmoid"])
+def test_sums_of_a_million_rows_lose_no_digits(name, kernels, request):
+    """Of a pixel's two values, whose roundings beside a long sum all go one way: without care by thousands of eps."""
+    backend, f, n, eps = xn.get_backend(request.config.getoption("--backend")), FUNCTIONS[name], 10**6, 0.01
+    with backend.scope():
+        bench = Bench(kernels, "float32", backend)
+        light = bench.rng.random((1, n)) < 0.5
+        z, dy = np.where(light, 0.3, -0.2).astype("float32"), np.where(light, 0.7, 0.1).astype("float32")
+        wide, v = z.astype("float64"), z.astype("float64").var()
+        hat = (wide - wide.mean()) / np.sqrt(v + eps)
+        for norm in True, False:
+            du = dy * formula(f, (hat if norm else wide) + 1.0)[1]
+            work = Workspace(backend.xp, backend.dtype("float32"), backend.device)
+            place = work("z", (1, n))
+            place[...] = bench.put(z)
+            one, mean, var, dgamma, dbeta = (bench.put(np.ones(1, "float32")) for _ in range(5))
+            if norm:
+                y = bench.kernels.batch_norm(f, place, one, one, eps, mean, var, work, True)
+                more = one, one, bench.put(dy), dgamma, dbeta, None
+                bench.kernels.batch_norm_backward(f, bench.put(dy), place, y, *more, work)
+                bench.agrees(mean, [wide.mean()], 100, 0.3)
+                bench.agrees(var, [v], 100)
+                bench.agrees(dgamma, [(du * hat).sum()], 100, np.abs(du * hat).sum())
+            else:
+                y = bench.kernels.activation(f, place, one, work)
+                bench.kernels.activation_backward(f, bench.put(dy), place, y, one, bench.put(dy), dbeta, work)
+            bench.agrees(dbeta, [du.sum()], 100)
+
+
+def test_a_loss_of_a_million_rows_loses_no_digits(kernels, request):
+    backend, n = xn.get_backend(request.config.getoption("--backend")), 10**6
+    with backend.scope():
+        bench = Bench(kernels, "float32", backend)
+        z = np.where(bench.rng.random((1, n)) < 0.5, 0.3, -0.2).astype("float32") * np.array([[1.0], [-1.0]], "float32")
+        target = np.stack([np.full(n, 0.25, "float32"), np.full(n, 0.75, "float32")])
+        value, _ = bench.kernels.softmax_cross_entropy(bench.put(z), bench.put(target), 1.0, bench.work)
+    wide = z.astype("float64")
+    expected = (np.logaddexp(*wide) - (target * wide).sum(axis=0)).sum()
+    assert abs(float(value) - expected) < 100 * np.finfo("float32").eps * expected
+
+
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ They are not used on the result of a function such as exp, which PyTorch's autog
 import functools
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .backend import Array, device_of, floating, is_compiled, namespace
 
@@ -67,17 +67,34 @@ def sum_over_batch(x: Array) -> Array:
     """The sum of each column, (N, D) -> (D,), as a product with ones: nothing sums faster than the matrix library,
     except a compiler's own loop.
     """
-    xp = floating(x, "sum_over_batch")
+    xp, n = floating(x, "sum_over_batch"), x.shape[0]
     if is_compiled(xp):
         return xp.sum(x, axis=0)
-    return xp.ones((x.shape[0],), dtype=x.dtype, device=device_of(x)) @ x
+    if n > LONG:
+        return in_spans(lambda span: sum_over_batch(x[span, ...]), n)
+    return xp.ones((n,), dtype=x.dtype, device=device_of(x)) @ x
 
 
 def dot_over_batch(x: Array, y: Array) -> Array:
     """The sum of each column of x * y, (N, D) and (N, D) -> (D,), without forming the product."""
-    xp = floating(x, "dot_over_batch")
+    xp, n = floating(x, "dot_over_batch"), x.shape[0]
     floating(y, "dot_over_batch")
-    return xp.sum(x * y, axis=0) if is_compiled(xp) else xp.linalg.vecdot(x, y, axis=-2)
+    if is_compiled(xp):
+        return xp.sum(x * y, axis=0)
+    if n > LONG:
+        return in_spans(lambda span: dot_over_batch(x[span, ...], y[span, ...]), n)
+    return xp.linalg.vecdot(x, y, axis=-2)
+
+
+LONG = 2**13  # numbers in a sum beside which float32 may round all further ones alike
+SPAN = 2**10
+
+
+def in_spans(total: Callable[[slice], Array], n: int) -> Array:
+    """A sum over n numbers from `total` of each span of them: these are added up in float64."""
+    parts = [total(slice(start, min(start + SPAN, n))) for start in range(0, n, SPAN)]
+    xp = namespace(parts[0])
+    return xp.astype(xp.sum(xp.stack(parts), axis=0, dtype=xp.float64), parts[0].dtype)
 
 
 # --- random bits ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from .. import ops
 from ..backend import Array, Backend
 from ..layers.activations import ReLU, Sigmoid, Tanh
 from ..layers.base import Layer
@@ -30,6 +31,9 @@ class Bound:
         shared = calls.shares and h * n > threads.LARGE
         self.rows = max(1, threads.BLOCK // n) if shared else h  # gone through at a time
         self.whole = self.rows == h
+        self.sums, self.row_dot = calls.sums, calls.row_dot
+        if n > ops.LONG:
+            self.sums, self.row_dot = spanned(calls.sums), spanned(calls.row_dot)
         self.zero, self.one = calls.number(work, 0.0), calls.number(work, 1.0)
         self.ones = calls.filled(work, "ones", (n,), 1.0)
         self.y = z if eps is None else work("y", shape)
@@ -63,6 +67,16 @@ class Bound:
             if hasattr(self, "gain"):
                 part._columns()
             return part
+
+
+def spanned(product: Callable[..., Array]) -> Callable[..., Array]:
+    """A product that sums over the last axis, as `ops.in_spans` sums."""
+
+    def product_in_spans(a: Array, b: Array, out: Array) -> Array:
+        out[...] = ops.in_spans(lambda span: product(a[:, span], b[..., span], out=None), a.shape[1])
+        return out
+
+    return product_in_spans
 
 
 class Calls:
@@ -161,7 +175,7 @@ class Calls:
         """dz = dy f', dbias = Σ_n dz unless it is None. dz may be dy."""
         b = work.bound[dy.shape[1]]
         if f is None:
-            self.sums(dy, b.ones, out=dbias)
+            b.sums(dy, b.ones, out=dbias)
             return dy
         self.by_rows(self._activation_backward, b, f, dy, dz, dbias)
         return dz
@@ -169,7 +183,7 @@ class Calls:
     def _activation_backward(self, b: Bound, f: Layer | None, dy: Array, dz: Array, dbias: Array | None) -> None:
         dz = self._slope(b, f, dy, dz)
         if dbias is not None:
-            self.sums(dz, b.ones, out=dbias)
+            b.sums(dz, b.ones, out=dbias)
 
     def _slope(self, b: Bound, f: Layer | None, dy: Array, dz: Array) -> Array:
         """dz = dy f'; dy itself without an f."""
@@ -210,11 +224,11 @@ class Calls:
         self, b: Bound, f: Layer | None, z: Array, gamma: Array, beta: Array, mean: Array, var: Array
     ) -> None:
         lib = self.lib
-        self.sums(z, b.average, out=mean)
+        b.sums(z, b.average, out=mean)
         centred = lib.subtract(z, mean[:, None], out=b.centred)
-        mean += self.sums(centred, b.average, out=b.small)  # what a sum of large numbers loses of its mean
+        mean += b.sums(centred, b.average, out=b.small)  # what a sum of large numbers loses of its mean
         centred -= b.small_column
-        self.row_dot(centred, centred, out=var)
+        b.row_dot(centred, centred, out=var)
         var *= b.share
         deviation = lib.add(var, b.eps, out=b.deviation)
         lib.sqrt(deviation, out=deviation)
@@ -249,8 +263,8 @@ class Calls:
         self, b: Bound, f: Layer | None, dy: Array, dz: Array, dgamma: Array, dbeta: Array
     ) -> None:
         lib, du, centred, small = self.lib, self._slope(b, f, dy, dz), b.centred, b.small
-        self.sums(du, b.ones, out=dbeta)
-        self.row_dot(du, centred, out=dgamma)
+        b.sums(du, b.ones, out=dbeta)
+        b.row_dot(du, centred, out=dgamma)
         dgamma /= b.deviation
         lib.divide(dgamma, b.deviation, out=small)
         small *= b.share
@@ -283,13 +297,14 @@ class Calls:
         lib.subtract(z, top, out=s)
         lib.exp(s, out=e)
         self.sums(e.T, ones_k, out=sums)
-        self.row_dot(s, target, out=fits)
+        (self.row_dot if n <= ops.LONG else spanned(self.row_dot))(s, target, out=fits)
         e /= sums
         e -= target
         if scale != 1.0:
             e *= factor
         lib.log(sums, out=sums)
-        logs, fit = self.scalar(lib.dot(sums, ones_n)), self.scalar(lib.dot(fits, ones_k))
+        logs = self.scalar(lib.dot(sums, ones_n) if n <= ops.LONG else lib.sum(sums))
+        fit = self.scalar(lib.dot(fits, ones_k))
         return (logs - fit) * scale, e  # logs are at least 0 and fit at most: no digit is lost
 
     # --- optimizer ---

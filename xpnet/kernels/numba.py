@@ -15,6 +15,7 @@ from numba import config, njit, types
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic, overload
 
+from .. import ops
 from ..backend import Array, Backend
 from ..layers.activations import ReLU, Sigmoid, Tanh
 from ..layers.base import Layer
@@ -138,6 +139,7 @@ def _exp(x):
 
 
 # Arrays that are changed in place are one argument, not two of the same memory, which no compiler may vectorise.
+# Sums begin at `wide`, the zero of float64, and are taken in it; where it is None, in the numbers' own dtype.
 
 
 @compiled
@@ -158,12 +160,13 @@ def activation(kind, z, bias):
 
 
 @compiled
-def activation_backward(kind, y, d, dbias):
+def activation_backward(kind, y, d, dbias, wide):
     """d ← d f', dbias = Σ_n d unless it is None"""
     one = y.dtype.type(1.0)
     zero = y.dtype.type(0.0)
+    none = zero if wide is None else wide
     for i in range(y.shape[0]):
-        total = zero
+        total = none
         if kind == RELU:
             for j in range(y.shape[1]):
                 d[i, j] = zero if is_negative(y[i, j]) else d[i, j]
@@ -181,29 +184,30 @@ def activation_backward(kind, y, d, dbias):
 
 
 @compiled
-def batch_norm(kind, z, gamma, beta, eps, mean, var, scale, y):
+def batch_norm(kind, z, gamma, beta, eps, mean, var, scale, y, wide):
     """y = f(γ (z - μ) scale + β), scale = 1 / √(v + eps)"""
     n = z.shape[1]
     one = y.dtype.type(1.0)
     zero = y.dtype.type(0.0)
+    none = zero if wide is None else wide
     share = one / y.dtype.type(n)
     for i in range(z.shape[0]):
-        total = zero
+        total = none
         for j in range(n):
             total += z[i, j]
-        m = total * share
-        rest = zero
+        m = y.dtype.type(total * share)
+        rest = none
         for j in range(n):
             rest += z[i, j] - m
-        m += rest * share  # what a sum of large numbers loses of its mean
-        total = zero
-        rest = zero
+        m += y.dtype.type(rest * share)  # what a sum of large numbers loses of its mean
+        total = none
+        rest = none
         for j in range(n):
             c = z[i, j] - m
             total += c * c
             rest += c
         rest *= share  # what is less than the mean's last digit
-        v = total * share - rest * rest
+        v = y.dtype.type(total * share - rest * rest)
         s = one / np.sqrt(v + y.dtype.type(eps))
         mean[i] = m
         var[i] = v
@@ -222,18 +226,19 @@ def batch_norm(kind, z, gamma, beta, eps, mean, var, scale, y):
 
 
 @compiled
-def batch_norm_backward(kind, z, gamma, mean, scale, y, d, dgamma, dbeta):
+def batch_norm_backward(kind, z, gamma, mean, scale, y, d, dgamma, dbeta, wide):
     """du = d f', dβ = Σ_n du, dγ = Σ_n du x̂, d ← γ scale (du - dβ / N - x̂ dγ / N) with x̂ = (z - μ) scale"""
     n = z.shape[1]
     one = y.dtype.type(1.0)
     zero = y.dtype.type(0.0)
+    none = zero if wide is None else wide
     share = one / y.dtype.type(n)
     for i in range(z.shape[0]):
         m = mean[i]
         s = scale[i]
         gain = gamma[i] * s
-        sum_u = zero
-        sum_uc = zero
+        sum_u = none
+        sum_uc = none
         if kind == RELU:
             for j in range(n):
                 u = zero if is_negative(y[i, j]) else d[i, j]
@@ -254,8 +259,8 @@ def batch_norm_backward(kind, z, gamma, mean, scale, y, d, dgamma, dbeta):
                 sum_uc += u * (z[i, j] - m)
         dbeta[i] = sum_u
         dgamma[i] = sum_uc * s
-        shift = sum_u * share
-        slope = sum_uc * s * s * share
+        shift = y.dtype.type(sum_u * share)
+        slope = y.dtype.type(sum_uc * s * s * share)
         for j in range(n):
             d[i, j] = gain * (d[i, j] - shift - (z[i, j] - m) * slope)
 
@@ -393,6 +398,7 @@ class Bound:
         h, n = shape = z.shape
         self.y = z if own else work("y", shape)
         self.mean, self.scale = work("mean", (h,)), work("scale", (h,))
+        self.wide = 0.0 if n > ops.LONG else None
         self.shared = h * n > threads.LARGE
         self.block = max(1, threads.BLOCK // n)  # rows
 
@@ -439,7 +445,8 @@ class NumbaKernels(Calls):
     ) -> Array:
         if dz is not dy:
             np.copyto(dz, dy)
-        by_rows(activation_backward, work.bound[dy.shape[1]], KINDS[type(f)], y, dz, dbias)
+        b = work.bound[dy.shape[1]]
+        by_rows(activation_backward, b, KINDS[type(f)], y, dz, dbias, b.wide)
         return dz
 
     def batch_norm(
@@ -460,7 +467,7 @@ class NumbaKernels(Calls):
         except KeyError:
             b = work.bound[z.shape[1]] = Bound(z, work, own=False)
         kind = KINDS[type(f)]
-        by_rows(batch_norm, b, kind, z, gamma, beta, eps, b.mean, var, b.scale, b.y)
+        by_rows(batch_norm, b, kind, z, gamma, beta, eps, b.mean, var, b.scale, b.y, b.wide)
         np.add(b.mean, 0.0 if bias is None else bias, out=mean)
         return np.tanh(b.y, out=b.y) if kind == TANH else b.y
 
@@ -483,7 +490,7 @@ class NumbaKernels(Calls):
             dbias[...] = 0.0
         if dz is not dy:
             np.copyto(dz, dy)
-        by_rows(batch_norm_backward, b, KINDS[type(f)], z, gamma, b.mean, b.scale, y, dz, dgamma, dbeta)
+        by_rows(batch_norm_backward, b, KINDS[type(f)], z, gamma, b.mean, b.scale, y, dz, dgamma, dbeta, b.wide)
         return dz
 
     def softmax_cross_entropy(self, z: Array, target: Array, scale: float, work: Work) -> tuple[float, Array]:
