@@ -144,6 +144,21 @@ def test_activation_far_out_and_at_infinity(name, bench):
     bench.agrees(on_dz, slope, 8, 1.0)
 
 
+def test_exponentials_of_numbers_beyond_the_dtypes_range_are_those_of_its_ends(bench):
+    """From e^±80 to e^±1000: 2^n put together from n's bits would be any number at all."""
+    far = np.arange(80.0, 1001.0).astype(bench.dtype)
+    far = np.stack([far, -far])
+    zero = bench.put(np.zeros(2, bench.dtype))
+    y = bench.kernels.activation(xn.Sigmoid(), bench.own(far), zero, bench.work)
+    bench.agrees(y, np.repeat([[1.0], [0.0]], far.shape[1], axis=1), 1, 1.0)
+    bench.work.bound.clear()  # each block has a workspace of its own
+    target = np.stack([np.ones_like(far[0]), np.zeros_like(far[0])])
+    for on_target, value in ((target, 0.0), (target[::-1].copy(), 2.0 * far[0].sum(dtype="float64"))):
+        found, dz = bench.kernels.softmax_cross_entropy(bench.put(far), bench.put(on_target), 1.0, bench.work)
+        assert abs(float(found) - value) <= 8 * bench.eps * max(value, 1.0)
+        bench.agrees(dz, target - on_target, 1, 1.0)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_activation_keeps_nan_and_what_stands_beside_it(name, bench):
     f = FUNCTIONS[name]
