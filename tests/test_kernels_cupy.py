@@ -318,7 +318,7 @@ NETWORKS = {
     "every layer": every_layer,
     "dense": lambda: xn.Sequential(xn.Dense(6, 5)),
     "dense to one": lambda: xn.Sequential(xn.Dense(6, 1)),
-    "ends in an activation": lambda: xn.Sequential(xn.Dense(6, 5), xn.Sigmoid()),
+    "ends in an activation": lambda: xn.Sequential(xn.Dense(6, 5), xn.Tanh()),
     "begins frozen": lambda: xn.Sequential(xn.Dense(6, 6, trainable=False), xn.ReLU(), xn.Dense(6, 5), xn.Dropout()),
 }
 

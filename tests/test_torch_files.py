@@ -60,21 +60,24 @@ def test_statistics_as_they_start_count_as_no_batch(tmp_path):
 
 
 SPOILT = {
-    "another program's": (lambda a: {"w": np.ones(3)}, "0.bias, 0.weight.* missing, of a state dict that matches"),
+    "another program's": (lambda a: {"w": np.ones(3)}, "0.bias, 0.weight.* missing.* the state dict that matches"),
     "of a model with a Flatten before": (
         lambda a: {f"{int(k[0]) + 1}{k[1:]}": v for k, v in a.items()},
-        r"0.bias, 0.weight, .* missing, .*; it holds 2.bias, .* such as Flatten, put an empty Sequential\(\) into",
+        r"0.bias, 0.weight, .* missing; it holds 2.bias, .*\n.* such as Flatten, put an empty Sequential\(\) into",
     ),
     "within a module": (
         lambda a: {f"net.{k}": v for k, v in a.items()},
-        "it holds net.0.bias, .* save the state dict of the torch.nn.Sequential alone",
+        "it holds net.0.bias, .*\n.* save the state dict of the torch.nn.Sequential alone",
     ),
     "without a bias": (
         lambda a: {k: v for k, v in a.items() if k != "0.bias"},
-        "0.bias missing, .* for bias=False zeros",
+        "0.bias missing; .*\n.* for bias=False zeros",
     ),
     "without a count": (lambda a: {k: v for k, v in a.items() if "tracked" not in k}, "1.num_batches_tracked missing"),
-    "with a layer more": (lambda a: a | {"4.weight": np.ones(2, "f4")}, "it holds 4.weight, which Sequential"),
+    "with a layer more": (
+        lambda a: a | {"4.weight": np.ones(2, "f4")},
+        "it holds 4.weight; expected the state dict that matches Sequential",
+    ),
     "not transposed": (
         lambda a: a | {"0.weight": np.ones((4, 3), "f4")},
         r"0.weight has shape \(4, 3\), expected \(3, 4\)",

@@ -294,7 +294,10 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
             if name in least:
                 check_least(other, found[name], least[name])
     except ValueError as error:
-        raise FormatError(path, error) from None
+        unsound = FormatError(path, error)
+        for note in getattr(error, "__notes__", ()):
+            unsound.add_note(note)
+        raise unsound from None
     with published:
         net.set_params(container.under("params", own | found))
         net.set_state(container.under("state", own | found))
@@ -302,22 +305,23 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
 
 
 def check_torch_names(net: Sequential, expected: set[str], names: Set[str]) -> None:
-    """Refuse a state dict with other names than these, and say what would do."""
+    """Refuse a state dict with other names than these; a note says what would do."""
     missing, strangers = (", ".join(sorted(some)) for some in (expected - names, names - expected))
+    if not (missing or strangers):
+        return
+    found = [f"{missing:.80} missing"] * bool(missing) + [f"it holds {strangers:.80}"] * bool(strangers)
+    error = ValueError(f"{'; '.join(found)}; expected the state dict that matches {net!r:.80}")
     if missing and strangers:
-        raise ValueError(
-            f"{missing:.200} missing, of a state dict that matches {net!r:.200}; it holds {strangers:.200}. The names "
-            "begin with the layers' numbers, from 0: for a layer that only torch has, such as Flatten, put an empty "
-            "Sequential() into the network, and save the state dict of the torch.nn.Sequential alone"
+        error.add_note(
+            "The names begin with the layers' numbers, from 0: for a layer that only torch has, such as Flatten, put "
+            "an empty Sequential() into the network, and save the state dict of the torch.nn.Sequential alone"
         )
-    if missing:
-        raise ValueError(
-            f"{missing:.200} missing, of a state dict that matches {net!r:.200}. Put what does the same into it: for "
-            "bias=False zeros, for affine=False a weight of ones and a bias of zeros; a BatchNorm1d with "
-            "track_running_stats=False has no match"
+    elif missing:
+        error.add_note(
+            "Put what does the same into it: for bias=False zeros, for affine=False a weight of ones and a bias of "
+            "zeros; a BatchNorm1d with track_running_stats=False has no match"
         )
-    if strangers:
-        raise ValueError(f"it holds {strangers:.200}, which {net!r:.200} has not")
+    raise error
 
 
 def save_torch(net: Sequential, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .backend import Array
+from .backend import Array, namespace
 from .layers.base import Layer
 from .losses import Loss, on_encoded
 
@@ -30,9 +30,12 @@ def forward(net: "Sequential", x: Array, training: bool) -> list[Look]:
     return looks
 
 
-def backward(looks: list[Look], y: Array, loss: Loss) -> Array:
-    """Fill in the gradients of the loss for these encoded targets; returns the loss."""
+def backward(net: "Sequential", looks: list[Look], y: Array, loss: Loss) -> Array:
+    """Fill in the gradients of the loss, as the training step has them, for these encoded targets; returns the loss."""
     value, dy = on_encoded(loss, looks[-1].output, y)
+    idle = set(net.idle_parameters())
     for look in reversed(looks):
-        dy, look.grads = look.layer.backward(dy, look.cache)
+        dy, grads = look.layer.backward(dy, look.cache)
+        zeros = {k: namespace(g).zeros_like(g) for k, g in grads.items() if f"{look.name}.{k}" in idle}
+        look.grads = grads | zeros
     return value

@@ -149,7 +149,7 @@ class Doctor(Configured, Callback):
         self.looked_at = run.step
         net, loss = copy.deepcopy((run.net, run.loss))  # a user's own layers and losses may count, or draw numbers
         looks = probe.forward(net, run.x[self.rows, ...], training=True)
-        value = probe.backward(looks, run.y[self.rows, ...], loss)
+        value = probe.backward(net, looks, run.y[self.rows, ...], loss)
         ratios = self._ratios(run, looks)
         host = run.net.backend.to_numpy
         outputs = [host(look.output).reshape(look.output.shape[0], -1) for look in looks]

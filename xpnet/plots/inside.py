@@ -89,7 +89,7 @@ def gradient_histograms(
     x, y = arguments.pair(net, "gradient_histograms", x, y, loss)
     with net.backend.scope():
         looks = probe.forward(net, x, training=True)
-        probe.backward(looks, y, loss)
+        probe.backward(net, looks, y, loss)
     host = net.backend.to_numpy
     named = [(look, np.concatenate([host(g).ravel() for g in look.grads.values()])) for look in looks if look.grads]
     if not named:
