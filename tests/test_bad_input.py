@@ -154,6 +154,14 @@ def test_what_is_no_array_at_all_is_told_as_what_it_is(net, call, bad, came):
         CALLS[call](net, bad, good()[1])
 
 
+@pytest.mark.parametrize("call", WITH_TARGET)
+@pytest.mark.parametrize("bad", [None, {"a": 1}, [[1.0], [1.0, 2.0]]], ids=["None", "by name", "ragged"])
+def test_a_y_that_is_no_array_at_all_is_told_as_what_it_is(net, call, bad):
+    error, words = (ValueError, "is no array") if isinstance(bad, list) else (TypeError, "expected an array, a list of")
+    with refused(net, error, f"{call}y", words):
+        CALLS[call](net, good()[0], bad)
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_lists_that_are_not_of_one_length_are_no_array(net, call):
     with refused(net, ValueError, f"{call}x is no array", "inhomogeneous"):
@@ -328,7 +336,7 @@ def test_targets_that_are_not_real_numbers_are_refused(net, bad, loss, call):
 @pytest.mark.parametrize("call", WITH_TARGET)
 @pytest.mark.parametrize(
     ("y", "came"),
-    [(np.zeros(9), "9 rows"), (np.zeros(11), "11 rows"), ([], "0 rows"), (3, "no rows"), (None, "no rows")],
+    [(np.zeros(9), "9 rows"), (np.zeros(11), "11 rows"), ([], "0 rows"), (3, "no rows")],
 )
 def test_x_and_y_of_different_lengths_are_refused(net, call, y, came):
     with refused(net, ValueError, f"{call}x has 10 rows", came):
@@ -749,7 +757,7 @@ def test_activations_take_their_limits_far_out_without_a_warning(lib, name, dtyp
 @pytest.mark.numpy_only
 def test_an_initializer_that_is_none_is_refused_with_those_there_are():
     with pytest.raises(
-        ValueError, match="Dense: no initializer 'zeros'; there are fan_in_uniform, glorot_uniform, he_n"
+        ValueError, match='Dense: initializer must be "fan_in_uniform", "glorot_uniform" or "he_normal", got'
     ):
         xn.Dense(3, 2, initializer="zeros")
 

@@ -334,7 +334,7 @@ ATTACKS = {  # layers in files that a stranger made, and what the refusal says
     "a switch for safety": (DENSE | {"safe_mode": False}, "Dense has 'safe_mode'; expected layer, settings, trainable"),
     "a callable for a setting": (
         DENSE | {"settings": DENSE["settings"] | {"initializer": "builtins.eval"}},
-        "no initializer 'builtins.eval'",
+        "initializer must be .*, got 'builtins.eval'",
     ),
     "a setting too many": (DENSE | {"settings": DENSE["settings"] | {"__class__": "os"}}, "__class__"),
     "settings that are none": (DENSE | {"settings": ["os"]}, "settings are"),

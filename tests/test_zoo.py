@@ -100,34 +100,25 @@ ARRAYS = frozenset(["a read-only array", "a big-endian array", "a frame"])  # wh
 
 def signs(value: object) -> list[str]:
     """What tells a reader of a message that this value came: one of them will do."""
-    found = [
-        " ".join(repr(value).split())[:40],
-        "an integer of",
-        f"a {type(value).__name__}",
-        f"{type(value).__name__}",
-    ]
+    found = [" ".join(repr(value).split())[:40], "an integer of", type(value).__name__]
     if value is None:
-        return ["None", "no rows", "missing"]
+        return ["None", "no rows", "missing", "neither"]
     if isinstance(value, type):
         return [value.__name__]
+    if isinstance(value, bytes):  # of a path
+        found += [repr(value.decode())]
     if isinstance(value, (int, float, complex, str, bytes)):  # of what NumPy makes of it
-        found += ["shape ()"]
+        found += ["()", "no rows", "1 names", "dtype <U", "dtype |S"]
     if isinstance(value, (list, tuple, dict, set)):
-        found += ["inhomogeneous", "empty", "nothing", "no rows", f"{len(value)} rows", f"of {len(value)}", "another"]
-        found += [str(tuple(value)), str((len(value),)), f"y {len(value)}", *map(repr, value)]
+        n = len(value)
+        found += [f"{n} names", f"{n} rows", f"y {n}", f"of {n}", f"({n},)", str(tuple(value)), *map(repr, value)]
+        found += ["missing", "inhomogeneous", "empty", "nothing", "no rows", "another", "shape (1,)"]
+        found += ["dtype str", "dtype <U", "int64"]
     if isinstance(value, np.ndarray | pd.DataFrame | pd.Series | Foreign):
         a = np.asarray(value.a if isinstance(value, Foreign) else value)
-        found += [str(a.shape), str(a.dtype), a.dtype.name.rstrip("0123456789")]
-        found += [f"{len(a)} rows"] if a.ndim else []
-        found += [
-            f"y {len(a)}" if a.ndim else "no rows",
-            "NaN or infinite",
-            "masked",
-            "fractions",
-            "object",
-            "no rows",
-            "add up to 1",
-        ]
+        found += [str(a.shape), str(a.dtype), a.dtype.name.rstrip("0123456789"), f"{a.size} names"]
+        found += [f"{len(a)} rows", f"y {len(a)}", f"expected {a.shape[:1]}"] if a.ndim else []
+        found += ["NaN", "masked", "fractions", "object", "no rows", "add up to 1"]
     return found
 
 
@@ -157,16 +148,14 @@ def classes() -> np.ndarray:
     return np.arange(ROWS) % CLASSES
 
 
-def axes() -> Any:
-    import matplotlib.pyplot as plt
-
-    return plt.figure().add_subplot()
-
-
 def figure() -> Any:
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    return plt.figure()
+    return Figure()
+
+
+def axes() -> Any:
+    return figure().add_subplot()
 
 
 def history() -> xn.History:
@@ -186,7 +175,7 @@ PRODUCT = kind(
     lambda: numbers(ROWS, FEATURES), *OWN, "an array with infinity",
     left=["a 0-d array", "a flat array", "a 3-D array", "an empty array"],
 )  # fmt: skip
-PREDICTION = kind(lambda: numbers(ROWS, FEATURES), "a read-only array", "a big-endian array")
+PREDICTION = kind(lambda: numbers(ROWS, FEATURES), *OWN, "an array with infinity")
 W = kind(lambda: numbers(ROWS, FEATURES), *OWN, "an array with infinity")
 FRAMES = "a series", "a frame", "a frame of words", "a masked array"
 ANYTHING = kind(classes, *ROWS_OF_ANYTHING - {*FRAMES}, left=FRAMES)  # split by rows, and frames stay frames
@@ -203,6 +192,7 @@ FLAG = kind(False, "True")
 RATE = kind(0.5, "1.5", "a function", "a loss")
 STEP = kind(3, "0")
 LOSS = kind(xn.SoftmaxCrossEntropy)
+MAYBE_LOSS = kind(None, "None", "a loss")
 OPTIMIZER = kind(xn.Adam, "an optimizer")
 PATH = kind("file", "a word", "bytes", errors=(OSError,))
 NET = kind(network)
@@ -241,7 +231,7 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "trainable": FLAG,
     "initializer": kind("he_normal"),
     "reduction": kind("sum"),
-    "monitor": kind("val_loss"),
+    "monitor": kind("val_loss", "a word"),
     "patience": COUNT,
     "min_delta": NOT_NEGATIVE,
     "mode": kind("min"),
@@ -257,16 +247,20 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "backend": BACKEND,
     "Sequential.to.backend": BACKEND,
     "device": DEVICE,
-    "dtype": kind("float32"),
-    "Sequential.to.dtype": kind("float32", "None"),
+    "dtype": kind("float32", left=["another library's array"]),  # which has a dtype
+    "Sequential.to.dtype": kind("float32", "None", left=["another library's array"]),
     "Backend.asarray.x": kind(lambda: numbers(3), left=ZOO),  # as the library's own does; `adopt` is what checks
     "Backend.asarray.dtype": kind("float32", "None", left=["another library's array"]),
     "Backend.dtype.dtype": kind("float32", left=["another library's array", "None"]),
     "Backend.owns.x": kind(lambda: numbers(3), *ZOO),
     "Backend.to_numpy.a": kind(lambda: numbers(3), left=ZOO),
     "seed": SEED,
+    "check_gradients.x": X._replace(errors=(xn.GradientError,)),
+    "compare_backends.optimizer": kind(None, "None", "an optimizer"),
+    "tolerance": kind(0.5),
+    "compare_backends.tolerance": kind(None, "None"),
     "fresh": FLAG,
-    "custom_layers": kind(list, "None", "[]"),
+    "custom_layers": kind(list, "None", "[]", left=["a generator"]),  # of wrong things: the first is named
     "x": X,
     "y": kind(classes),
     "loss": LOSS,
@@ -275,7 +269,8 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "batch_size": MAYBE_COUNT,
     "shuffle": FLAG,
     "validation_data": kind(lambda: (numbers(ROWS, FEATURES), classes()), "None"),
-    "metrics": kind(lambda: {"a": xn.accuracy}, "None", "{}"),
+    "metrics": kind(lambda: {"a": xn.accuracy}, "None", "{}", "[]"),
+    "fit.metrics": kind(None, "None", "{}", "[]"),
     "callbacks": kind(lambda: [xn.Callback()], "None", "[]", "{}"),
     "progress": FLAG,
     "sample_weight": kind(lambda: numbers(ROWS), "None", "a series"),
@@ -286,9 +281,23 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "params": kind(lambda: network().params),
     "state": kind(lambda: network().state),
     "prediction": PREDICTION,
-    "target": kind(lambda: np.eye(FEATURES)[np.arange(ROWS) % FEATURES]),
-    "confusion_matrix.target": kind(classes),
-    "threshold": FINITE,
+    "confusion_matrix.prediction": kind(lambda: numbers(ROWS, FEATURES), *OWN[:2], "an array with infinity"),
+    "target": kind(lambda: np.eye(FEATURES)[np.arange(ROWS) % FEATURES], *ARRAYS),
+    "top_k_accuracy.target": kind(classes, left=ARRAYS),
+    "xn.accuracy.target": kind(classes, left=ARRAYS),
+    "f1.target": kind(classes, left=ARRAYS),
+    "roc_auc.target": kind(lambda: np.eye(FEATURES)[np.arange(ROWS) % FEATURES], left=ARRAYS),
+    "xn.confusion_matrix.target": kind(classes),
+    "threshold": FINITE._replace(taken=FINITE.taken | {"None"}),
+    "confusion_matrix.threshold": kind(None, "None", left=["-1", "0", "1.5"]),
+    "metrics.loss": kind(None, "None"),
+    "accuracy.loss": MAYBE_LOSS,
+    "roc_auc.threshold": FINITE._replace(left=frozenset(["None"])),  # then the outputs must be probabilities
+    "compare_backends.learning_rate": POSITIVE._replace(left=frozenset(["a function", "a loss"])),  # schedules
+    "f1.loss": MAYBE_LOSS,
+    "roc_auc.loss": MAYBE_LOSS,
+    "top_k_accuracy.loss": MAYBE_LOSS,
+    "confusion_matrix.loss": MAYBE_LOSS,
     "k": kind(2),
     "training": UNSEEN,  # read as Python reads a condition, at each layer of each step
     "forward.x": FLOATS,
@@ -307,7 +316,6 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "check_gradients.loss": kind(None, "None"),
     "load_torch.path": PATH._replace(example=lambda: "torch"),
     "thing": kind(lambda: xn.Dense(FEATURES, 2), "a layer"),
-    "tolerance": POSITIVE,
     "net": NET,
     "backends": kind(("numpy", "array_api_strict")),
     "measures": kind({"loss": 1.0}, "{}"),
@@ -317,9 +325,17 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "figure": FIGURE,
     "counts": kind(lambda: np.eye(3, dtype=int)),
     "names": kind(None, "None"),
-    "images": kind(lambda: numbers(ROWS, FEATURES), *ARRAYS),
-    "predicted": kind(classes),
-    "true": kind(classes),
+    "images": kind(
+        lambda: numbers(ROWS, FEATURES),
+        *ARRAYS,
+        "an array with NaN",
+        "an array with infinity",
+        "float16",
+        "long double",
+        left=["a 3-D array"],
+    ),
+    "predicted": kind(classes, "a series"),
+    "true": kind(classes, "a series"),
     "most": COUNT,
     "columns": COUNT,
     "shape": kind((4, 2)),
@@ -381,9 +397,10 @@ INNER = {
     },
     "steps of training and loading, which give what is checked": {
         "advance", "limited", "rate", "reduced", "divisor", "encode", "assign_params", "assign_state", "hold", "place",
-        "infer", "leaves", "parts", "backward_params", "saved", "check_features", "check_matrix", "check_memory",
+        "assign", "infer", "leaves",
+        "parts", "backward_params", "saved", "check_features", "check_matrix", "check_memory",
         "kept", "open", "leave", "locked", "adopt",
-        "stack", "scope", "at", "check_slots", "Checkpoint.save",
+        "in_spans", "stack", "scope", "at", "check_slots", "Checkpoint.save",
     },
 }  # fmt: skip
 TRUSTED = set().union(*INNER.values())
@@ -439,8 +456,7 @@ def entry_points() -> dict[str, Entry]:
 
 
 ENTRIES = entry_points()
-LATER = "xn.", "files.", "plots.", "Sequential.", "Loss."  # rows to come
-ROWS_OF_THE_TABLE = [(name, p) for name, e in ENTRIES.items() for p in e.parameters if not name.startswith(LATER)]
+ROWS_OF_THE_TABLE = [(name, parameter) for name, entry in ENTRIES.items() for parameter in entry.parameters]
 
 
 def kind_of(name: str, parameter: str) -> Kind | None:
@@ -456,6 +472,7 @@ class Call:
         self.entry = ENTRIES[name]
         owner = self.entry.owner
         self.subject = None if owner is None else SUBJECTS.get(owner.__name__, owner)()
+        self.module = name.partition(".")[0]
         self.given = {p: kind_of(name, p).example() for p in self.entry.parameters}
         if "cache" in self.given:
             dy, self.given["cache"] = self.subject.forward(numbers(ROWS, FEATURES), True)
@@ -479,8 +496,17 @@ class Call:
         parts = [self.subject, *self.given.values()]
         ours = [part for part in (*parts, *getattr(self.subject, "layers", ())) if is_ours(part)]
         names = {type(part).__name__ for part in ours} | {getattr(self.entry.owner, "__name__", "xn")}
-        names |= {self.entry.function.__name__} | ({"predict"} if "__call__" in str(self.entry) else set())
+        names |= {self.entry.function.__name__, *OTHERS.get(self.entry.function.__name__, ())}
+        names |= {"xpnet.plots"} if self.module == "plots" else set()
         return names | {name.lower() for name in names}
+
+
+BACKENDS = ["get_backend", "backend 'numpy'"]
+OTHERS = {  # what else may be who refuses: what a method is short for, or asks
+    "__call__": ["predict"],
+    "compare_backends": ["value_and_grad", "SGD", *BACKENDS],
+    **dict.fromkeys(("use_backend", "initialize", "to", "load", "get_backend"), BACKENDS),
+}
 
 
 def is_ours(thing: object) -> bool:
@@ -511,7 +537,7 @@ def fault(name: str, parameter: str, animal: str) -> str | None:
             return f"left it to {place} to say {said}"
         if animal in kind.taken and not kind.errors:
             return f"refused what it should take: {said}"
-        if not any(who in str(error) for who in call.names()):
+        if not isinstance(error, OSError) and not any(who in str(error) for who in call.names()):
             return f"does not say who refuses: {said}"
         if not any(sign in str(error) for sign in signs(value)):
             return f"does not say what came: {said}"

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import ops
-from .backend import Array
+from .backend import Array, shape_of
 from .callbacks import Callback, CSVLog, Doctor, EarlyStopping, ReduceOnPlateau, TimeLimit
 from .callbacks.watching import Watching
 from .checkpoints import Checkpoint
-from .checks import part, told
-from .losses import Loss, Objective
+from .checks import came, non_negative, part, told
+from .losses import LOSSES, Loss, Objective
 from .metrics import BY_NAME
 from .step import squashing
 from .warn import warn
@@ -59,11 +59,12 @@ def inputs(net: "Sequential", who: str, x: Any) -> Array:
 
 def pair(net: "Sequential", who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Array]:
     """x and y checked and moved to the network's backend, y encoded as its loss takes it."""
-    part(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()")
+    part(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", LOSSES)
     with net.backend.scope():
         x = inputs(net, f"{who}: x", x)
-        if np.shape(y)[:1] != (x.shape[0],):
-            rows = f"{np.shape(y)[0]} rows" if np.shape(y) else "no rows"
+        shape = shape_of(y, f"{who}: y")
+        if shape[:1] != (x.shape[0],):
+            rows = f"{shape[0]} rows" if shape else "no rows"
             raise ValueError(f"{who}: x has {x.shape[0]} rows and y {rows}; each row of x needs its target")
         outputs = net.forward(x[:1, ...])[0].shape[1:]
         if not hasattr(loss, "encode"):
@@ -81,9 +82,9 @@ def validation_pair(net: "Sequential", given: Any, loss: Loss) -> tuple[Array, A
         return None
     sized = isinstance(given, (tuple, list))
     if not sized or len(given) != 2:
-        came = f"a {type(given).__name__}" + (f" of {len(given)}" if sized else "")
+        got = came(given) + (f" of {len(given)}" if sized else "")
         raise ValueError(
-            f"fit: validation_data must be a pair (x, y), got {came}; xn.data.train_test_split(x, y) gives the four "
+            f"fit: validation_data must be a pair (x, y), got {got}; xn.data.train_test_split(x, y) gives the four "
             "arrays x_train, x_val, y_train, y_val"
         )
     x, y = given
@@ -99,8 +100,8 @@ def weighted(
 ) -> tuple[Objective, Array]:
     """What to minimize, and the targets it takes."""
     if sample_weight is None:
-        return Objective(loss, l2), y
-    objective, backend = Objective(loss, l2, weighted=True), net.backend
+        return Objective(loss, non_negative(f"{who}: l2", l2)), y
+    objective, backend = Objective(loss, non_negative(f"{who}: l2", l2), weighted=True), net.backend
     weights = backend.to_numpy(backend.adopt(f"{who}: sample_weight", sample_weight)).astype(np.float64)
     shape, expected = weights.shape, (y.shape[0],)
     if shape != expected or y.ndim != 2:
@@ -169,9 +170,10 @@ def warn_of_squashed_logits(net: "Sequential", who: str, loss: Any) -> None:
 
 def check_callbacks(callbacks: Any) -> list[Callback]:
     """The callbacks, which may come in any iterable, as a list; None is an empty one."""
-    own: list[Any] = list(callbacks or ()) if isinstance(callbacks or (), Iterable) else [None]
+    given = () if callbacks is None else callbacks
+    own: list[Any] = list(given) if isinstance(given, Iterable) and not hasattr(given, "shape") else [None]
     if not all(isinstance(c, Callback) for c in own):
-        raise TypeError(f"fit: callbacks must be a list of xn.Callback objects, got {callbacks!r}")
+        raise TypeError(f"fit: callbacks must be a list of xn.Callback objects, got {told(callbacks)}")
     for callback in own:
         if type(callback) is not Callback and not any(own_hook(callback, hook) for hook in HOOKS):
             raise TypeError(
@@ -200,7 +202,7 @@ def own_hook(callback: Callback, hook: str) -> bool:
 def check_checkpoint(checkpoint: object, resume: bool) -> None:
     """Refuse what is no Checkpoint, and going on without one."""
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
-        raise TypeError(f"fit: checkpoint must be an xn.Checkpoint(folder), got {checkpoint!r}")
+        raise TypeError(f"fit: checkpoint must be an xn.Checkpoint(folder), got {told(checkpoint)}")
     if resume and checkpoint is None:
         raise ValueError("fit: resume=True needs checkpoint=xn.Checkpoint(folder), the folder to go on from")
 

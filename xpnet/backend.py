@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 
-from .checks import came, shown
+from .checks import came, told
 
 if tuple(map(int, np.__version__.split(".")[:2])) < (2, 1):
     raise ImportError(f"xpnet needs NumPy 2.1 or later, found {np.__version__}: pip install -U numpy")
@@ -223,7 +223,7 @@ class Backend:
             return None
         name = dtype_name(dtype)
         if not KINDS.fullmatch(name) or not hasattr(self.xp, name):
-            raise ValueError(f'{self!r}: no dtype {shown(dtype)}; there are "float32", "float64", "int64", "bool", ...')
+            raise ValueError(f'{self!r}: no dtype {told(dtype)}; there are "float32", "float64", "int64", "bool", ...')
         return getattr(self.xp, name)
 
     def adopt(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
@@ -315,7 +315,7 @@ class Backend:
 
     def _no_device(self, reason: object, remedy: str) -> BackendUnavailableError:
         asked = self.requested_device
-        wanted = "no usable device" if asked is None else f"device {asked!r} cannot be used"
+        wanted = "no usable device" if asked is None else f"device {told(asked)} cannot be used"
         return BackendUnavailableError(f"backend {self.name!r}: {wanted} ({reason}). {remedy}")
 
 
@@ -325,7 +325,7 @@ class _NumPy(Backend):
 
     def __init__(self, device: Any = None):
         super().__init__(device)
-        if device not in (None, "cpu"):
+        if device is not None and not (isinstance(device, str) and device == "cpu"):
             raise self._no_device("NumPy computes on the CPU only", 'Use device=None, or backend="cupy" for a GPU.')
 
 
@@ -504,16 +504,16 @@ def get_backend(name: str, device: Any = None) -> Backend:
     device really answers, else NumPy. Raises ValueError for another name, BackendUnavailableError for one that cannot
     be had here.
     """
-    if name == "auto":
+    if isinstance(name, str) and name == "auto":
         try:
             return get_backend("cupy", device)
         except BackendUnavailableError:
             return get_backend("numpy", device)
-    if name not in _BACKENDS:
+    if not isinstance(name, str) or name not in _BACKENDS:
         known = f"there are {', '.join(map(repr, _BACKENDS))} and 'auto'"
         device = str(name).partition(":")[0] in ("cuda", "gpu", "cpu", "mps")
         hint = f"; that is a device, as in backend='torch', device={name!r}" if device else ""
-        raise ValueError(f"get_backend: no backend {name!r}; {known}{hint}")
+        raise ValueError(f"get_backend: no backend {told(name)}; {known}{hint}")
     default = _BACKENDS[name]() if device is None else None  # where it is now: it may change
     key = name, f"default {default.device!r}" if default else repr(device)
     if key not in _made:
@@ -557,6 +557,11 @@ def on_host(a: Any, who: str = "xpnet: an argument") -> np.ndarray:
     if array.ndim == 0 and array.dtype == object:  # of a generator, a dict, None
         raise TypeError(f"{who} is {came(a)}, expected an array, a list of rows or a pandas frame")
     return array
+
+
+def shape_of(x: Any, who: str) -> tuple[int, ...]:
+    """The shape of an array, frame or list; raises as `on_host`."""
+    return tuple(x.shape) if hasattr(x, "shape") else on_host(x, who).shape
 
 
 # --- the default ------------------------------------------------------------------------------------------------------

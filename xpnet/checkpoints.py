@@ -77,7 +77,8 @@ class Checkpoint(Configured, Callback):
         from pathlib import Path
 
         self.folder = Path(checks.path("Checkpoint: folder", folder))
-        self.every = every if every == "epoch" else whole('Checkpoint: every, if not "epoch",', every)
+        by_epoch = isinstance(every, str) and every == "epoch"
+        self.every = "epoch" if by_epoch else whole('Checkpoint: every, if not "epoch",', every)
         self._facts: dict[str, str] = {}
         self._callbacks: Sequence[Callback] = ()
         self._saved = -1, -1  # epoch and step

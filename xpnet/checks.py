@@ -23,7 +23,7 @@ def whole(name: str, value: object, least: int = 1) -> int:
     number = -1 if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) else int(value)
     if not least <= number <= sys.maxsize:
         most = f" and at most {sys.maxsize}" if number > sys.maxsize else ""
-        raise ValueError(f"{name} must be a whole number of at least {least}{most}, got {shown(value)}")
+        raise ValueError(f"{name} must be a whole number of at least {least}{most}, got {told(value)}")
     return number
 
 
@@ -32,7 +32,7 @@ def seed(name: str, value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
-        raise ValueError(f"{name} must be a whole number of at least 0, got {shown(value)}")
+        raise ValueError(f"{name} must be a whole number of at least 0, got {told(value)}")
     return int(value)
 
 
@@ -41,15 +41,15 @@ def choice(name: str, value: object, options: Collection[str]) -> str:
     if isinstance(value, str) and value in options:
         return value
     *most, last = (f'"{option}"' for option in options)
-    raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {shown(value)}")
+    raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {told(value)}")
 
 
-def shown(value: object) -> str:
-    """A value as a message shows it: on one line, and of a long one, such as an array, the beginning."""
+def told(value: object) -> str:
+    """What came, in a message: as `repr` shows it, or where that is long, as a frame's, its type."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"  # Python refuses to write a very long one
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    text = repr(value)
+    return text if len(text) <= 120 and "\n" not in text else came(value)
 
 
 def came(x: object) -> str:
@@ -64,7 +64,7 @@ def flag(name: str, value: object, of_a_word: str = "") -> bool:
     """True or False, not what counts as one of them, as the word "False" does; `of_a_word` ends the message on one."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
-    raise ValueError(f"{name} must be True or False, got {shown(value)}{of_a_word if isinstance(value, str) else ''}")
+    raise ValueError(f"{name} must be True or False, got {told(value)}{of_a_word if isinstance(value, str) else ''}")
 
 
 def positive(name: str, value: object) -> float:
@@ -87,7 +87,7 @@ def path(name: str, value: Any) -> str:
     try:
         return os.fsdecode(value)
     except TypeError:
-        raise TypeError(f"{name} must be a path, as str, bytes or os.PathLike, got {shown(value)}") from None
+        raise TypeError(f"{name} must be a path, as str, bytes or os.PathLike, got {told(value)}") from None
 
 
 def proportion(name: str, value: object) -> float:
@@ -107,23 +107,18 @@ def _number(name: str, value: object, expected: str, holds: Callable[[float], bo
         number = math.inf
     if not holds(number):
         array = hasattr(value, "__array__") and not isinstance(value, Real)
-        raise ValueError(f"{name} must be {expected}, got {shown(value)}{': float(...) of it is a number' * array}")
+        raise ValueError(f"{name} must be {expected}, got {told(value)}{': float(...) of it is a number' * array}")
     return number
 
 
-def part(name: str, given: object, needed: Sequence[str], example: str) -> None:
+def part(name: str, given: object, needed: Sequence[str], example: str, there_are: Collection[str] = ()) -> None:
     """Refuse what is no loss or optimizer, such as a name or a class, and one that lacks a method."""
     lacking = [method for method in needed if not hasattr(given, method)]
-    if isinstance(given, type) or lacking == list(needed):
-        raise TypeError(f"{name} must be an object such as {example}, got {told(given)}")
+    if isinstance(given, type) or lacking == list(needed) or hasattr(given, "output_shape"):  # a network
+        hint = f"; there are {', '.join(there_are)}" if isinstance(given, str) and there_are else ""
+        raise TypeError(f"{name} must be an object such as {example}, got {told(given)}{hint}")
     if lacking:
         raise TypeError(f"{name} has no {' and no '.join(lacking)}, which {example} has: {told(given)}")
-
-
-def told(value: object) -> str:
-    """What came, in a message: as `repr` shows it, or where that is long, as a frame's, its type."""
-    shown = repr(value)
-    return shown if len(shown) <= 120 and "\n" not in shown else f"a {type(value).__name__}"
 
 
 def two(thing: object, method: str, given: Any) -> tuple[Any, Any]:

@@ -24,7 +24,7 @@ from .layers.base import Layer
 from .layers.batchnorm import BatchNorm
 from .layers.dense import Dense
 from .layers.dropout import Dropout
-from .network import Sequential, check_least, streams
+from .network import Sequential, check_least, check_network, streams
 from .plain_json import only
 from .publication import published
 
@@ -152,8 +152,8 @@ def known(custom_layers: Iterable[type[Layer]] | None) -> dict[str, type[Layer]]
     given = () if custom_layers is None else custom_layers
     if isinstance(given, type):
         raise TypeError(f"load: custom_layers is a list of classes: give [{given.__name__}]")
-    if not isinstance(given, Iterable):
-        raise TypeError(f"load: custom_layers must be a list of classes of layers, got {given!r}")
+    if isinstance(given, (str, bytes, Mapping)) or hasattr(given, "shape") or not isinstance(given, Iterable):
+        raise TypeError(f"load: custom_layers must be a list of classes of layers, got {checks.told(given)}")
     for cls in given:
         if not isinstance(cls, type) or not issubclass(cls, Layer) or issubclass(cls, Sequential):
             raise TypeError(f"load: custom_layers are classes of layers, Sequential aside, got {cls!r}")
@@ -263,6 +263,7 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
     Raises FormatError for a file that is not exactly that, TypeError for a network with a layer that torch has not.
     """
     path = checks.path("load_torch: path", path)
+    check_network("load_torch", net)
     theirs, own = torch_names(net), arrays_of(net)
     try:
         arrays, _ = container.read(path, signed=False)
@@ -332,6 +333,7 @@ def save_torch(net: Sequential, path: Path) -> None:
     a layer that torch has not, OSError where the file system refuses.
     """
     path = checks.path("save_torch: path", path)
+    check_network("save_torch", net)
     own = arrays_of(net)
     arrays = {other: own[name].T for name, other in torch_names(net).items()}
     for name in [name for name in arrays if name.endswith("running_mean")]:

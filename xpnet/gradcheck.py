@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import checks
 from .backend import Array, Backend, backend_of, default_backend, is_array, on_host
-from .checks import flag, proportion, two, whole
+from .checks import flag, proportion, told, two, whole
 from .layers.base import Layer
 from .losses import Loss, on_encoded
-from .network import Sequential
+from .network import Sequential, check_network
 from .optimizers import SGD, Optimizer, Slots
 
 STEP = float(np.finfo(np.float64).eps ** (1 / 3))  # where a central difference's truncation and rounding balance
@@ -61,12 +62,13 @@ def check_gradients(
     or TypeError for arguments that it cannot take, such as an x without rows, of complex numbers or with masked ones.
     """
     tolerance = proportion("check_gradients: tolerance", tolerance)
+    checks.seed("check_gradients: seed", seed)
     if isinstance(thing, Layer):
         return _check_layer(thing, x, y, loss, flag("check_gradients: training", training), tolerance, seed)
     if isinstance(thing, type) or not hasattr(thing, "value_and_grad"):
-        raise TypeError(f"check_gradients: expected a layer, a network or a loss, such as xn.ReLU(), got {thing!r}")
+        raise TypeError(f"check_gradients: expected a layer, a network or a loss, such as xn.ReLU(), got {told(thing)}")
     if y is None:
-        raise ValueError("check_gradients: a loss needs a target: check_gradients(loss, prediction, target)")
+        raise ValueError(f"check_gradients: {thing!r} needs a target: check_gradients(loss, prediction, target)")
     backend = _backend_for(x)
     arrays = {"prediction": _inputs("prediction", x).astype(np.float64)}
     prediction = backend.asarray(arrays["prediction"].copy(), "float64")
@@ -84,7 +86,8 @@ def _check_layer(
     layer: Layer, x: Any, y: Any, loss: Loss | None, training: bool, tolerance: float, seed: int
 ) -> dict[str, float]:
     if (y is None) != (loss is None):
-        raise ValueError("check_gradients: give both a target and a loss, or neither")
+        alone = f"the target {told(y)}" if loss is None else f"the loss {told(loss)}"
+        raise ValueError(f"check_gradients: got {alone} alone; give both a target and a loss, or neither")
     twin = layer.clone()
     rng = np.random.default_rng(seed)
     params = layer.params or {k: a + rng.normal(0.0, 0.1, np.shape(a)) for k, a in layer.initial_params(rng).items()}
@@ -92,7 +95,8 @@ def _check_layer(
     backend = _backend_for(next(iter(layer.params.values()), x))
     given = _inputs("x", x)
     whole_numbers = given.dtype.kind != "f"
-    if not whole_numbers or isinstance(layer, Sequential):  # as `fit` gives them to a network
+    ours = isinstance(layer, Sequential) or type(layer).__module__.startswith("xpnet.")
+    if ours or not whole_numbers:  # a network and the layers here take floating x alone
         given = given.astype(np.float64)
     arrays = {"x": given} | {name: _host(a) for name, a in params.items()}
 
@@ -304,13 +308,14 @@ def compare_backends(
     Raises GradientError naming the first step and array that differ by more, ValueError for fewer than two backends,
     one that is given twice, and numbers out of range.
     """
+    check_network("compare_backends", net)
     steps = whole("compare_backends: steps", steps)
     tolerance = {"float64": 1e-10, "float32": 1e-4}[net.dtype] if tolerance is None else tolerance
     tolerance = proportion("compare_backends: tolerance", tolerance)
-    if isinstance(backends, str) or len(backends) < 2:
-        raise ValueError(f"compare_backends: give at least two backends, got {backends!r}")
+    if not isinstance(backends, (tuple, list)) or len(backends) < 2:
+        raise ValueError(f"compare_backends: give at least two backends in a list, got {told(backends)}")
     optimizer = SGD(learning_rate, momentum=0.0) if optimizer is None else optimizer
-    x, y = _host(x, dtype=None), _host(y, dtype=None)
+    x, y = (np.array(on_host(a, f"compare_backends: {name}")) for name, a in (("x", x), ("y", y)))
     twins = [net.clone().to(backend) for backend in backends]
     for i, twin in enumerate(twins):
         if any(twin.backend is other.backend for other in twins[:i]):
@@ -362,7 +367,7 @@ def _one_step(
 
 def _backend_for(x: Any) -> Backend:
     """The backend of an array, the default one for a list."""
-    return backend_of(x) if is_array(x) else default_backend()
+    return backend_of(x, "check_gradients") if is_array(x) else default_backend()
 
 
 def _inputs(name: str, x: Any) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .checks import shown, whole
+from .checks import told, whole
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -19,9 +19,9 @@ Initializer = Callable[["Generator", tuple[int, ...]], np.ndarray]
 def _check(who: str, rng: object, shape: object) -> None:
     """Refuse what is no Generator, such as a seed, and no shape of two axes or more."""
     if not isinstance(rng, np.random.Generator):
-        raise TypeError(f"{who}: rng must be a Generator, such as np.random.default_rng(0), got {shown(rng)}")
+        raise TypeError(f"{who}: rng must be a Generator, such as np.random.default_rng(0), got {told(rng)}")
     if not isinstance(shape, (tuple, list)) or len(shape) < 2:
-        raise TypeError(f"{who}: shape must be (in_features, out_features), got {shown(shape)}")
+        raise TypeError(f"{who}: shape must be (in_features, out_features), got {told(shape)}")
     for size in shape:
         whole(f"{who}: each size of shape", size)
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .backend import Array, backend_of, namespace
-from .checks import non_negative, positive, two
+from .backend import Array, backend_of, namespace, shape_of
+from .checks import choice, non_negative, positive, two
 from .settings import Adjustable
 from .targets import as_classes, as_rows, as_shares, check_prediction
 
@@ -81,9 +81,7 @@ class Loss(Adjustable, ABC):
 
 def checked_reduction(loss: object, reduction: str) -> str:
     """What is given as the reduction of `loss`, if it is one."""
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f'{type(loss).__name__}: reduction must be "mean" or "sum", got {reduction!r}')
-    return reduction
+    return choice(f"{type(loss).__name__}: reduction", reduction, ("mean", "sum"))
 
 
 def checked_terms(loss: Loss, prediction: Array, target: Array) -> tuple[Array, Array]:
@@ -143,7 +141,8 @@ class ClassLoss(Loss):
     def encode(self, target: Any, prediction: Array) -> Array:
         who = type(self).__name__
         n, *outputs = prediction.shape
-        if np.shape(target) in ((n,), (n, 1)) and len(outputs) == 1 and (outputs[0] > 1 or self.matrix):
+        shape = shape_of(target, f"{who}: the target")
+        if shape in ((n,), (n, 1)) and len(outputs) == 1 and (outputs[0] > 1 or self.matrix):
             return ops.one_hot(as_classes(who, target, prediction), outputs[0], prediction.dtype)
         rows = as_shares(who, target, prediction, self.matrix, "use BinaryCrossEntropyWithLogits")
         return rows / namespace(rows).sum(rows, axis=1, keepdims=True) if self.matrix else rows
@@ -282,3 +281,9 @@ class Objective(Loss):
         """The value and the gradients of the data's part, with the penalty's added."""
         more, slopes = self.penalty(params, target)
         return value + more, grads | {name: grads[name] + slope for name, slope in slopes.items()}
+
+
+LOSSES = [cls.__name__ for cls in (
+    SoftmaxCrossEntropy, CategoricalCrossEntropy, BinaryCrossEntropyWithLogits, BinaryCrossEntropy, MeanSquaredError,
+    MeanAbsoluteError, Huber,
+)]  # fmt: skip

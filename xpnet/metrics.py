@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .backend import Array, backend_of, device_of, is_array, namespace
-from .checks import finite, part
+from .backend import Array, backend_of, device_of, is_array, namespace, shape_of
+from .checks import finite, part, told
 from .targets import NAMES, as_classes, as_rows, as_shares, check_prediction
 
 SEVERAL = "give threshold= (0.5 for probabilities, 0.0 for logits) or a loss of labels as loss="
@@ -50,8 +50,8 @@ def top_k_accuracy(prediction: Array, target: Any, k: int = 5, loss: Any = None)
     """
     own = _classes("top_k_accuracy", prediction, target, loss)
     outputs = prediction.shape[1]
-    if k not in range(1, outputs + 1):
-        raise ValueError(f"top_k_accuracy: k must lie between 1 and the {outputs} outputs, got {k}")
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= outputs:
+        raise ValueError(f"top_k_accuracy: k must lie between 1 and the {outputs} outputs, got {told(k)}")
     xp = namespace(prediction)
     with backend_of(prediction).scope():
         score = xp.take_along_axis(prediction, own[:, None], axis=1)
@@ -192,7 +192,7 @@ def _truth(who: str, prediction: Array, target: Any, threshold: float | None, lo
     limit, matrix = getattr(loss, "threshold", None), getattr(loss, "matrix", False)
     labels = threshold is not None or (limit is not None and not matrix)
     with backend_of(prediction).scope():
-        if (k > 1 or matrix) and np.shape(target) != (n, k):
+        if (k > 1 or matrix) and shape_of(target, f"{who}: the target") != (n, k):
             return xp.astype(as_classes(who, target, prediction), xp.asarray(0).dtype), None
         if k > 1 and not labels:
             return xp.argmax(as_shares(who, target, prediction, True, SEVERAL), axis=1), None

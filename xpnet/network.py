@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from . import arguments, ops, training
+from . import arguments, checks, ops, training
 from .backend import DTYPES, Array, Backend, Named, backend_of, dtype_name, namespace, resolve
-from .checks import by_name, flag, two
+from .checks import by_name, came, flag, told, two
 from .layers.base import Layer, Shape
 from .layers.batchnorm import BatchNorm
 from .layers.dense import Dense
@@ -55,7 +55,7 @@ class Sequential(Layer):
         for i, layer in enumerate(layers):
             if not isinstance(layer, Layer):
                 raise TypeError(
-                    f"Sequential: layer {i} is {layer!r}, expected a Layer such as Dense(64, 32){remedy(layer)}"
+                    f"Sequential: layer {i} is {told(layer)}, expected a Layer such as Dense(64, 32){remedy(layer)}"
                 )
         self.layers = layers
         leaves = self.leaves()
@@ -272,7 +272,7 @@ class Sequential(Layer):
     ) -> dict[str, Array]:
         backend = self.backend
         if not isinstance(given, Mapping):
-            raise TypeError(f"{who}: expected a mapping from names to arrays, got a {type(given).__name__}")
+            raise TypeError(f"{who}: expected a mapping from names to arrays, got {came(given)}")
         if missing := own.keys() - given.keys():
             raise ValueError(f"{who}: {', '.join(sorted(missing))} missing; the names are {', '.join(own)}")
         if unknown := given.keys() - own.keys():
@@ -455,7 +455,7 @@ class Sequential(Layer):
         """
         name = dtype_name(dtype)
         if name not in DTYPES:
-            raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
+            raise ValueError(f'Sequential: dtype must be "float32" or "float64", got {told(dtype)}')
 
         arrays = {key: np.asarray(a) for key, a in (params | state).items()}
         with backend.scope():
@@ -548,12 +548,15 @@ def remedy(given: object) -> str:
     return ""
 
 
+def check_network(who: str, net: object) -> None:
+    """Refuse what is no network, such as a layer alone."""
+    if not isinstance(net, Sequential):
+        raise TypeError(f"{who}: expected a network, xn.Sequential(...), got {told(net)}")
+
+
 def streams(seed: int | None) -> "tuple[Generator, Generator, Generator]":
     """Three generators from one seed: for parameters, for the order of the rows, for running statistics."""
-    try:
-        rng = np.random.default_rng(seed)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"initialize: seed must be a whole number of at least 0, got {seed!r}") from error
+    rng = np.random.default_rng(checks.seed("initialize: seed", seed))
     shuffling, statistics = rng.spawn(2)
     return rng, shuffling, statistics
 

@@ -291,3 +291,6 @@ class AdamW(Adam):
 
     def rule(self, w: Array, g: Array, slots: Slots, rate: float, size: float, shift: float) -> tuple[Array, Slots]:
         return super().rule(w * (1 - rate * self.weight_decay), g, slots, rate, size, shift)
+
+
+OPTIMIZERS = [cls.__name__ for cls in (SGD, Nesterov, Adagrad, RMSprop, Adam, AdamW)]

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import ops
 from .backend import Array, namespace
+from .checks import told
 from .layers.activations import Sigmoid, Softmax
 from .layers.base import ARRAYS
 from .losses import Loss, Objective
@@ -68,7 +69,7 @@ class Step:
         own = self.slots(self.start)
         if not isinstance(slots, Mapping):
             raise TypeError(
-                f"fit: slots must be an optimizer's memory by name, such as an earlier history.slots, got {slots!r}"
+                f"fit: slots must be an optimizer's memory by name, such as an earlier history.slots, got {told(slots)}"
             )
         if slots.keys() != own.keys():
             raise ValueError(

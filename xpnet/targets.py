@@ -3,7 +3,8 @@
 from typing import Any
 
 from . import ops
-from .backend import DTYPES, Array, backend_of, dtype_name, is_array, namespace
+from .backend import DTYPES, Array, backend_of, dtype_name, floating, is_array, namespace
+from .checks import came
 
 NAMES = "make integers of names: names, y = np.unique(y, return_inverse=True)"
 
@@ -11,13 +12,14 @@ NAMES = "make integers of names: names, y = np.unique(y, return_inverse=True)"
 def check_prediction(who: str, prediction: Array, matrix: bool = True) -> None:
     """Refuse a prediction that is not floating, has no entries, or, where a `matrix` is needed, is not (N, K)."""
     if not is_array(prediction):
-        raise TypeError(f"{who}: prediction must be an array, got a {type(prediction).__name__}: np.asarray makes one")
+        raise TypeError(f"{who}: prediction must be an array, got {came(prediction)}: np.asarray makes one")
     shape = tuple(prediction.shape)
     if not shape or 0 in shape or (matrix and len(shape) != 2):
         hint = ": give the outputs as predict gives them, not classes" if len(shape) == 1 and shape[0] else ""
         raise ValueError(f"{who}: prediction must be (n, outputs) with n >= 1, got shape {shape}{hint}")
     if dtype_name(prediction.dtype) not in DTYPES:
         raise TypeError(f"{who}: the prediction has dtype {prediction.dtype}, expected float32 or float64")
+    floating(prediction, who)
 
 
 def as_rows(who: str, target: Any, prediction: Array) -> Array:

@@ -19,7 +19,7 @@ from .data import minibatches
 from .kernels import training_step
 from .losses import Loss, Objective, on_encoded
 from .metrics import OF_CLASSES, accuracy
-from .optimizers import Optimizer, Slots
+from .optimizers import OPTIMIZERS, Optimizer, Slots
 from .publication import published
 from .run import Run
 from .step import must_check_range, out_of_range
@@ -87,7 +87,7 @@ def fit(
     epochs = whole("fit: epochs", epochs)
     shuffle, progress = flag("fit: shuffle", shuffle), flag("fit: progress", progress)
     resume = flag("fit: resume", resume)
-    part("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)")
+    part("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)", OPTIMIZERS)
     metrics = arguments.check_metrics("fit", metrics)
     if metrics and validation_data is None:
         raise ValueError("fit: metrics are taken on validation_data alone, and there is none; evaluate takes any data")

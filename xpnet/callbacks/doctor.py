@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import probe
 from ..backend import Array, namespace
-from ..checks import whole
+from ..checks import told, whole
 from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Tanh
 from ..ops import all_finite
 from ..settings import Configured
@@ -83,7 +83,7 @@ class Doctor(Configured, Callback):
     def __init__(self, every: int = 1, log: Callable[[str], object] | None = print):
         self.every = whole("Doctor: every", every)
         if log is not None and not callable(log):
-            raise TypeError(f"Doctor: log must be a function of a line of text, or None, got {log!r}")
+            raise TypeError(f"Doctor: log must be a function of a line of text, or None, got {told(log)}")
         self.log = log
         self.findings: list[Finding] = []
         self.vitals: list[Vitals] = []

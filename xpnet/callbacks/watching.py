@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..backend import Array
-from ..checks import flag, fraction, non_negative, whole
+from ..checks import choice, flag, fraction, non_negative, told, whole
 from ..publication import published
 from ..settings import Configured
 from .base import Callback
@@ -51,7 +51,7 @@ class Watching(Configured, Callback):
         """
         who = type(self).__name__
         if not isinstance(monitor, str):
-            raise TypeError(f'{who}: monitor must be the name of a measure, such as "val_loss", got {monitor!r}')
+            raise TypeError(f'{who}: monitor must be the name of a measure, such as "val_loss", got {told(monitor)}')
         self.monitor, self.mode = monitor, mode
         self.patience = whole(f"{who}: patience", patience)
         self.min_delta = non_negative(f"{who}: min_delta", min_delta)
@@ -59,10 +59,8 @@ class Watching(Configured, Callback):
         self._reset()
 
     def _direction(self, who: str) -> str:
-        if self.mode in ("min", "max"):
+        if choice(f"{who}: mode", self.mode, ("min", "max", "auto")) != "auto":
             return self.mode
-        if self.mode != "auto":
-            raise ValueError(f'{who}: mode must be "min", "max" or "auto", got {self.mode!r}')
         name = self.monitor.removeprefix("val_")
         if name in FALLS:
             return "min"
@@ -185,7 +183,7 @@ class ReduceOnPlateau(Watching):
         self.factor = fraction("ReduceOnPlateau: factor", factor)
         if not self.factor:
             raise ValueError("ReduceOnPlateau: factor must be above 0, got 0: the training would stand still")
-        self.cooldown = whole("ReduceOnPlateau: cooldown", cooldown) if cooldown else 0
+        self.cooldown = whole("ReduceOnPlateau: cooldown", cooldown, least=0)
         self.min_rate = non_negative("ReduceOnPlateau: min_rate", min_rate)
 
     def _reset(self) -> None:

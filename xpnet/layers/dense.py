@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import Array
-from ..checks import whole
+from ..checks import choice, whole
 from ..initializers import INITIALIZERS
 from .base import Layer, Shape
 
@@ -37,9 +37,7 @@ class Dense(Layer):
         self.in_features = whole("Dense: in_features", in_features)
         self.out_features = whole("Dense: out_features", out_features)
         self.trainable = trainable
-        self.initializer = initializer
-        if initializer not in INITIALIZERS:
-            raise ValueError(f"Dense: no initializer {initializer!r}; there are {', '.join(INITIALIZERS)}")
+        self.initializer = choice("Dense: initializer", initializer, INITIALIZERS)
         self.input_shape = (self.in_features,)
 
     def param_shapes(self) -> dict[str, tuple[int, ...]]:

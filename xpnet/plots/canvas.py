@@ -4,6 +4,8 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from ..checks import told, whole
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -12,15 +14,25 @@ BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#555555"
 
 def axes(ax: Any, size: tuple[float, float] | None = None) -> Any:
     """The axes given, or those of a new figure."""
+    check_axes(ax)
     return pyplot().subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def check_axes(ax: Any) -> None:
+    """Refuse what is neither axes nor None."""
+    if not (ax is None or isinstance(ax, pyplot().Axes)):
+        raise TypeError(f"xpnet.plots: ax must be matplotlib's axes, such as plt.subplots()[1], got {told(ax)}")
 
 
 def panels(figure: Any, count: int, columns: int, size: tuple[float, float]) -> tuple["Figure", list[Any]]:
     """The figure, given or new, and `count` axes in it, row by row, each of `size` inches where it is new."""
-    columns = min(columns, count)
+    plt = pyplot()
+    if not (figure is None or isinstance(figure, plt.Figure)):
+        raise TypeError(f"xpnet.plots: figure must be matplotlib's, such as plt.figure(), got {told(figure)}")
+    columns = min(whole("xpnet.plots: columns", columns), count)
     rows = -(-count // columns)
     if figure is None:
-        figure = pyplot().figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
+        figure = plt.figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 
 

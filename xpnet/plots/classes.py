@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..backend import on_host
-from .canvas import GREY, ORANGE, axes, inches
+from ..checks import whole
+from .canvas import GREY, ORANGE, axes, check_axes, inches
 
 WRITTEN = 25  # classes, up to which each count has room to be written, if it is short
 NAMED = 100  # classes that have room for a name; of more, every second or third has one
@@ -20,14 +21,14 @@ def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
     `counts` (K, K) are those of `xn.confusion_matrix(prediction, y)`, or shares of them. With many classes they are
     left to the colours. `names` are the classes', in their order.
     """
-    counts = on_host(counts)
+    counts = on_host(counts, "confusion_matrix: counts")
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
         raise ValueError(
             f"confusion_matrix: counts of shape {counts.shape}, expected (K, K), a row and a column for each class; "
             "give xn.confusion_matrix(prediction, y)"
         )
     k = len(counts)
-    labels = None if names is None else [str(name) for name in names]
+    labels = None if names is None else [str(name) for name in on_host(names, "confusion_matrix: names").ravel()]
     if labels is not None and len(labels) != k:
         raise ValueError(f"confusion_matrix: {len(labels)} names for {k} classes; give one for each, in their order")
     texts = {
@@ -66,7 +67,10 @@ def misclassified(images: Any, predicted: Any, true: Any, most: int = 24, column
     `images` (n, height, width), or square ones as rows (n, height · width); `predicted` and `true` are classes (n,).
     The first `most` are drawn, `columns` in a row.
     """
-    images, predicted, true = _as_images(on_host(images)), on_host(predicted), on_host(true)
+    check_axes(ax)
+    most, columns = whole("misclassified: most", most), whole("misclassified: columns", columns)
+    images = _as_images(on_host(images, "misclassified: images"))
+    predicted, true = on_host(predicted, "misclassified: predicted"), on_host(true, "misclassified: true")
     for name, classes in [("predicted", predicted), ("true", true)]:
         if classes.shape != images.shape[:1]:
             raise ValueError(
@@ -106,8 +110,11 @@ def misclassified(images: Any, predicted: Any, true: Any, most: int = 24, column
 def _as_images(images: np.ndarray) -> np.ndarray:
     """(n, height, width), also of flat square ones."""
     shape = images.shape
+    if images.dtype.kind not in "biuf":
+        raise TypeError(f"misclassified: images of dtype {images.dtype}, expected real numbers")
     if len(shape) == 2 and shape[1] and math.isqrt(shape[1]) ** 2 == shape[1]:
-        return images.reshape(shape[0], math.isqrt(shape[1]), -1)
+        side = math.isqrt(shape[1])
+        return images.reshape(shape[0], side, side)
     if len(shape) != 3 or 0 in shape[1:]:
         raise ValueError(
             f"misclassified: images of shape {shape}, expected (n, height, width), or (n, height · width) of square "

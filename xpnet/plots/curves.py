@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import told
 from .canvas import BLUE, GREY, ORANGE, axes, panels, pyplot
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ APART = 11  # points between two numbers beside the curves' ends
 
 def training(history: Mapping[str, Sequence[float]], figure: Any = None) -> "Figure":
     """The loss, and beside it each other measure, training with validation: as `History.plot` draws it."""
+    check_history("plots.training", history)
     names = list(dict.fromkeys(name.removeprefix("val_") for name in history))
     if not names:
         raise ValueError("plots.training: the history is empty; it has numbers once an epoch is finished")
@@ -28,6 +30,9 @@ def training(history: Mapping[str, Sequence[float]], figure: Any = None) -> "Fig
 
 def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss", ax: Any = None) -> Any:
     """A measure over the epochs, in training and validation where the history has them; losses on a log scale."""
+    check_history("learning_curves", history)
+    if not isinstance(measure, str):
+        raise TypeError(f'learning_curves: measure must be a name such as "loss", got {told(measure)}')
     names = [(measure, "training", BLUE), (f"val_{measure}", "validation", ORANGE)]
     curves = [
         (np.asarray(history[name], float), label, colour) for name, label, colour in names if len(history.get(name, ()))
@@ -64,6 +69,12 @@ def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss
     if measure != RATES:
         ax.legend(frameon=False)
     return ax
+
+
+def check_history(who: str, history: object) -> None:
+    """Refuse what is no history, such as the network that was fitted."""
+    if not isinstance(history, Mapping):
+        raise TypeError(f"{who}: expected the history that fit returned, or a dict of lists, got {told(history)}")
 
 
 def _log_scale(ax: Any, low: float, high: float) -> None:

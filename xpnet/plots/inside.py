@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import arguments, probe
+from ..checks import told, whole
 from ..layers.dense import Dense
+from ..network import check_network
 from .canvas import BLUE, ORANGE, axes, inches, panels, set_title
 
 if TYPE_CHECKING:
@@ -26,13 +28,17 @@ def first_layer_weights(
     Of the first `most` units, `columns` images in a row. Without a shape, for inputs that are no images: the weights as
     one matrix, a row for each unit.
     """
+    check_network("first_layer_weights", net)
+    most, columns = whole("first_layer_weights: most", most), whole("first_layer_weights: columns", columns)
     found = next(((name, layer) for name, layer in net.leaves() if isinstance(layer, Dense)), None)
     if found is None:
         raise ValueError(f"first_layer_weights: {net!r} has no Dense layer")
     name, layer = found
     weights = net.backend.to_numpy(layer.params["weight"]).T  # (H, D)
     units, inputs = weights.shape
-    if shape is not None and math.prod(shape) != inputs:
+    if not (shape is None or (isinstance(shape, (tuple, list)) and len(shape) == 2)):
+        raise TypeError(f"first_layer_weights: shape must be (height, width) or None, got {told(shape)}")
+    if shape is not None and math.prod(whole("first_layer_weights: each side of shape", n) for n in shape) != inputs:
         raise ValueError(
             f"first_layer_weights: layer {name}, {layer!r}, has {inputs} inputs, which are no image of shape {shape}; "
             "give (height, width) that multiply to them, or None to draw the matrix"
@@ -69,6 +75,7 @@ def activation_histograms(net: "Sequential", x: Any, columns: int = 3, figure: A
 
     `columns` panels in a row.
     """
+    check_network("activation_histograms", net)
     with net.backend.scope():
         x = arguments.inputs(net, "activation_histograms: x", x)
         looks = probe.forward(net, x, training=False)
@@ -86,6 +93,7 @@ def gradient_histograms(
 
     Layers whose panel lies far to the left of the last one's hardly learn: the gradient vanishes on its way to them.
     """
+    check_network("gradient_histograms", net)
     x, y = arguments.pair(net, "gradient_histograms", x, y, loss)
     with net.backend.scope():
         looks = probe.forward(net, x, training=True)
