@@ -118,6 +118,33 @@ def test_a_run_cut_off_anywhere_ends_with_the_same_bits(lib, data, tmp_path, mon
         assert again.rng.bit_generator.state == whole.rng.bit_generator.state
 
 
+class StopAtEpoch(xn.Callback):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def epoch_end(self, run):
+        if run.epoch == self.epoch:
+            raise StopError
+
+
+def test_early_stopping_resumed_where_only_the_validation_of_an_epoch_is_left(lib, data, tmp_path):
+    """Its best parameters, which it has on file, are not those that are validated."""
+
+    def run(*callbacks, **options):
+        net = network(lib)
+        history = fit(net, data, epochs=6, callbacks=[xn.EarlyStopping("val_loss", mode="max"), *callbacks], **options)
+        return net, history
+
+    whole, expected = run()
+    assert expected["val_loss"][0] == max(expected["val_loss"])  # the best is not the last
+    folder = tmp_path / "run"
+    with pytest.raises(StopError):  # after the last step of an epoch, and before its end
+        run(StopAtEpoch(3), checkpoint=xn.Checkpoint(folder, every=BATCHES))
+    again, history = run(checkpoint=xn.Checkpoint(folder, every=BATCHES), resume=True)
+    assert history == expected
+    assert_same(lib, again, whole)
+
+
 @pytest.mark.parametrize("every", ["epoch", 2, 1000])
 def test_a_finished_run_has_its_end_on_file_and_nothing_to_do(lib, data, tmp_path, every):
     net = network(lib)

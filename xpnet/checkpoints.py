@@ -335,7 +335,7 @@ class Saved:
             step = begin(twin)
             step.go_on(self.slots)
             for callback, memory in zip([c for c in callbacks if c.memory], self.callbacks, strict=True):
-                callback.check_memory(memory, twin)
+                callback.check_memory(memory, twin.clone())
         except (ValueError, TypeError) as error:
             raise self._unsound(error) from None
         self._before = net.params, net.state
