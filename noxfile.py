@@ -76,7 +76,7 @@ def tests_cupy(session: nox.Session) -> None:
 @nox.session(name="tests-strict", default=False)
 def tests_strict(session: nox.Session) -> None:
     """On array_api_strict, which has nothing but the standard, and on its second device."""
-    session.install("-e", ".", *group("test"), *group("strict"))
+    session.install("-e", ".", *group("test"))
     suite(session, "array_api_strict")
 
 
@@ -99,7 +99,7 @@ def tests_jax(session: nox.Session) -> None:
 def tests_onnx(session: nox.Session) -> None:
     """ONNX files under onnxruntime; the two packages are 110 MB, so the other sessions do without."""
     session.install("-e", ".[onnx]", *group("test"), *group("onnxruntime"))
-    suite(session, "numpy", "tests/test_onnx.py", name="onnx")
+    suite(session, "numpy", "tests/test_onnx.py", "tests/test_zoo.py", "-k", "onnx", name="onnx")
 
 
 @nox.session(default=False)
