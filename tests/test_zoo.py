@@ -6,6 +6,7 @@ The table is made from the signatures: a new public name or argument without a r
 """
 
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -360,7 +361,7 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "z": FLOATS,
     "ops.x": FLOATS,
     "dot_over_batch.x": PRODUCT,
-    "linear.x": PRODUCT,
+    "linear.x": PRODUCT._replace(taken=frozenset(), left=SHAPED),  # the layers look at dtypes
     "linear.weight": PRODUCT._replace(example=lambda: numbers(FEATURES, 2), taken=frozenset(), left=SHAPED),
     "sum_over_batch.x": PRODUCT,
     "ops.z": FLOATS,
@@ -515,6 +516,10 @@ OTHERS = {  # what else may be who refuses: what a method is short for, or asks
 }
 
 
+def is_class(cls: object, base: type) -> bool:
+    return isinstance(cls, type) and issubclass(cls, base) and not inspect.isabstract(cls)
+
+
 def is_ours(thing: object) -> bool:
     return type(thing).__module__.startswith("xpnet")
 
@@ -554,8 +559,9 @@ def fault(name: str, parameter: str, animal: str) -> str | None:
     return None if same_kind(result, expected) else f"gave {result!r:.80}, a {type(result)}, not {type(expected)}"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def nothing_left_behind(tmp_path, monkeypatch):
+    """In a folder with a network's files; pictures are closed."""
     monkeypatch.chdir(tmp_path)
     network().save("file")
     xn_files.save_torch(network(), "torch")
@@ -564,17 +570,80 @@ def nothing_left_behind(tmp_path, monkeypatch):
         sys.modules["matplotlib.pyplot"].close("all")
 
 
+@pytest.mark.numpy_only
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_public_argument_has_a_row(name):
     assert [p for p in ENTRIES[name].parameters if kind_of(name, p) is None] == []
 
 
+@pytest.mark.numpy_only
 @pytest.mark.parametrize("name", list(map(case, ENTRIES)))
-def test_the_examples_work(name):
+def test_the_examples_work(name, nothing_left_behind):
     Call(name)()
 
 
+@pytest.mark.numpy_only
 @pytest.mark.parametrize(("name", "parameter"), [case(*row) for row in ROWS_OF_THE_TABLE])
-def test_each_argument_takes_what_it_means_and_refuses_the_rest_in_words(name, parameter):
+def test_each_argument_takes_what_it_means_and_refuses_the_rest_in_words(name, parameter, nothing_left_behind):
     faults = {animal: found for animal in ZOO if (found := fault(name, parameter, animal))}
     assert faults == {}
+
+
+# --- on every backend -------------------------------------------------------------------------------------------------
+
+NO_ARRAYS = ["None", "a word", "1.5", "ragged lists", "{}", "a generator", "an array of objects", "complex numbers"]
+NO_ARRAYS += ["float16", "an array of words", "another library's array", "a frame"]
+
+
+@pytest.mark.parametrize("animal", NO_ARRAYS)
+def test_layers_losses_and_optimizers_refuse_the_same_on_every_backend(lib, animal):
+    layers = xn.Dense(FEATURES, 3), xn.BatchNorm(3), xn.Tanh(), xn.LeakyReLU(), xn.ELU(), xn.Dropout(), xn.Softmax()
+    net = xn.Sequential(*layers).initialize(lib.backend)
+    x = lib.asarray(numbers(ROWS, FEATURES), "float32")
+    _, cache = net.forward(x, training=True)
+    calls = {repr(layer): layer.forward for layer in layers if not isinstance(layer, xn.Softmax)}
+    calls |= {repr(net): lambda bad: net.backward(bad, cache), "softmax": layers[-1].forward}
+    adam = xn.Adam()
+    calls |= {"Adam": adam.init, repr(adam): lambda bad: adam.update(x, bad, adam.init(x))}
+    calls |= {
+        "Huber": lambda bad: xn.Huber()(bad, numbers(ROWS, FEATURES)),
+        "linear": lambda bad: xn.ops.linear(x, bad),
+    }
+    if animal in SHAPED:
+        del calls["linear"]
+    before = bits(net)
+    for who, call in calls.items():
+        with pytest.raises(TypeError) as caught:
+            call(ZOO[animal]())
+        assert str(caught.value).startswith(who)
+    assert bits(net) == before
+
+
+def test_slots_of_another_optimizer_or_array_are_refused(lib):
+    w, other = lib.asarray(numbers(3)), lib.asarray(numbers(2))
+    for slots, words in [
+        (xn.Adam().init(w), "SGD(): slots has no 'velocity', only ['step', 'm', 'v']; init(w) gives what it takes"),
+        (xn.SGD().init(other), "SGD(): slots has 'velocity' of shape (2,), expected w's (3,)"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+            xn.SGD().update(w, w, slots)
+    with pytest.raises(ValueError, match=r"SGD\(\): gradient of shape \(2,\), expected w's \(3,\)"):
+        xn.SGD().update(w, other, xn.SGD().init(w))
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("what", "given", "names"),
+    [
+        ("loss", "mse", [name for name, cls in vars(xn).items() if is_class(cls, xn.Loss)]),
+        ("optimizer", "adam", [name for name, cls in vars(xn).items() if is_class(cls, xn.Optimizer)]),
+        ("loss", network(), []),
+        ("optimizer", xn.MeanSquaredError(), []),
+    ],
+    ids=["mse", "adam", "a network", "a loss"],
+)
+def test_a_loss_or_optimizer_that_is_none_is_told_which_there_are(what, given, names):
+    net, parts = network(), {"loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.Adam()}
+    with pytest.raises(TypeError, match=f"fit: {what} must be an object such as xn") as caught:
+        net.fit(numbers(ROWS, FEATURES), classes(), **parts | {what: given})
+    assert [name for name in names if name not in str(caught.value)] == []

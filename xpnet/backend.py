@@ -49,7 +49,7 @@ def namespace(x: Array, who: object = "xpnet") -> Namespace:
         return _namespaces[type(x)]
     except KeyError:
         if not is_array(x):
-            raise TypeError(f"{who}: expected an array, such as a backend's asarray gives, got {came(x)}") from None
+            raise TypeError(f"{who}: expected an array, got {came(x)}; backend.asarray makes one of a list") from None
         xp = _namespaces[type(x)] = importlib.import_module("array_api_compat").array_namespace(x)
         return xp
 
@@ -63,7 +63,7 @@ def floating(x: Array, who: object) -> Namespace:
     if backend_class(xp) is None or isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{who}: expected a plain array of {', '.join(_BACKENDS)}, got {came(x)}")
     if dtype_name(x.dtype) not in DTYPES:
-        raise TypeError(f"{who}: expected an array of float32 or float64, got one of {x.dtype}")
+        raise TypeError(f"{who}: expected an array of float32 or float64, got dtype {x.dtype}")
     _floating[type(x), x.dtype] = xp
     return xp
 
@@ -544,6 +544,8 @@ def on_host(a: Any, who: str = "xpnet: an argument") -> np.ndarray:
 
     Raises TypeError for what is no array, ValueError for rows of different lengths and masked entries.
     """
+    if type(a) is np.ndarray:  # as nearly always
+        return a
     if isinstance(a, np.ndarray):
         if np.ma.is_masked(a):
             raise ValueError(f"{who} has masked entries, whose numbers mean nothing: fill them or drop those rows")

@@ -56,8 +56,10 @@ def came(x: object) -> str:
     """What came where something else was expected, in words: "None", "a list", "the class ReLU"."""
     if x is None:
         return "None"
-    name = f"the class {x.__name__}" if isinstance(x, type) else type(x).__name__
-    return name if isinstance(x, type) else f"a{'n' * (name[0] in 'aeioAEIO')} {name}"
+    if isinstance(x, type):
+        return f"the class {x.__name__}"
+    name = type(x).__name__
+    return f"{'an' if name[0] in 'aeioAEIO' or name == 'ndarray' else 'a'} {name}"
 
 
 def flag(name: str, value: object, of_a_word: str = "") -> bool:
@@ -106,7 +108,7 @@ def _number(name: str, value: object, expected: str, holds: Callable[[float], bo
     except OverflowError:  # an int beyond any float
         number = math.inf
     if not holds(number):
-        array = hasattr(value, "__array__") and not isinstance(value, Real)
+        array = getattr(value, "shape", None) == () and not isinstance(value, Real)
         raise ValueError(f"{name} must be {expected}, got {told(value)}{': float(...) of it is a number' * array}")
     return number
 
@@ -125,21 +127,23 @@ def two(thing: object, method: str, given: Any) -> tuple[Any, Any]:
     """What a layer's, loss's or optimizer's `method` gave, if it is a pair: an array of two rows would unpack, too."""
     if isinstance(given, tuple) and len(given) == 2:
         first, second = given
-        if method == "forward" and not hasattr(first, "shape"):
-            came = f"a {type(first).__name__} for y"
-        elif "{" in PAIRS[method] and not isinstance(second, Mapping):
-            came = f"a tuple with a {type(second).__name__} in the second place"
-        else:
+        if method == "forward":
+            if hasattr(first, "shape"):
+                return given
+            gave = f"{came(first)} for y"
+        elif "{" not in PAIRS[method] or isinstance(second, Mapping):
             return given
+        else:
+            gave = f"a tuple with {came(second)} in the second place"
     else:
-        came = f"a tuple of {len(given)}" if isinstance(given, tuple) else f"a {type(given).__name__}"
-    raise TypeError(f"{thing!r}: {method} gave {came}, expected the tuple {PAIRS[method]}")
+        gave = f"a tuple of {len(given)}" if isinstance(given, tuple) else came(given)
+    raise TypeError(f"{thing!r}: {method} gave {gave}, expected the tuple {PAIRS[method]}")
 
 
 def by_name(thing: object, method: str, given: Any) -> Mapping[str, Any]:
     """What a layer's `method` gave, if it is arrays by name."""
     if not isinstance(given, Mapping):
-        raise TypeError(f"{thing!r}: {method} gave a {type(given).__name__}, expected {{name: array}}")
+        raise TypeError(f"{thing!r}: {method} gave {came(given)}, expected {{name: array}}")
     return given
 
 

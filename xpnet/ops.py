@@ -59,8 +59,8 @@ def linear(x: Array, weight: Array) -> Array:
     """x @ weight, (N, D) by (D, H), with the batch contiguous in memory: the elementwise functions keep that order, and
     everything over the batch or the classes runs several times faster in it. A compiler lays arrays out by itself.
     """
-    floating(weight, "linear")
-    return x @ weight if is_compiled(floating(x, "linear")) else (weight.T @ x.T).T
+    namespace(weight, "linear")
+    return x @ weight if is_compiled(namespace(x, "linear")) else (weight.T @ x.T).T
 
 
 def sum_over_batch(x: Array) -> Array:

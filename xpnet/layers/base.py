@@ -152,8 +152,9 @@ class Layer(Configured, ABC):
     def check_matrix(self, x: Array, features: int) -> Namespace:
         """The array API functions for x, if it is a floating array of shape (n, features)."""
         xp = floating(x, self)
-        if x.ndim != 2 or x.shape[1] != features:
-            raise ValueError(f"{self!r}: expected input of shape (n, {features}), got {tuple(x.shape)}")
+        shape = x.shape
+        if len(shape) != 2 or shape[1] != features:
+            raise ValueError(f"{self!r}: expected input of shape (n, {features}), got {tuple(shape)}")
         return xp
 
     def check_features(self, shape: Shape, features: int) -> None:
