@@ -113,6 +113,7 @@ SETTINGS = {
 
 BEFORE_1_9 = sklearn.__version__.startswith(("1.7.", "1.8."))
 WORDS_OF_1_9 = pytest.mark.skipif(BEFORE_1_9, reason="scikit-learn raises an error of another kind before 1.9")
+NAMES_OF_1_9 = pytest.mark.skipif(BEFORE_1_9, reason="scikit-learn's error names no classes before 1.9")
 STOPS_FROM_1_9 = pytest.mark.skipif(BEFORE_1_9, reason="scikit-learn's early stopping fails on names before 1.9")
 
 
@@ -500,6 +501,7 @@ def test_wrong_labels_get_scikit_learns_words(problems):
     assert "`y` has classes not in `self.classes_`" in str(a)
 
 
+@NAMES_OF_1_9
 @pytest.mark.parametrize("names", [[False, True], ["common", "rare"], [3, 7]], ids=str)
 def test_classes_too_rare_for_early_stopping_are_named(names):
     """scikit-learn names them 'False' and 'True', whatever they are."""

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from sklearn import config_context
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import HasMethods, StrOptions
@@ -219,7 +220,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             raise ValueError("classes must be passed on the first call to partial_fit.")
         with unchanged_on_error(self):
             if classes is not None:
-                given = unique_labels(on_host(classes) if is_array(classes) else classes)
+                with config_context(array_api_dispatch=False):  # which takes no list before 1.9
+                    given = unique_labels(on_host(classes) if is_array(classes) else classes)
                 if known is None:
                     rows = y if hasattr(y, "tocsr") else on_host(y)
                     several = type_of_target(rows if is_array(y) else y).endswith(("indicator", "multioutput"))
