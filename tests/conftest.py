@@ -5,6 +5,7 @@ import os
 
 os.environ["SCIPY_ARRAY_API"] = "1"  # before SciPy is imported: scikit-learn's array API dispatch asks for it
 
+import cupy_on_host
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -19,6 +20,7 @@ ONNX = importlib.util.find_spec("onnxruntime") is not None
 
 def pytest_addoption(parser):
     parser.addoption("--backend", choices=BACKENDS, default="numpy", help="the backend that the suite runs on")
+    parser.addoption("--on-host", action="store_true", help="CuPy without a device: the host answers its calls")
     parser.addoption("--no-device", action="store_true", help="the backend has no device here: run what needs none")
 
 
@@ -28,6 +30,8 @@ def pytest_configure(config):
     examples = 100 if config.getoption("--backend") in ("numpy", "torch") else 10
     settings.register_profile("xpnet", max_examples=examples, deadline=None, derandomize=True)
     settings.load_profile("xpnet")
+    if config.getoption("--on-host"):
+        cupy_on_host.install()
     config.addinivalue_line("markers", "no_device: what holds where the backend has no device")
     config.addinivalue_line("markers", "torch_only: holds xpnet against PyTorch; runs in torch's session")
     config.addinivalue_line("markers", "jax_only: about jax.jit; runs in jax's session")
@@ -36,6 +40,7 @@ def pytest_configure(config):
     )
     config.addinivalue_line("markers", "onnx_only: runs ONNX files; in onnx's session, where onnxruntime is there")
     config.addinivalue_line("markers", "cupy_only: about CuPy's own package; runs in cupy's session")
+    config.addinivalue_line("markers", "on_host_only: about CuPy on the host; runs where --on-host is given")
     config.addinivalue_line("markers", "numpy_only: about the package rather than a backend; runs in numpy's session")
 
 
@@ -47,6 +52,8 @@ def pytest_collection_modifyitems(config, items):
         only = [name for name in ("numpy", "torch", "jax", "cupy") if item.get_closest_marker(f"{name}_only")]
         without_device = bool(item.get_closest_marker("no_device"))
         if without_device != no_device and not (no_device and "cupy" in only):
+            return False
+        if item.get_closest_marker("on_host_only") and not config.getoption("--on-host"):
             return False
         if item.get_closest_marker("numba_only") and not (backend == "numpy" and NUMBA):
             return False
@@ -106,6 +113,14 @@ def pytest_generate_tests(metafunc):
             kinds.append({"device": "device1"})
         libraries = [] if metafunc.config.getoption("--no-device") else [Library(name, **kind) for kind in kinds]
         metafunc.parametrize("lib", libraries, ids=repr, scope="session")
+
+
+@pytest.fixture(autouse=True)
+def no_faults():
+    """A device does not say that it was misused; the host in its place does."""
+    cupy_on_host.log.clear()
+    yield
+    assert cupy_on_host.log.faults == []
 
 
 @pytest.fixture

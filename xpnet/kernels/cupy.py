@@ -25,12 +25,16 @@ THREADS = 512  # of a block, at most; cupy.cu counts on it
 
 
 @functools.cache
+def source() -> str:
+    """cupy.cu, without the letters in its comments that CuPy could not write to a file in every locale's encoding."""
+    return Path(__file__).with_suffix(".cu").read_text(encoding="utf-8").encode("ascii", "ignore").decode()
+
+
+@functools.cache
 def kernel(expression: str) -> Any:
     """The kernel of this name with its template's arguments, compiled when it is first asked for."""
-    source = Path(__file__).with_suffix(".cu").read_text(encoding="utf-8")
-    code = source.encode("ascii", "ignore").decode()  # CuPy writes it to a file, in the encoding of the locale
     cupy = importlib.import_module("cupy")
-    module = cupy.RawModule(code=code, options=("-std=c++17",), name_expressions=(expression,))
+    module = cupy.RawModule(code=source(), options=("-std=c++17",), name_expressions=(expression,))
     return module.get_function(expression)
 
 

@@ -1,0 +1,256 @@
+// A device on the host: its memory, with what tells of misuse, and its threads, one at a time.
+//
+// A kernel's blocks run one after another and a block's threads each until a barrier or shuffle, both in a random
+// order: what depends on one order, or lacks a barrier, gives another result. A thread that waits keeps a stack of its
+// own. Fresh memory is NaN; so is freed memory, and what lies around each allocation, which must stay so.
+
+#include <ucontext.h>
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
+
+#include <algorithm>
+#include <csetjmp>
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "device.h"
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace on_host {
+
+static std::string message;  // of the first fault since the last call
+static std::mt19937 order;
+
+void fault(const char* what) {
+    if (message.empty()) message = what;
+}
+
+// --- memory -----------------------------------------------------------------------------------------------------------
+
+constexpr std::size_t MARGIN = 512, KEPT = 1 << 26;  // bytes: around an allocation, and of freed ones that are watched
+constexpr unsigned char NAN_BYTE = 0xff;
+
+struct Freed {
+    char* start;
+    std::size_t size;
+};
+
+static std::map<char*, std::size_t> live;
+static std::deque<Freed> freed;
+static std::size_t freed_bytes;
+
+inline bool untouched(const char* from, std::size_t size) {
+    return static_cast<unsigned char>(*from) == NAN_BYTE && !std::memcmp(from, from + 1, size - 1);
+}
+
+inline void check_margins() {
+    for (const auto& [start, size] : live)
+        if (!untouched(start - MARGIN, MARGIN) || !untouched(start + size, MARGIN)) {
+            fault("memory outside an array was written to");
+            std::fill(start - MARGIN, start, NAN_BYTE);
+            std::fill(start + size, start + size + MARGIN, NAN_BYTE);
+        }
+}
+
+inline void drop_freed() {
+    const Freed oldest = freed.front();
+    freed.pop_front();
+    freed_bytes -= oldest.size;
+    if (!untouched(oldest.start - MARGIN, oldest.size + 2 * MARGIN)) fault("memory was written to after it was freed");
+    std::free(oldest.start - MARGIN);
+}
+
+// --- threads ----------------------------------------------------------------------------------------------------------
+
+struct Fiber {  // a stack, for one thread after another until one of them waits
+    ucontext_t start;
+    std::jmp_buf place;  // _setjmp and _longjmp go between stacks that have begun, without a call to the system
+    bool begun = false;
+    std::vector<char> stack = std::vector<char>(1 << 16);
+};
+
+struct Warp {  // its threads that wait, which go on when all of them do, and where
+    unsigned size;
+    std::vector<Fiber*> waiting;
+    Place place;
+};
+
+static std::vector<std::unique_ptr<Fiber>> fibers;
+static std::vector<Warp> warps;
+static unsigned at_block, at_all;  // threads that wait at a barrier of the block, and anywhere
+static Fiber* current;
+static ucontext_t scheduler;
+static std::jmp_buf in_scheduler;
+static std::vector<unsigned> turns;  // the threads in the order in which they begin
+static unsigned begun;
+static void (*body)(void**);
+static void** arguments;
+
+unsigned thread() { return (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x; }
+
+unsigned count_of_threads() { return static_cast<unsigned>(turns.size()); }
+
+// Floats smaller than the smallest normal number are 0, as CuPy has kernels compiled.
+static void flush(bool on) {
+#ifdef __SSE__
+    _mm_setcsr(on ? _mm_getcsr() | 0x8040 : _mm_getcsr() & ~0x8040);
+#endif
+}
+
+static void leave() {  // the stack, until it is taken up again
+    if (!_setjmp(current->place)) _longjmp(in_scheduler, 1);
+}
+
+static void take_threads() {
+    for (;;) {
+        while (begun < turns.size()) {
+            const unsigned number = turns[begun++];
+            threadIdx = {number % blockDim.x, number / blockDim.x % blockDim.y, number / blockDim.x / blockDim.y};
+            body(arguments);
+        }
+        leave();
+    }
+}
+
+static void take_up(Fiber* fiber) {
+    current = fiber;
+    if (_setjmp(in_scheduler)) return;
+    if (fiber->begun) _longjmp(fiber->place, 1);
+    fiber->begun = true;
+    getcontext(&fiber->start);
+    fiber->start.uc_stack.ss_sp = fiber->stack.data();
+    fiber->start.uc_stack.ss_size = fiber->stack.size();
+    makecontext(&fiber->start, take_threads, 0);
+    swapcontext(&scheduler, &fiber->start);
+}
+
+void wait(Place place) {
+    const dim3 index = threadIdx;
+    Warp& warp = warps[thread() / 32];
+    if (!warp.waiting.empty() && warp.place != place) fault("threads of a warp wait at different barriers");
+    warp.place = place;
+    warp.waiting.push_back(current);
+    at_block += place == AT_BLOCK;
+    ++at_all;
+    leave();
+    threadIdx = index;
+}
+
+// Let a warp go on if all its threads are there; whether they were.
+static bool release(Warp& warp) {
+    if (warp.place == AT_BLOCK || warp.waiting.size() != warp.size) return false;
+    static std::vector<Fiber*> going;
+    going.clear();
+    going.swap(warp.waiting);
+    at_all -= going.size();
+    std::shuffle(going.begin(), going.end(), order);
+    for (Fiber* fiber : going) take_up(fiber);
+    return true;
+}
+
+static void run_block() {
+    begun = at_block = at_all = 0;
+    warps.clear();
+    for (std::size_t left = turns.size(); left; left -= warps.back().size)
+        warps.push_back({static_cast<unsigned>(std::min<std::size_t>(32, left)), {}, AT_WARP});
+    std::vector<unsigned> numbers(warps.size());
+    std::iota(numbers.begin(), numbers.end(), 0u);
+    for (std::size_t i = 0; begun < turns.size(); ++i) {
+        if (i == fibers.size()) fibers.push_back(std::make_unique<Fiber>());
+        take_up(fibers[i].get());
+    }
+    while (at_all) {
+        bool moved = false;
+        if (at_block == turns.size()) {
+            for (Warp& warp : warps) warp.place = READY;
+            at_block = 0;
+        }
+        std::shuffle(numbers.begin(), numbers.end(), order);
+        for (unsigned number : numbers)  // each as far as it gets, before the next
+            while (release(warps[number])) moved = true;
+        if (moved) continue;
+        fault("threads wait at a barrier for others that never come");
+        fibers.clear();
+        return;
+    }
+}
+
+}  // namespace on_host
+
+using namespace on_host;
+
+extern "C" {
+
+void* allocate(std::size_t size) {
+    char* start = static_cast<char*>(std::aligned_alloc(MARGIN, (size + 3 * MARGIN - 1) / MARGIN * MARGIN));
+    if (!start) return nullptr;
+    std::memset(start, NAN_BYTE, size + 2 * MARGIN);
+    live[start + MARGIN] = size;
+    return start + MARGIN;
+}
+
+void release_memory(char* start) {
+    const auto found = live.find(start);
+    if (found == live.end()) return fault("memory was freed that was not allocated, or is freed already");
+    check_margins();
+    const std::size_t size = found->second;
+    live.erase(found);
+    std::memset(start - MARGIN, NAN_BYTE, size + 2 * MARGIN);
+    freed.push_back({start, size});
+    freed_bytes += size;
+    while (freed_bytes > KEPT) drop_freed();
+}
+
+// Whether [start, start + size) lies within one live allocation.
+int is_live(char* start, std::size_t size) {
+    auto after = live.upper_bound(start);
+    if (after == live.begin()) return 0;
+    const auto& [from, length] = *--after;
+    return start + size <= from + length;
+}
+
+// Run a kernel; alone: by one thread, where it has no barrier and a thread goes on to the numbers that nobody has.
+void launch(void (*kernel)(void**), const unsigned* grid, const unsigned* block, void** given, int in_float, int alone) {
+    body = kernel;
+    arguments = given;
+    flush(in_float);
+    if (alone) {
+        blockDim = gridDim = {1, 1, 1};
+        threadIdx = blockIdx = {0, 0, 0};
+        kernel(given);
+        flush(false);
+        return check_margins();
+    }
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {block[0], block[1], block[2]};
+    turns.resize(std::size_t(block[0]) * block[1] * block[2]);
+    std::iota(turns.begin(), turns.end(), 0u);
+    std::vector<unsigned> blocks(std::size_t(grid[0]) * grid[1] * grid[2]);
+    std::iota(blocks.begin(), blocks.end(), 0u);
+    std::shuffle(blocks.begin(), blocks.end(), order);
+    std::shuffle(turns.begin(), turns.end(), order);
+    for (unsigned number : blocks) {
+        blockIdx = {number % grid[0], number / grid[0] % grid[1], number / grid[0] / grid[1]};
+        run_block();
+    }
+    flush(false);
+    check_margins();
+}
+
+// What went wrong since the last call, "" for nothing.
+const char* take_fault() {
+    static std::string taken;
+    taken.clear();
+    std::swap(taken, message);
+    return taken.c_str();
+}
+
+}  // extern "C"

@@ -1,0 +1,3 @@
+// In place of the device's own.
+#pragma once
+#include <cmath>

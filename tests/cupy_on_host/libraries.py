@@ -1,0 +1,95 @@
+"""The libraries that CuPy calls: cuBLAS's matrix products and Thrust's sorts, each by NumPy's."""
+
+import ctypes
+import sys
+import types
+from typing import Any
+
+import numpy as np
+
+from .log import log
+
+COMPUTE = "32F", "32F_PEDANTIC", "32F_FAST_TF32", "64F", "64F_PEDANTIC"
+OTHERS = "GEMM_DEFAULT", "GEMM_DEFAULT_TENSOR_OP", "TENSOR_OP_MATH", "DEFAULT_MATH"
+NAMES = [
+    *(f"CUBLAS_COMPUTE_{name}" for name in COMPUTE),
+    *(f"CUBLAS_{name}" for name in OTHERS),
+]  # their values are free
+DTYPES = {0: np.dtype("f4"), 1: np.dtype("f8")}
+
+
+def at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """The array in the device's memory, row by row."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape))
+    return (
+        np.ctypeslib.as_array((ctypes.c_char * (size * dtype.itemsize)).from_address(address))
+        .view(dtype)
+        .reshape(shape)
+    )
+
+
+def matrix(address: int, rows: int, columns: int, leading: int, dtype: np.dtype, transposed: int) -> np.ndarray:
+    """A matrix as cuBLAS is given it, column by column, `leading` numbers from one to the next."""
+    if transposed:
+        rows, columns = columns, rows
+    if leading < rows:
+        raise ValueError(f"a leading dimension of {leading} for {rows} rows")
+    flat = at(address, (leading * (columns - 1) + rows if rows * columns else 0,), dtype)
+    a = np.lib.stride_tricks.as_strided(flat, (rows, columns), (dtype.itemsize, leading * dtype.itemsize))
+    return a.T if transposed else a
+
+
+def product(handle, ta, tb, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta, c, c_type, ldc, *how):  # type: ignore[no-untyped-def]
+    """c = a @ b; CuPy asks for alpha = 1 and beta = 0."""
+    log.launches.append("gemm")
+    dtype = DTYPES[a_type]
+    assert a_type == b_type == c_type
+    with np.errstate(all="ignore"):
+        result = matrix(a, m, k, lda, dtype, ta) @ matrix(b, k, n, ldb, dtype, tb)
+    matrix(c, m, n, ldc, dtype, 0)[...] = result
+
+
+def products(  # type: ignore[no-untyped-def]
+    handle, ta, tb, m, n, k, alpha, a, a_type, lda, sa, b, b_type, ldb, sb, beta, c, c_type, ldc, sc, batch, *how
+):
+    """As `product`, of `batch` matrices."""
+    log.launches.append("gemm, batched")
+    dtype = DTYPES[a_type]
+    size = dtype.itemsize
+    with np.errstate(all="ignore"):
+        for i in range(batch):
+            left = matrix(a + i * sa * size, m, k, lda, dtype, ta)
+            right = matrix(b + i * sb * size, k, n, ldb, dtype, tb)
+            matrix(c + i * sc * size, m, n, ldc, dtype, 0)[...] = left @ right
+
+
+def install_cublas() -> None:
+    """Before CuPy imports it: the module links to a library that is not here."""
+    import cupy_backends.cuda.libs
+
+    name = "cupy_backends.cuda.libs.cublas"
+    cublas: Any = types.ModuleType(name)
+    vars(cublas).update({name: number for number, name in enumerate(NAMES)})
+    cublas.create, cublas.destroy = (lambda: 1), (lambda handle: None)
+    cublas.gemmEx, cublas.gemmStridedBatchedEx = product, products
+    sys.modules[name] = cupy_backends.cuda.libs.cublas = cublas
+
+
+def sort(dtype, data, keys, shape):  # type: ignore[no-untyped-def]
+    """Along the last axis, in place."""
+    log.launches.append("sort")
+    at(data, tuple(shape), dtype).sort(axis=-1, kind="stable")
+
+
+def argsort(dtype, index, data, keys, shape):  # type: ignore[no-untyped-def]
+    """The order of the last axis."""
+    log.launches.append("argsort")
+    at(index, tuple(shape), "i8")[...] = at(data, tuple(shape), dtype).argsort(axis=-1, kind="stable")
+
+
+def install_thrust() -> None:
+    """After CuPy is imported."""
+    from cupy.cuda import thrust
+
+    thrust.sort, thrust.argsort = sort, argsort

@@ -1,0 +1,18 @@
+"""Everything the device was asked for, and what it was asked for wrongly."""
+
+
+class Log:
+    """Names of launches and waits, sizes of transfers to the device in bytes, and faults in words."""
+
+    def __init__(self) -> None:
+        self.launches: list[str] = []
+        self.waits: list[str] = []
+        self.transfers: list[int] = []
+        self.faults: list[str] = []
+
+    def clear(self) -> None:
+        for each in vars(self).values():
+            each.clear()
+
+
+log = Log()

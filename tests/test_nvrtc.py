@@ -1,0 +1,71 @@
+"""NVIDIA's own compiler takes every CUDA kernel, for old and new GPUs. It needs none: the package nvidia-cuda-nvrtc."""
+
+import ctypes
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from xpnet.kernels import cupy as kernels
+
+pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
+
+OVER_ROWS = "activation", "activation_backward", "batch_norm", "batch_norm_backward"
+FUNCTIONS = "Identity", "Sigmoid", "Tanh", "ReLU", "LeakyReLU", "ELU"
+OTHERS = "statistics", "softmax_cross_entropy", "gradient_norm", "sgd", "look_ahead", "root_mean_square", "adam"
+EXPRESSIONS = [f"{k}<{t}, {f}>" for t in ("float", "double") for k in OVER_ROWS for f in FUNCTIONS]
+EXPRESSIONS += [f"{k}<{t}>" for t in ("float", "double") for k in OTHERS]
+
+# CuPy's options for a RawModule, and one that has the assembler say what each kernel takes
+OPTIONS = ["-std=c++17", "-ftz=true", "--device-as-default-execution-space", "--ptxas-options=-v"]
+REGISTERS = 128  # of the 65,536 that 512 threads share: no launch fails for want of them
+SPILLED = 16  # bytes: batch norm's derivative in double goes two numbers beyond the registers that the compiler allots
+
+
+class NVRTC:
+    """NVIDIA's run-time compiler of this major version, from nvidia-cuda-nvrtc (13) or nvidia-cuda-nvrtc-cu12."""
+
+    def __init__(self, major):
+        places = (path for folder in sys.path for path in Path(folder).glob(f"nvidia/*/lib/libnvrtc.so.{major}"))
+        path = next(places, None)
+        assert path, f"NVRTC {major} is not here: pip install nvidia-cuda-nvrtc{'-cu12' * (major == 12)}"
+        self.library = ctypes.CDLL(str(path))
+
+    def architectures(self):
+        """The numbers of those it compiles for, the newest last."""
+        count = ctypes.c_int()
+        self.library.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+        numbers = (ctypes.c_int * count.value)()
+        self.library.nvrtcGetSupportedArchs(numbers)
+        return list(numbers)
+
+    def log_of(self, source, expressions, options):
+        """What it says as it compiles these templates."""
+        program, size = ctypes.c_void_p(), ctypes.c_size_t()
+        assert self.library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"cupy.cu", 0, None, None) == 0
+        for expression in expressions:
+            assert self.library.nvrtcAddNameExpression(program, expression.encode()) == 0
+        words = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        failed = self.library.nvrtcCompileProgram(program, len(options), words)
+        self.library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        self.library.nvrtcGetProgramLog(program, log)
+        self.library.nvrtcDestroyProgram(ctypes.byref(program))
+        assert not failed, log.value.decode()
+        return log.value.decode()
+
+
+@pytest.mark.parametrize(("major", "architecture"), [(12, 70), (13, 90), (13, "newest")])
+def test_nvrtc_compiles_every_kernel_with_few_registers(major, architecture, capsys):
+    nvrtc = NVRTC(major)
+    number = nvrtc.architectures()[-1] if architecture == "newest" else architecture
+    log = nvrtc.log_of(kernels.source(), EXPRESSIONS, [f"-arch=sm_{number}", *OPTIONS])
+    registers = list(map(int, re.findall(r"Used (\d+) registers", log)))
+    spilled = list(map(int, re.findall(r"(\d+) bytes spill stores", log)))
+    with capsys.disabled():
+        most = f"at most {max(registers)} registers, {max(spilled)} bytes spilled"
+        print(f"\nNVRTC {major}, sm_{number}: {len(registers)} kernels, {most}")
+    assert len(registers) == len(spilled) == len(EXPRESSIONS)
+    assert max(registers) <= REGISTERS
+    assert max(spilled) <= SPILLED
