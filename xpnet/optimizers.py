@@ -102,7 +102,7 @@ class Optimizer(Adjustable, ABC):
 
         Raises TypeError or ValueError for slots that are not those of such a w, and a gradient of another shape.
         """
-        self.check_slots(w, slots)
+        self.check_slots(w, slots, "step", *self.memory)
         floating(gradient, self)
         if gradient.shape != w.shape:
             raise ValueError(f"{self!r}: gradient of shape {tuple(gradient.shape)}, expected w's {tuple(w.shape)}")
@@ -110,12 +110,12 @@ class Optimizer(Adjustable, ABC):
         w, memory = self.advance(w, self.limited(gradient), slots, self.coefficients(step))
         return w, {"step": step + 1} | memory
 
-    def check_slots(self, w: Array, slots: Slots) -> None:
-        """Refuse slots that `init` has not given for an array of w's shape."""
+    def check_slots(self, w: Array, slots: Slots, *names: str) -> None:
+        """Refuse slots of these names that `init` has not given for an array of w's shape."""
         floating(w, self)
         if not isinstance(slots, dict):
             raise TypeError(f"{self!r}: slots must be what init(w) gave, got {came(slots)}")
-        for name in ("step", *self.memory):
+        for name in names:
             if name not in slots:
                 raise ValueError(f"{self!r}: slots has no {name!r}, only {list(slots)}; init(w) gives what it takes")
             if name != "step" and slots[name].shape != w.shape:
@@ -195,7 +195,7 @@ class Nesterov(SGD):
         super().__init__(learning_rate, momentum, clip_value=clip_value, **common)
 
     def lookahead(self, w: Array, slots: Slots) -> Array:
-        self.check_slots(w, slots)
+        self.check_slots(w, slots, *self.memory)
         return w - self.momentum * slots["velocity"]
 
 
