@@ -123,12 +123,12 @@ class Layer(Configured, ABC):
         return input_shape
 
     def assign_params(self, params: Mapping[str, Array]) -> None:
-        """Take these parameters as they are."""
-        vars(self)["params"] = Held(params)
+        """Take these parameters as they are, in the order of those that are there: the vector of all keeps its own."""
+        vars(self)["params"] = Held({name: params[name] for name in self.params if name in params} | dict(params))
 
     def assign_state(self, state: Mapping[str, Array]) -> None:
-        """Take these running statistics as they are."""
-        vars(self)["state"] = Held(state)
+        """Take these running statistics as they are, in the order of those that are there."""
+        vars(self)["state"] = Held({name: state[name] for name in self.state if name in state} | dict(state))
 
     @property
     def as_drawn(self) -> bool:
