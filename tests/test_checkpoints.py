@@ -50,13 +50,17 @@ class StopError(Exception):
 
 
 class StopAt(xn.Callback):
-    """What a power cut is to a run, but for the process."""
+    """What a power cut is to a run, but for the process: after a step, or as an epoch ends."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, step=0, epoch=0):
+        self.step, self.epoch = step, epoch
 
     def step_end(self, run):
         if run.step == self.step:
+            raise StopError
+
+    def epoch_end(self, run):
+        if run.epoch == self.epoch:
             raise StopError
 
 
@@ -118,15 +122,6 @@ def test_a_run_cut_off_anywhere_ends_with_the_same_bits(lib, data, tmp_path, mon
         assert again.rng.bit_generator.state == whole.rng.bit_generator.state
 
 
-class StopAtEpoch(xn.Callback):
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def epoch_end(self, run):
-        if run.epoch == self.epoch:
-            raise StopError
-
-
 def test_early_stopping_resumed_where_only_the_validation_of_an_epoch_is_left(lib, data, tmp_path):
     """Its best parameters, which it has on file, are not those that are validated."""
 
@@ -139,7 +134,7 @@ def test_early_stopping_resumed_where_only_the_validation_of_an_epoch_is_left(li
     assert expected["val_loss"][0] == max(expected["val_loss"])  # the best is not the last
     folder = tmp_path / "run"
     with pytest.raises(StopError):  # after the last step of an epoch, and before its end
-        run(StopAtEpoch(3), checkpoint=xn.Checkpoint(folder, every=BATCHES))
+        run(StopAt(epoch=3), checkpoint=xn.Checkpoint(folder, every=BATCHES))
     again, history = run(checkpoint=xn.Checkpoint(folder, every=BATCHES), resume=True)
     assert history == expected
     assert_same(lib, again, whole)
