@@ -461,3 +461,9 @@ def test_an_optimizer_that_keeps_its_arguments_under_other_names_is_cloned_all_t
     own = Own(0.1)
     assert own.get_params() == {}
     assert told(sklearn.base.clone(own)) == told(own)
+
+
+def test_a_look_ahead_takes_the_arrays_alone(lib):
+    """As jax.jit's step has them, which keeps the count of steps apart."""
+    w, v = lib.asarray(np.ones(3), "float64"), lib.asarray(np.full(3, 0.5), "float64")
+    lib.agrees(xn.Nesterov(momentum=0.4).lookahead(w, {"velocity": v}), np.full(3, 0.8))

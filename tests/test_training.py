@@ -2135,3 +2135,11 @@ def test_repr_never_fails_and_knows_arguments_by_name_only():
 def test_a_number_beyond_any_float_is_refused_like_any_other():
     with pytest.raises(ValueError, match="SGD: learning_rate must be above 0 and finite, got an integer of 1329 bits"):
         xn.SGD(10**400)
+
+
+def test_arrays_keep_their_order_in_whichever_they_are_assigned(lib):
+    """jax.jit gives them in that of their names; optimizers' memories lie in the order of the first assignment."""
+    net = xn.Sequential(xn.Dense(3, 4), xn.BatchNorm(4), xn.Dense(4, 2)).initialize(lib.backend)
+    params, state = list(net.params), list(net.state)
+    net.assign(dict(sorted(net.params.items())), dict(sorted(net.state.items(), reverse=True)))
+    assert (list(net.params), list(net.state)) == (params, state)
