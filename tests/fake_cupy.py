@@ -31,9 +31,9 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 OVER_ROWS = "activation", "activation_backward", "batch_norm", "batch_norm_backward"
 FUNCTIONS = "Identity", "Sigmoid", "Tanh", "ReLU", "LeakyReLU", "ELU"
-OTHERS = "statistics", "softmax_cross_entropy", "gradient_norm", "sgd", "look_ahead", "root_mean_square", "adam"
+OTHERS = "statistics", "dropout", "softmax_cross_entropy", "gradient_norm", "sgd", "look_ahead"
 EXPRESSIONS = [f"{k}<{t}, {f}>" for t in ("float", "double") for k in OVER_ROWS for f in FUNCTIONS]
-EXPRESSIONS += [f"{k}<{t}>" for t in ("float", "double") for k in OTHERS]
+EXPRESSIONS += [f"{k}<{t}>" for t in ("float", "double") for k in (*OTHERS, "root_mean_square", "adam")]
 
 
 class Launches(list):

@@ -13,9 +13,9 @@ pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 
 OVER_ROWS = "activation", "activation_backward", "batch_norm", "batch_norm_backward"
 FUNCTIONS = "Identity", "Sigmoid", "Tanh", "ReLU", "LeakyReLU", "ELU"
-OTHERS = "statistics", "softmax_cross_entropy", "gradient_norm", "sgd", "look_ahead", "root_mean_square", "adam"
+OTHERS = "statistics", "dropout", "softmax_cross_entropy", "gradient_norm", "sgd", "look_ahead"
 EXPRESSIONS = [f"{k}<{t}, {f}>" for t in ("float", "double") for k in OVER_ROWS for f in FUNCTIONS]
-EXPRESSIONS += [f"{k}<{t}>" for t in ("float", "double") for k in OTHERS]
+EXPRESSIONS += [f"{k}<{t}>" for t in ("float", "double") for k in (*OTHERS, "root_mean_square", "adam")]
 
 # CuPy's options for a RawModule, and one that has the assembler say what each kernel takes
 OPTIONS = ["-std=c++17", "-ftz=true", "--device-as-default-execution-space", "--ptxas-options=-v"]

@@ -15,6 +15,7 @@ from ..checks import by_name, two
 from ..layers.base import Layer
 from ..layers.batchnorm import BatchNorm
 from ..layers.dense import Dense
+from ..layers.dropout import Dropout
 from ..losses import Loss, SoftmaxCrossEntropy
 from ..optimizers import Optimizer, Slots
 from ..step import Carry, Step, checked
@@ -256,6 +257,38 @@ class Single:
         return None if dx is None else turned(dx)
 
 
+class Masked(Single):
+    """A Dropout as a stage of ours: its kernels draw the mask anew on the way back, and none is kept."""
+
+    x_from = dy_from = ""  # as those of a Block
+    frees_y = True
+
+    def __init__(self, kernels: Any, work: Workspace, prefix: str, layer: Dropout):
+        super().__init__(prefix, layer, [(prefix, layer)])
+        self.kernels, self.work, self.rate = kernels, work, layer.rate
+
+    def forward(self, x: Array, params: list[Array]) -> Array:
+        """(D, N) -> (D, N)"""
+        y = self.work("y", tuple(x.shape))
+        if self.x_from:
+            check_fit(self.x_from, x, y.shape, (y,))
+        self.cache = self.layer.state["key"], y
+        self.next_key = self.kernels.dropout(x, self.layer.state["key"], self.rate, y)
+        return y
+
+    def backward(self, dy: Array, params: list[Array], grads: list[Array], side: int | None) -> Array:
+        """(D, N) -> (D, N), in y's place where that is free."""
+        key, y = self.cache
+        if self.dy_from:
+            check_fit(self.dy_from, dy, y.shape, (y,))
+        dx = y if self.frees_y else self.work("dx", y.shape)
+        self.kernels.dropout_backward(dy, key, self.rate, dx)
+        return dx
+
+    def next_state(self) -> dict[str, Array]:
+        return {f"{self.prefix}.key": self.next_key}
+
+
 class Side:
     """One vector of parameters, with the views of it: by name, and each stage's."""
 
@@ -296,18 +329,22 @@ class BufferedStep(Step):
         for prefix, layer in self.worker.parts():
             if stages and isinstance(stages[-1], Block) and stages[-1].take(prefix, layer):
                 continue
+            if self.kernels.drops and type(layer) is Dropout:
+                stages.append(Masked(self.kernels, workspace(), prefix, layer))
+                continue
             block = Block(self.kernels, workspace(), shared)
             own = [(name, leaf) for name, leaf in leaves if f"{name}.".startswith(f"{prefix}.")]
             stages.append(block if block.take(prefix, layer) else Single(prefix, layer, own))
+        ours = Block, Masked
         for stage, after in itertools.pairwise(stages):
-            if isinstance(stage, Block) and isinstance(after, Single):
+            if isinstance(stage, ours) and not isinstance(after, ours):
                 stage.dy_from, stage.frees_y = f"{after}: backward", False
-            elif isinstance(stage, Single) and isinstance(after, Block):
+            elif isinstance(after, ours) and not isinstance(stage, ours):
                 after.x_from = f"{stage}: forward"
-            elif isinstance(stage, Block):
+            elif isinstance(stage, Block) and isinstance(after, Block):
                 after.joint_at = self._joint_at(after)
                 stage.gives_ones = after.joint_at is not None
-        if isinstance(stages[-1], Block) and self.softmax is None:
+        if isinstance(stages[-1], ours) and self.softmax is None:
             stages[-1].dy_from = f"the loss, {self.objective.loss!r},"
         return stages
 

@@ -83,6 +83,7 @@ class Calls:
     """The work of `buffered.Block`, one library call after another."""
 
     functions: tuple[type[Layer], ...] = (Sigmoid, Tanh, ReLU)
+    drops = False  # whether Dropout is a stage of its own: there is nothing to gain where calls cost little
     joins_from: float = 0  # from so many weights on, the bias of a Dense may be the product's work, and is None here
     product: Callable[..., Array]
     top: Callable[..., Array]

@@ -62,6 +62,7 @@ class CuPyKernels:
 
     functions: tuple[type[Layer], ...] = (Sigmoid, Tanh, ReLU, LeakyReLU, ELU)
     joins_from = math.inf  # no GPU has told whether it pays
+    drops = True
 
     def __init__(self, backend: Backend):
         self.cupy = importlib.import_module("cupy")
@@ -84,7 +85,7 @@ class CuPyKernels:
 
     def _over_vector(self, name: str, like: Array, most: int, *arguments: Any) -> None:
         expression = f"{name}<{C_TYPES[like.dtype.name]}>"
-        launch(expression, (blocks(like.shape[0], most),), (THREADS,), like.dtype, *arguments)
+        launch(expression, (blocks(like.size, most),), (THREADS,), like.dtype, *arguments)
 
     # --- activation ---
 
@@ -162,6 +163,22 @@ class CuPyKernels:
         new = self.cupy.empty_like(old)
         self._over_vector("statistics", old, 2048, old, batch, rates, old.shape[0], new)
         return new
+
+    # --- dropout ---
+
+    def dropout(self, x: Array, key: Array, rate: float, y: Array) -> Array:
+        """y = x m, as Dropout has it; returns the next key. The place of a number is that in the memory of x."""
+        next_key = self.cupy.empty_like(key)
+        self._mask(x, key, rate, y, next_key)
+        return next_key
+
+    def dropout_backward(self, dy: Array, key: Array, rate: float, dx: Array) -> None:
+        """dx = dy m, the mask drawn from the key again. dx may be dy."""
+        self._mask(dy, key, rate, dx, None)
+
+    def _mask(self, x: Array, key: Array, rate: float, y: Array, next_key: Array | None) -> None:
+        numbers = round(rate * 2**24), float(1.0 / (1.0 - rate)), y.size
+        self._over_vector("dropout", y, 2048, self._rows(x, y), self._rows(key, key), *numbers, y, next_key)
 
     # --- loss ---
 
