@@ -22,7 +22,7 @@
 #define __shared__ static
 #define __launch_bounds__(most)
 
-using std::exp, std::expm1, std::fabs, std::log, std::sqrt, std::tanh;
+using std::exp, std::expm1, std::fabs, std::isfinite, std::log, std::sqrt, std::tanh;
 
 struct dim3 {
     unsigned x, y, z;

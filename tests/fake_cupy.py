@@ -295,6 +295,7 @@ def modules():
     """The stand-ins for `cupy` and `array_api_compat.cupy`."""
     cupy, namespace = types.ModuleType("cupy"), types.ModuleType("array_api_compat.cupy")
     runtime = types.SimpleNamespace(getDeviceProperties=lambda number: {"name": b"stand-in"})
+    runtime.cudaDevAttrMultiProcessorCount, runtime.deviceGetAttribute = 16, lambda attribute, device: 132
     cupy.__version__ = "0.stand-in"
     cupy.cuda = types.SimpleNamespace(Device=Device, runtime=runtime)
     cupy.ndarray, cupy.RawModule, cupy.dot, cupy.ascontiguousarray = Array, RawModule, dot, ascontiguousarray

@@ -6,10 +6,11 @@ import fake_cupy
 import numpy as np
 import pytest
 from cases import EXTREMES, LAYERS, assert_extreme, tutorial_network
+from cupy_on_host import log
 
 import xpnet as xn
 from xpnet.kernels import buffered, training_step
-from xpnet.kernels.cupy import CuPyKernels, threads
+from xpnet.kernels.cupy import CuPyKernels, columns, threads
 from xpnet.step import Step
 
 pytestmark = [pytest.mark.numpy_only, pytest.mark.cupy_only]  # numpy's session, and cupy's with a device or without
@@ -61,12 +62,13 @@ class Bench:
     def empty(self, *shape):
         return self.put(np.full(shape, np.nan, self.dtype))
 
-    def agrees(self, a, expected, factor=200):
-        """Sums of up to 700 numbers, in another order: `factor` roundings of the largest entry."""
+    def agrees(self, a, expected, factor=200, scale=None):
+        """Sums of up to 700 numbers, in another order: `factor` roundings of `scale`, or of the largest entry."""
         a = self.backend.to_numpy(a)
         assert a.dtype == self.dtype
         assert a.shape == np.shape(expected)
-        scale = np.abs(expected, where=np.isfinite(expected), out=np.zeros(np.shape(expected))).max(initial=0.0)
+        if scale is None:
+            scale = np.abs(expected, where=np.isfinite(expected), out=np.zeros(np.shape(expected))).max(initial=0.0)
         np.testing.assert_allclose(a, expected, rtol=0, atol=factor * EPS[self.dtype] * (scale or 1.0))
 
 
@@ -210,6 +212,126 @@ def test_softmax_cross_entropy_of_large_logits_is_exact_and_of_nan_is_nan(bench)
     value, dz = bench.kernels.softmax_cross_entropy(bench.put(z), bench.put(t), 1.0, bench.work)
     assert np.isnan(bench.backend.to_numpy(value))
     np.testing.assert_array_equal(np.isnan(bench.backend.to_numpy(dz)), [[False, False, True]] * 3)
+
+
+# --- long rows --------------------------------------------------------------------------------------------------------
+
+# A thread adds up its terms within 2 roundings to nearest, a block its threads' in 20 additions, 5 in a warp and 15 for
+# its warps: 11 eps of the terms' sizes. A row of several blocks adds up the blocks' sums in the same way.
+TOTAL = 22
+
+
+@pytest.fixture(params=[1, 132], ids=["one block a row", "several blocks a row"])
+def multiprocessors(request):
+    return request.param
+
+
+@pytest.fixture
+def long(cupy, multiprocessors):
+    """The bench in float32, on a device with so many multiprocessors."""
+    with cupy.scope():
+        bench = Bench(cupy, "float32")
+        bench.kernels.multiprocessors = multiprocessors
+        yield bench
+
+
+def derivative(f, u, dy):
+    """dy f'(u), (H, N)"""
+    return f.backward(dy.T, f.forward(u.T)[1])[0].T if f else dy
+
+
+@pytest.mark.parametrize("name", ["none", "relu", "sigmoid"])
+def test_sums_of_a_million_rows_lose_no_digits(name, long):
+    """Of a pixel's two values, whose roundings beside a long sum all go one way: without care by thousands of eps.
+
+    The terms themselves have some 25 roundings, since the variance's go into x̂; sigmoid's, with 1 - y, up to 75.
+    """
+    f, h, n, eps, terms = ACTIVATIONS[name], 2, 10**6 + 77, 0.01, 75 if name == "sigmoid" else 25
+    light = long.rng.random((h, n)) < np.array([[0.5], [0.3]])
+    z, dy = np.where(light, 0.3, -0.2).astype("float32"), np.where(light, 0.7, 0.1).astype("float32")
+    on_z, on_dy, one, dz = long.put(z), long.put(dy), long.put(np.ones(h, "float32")), long.empty(h, n)
+    wide, dy = z.astype("float64"), dy.astype("float64")
+
+    du, dbias = derivative(f, wide + 1.0, dy), long.empty(h)
+    on_y = long.kernels.activation(f, on_z, one, long.work)
+    long.kernels.activation_backward(f, on_dy, on_z, on_y, one, dz, dbias, long.work)
+    long.agrees(dbias, du.sum(axis=1), TOTAL + terms)
+
+    mean, var, dgamma, dbeta = (long.empty(h) for _ in range(4))
+    m, v = wide.mean(axis=1, keepdims=True), wide.var(axis=1, keepdims=True)
+    hat, scale = (wide - m) / np.sqrt(v + eps), 1.0 / np.sqrt(v + eps)
+    du = derivative(f, hat + 1.0, dy)
+    y = f.forward((hat + 1.0).T)[0].T if f else hat + 1.0
+    expected = scale * (du - du.mean(axis=1, keepdims=True) - hat * (du * hat).mean(axis=1, keepdims=True))
+    on_y = long.kernels.batch_norm(f, on_z, one, one, eps, mean, var, long.work, False)
+    long.agrees(mean, m[:, 0], 1, np.abs(m).max() + TOTAL * EPS["float32"])
+    long.agrees(var, v[:, 0], TOTAL + 4)
+    long.agrees(on_y, y, TOTAL)
+    long.kernels.batch_norm_backward(f, on_dy, on_z, on_y, one, one, dz, dgamma, dbeta, None, long.work)
+    long.agrees(dbeta, du.sum(axis=1), TOTAL + terms)
+    long.agrees(dgamma, (du * hat).sum(axis=1), TOTAL + terms, np.abs(du * hat).sum(axis=1).max())
+    long.agrees(dz, expected, TOTAL + terms, 3 * (scale * np.abs(du)).max() * np.abs(hat).max())
+
+
+@pytest.mark.parametrize(("centre", "n"), [(2000.0, 10**6), (1e6, 20_000)])
+def test_batch_norm_takes_mean_and_variance_of_a_long_row_about_its_mean(centre, n, long):
+    """The sum of z, then of what that mean leaves of z, which is small: its roundings are the variance's own."""
+    z = (centre + long.draw(1, n)).astype("float32")
+    one, mean, var, wide = long.put(np.ones(1, "float32")), long.empty(1), long.empty(1), z.astype("float64")
+    long.kernels.batch_norm(None, long.put(z), one, one, 0.01, mean, var, long.work, False)
+    long.agrees(mean, wide.mean(axis=1), 0.5 + TOTAL / centre)
+    long.agrees(var, wide.var(axis=1), TOTAL + 8)
+
+
+def test_a_loss_of_many_rows_loses_no_digits(cupy):
+    """Of two classes: its last block is one warp, where each thread adds up hundreds of the other blocks' sums."""
+    with cupy.scope():
+        bench, n = Bench(cupy, "float32"), 500_000
+        z, t = np.full((2, n), [[0.3], [-0.2]], "float32"), np.full((2, n), [[0.25], [0.75]], "float32")
+        value, _ = bench.kernels.softmax_cross_entropy(bench.put(z), bench.put(t), 1.0, bench.work)
+        wide = z.astype("float64")
+        bench.agrees(value, (np.logaddexp(*wide) - (t * wide).sum(axis=0)).sum(), TOTAL + 8)
+
+
+def test_long_sums_that_are_infinite_or_overflow_are_infinite(bench, multiprocessors):
+    kernels, n, big = bench.kernels, 20_000, np.finfo(bench.dtype).max
+    kernels.multiprocessors = multiprocessors
+    dy = np.ones((3, n), bench.dtype)
+    dy[0, 0], dy[1, :1024], dy[2, 0] = np.inf, -big, np.nan
+    on_dy, dbias, zeros = bench.put(dy), bench.empty(3), bench.put(np.zeros(3, bench.dtype))
+    kernels.activation_backward(None, on_dy, on_dy, on_dy, zeros, bench.empty(3, n), dbias, bench.work)
+    np.testing.assert_array_equal(bench.backend.to_numpy(dbias), [np.inf, -np.inf, np.nan])
+    z, t = np.zeros((2, n), bench.dtype), np.full((2, n), [[1.0], [0.0]], bench.dtype)
+    z[0, 0] = -np.inf
+    value, _ = kernels.softmax_cross_entropy(bench.put(z), bench.put(t), 1.0, bench.work)
+    assert float(value) == np.inf
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_row_of_several_blocks_is_that_of_one(name, bench):
+    """And has the same bits each time, whichever block comes last. z lies on a grid, not at an activation's kink."""
+    f, (h, n) = ACTIVATIONS[name], (3, 20_001)
+    z, dy = np.round(bench.draw(h, n, scale=16)) / 16, bench.draw(h, n)
+    on_z, on_dy, gamma, beta = (bench.put(a.astype(bench.dtype)) for a in (z, dy, bench.draw(h), bench.draw(h)))
+
+    def results(multiprocessors):
+        bench.kernels.multiprocessors = multiprocessors
+        work = buffered.Workspace(bench.backend.xp, bench.backend.dtype(bench.dtype), bench.backend.device)
+        dz, *vectors = bench.empty(h, n), *(bench.empty(h) for _ in range(6))
+        y = bench.kernels.activation(f, on_z, beta, work)
+        yield bench.kernels.activation_backward(f, on_dy, on_z, y, beta, dz, vectors[0], work)
+        y = bench.kernels.batch_norm(f, on_z, gamma, beta, 0.01, *vectors[1:3], work, False, gamma)
+        yield y
+        sums = *vectors[3:5], vectors[5]
+        yield bench.kernels.batch_norm_backward(f, on_dy, on_z, y, gamma, beta, bench.empty(h, n), *sums, work)
+        yield from vectors
+
+    one, several, again = (list(results(count)) for count in (1, 132, 132))
+    sizes = np.abs(bench.backend.to_numpy(one[0])).sum(axis=1).max()
+    for a, b, c in zip(several, one, again, strict=True):
+        b = bench.backend.to_numpy(b)
+        bench.agrees(a, b, 2 * TOTAL, sizes if a.ndim == 1 else None)
+        np.testing.assert_array_equal(*map(bench.backend.to_numpy, (a, c)))
 
 
 # --- optimizers -------------------------------------------------------------------------------------------------------
@@ -382,6 +504,29 @@ def test_a_loss_whose_gradient_has_another_shape_is_refused(cupy):
         ValueError, match=r"fit: the loss, .*Wrong.*, gave an array of shape \(8, 1\), expected \(8, 4\)"
     ):
         net.fit(np.ones((8, 3)), np.ones((8, 4)), loss=Wrong(), optimizer=xn.SGD(), epochs=1)
+
+
+def test_few_long_rows_are_shared_by_blocks():
+    shapes = {(32, 1500): 1, (1, 2**14 - 1): 1, (1, 2**14): 8, (3, 20_001): 9, (1, 10**6): 264, (133, 10**6): 1}
+    assert {shape: columns(*shape, multiprocessors=132) for shape in shapes} == shapes
+    assert columns(132, 10**6, multiprocessors=132) == 2
+
+
+@pytest.mark.on_host_only
+@pytest.mark.parametrize(("n", "launches"), [(2**14 - 1, (1, 1, 1)), (2**14, (1, 3, 2))])
+def test_batch_norm_of_shared_rows_takes_a_launch_for_each_part(n, launches, bench):
+    assert bench.kernels.multiprocessors == bench.backend.device.attributes["MultiProcessorCount"]
+    kernels, work, z = bench.kernels, bench.work, bench.put(bench.draw(1, n))
+    one, vectors, names = bench.put(np.ones(1, bench.dtype)), [bench.empty(1) for _ in range(3)], []
+    for call in (
+        lambda: kernels.activation_backward(None, z, z, z, one, z, vectors[0], work),
+        lambda: kernels.batch_norm(None, z, one, one, 0.01, *vectors[:2], work, False),
+        lambda: kernels.batch_norm_backward(None, z, z, z, one, one, z, *vectors, work),
+    ):
+        log.launches.clear()
+        call()
+        names.append(len(log.launches))
+    assert tuple(names) == launches
 
 
 def test_blocks_are_whole_warps():

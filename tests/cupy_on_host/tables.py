@@ -13,13 +13,13 @@ from .log import log
 
 DEVICES = 2
 VERSION = 13000
-COMPUTE_CAPABILITY = {75: 9, 76: 0}  # by the numbers of the attributes: major and minor
+ATTRIBUTES = {16: 132, 75: 9, 76: 0}  # by their numbers: multiprocessors, compute capability
 PROPERTIES = {
     "name": b"the host",
     "warpSize": 32,
     "maxThreadsPerBlock": 1024,
     "maxThreadsPerMultiProcessor": 2048,
-    "multiProcessorCount": 132,
+    "multiProcessorCount": ATTRIBUTES[16],
     "major": 9,
     "minor": 0,
 }
@@ -142,7 +142,7 @@ RUNTIME: dict[str, Callable[..., Any]] = {
     "setDevice": set_device,
     "getDeviceCount": always(DEVICES),
     "getDeviceProperties": always(PROPERTIES),
-    "deviceGetAttribute": lambda attribute, device: COMPUTE_CAPABILITY.get(attribute, 0),
+    "deviceGetAttribute": lambda attribute, device: ATTRIBUTES.get(attribute, 0),
     "deviceCanAccessPeer": always(0),
     "_deviceEnsurePeerAccess": nothing,
     "_ensure_context": nothing,

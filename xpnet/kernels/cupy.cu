@@ -1,8 +1,8 @@
 // The kernels that cupy.py launches, for T = float and double. An activation is named as its layer is.
 //
 // Axes: N batch, H features, K classes. Matrices are (H, N) with a feature's batch in one row of memory: neighbouring
-// threads take neighbouring numbers. A kernel over rows gives each row a block, the others a thread each number, and
-// every thread goes on to the next that nobody has. Blocks are whole warps of 32 threads, 512 at most.
+// threads take neighbouring numbers. A kernel over rows gives each row a block, or gridDim.y of them, the others a thread
+// each number, and every thread goes on to the next that nobody has. Blocks are whole warps of 32 threads, 512 at most.
 
 typedef long long Int;
 
@@ -81,13 +81,14 @@ __device__ T over_column(T value) {
     return result;
 }
 
-// Whether all other blocks have been here: then this one can read what their first threads wrote before. Adding up in
-// the last block, in order, gives the same sum each time, as adding with atomics does not. `count` is 0 before and after.
-__device__ bool last_block(unsigned* count) {
+// Whether all others of so many blocks have been here: then this one can read what their first threads wrote before.
+// Adding up in the last block, in order, gives the same sum each time, as adding with atomics does not. `count` is 0
+// before and after.
+__device__ bool last_block(unsigned* count, unsigned blocks) {
     __shared__ bool last;
     if (threadIdx.x == 0 && threadIdx.y == 0) {
         __threadfence();
-        last = atomicAdd(count, 1u) == gridDim.x - 1;
+        last = atomicAdd(count, 1u) == blocks - 1;
         if (last) *count = 0;
         __threadfence();
     }
@@ -95,81 +96,146 @@ __device__ bool last_block(unsigned* count) {
     return last;
 }
 
+// A sum within two roundings of each of its terms, however many they are (Kahan's). Its three further additions should
+// cost no time beside reading the terms; that is reckoned, not measured.
+template <typename T>
+struct Total {
+    T sum = 0, excess = 0;  // by how much rounding has made the sum too large
+
+    __device__ void add(T a) {
+        const T term = a - excess, next = sum + term, rounding = (next - sum) - term;
+        excess = isfinite(rounding) ? rounding : T(0);  // an infinite sum stays so
+        sum = next;
+    }
+
+    __device__ void add_up() { sum = over_block<Sum>(sum); }  // over the block
+};
+
+// Add up over a row. Whether this block has the sums: where several share the row, the last of them has, from `partial`.
+template <typename T, int K>
+__device__ bool add_up_row(Total<T> (&totals)[K], volatile T* partial, unsigned* count) {
+    for (Total<T>& total : totals) total.add_up();
+    const Int blocks = gridDim.y;
+    if (blocks == 1) return true;
+    partial += blockIdx.x * blocks * K;
+    if (threadIdx.x == 0)
+        for (int k = 0; k < K; ++k) partial[k * blocks + blockIdx.y] = totals[k].sum;
+    if (!last_block(count + blockIdx.x, gridDim.y)) return false;
+    for (int k = 0; k < K; ++k) {
+        totals[k] = Total<T>();
+        for (Int i = threadIdx.x; i < blocks; i += blockDim.x) totals[k].add(partial[k * blocks + i]);
+        totals[k].add_up();
+    }
+    return true;
+}
+
 __device__ Int first() { return Int(blockIdx.x) * blockDim.x + threadIdx.x; }
 
 __device__ Int stride() { return Int(gridDim.x) * blockDim.x; }
 
+// The same within a row.
+__device__ Int first_of_row(Int n) { return blockIdx.x * n + Int(blockIdx.y) * blockDim.x + threadIdx.x; }
+
+__device__ Int stride_of_row() { return Int(gridDim.y) * blockDim.x; }
+
 // --- activation -------------------------------------------------------------------------------------------------------
 
-// y = f(z + bias). A row has gridDim.y blocks.
+// y = f(z + bias)
 template <typename T, typename F>
 __global__ void __launch_bounds__(512) activation(const T* z, const T* bias, T alpha, Int n, T* y) {
-    const Int row = blockIdx.x, start = row * n;
+    const Int row = blockIdx.x, end = (row + 1) * n;
     const T shift = bias[row];
-    for (Int i = Int(blockIdx.y) * blockDim.x + threadIdx.x; i < n; i += Int(gridDim.y) * blockDim.x)
-        y[start + i] = F::value(z[start + i] + shift, alpha);
+    for (Int i = first_of_row(n); i < end; i += stride_of_row()) y[i] = F::value(z[i] + shift, alpha);
 }
 
 // dz = dy f', dbias = Σ_n dz
 template <typename T, typename F>
 __global__ void __launch_bounds__(512) activation_backward(
-    const T* dy, const T* z, const T* y, const T* bias, T alpha, Int n, T* dz, T* dbias) {
-    const Int row = blockIdx.x, start = row * n;
+    const T* dy, const T* z, const T* y, const T* bias, T alpha, Int n, T* dz, T* dbias,
+    volatile T* partial, unsigned* count) {
+    const Int row = blockIdx.x, end = (row + 1) * n;
     const T shift = bias[row];
-    T sum = 0;
-    for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x)
-        sum += dz[i] = F::back(dy[i], z[i] + shift, y[i], alpha);
-    sum = over_block<Sum>(sum);
-    if (threadIdx.x == 0) dbias[row] = sum;
+    Total<T> sum[1];
+    for (Int i = first_of_row(n); i < end; i += stride_of_row())
+        sum[0].add(dz[i] = F::back(dy[i], z[i] + shift, y[i], alpha));
+    if (add_up_row(sum, partial, count) && threadIdx.x == 0) dbias[row] = sum[0].sum;
 }
 
 // --- batch norm -------------------------------------------------------------------------------------------------------
 
+// Where several blocks share a row, each part of a kernel is a launch of its own: all of them need what the part before
+// has found. Where a row has one block, a single launch, of part 0, does all parts.
+__device__ bool takes(Int part, Int launched) { return part == launched || launched == 0; }
+
 // y = f(γ (z - μ) / √(v + eps) + β); kept for backward: centre = μ, scale = 1 / √(v + eps). z has no bias, its mean has.
+// Part 1: the mean. Part 2: what a sum of large numbers has lost of it, and the variance. Part 3: y.
 template <typename T, typename F>
 __global__ void __launch_bounds__(512) batch_norm(
-    const T* z, const T* gamma, const T* beta, const T* bias, T eps, T alpha, Int n,
-    T* mean, T* var, T* centre, T* scale, T* y) {
-    const Int row = blockIdx.x, start = row * n;
-    T sum = 0, squares = 0;
-    for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x) sum += z[i];
-    const T m = over_block<Sum>(sum) / n;
-    for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x) squares += (z[i] - m) * (z[i] - m);
-    const T v = over_block<Sum>(squares) / n;
-    const T s = 1 / sqrt(v + eps), slope = s * gamma[row];
-    for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x)
-        y[i] = F::value((z[i] - m) * slope + beta[row], alpha);
-    if (threadIdx.x == 0) {
-        mean[row] = bias ? m + bias[row] : m;
-        var[row] = v;
-        centre[row] = m;
-        scale[row] = s;
+    Int part, const T* z, const T* gamma, const T* beta, const T* bias, T eps, T alpha, Int n,
+    T* mean, T* var, T* centre, T* scale, T* y, volatile T* partial, unsigned* count) {
+    const Int row = blockIdx.x, end = (row + 1) * n;
+    T m = part > 1 ? centre[row] : T(0), s = part > 2 ? scale[row] : T(0);
+    if (takes(1, part)) {
+        Total<T> sum[1];
+        for (Int i = first_of_row(n); i < end; i += stride_of_row()) sum[0].add(z[i]);
+        if (!add_up_row(sum, partial, count)) return;
+        m = sum[0].sum / n;
+        if (threadIdx.x == 0) centre[row] = m;
+    }
+    if (takes(2, part)) {
+        Total<T> sums[2];
+        for (Int i = first_of_row(n); i < end; i += stride_of_row()) {
+            sums[0].add(z[i] - m);
+            sums[1].add((z[i] - m) * (z[i] - m));
+        }
+        if (!add_up_row(sums, partial, count)) return;
+        const T rest = sums[0].sum / n, v = Max::of(sums[1].sum / n - rest * rest, T(0));
+        m += rest;
+        s = 1 / sqrt(v + eps);
+        if (threadIdx.x == 0) {
+            mean[row] = bias ? m + bias[row] : m;
+            var[row] = v;
+            centre[row] = m;
+            scale[row] = s;
+        }
+    }
+    if (takes(3, part)) {
+        const T slope = s * gamma[row];
+        for (Int i = first_of_row(n); i < end; i += stride_of_row())
+            y[i] = F::value((z[i] - m) * slope + beta[row], alpha);
     }
 }
 
 // With du = dy f': dβ = Σ_n du, dγ = Σ_n du x̂, dz = γ / √(v + eps) (du - dβ / N - x̂ dγ / N)
+// Part 1: du, in dz's place, and the sums. Part 2: dz.
 template <typename T, typename F>
 __global__ void __launch_bounds__(512) batch_norm_backward(
-    const T* dy, const T* z, const T* y, const T* gamma, const T* beta, const T* centre, const T* scale, T alpha, Int n,
-    T* dz, T* dgamma, T* dbeta, T* dbias) {
-    const Int row = blockIdx.x, start = row * n;
+    Int part, const T* dy, const T* z, const T* y, const T* gamma, const T* beta, const T* centre, const T* scale,
+    T alpha, Int n, T* dz, T* dgamma, T* dbeta, T* dbias, volatile T* partial, unsigned* count) {
+    const Int row = blockIdx.x, end = (row + 1) * n;
     const T m = centre[row], s = scale[row], slope = s * gamma[row];
-    T sum = 0, product = 0;
-    for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x) {
-        const T du = F::back(dy[i], (z[i] - m) * slope + beta[row], y[i], alpha);
-        dz[i] = du;
-        sum += du;
-        product += du * (z[i] - m);
+    T sum = part > 1 ? dbeta[row] : T(0), product = part > 1 ? dgamma[row] : T(0);
+    if (takes(1, part)) {
+        Total<T> sums[2];
+        for (Int i = first_of_row(n); i < end; i += stride_of_row()) {
+            const T du = F::back(dy[i], (z[i] - m) * slope + beta[row], y[i], alpha);
+            dz[i] = du;
+            sums[0].add(du);
+            sums[1].add(du * (z[i] - m));
+        }
+        if (!add_up_row(sums, partial, count)) return;
+        sum = sums[0].sum;
+        product = sums[1].sum * s;
+        if (threadIdx.x == 0) {
+            dgamma[row] = product;
+            dbeta[row] = sum;
+            if (dbias) dbias[row] = 0;  // of a Dense before it: the mean takes the bias out again
+        }
     }
-    sum = over_block<Sum>(sum);
-    product = over_block<Sum>(product) * s;
-    const T through_mean = sum / n, through_var = product * s / n;
-    for (Int i = start + threadIdx.x; i < start + n; i += blockDim.x)
-        dz[i] = slope * (dz[i] - through_mean - (z[i] - m) * through_var);
-    if (threadIdx.x == 0) {
-        dgamma[row] = product;
-        dbeta[row] = sum;
-        if (dbias) dbias[row] = 0;  // of a Dense before it: the mean takes the bias out again
+    if (takes(2, part)) {
+        const T through_mean = sum / n, through_var = product * s / n;
+        for (Int i = first_of_row(n); i < end; i += stride_of_row())
+            dz[i] = slope * (dz[i] - through_mean - (z[i] - m) * through_var);
     }
 }
 
@@ -229,11 +295,11 @@ __global__ void __launch_bounds__(512) softmax_cross_entropy(
         dz[j * n + column] = (dz[j * n + column] / sum - t[j * class_stride]) * scale;
     const T of_block = over_block<Sum>(classes && threadIdx.y == 0 ? log(sum) - fit : T(0));
     if (threadIdx.x == 0 && threadIdx.y == 0) partial[blockIdx.x] = of_block;
-    if (!last_block(count)) return;
-    T total = 0;
-    for (Int i = threadIdx.y * 32 + threadIdx.x; i < gridDim.x; i += blockDim.y * 32) total += partial[i];
-    total = over_block<Sum>(total);
-    if (threadIdx.x == 0 && threadIdx.y == 0) *value = total * scale;
+    if (!last_block(count, gridDim.x)) return;
+    Total<T> total;
+    for (Int i = threadIdx.y * 32 + threadIdx.x; i < gridDim.x; i += blockDim.y * 32) total.add(partial[i]);
+    total.add_up();
+    if (threadIdx.x == 0 && threadIdx.y == 0) *value = total.sum * scale;
 }
 
 // --- optimizers -------------------------------------------------------------------------------------------------------
@@ -283,7 +349,7 @@ __global__ void __launch_bounds__(512) gradient_norm(
         partial[2 * blockIdx.x] = own.top;
         partial[2 * blockIdx.x + 1] = own.sum;
     }
-    if (!last_block(count)) return;
+    if (!last_block(count, gridDim.x)) return;
     for (Int i = threadIdx.x; i < gridDim.x; i += blockDim.x) all.add(partial[2 * i], partial[2 * i + 1]);
     all.add_up();
     if (threadIdx.x == 0) {

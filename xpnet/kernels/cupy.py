@@ -1,4 +1,6 @@
-"""A stage's work in CUDA kernels of our own, one launch for each method: the twins of `calls.Calls` on CuPy's arrays.
+"""A stage's work in CUDA kernels of our own: the twins of `calls.Calls` on CuPy's arrays.
+
+A method takes one launch; those of batch norm take several where `columns` lets several blocks share a row.
 
 Axes: N batch, H features, K classes. Matrices are (H, N), a feature's batch in one row of memory; vectors are (H,).
 The kernels stand in `cupy.cu`. Nothing here waits for the device, and a loss stays on it.
@@ -22,6 +24,7 @@ from .rules import RULES
 
 C_TYPES = {"float32": "float", "float64": "double"}
 THREADS = 512  # of a block, at most; cupy.cu counts on it
+SHARED = 2**14  # numbers in a row from which on several blocks may share it
 
 
 @functools.cache
@@ -57,6 +60,16 @@ def blocks(size: int, most: int) -> int:
     return min(-(-size // THREADS), most)
 
 
+def columns(h: int, n: int, multiprocessors: int) -> int:
+    """How many blocks share a row of (H, N): one, unless few long rows would leave most of the device idle.
+
+    Several are enough to give each multiprocessor two blocks, each with four numbers for a thread at least. Batch norm
+    then takes more launches, some 5 µs each, which pays where one block would take 20 µs for a row. These numbers are
+    reckoned, not measured.
+    """
+    return 1 if n < SHARED else max(1, min(2 * multiprocessors // h, n // (4 * THREADS)))
+
+
 class CuPyKernels:
     """The work of `buffered.Block`, one kernel after another."""
 
@@ -66,8 +79,10 @@ class CuPyKernels:
 
     def __init__(self, backend: Backend):
         self.cupy = importlib.import_module("cupy")
-        with backend.scope():
-            self.count = self.cupy.zeros(1, dtype="uint32")  # of the blocks that are done, see last_block
+        runtime = self.cupy.cuda.runtime
+        self.multiprocessors = runtime.deviceGetAttribute(runtime.cudaDevAttrMultiProcessorCount, backend.device.id)
+        with backend.scope():  # of the blocks that are done, see last_block: of all, or of each row that several share
+            self.count = self.cupy.zeros(self.multiprocessors, dtype="uint32")
 
     def product(self, a: Array, b: Array, out: Array) -> Array:
         """a @ b"""
@@ -77,11 +92,17 @@ class CuPyKernels:
         """What another layer or loss made, (H, N) as the kernels take it: a copy where it lies otherwise."""
         return a if a.flags.c_contiguous and a.dtype == like.dtype else self.cupy.ascontiguousarray(a, like.dtype)
 
-    def _over_rows(self, name: str, f: Layer | None, like: Array, columns: int, *arguments: Any) -> None:
-        """Launch a kernel whose template takes an activation, with `columns` blocks for each row of (H, N)."""
+    def _over_rows(self, name: str, f: Layer | None, like: Array, blocks: int, *arguments: Any) -> None:
+        """Launch a kernel whose template takes an activation, with so many blocks for each row of (H, N)."""
         function = "Identity" if f is None else type(f).__name__
         expression = f"{name}<{C_TYPES[like.dtype.name]}, {function}>"
-        launch(expression, (like.shape[0], columns), (threads(like.shape[1]),), like.dtype, *arguments)
+        launch(expression, (like.shape[0], blocks), (threads(like.shape[1]),), like.dtype, *arguments)
+
+    def _sharing(self, like: Array, work: Work) -> tuple[int, Array | None, Array]:
+        """How many blocks share a row of (H, N), where they write two sums each, and the counts of those done."""
+        h, n = like.shape
+        blocks = columns(h, n, self.multiprocessors)
+        return blocks, None if blocks == 1 else work("partial", (2 * h * blocks,)), self.count
 
     def _over_vector(self, name: str, like: Array, most: int, *arguments: Any) -> None:
         expression = f"{name}<{C_TYPES[like.dtype.name]}>"
@@ -108,8 +129,9 @@ class CuPyKernels:
         work: Work,
     ) -> Array:
         """dz = dy f', dbias = Σ_n dz. dz may be dy."""
-        arguments = self._rows(dy, y), z, y, bias, alpha(f), y.shape[1], dz, dbias
-        self._over_rows("activation_backward", f, dz, 1, *arguments)
+        blocks, *sums = self._sharing(dz, work)
+        arguments = self._rows(dy, y), z, y, bias, alpha(f), y.shape[1], dz, dbias, *sums
+        self._over_rows("activation_backward", f, dz, blocks, *arguments)
         return dz
 
     # --- batch norm ---
@@ -130,8 +152,10 @@ class CuPyKernels:
         """y = f(γ (z - μ) / √(v + eps) + β), μ and v the batch's; μ + bias goes to `mean`, v to `var`."""
         h, n = z.shape
         y, centre, scale = work("y", (h, n)), work("centre", (h,)), work("scale", (h,))
-        arguments = self._rows(z, y), gamma, beta, bias, float(eps), alpha(f), n, mean, var, centre, scale, y
-        self._over_rows("batch_norm", f, y, 1, *arguments)
+        blocks, *sums = self._sharing(y, work)
+        arguments = self._rows(z, y), gamma, beta, bias, float(eps), alpha(f), n, mean, var, centre, scale, y, *sums
+        for part in (0,) if blocks == 1 else (1, 2, 3):
+            self._over_rows("batch_norm", f, y, blocks, part, *arguments)
         return y
 
     def batch_norm_backward(
@@ -154,8 +178,10 @@ class CuPyKernels:
         """
         h, n = y.shape
         dy, z, centre, scale = self._rows(dy, y), self._rows(z, y), work("centre", (h,)), work("scale", (h,))
-        arguments = dy, z, y, gamma, beta, centre, scale, alpha(f), n, dz, dgamma, dbeta, dbias
-        self._over_rows("batch_norm_backward", f, dz, 1, *arguments)
+        blocks, *sums = self._sharing(dz, work)
+        arguments = dy, z, y, gamma, beta, centre, scale, alpha(f), n, dz, dgamma, dbeta, dbias, *sums
+        for part in (0,) if blocks == 1 else (1, 2):
+            self._over_rows("batch_norm_backward", f, dz, blocks, part, *arguments)
         return dz
 
     def statistics(self, old: Array, batch: Array, rates: Array) -> Array:
