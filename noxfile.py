@@ -57,10 +57,14 @@ def tests_oldest(session: nox.Session) -> None:
 
 @nox.session(name="tests-cupy")
 def tests_cupy(session: nox.Session) -> None:
-    """On CuPy, where a CUDA device answers; elsewhere what needs none, and it says so."""
+    """On CuPy, where a CUDA device answers; elsewhere on CuPy whose calls the host answers, and it says so.
+
+    The host compiles CuPy's kernels with g++ or clang++, each once, and keeps them in `~/.cache/xpnet-kernels-on-host`,
+    or in the folder that XPNET_KERNELS_ON_HOST names.
+    """
     driver = cuda_driver()
     wheel = f"cupy-cuda{os.environ.get('XPNET_CUDA') or driver or 13}x"
-    session.install("-e", ".", *group("test"), f"{wheel}[ctk]>=14" if driver else f"{wheel}>=14")
+    session.install("-e", ".", *group("test"), f"{wheel}[ctk]>=14.2" if driver else f"{wheel}>=14.2")
     probe = "import xpnet; print(xpnet.get_backend('cupy').describe())"
     answer = session.run("python", "-c", probe, silent=True, success_codes=[0, 1]) or ""
     if "Error" not in answer:
@@ -69,7 +73,8 @@ def tests_cupy(session: nox.Session) -> None:
     reason = answer.strip().splitlines()[-1]
     if os.environ.get("XPNET_REQUIRE_GPU") == "1":
         session.error(f"XPNET_REQUIRE_GPU=1, and CuPy has no device: {reason}")
-    suite(session, "cupy", "--no-device")
+    session.install(*group("nvrtc"))
+    suite(session, "cupy", "--on-host")
     session.warn(f"NO GPU TEST WAS RUN: NO CUDA DEVICE ANSWERS HERE ({reason})")
 
 
@@ -104,7 +109,7 @@ def tests_onnx(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def coverage(session: nox.Session) -> None:
-    """After the tests on NumPy with and without Numba, strict, PyTorch, JAX, ONNX: every line of the package was run.
+    """After the tests on NumPy with and without Numba, CuPy, strict, PyTorch, JAX, ONNX: every line was run.
 
     But for the bodies of compiled functions, which Python never enters, and a branch now and then that only one order
     of the threads takes.

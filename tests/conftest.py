@@ -21,7 +21,6 @@ ONNX = importlib.util.find_spec("onnxruntime") is not None
 def pytest_addoption(parser):
     parser.addoption("--backend", choices=BACKENDS, default="numpy", help="the backend that the suite runs on")
     parser.addoption("--on-host", action="store_true", help="CuPy without a device: the host answers its calls")
-    parser.addoption("--no-device", action="store_true", help="the backend has no device here: run what needs none")
 
 
 def pytest_configure(config):
@@ -31,8 +30,10 @@ def pytest_configure(config):
     settings.register_profile("xpnet", max_examples=examples, deadline=None, derandomize=True)
     settings.load_profile("xpnet")
     if config.getoption("--on-host"):
-        cupy_on_host.install()
-    config.addinivalue_line("markers", "no_device: what holds where the backend has no device")
+        try:
+            cupy_on_host.install()
+        except RuntimeError as error:
+            raise pytest.UsageError(str(error)) from error
     config.addinivalue_line("markers", "torch_only: holds xpnet against PyTorch; runs in torch's session")
     config.addinivalue_line("markers", "jax_only: about jax.jit; runs in jax's session")
     config.addinivalue_line(
@@ -41,19 +42,17 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "onnx_only: runs ONNX files; in onnx's session, where onnxruntime is there")
     config.addinivalue_line("markers", "cupy_only: about CuPy's own package; runs in cupy's session")
     config.addinivalue_line("markers", "on_host_only: about CuPy on the host; runs where --on-host is given")
+    config.addinivalue_line("markers", "not_on_host: takes minutes there, and shows what each layer's own tests show")
     config.addinivalue_line("markers", "numpy_only: about the package rather than a backend; runs in numpy's session")
 
 
 def pytest_collection_modifyitems(config, items):
     """Leave out, rather than skip, what is not this session's: nothing that was asked for passes unrun."""
-    backend, no_device = config.getoption("--backend"), config.getoption("--no-device")
+    backend = config.getoption("--backend")
 
     def wanted(item):
         only = [name for name in ("numpy", "torch", "jax", "cupy") if item.get_closest_marker(f"{name}_only")]
-        without_device = bool(item.get_closest_marker("no_device"))
-        if without_device != no_device and not (no_device and "cupy" in only):
-            return False
-        if item.get_closest_marker("on_host_only") and not config.getoption("--on-host"):
+        if item.get_closest_marker("not_on_host" if config.getoption("--on-host") else "on_host_only"):
             return False
         if item.get_closest_marker("numba_only") and not (backend == "numpy" and NUMBA):
             return False
@@ -66,8 +65,6 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_report_header(config):
-    if config.getoption("--no-device"):
-        return "xpnet: no device for " + config.getoption("--backend")
     return f"xpnet on {xn.get_backend(config.getoption('--backend')).describe()}"
 
 
@@ -111,8 +108,7 @@ def pytest_generate_tests(metafunc):
             kinds.append({"read_only": True})
         if name == "array_api_strict":
             kinds.append({"device": "device1"})
-        libraries = [] if metafunc.config.getoption("--no-device") else [Library(name, **kind) for kind in kinds]
-        metafunc.parametrize("lib", libraries, ids=repr, scope="session")
+        metafunc.parametrize("lib", [Library(name, **kind) for kind in kinds], ids=repr, scope="session")
 
 
 @pytest.fixture(autouse=True)

@@ -92,6 +92,7 @@ def test_memory_order_changes_no_derivative(name, layout, seed, n):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-13 * max(1.0, np.abs(one).max()))
 
 
+@pytest.mark.not_on_host
 def test_whole_digits_network_with_its_loss(lib, digits):
     x, y = digits
     net = tutorial_network().initialize(lib.backend, "float64")
@@ -451,9 +452,10 @@ def test_check_gradients_says_what_it_was_not_given(rng):
 
 
 def test_check_gradients_changes_nothing(lib, rng):
-    net = tutorial_network().initialize(lib.backend, "float32")
+    net = xn.Sequential(xn.Dense(3, 4), xn.BatchNorm(4), xn.Sigmoid(), xn.Dropout(), xn.Dense(4, 4))
+    net.initialize(lib.backend, "float32")
     before = {name: lib.to_numpy(a).copy() for name, a in (net.params | net.state).items()}
-    xn.check_gradients(net, lib.asarray(rng.random((4, 64))), [0, 1, 2, 3], xn.SoftmaxCrossEntropy())
+    xn.check_gradients(net, lib.asarray(rng.random((4, 3))), [0, 1, 2, 3], xn.SoftmaxCrossEntropy())
     for name, a in (net.params | net.state).items():
         np.testing.assert_array_equal(lib.to_numpy(a), before[name])
 

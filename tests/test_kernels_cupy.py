@@ -1,8 +1,5 @@
-"""Each CUDA kernel against the plain operation it stands for: on the GPU in CuPy's session, elsewhere on a stand-in."""
+"""Each CUDA kernel against the plain operation it stands for, on a GPU or, with --on-host, on the host."""
 
-import contextlib
-
-import fake_cupy
 import numpy as np
 import pytest
 from cases import EXTREMES, LAYERS, assert_extreme, tutorial_network
@@ -13,7 +10,7 @@ from xpnet.kernels import buffered, training_step
 from xpnet.kernels.cupy import CuPyKernels, columns, threads
 from xpnet.step import Step
 
-pytestmark = [pytest.mark.numpy_only, pytest.mark.cupy_only]  # numpy's session, and cupy's with a device or without
+pytestmark = pytest.mark.cupy_only
 
 ACTIVATIONS = {
     "none": None,
@@ -30,13 +27,10 @@ TINY = np.finfo(np.float32).tiny  # CuPy has kernels compiled so that a float be
 
 
 @pytest.fixture
-def cupy(request, monkeypatch):
-    """CuPy's backend: its own where a device answers, else the stand-in's; its own kernels, unless a test says so."""
+def cupy(monkeypatch):
+    """CuPy's backend and its own kernels, unless a test says so."""
     monkeypatch.delenv("XPNET_KERNELS", raising=False)
-    config = request.config
-    real = config.getoption("--backend") == "cupy" and not config.getoption("--no-device")
-    with contextlib.nullcontext(xn.get_backend("cupy")) if real else fake_cupy.installed() as backend:
-        yield backend
+    return xn.get_backend("cupy")
 
 
 @pytest.fixture(params=["float32", "float64"])
@@ -181,6 +175,28 @@ def test_running_statistics(bench):
     old, batch, rates = bench.draw(700), bench.draw(700), bench.draw(700)
     new = bench.kernels.statistics(bench.put(old), bench.put(batch), bench.put(rates))
     bench.agrees(new, (1 - rates) * old + rates * batch, 4)
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_keeps_a_number_whose_bits_are_the_least_that_are_kept(bench):
+    """Found by halves: NumPy's layer keeps it at the rate `least` / 2²⁴, and at no higher one."""
+    x, key = np.ones((1, 1), bench.dtype), np.array([5, 3], np.int32)
+
+    def kept(least):
+        layer = xn.Sequential(xn.Dropout(least / 2**24)).initialize("numpy", bench.dtype).layers[0]
+        layer.state = {"key": key}
+        return layer.forward(x, training=True)[0].item() > 0
+
+    least, more = 0, 2**24
+    while more - least > 1:
+        middle = (least + more) // 2
+        least, more = (middle, more) if kept(middle) else (least, middle)
+    for count in (least, least + 1):
+        y = bench.empty(1, 1)
+        bench.kernels.dropout(bench.put(x), bench.backend.asarray(key), count / 2**24, y)
+        assert (bench.backend.to_numpy(y).item() > 0) == kept(count) == (count == least)
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------
@@ -380,6 +396,7 @@ GRADIENTS = {
     "zero": lambda big: np.zeros(3000),
     "huge": lambda big: np.full(3000, big),
     "tiny": lambda big: np.full(3000, 1 / big),
+    "half of it zero": lambda big: np.arange(3000) % 2,
     "of all sizes": lambda big: np.geomspace(1 / big, big, 3000),
     "one infinite": lambda big: np.where(np.arange(3000) == 2999, np.inf, 1.0),
     "two infinite": lambda big: np.where(np.arange(3000) < 2, -np.inf, 0.0),

@@ -1,25 +1,25 @@
-"""CuPy's training counted on a stand-in: launches of a step, waits in an epoch, transfers in a fit; and its CUDA."""
+"""CuPy's training counted on the host: launches of a step, waits in an epoch, transfers in a fit."""
 
 import itertools
-import shutil
-import subprocess
+from pathlib import Path
 
-import fake_cupy
 import numpy as np
 import pytest
 from cases import LOSSES, Scale, tutorial_network
-from fake_cupy import log
+from cupy_on_host import log
 
 import xpnet as xn
 from xpnet import run
 from xpnet.kernels import training_step
 
+pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
+README = Path(__file__).parents[1] / "README.md"
+
 
 @pytest.fixture
 def cupy(monkeypatch):
     monkeypatch.delenv("XPNET_KERNELS", raising=False)  # the launches of a choice are those of that choice
-    with fake_cupy.installed() as backend:
-        yield backend
+    return xn.get_backend("cupy")
 
 
 def mlp(*sizes, norm):
@@ -33,12 +33,12 @@ def mlp(*sizes, norm):
 # a network, its optimizer, and the launches of a step: in kernels of our own, and of the plain step. The batch is small
 # here, since nothing depends on it.
 STEPS = {
-    "seed": (tutorial_network, xn.Adam, 17, 188),
-    "mini": (lambda: mlp(64, 128, 64, 10, norm=True), xn.Adam, 17, 139),
-    "wide": (lambda: mlp(784, 1024, 1024, 10, norm=False), xn.Adam, 16, 51),
-    "seed, SGD": (tutorial_network, xn.SGD, 17, 180),
-    "seed, Nesterov": (tutorial_network, xn.Nesterov, 18, 186),
-    "seed, clip_norm": (tutorial_network, lambda: xn.AdamW(clip_norm=1.0), 18, 203),
+    "seed": (tutorial_network, xn.Adam, 17, 197),
+    "mini": (lambda: mlp(64, 128, 64, 10, norm=True), xn.Adam, 17, 145),
+    "wide": (lambda: mlp(784, 1024, 1024, 10, norm=False), xn.Adam, 16, 56),
+    "seed, SGD": (tutorial_network, xn.SGD, 17, 189),
+    "seed, Nesterov": (tutorial_network, xn.Nesterov, 18, 195),
+    "seed, clip_norm": (tutorial_network, lambda: xn.AdamW(clip_norm=1.0), 18, 212),
 }
 
 
@@ -57,7 +57,6 @@ def launches_of_a_step(cupy, net, optimizer):
     return list(log.launches)
 
 
-@pytest.mark.numpy_only
 @pytest.mark.parametrize("case", STEPS)
 def test_launches_in_a_step(case, cupy, monkeypatch):
     net, optimizer, fused, plain = STEPS[case]
@@ -66,6 +65,13 @@ def test_launches_in_a_step(case, cupy, monkeypatch):
     monkeypatch.setenv("XPNET_KERNELS", "generic")
     launches = launches_of_a_step(cupy, net, optimizer)
     assert len(launches) == plain, launches
+
+
+def test_the_readme_has_these_launches():
+    (seed, of_seed), (mini, of_mini), (wide, of_wide) = (STEPS[name][2:] for name in ("seed", "mini", "wide"))
+    assert seed == mini
+    counts = f"takes {seed} kernel launches instead of {of_seed} and {of_mini}, `wide` {wide} instead of {of_wide};"
+    assert counts in " ".join(README.read_text(encoding="utf-8").split())
 
 
 class Watch(xn.Callback):
@@ -98,7 +104,6 @@ class Linked(xn.Sigmoid):
     """One's own, whose outputs a loss of probabilities must look at."""
 
 
-@pytest.mark.numpy_only
 @pytest.mark.parametrize("gather", [0, 2**17])
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("choice", ["auto", "reference"])
@@ -113,10 +118,10 @@ def test_no_wait_in_an_epoch_and_one_transfer_of_the_data(optimizer, choice, shu
     options = {"optimizer": optimizer(), "batch_size": 8, "shuffle": shuffle, "callbacks": [watch]}
     net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), epochs=3, **options)
     assert watch.waits == [[], [], []]
-    assert log.transfers == [(30, 6), (30,), *[(30,)] * (3 * shuffle)]  # x, y, and the order of each epoch
+    data = [size for size in log.transfers if size >= y.nbytes]  # CuPy's tables of pointers are smaller
+    assert data == [x.nbytes, y.nbytes, *[y.nbytes] * (3 * shuffle)]  # the order of each epoch, as long as y
 
 
-@pytest.mark.numpy_only
 @pytest.mark.parametrize("choice", ["auto", "reference"])
 def test_no_callback_waits_in_an_epoch(choice, cupy, monkeypatch, tmp_path):
     monkeypatch.setenv("XPNET_KERNELS", choice)
@@ -130,7 +135,6 @@ def test_no_callback_waits_in_an_epoch(choice, cupy, monkeypatch, tmp_path):
     assert any(vital.ratio for vital in doctor.vitals)
 
 
-@pytest.mark.numpy_only
 @pytest.mark.parametrize("name", LOSSES)
 def test_no_loss_waits(name, cupy):
     loss, _, target = LOSSES[name]
@@ -141,7 +145,6 @@ def test_no_loss_waits(name, cupy):
     assert watch.waits == [[], []]
 
 
-@pytest.mark.numpy_only
 def test_an_epoch_ends_with_two_waits(cupy):
     """For its losses, and for whether the parameters are finite."""
     x, y, net = np.ones((30, 6)), np.zeros(30, int), xn.Sequential(xn.Dense(6, 5)).initialize(cupy)
@@ -155,7 +158,6 @@ def test_an_epoch_ends_with_two_waits(cupy):
     assert waits(5) - waits(4) == 2
 
 
-@pytest.mark.numpy_only
 @pytest.mark.parametrize(("gather", "takes"), [(2**17, 2), (0, 8)])
 def test_shuffling_takes_two_launches_an_epoch_or_where_x_is_large_a_batch(gather, takes, cupy, monkeypatch):
     monkeypatch.setattr(run, "GATHER", gather)
@@ -169,32 +171,11 @@ def test_shuffling_takes_two_launches_an_epoch_or_where_x_is_large_a_batch(gathe
     assert counts[1] - counts[0] == takes
 
 
-@pytest.mark.numpy_only
-def test_the_stand_in_counts_what_waits_and_refuses_what_cupy_refuses(cupy):
-    a = cupy.asarray(np.ones(3))
-    for wait in (lambda: bool(a[0] > 0), lambda: float(a[0]), lambda: int(a[0]), lambda: cupy.to_numpy(a), a.tolist):
-        log.waits.clear()
-        wait()
-        assert len(log.waits) == 1
-    with pytest.raises(TypeError):
-        a + np.ones(3)
-    with pytest.raises(TypeError):
-        np.asarray(a)
-    module = fake_cupy.RawModule(code=fake_cupy.CODE, options=("-std=c++17",), name_expressions=("statistics<float>",))
-    kernel = module.get_function("statistics<float>")
-    f = cupy.asarray(np.ones(3, "float32"))
-    with pytest.raises(AssertionError, match="argument 0 is float64, expected"):
-        kernel((1,), (32,), (a, f, f, np.int64(3), f))
-    with pytest.raises(AssertionError, match=r"argument 3 is .*, expected i8"):
-        kernel((1,), (32,), (f, f, f, np.int32(3), f))
-    with pytest.raises(AssertionError, match="takes 5 arguments, got 4"):
-        kernel((1,), (32,), (f, f, f, np.int64(3)))
-
-
-@pytest.mark.numpy_only
 def test_all_work_on_a_network_is_done_on_its_device(cupy):
+    """Which is not the current one: an array of one device in a kernel on another is refused or a fault."""
+    second = xn.get_backend("cupy", 1)
     x, y = np.random.default_rng(0).normal(size=(30, 6)), np.arange(30) % 5
-    net = every_layer().initialize(cupy, seed=0)
+    net = every_layer().initialize(second, seed=0)
     net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=xn.SGD(), batch_size=8, validation_data=(x, y))
     net.value_and_grad(x, y, xn.SoftmaxCrossEntropy(), sample_weight=np.ones(30), l2=0.1)
     net.evaluate(x, y, xn.SoftmaxCrossEntropy(), batch_size=8)
@@ -205,31 +186,6 @@ def test_all_work_on_a_network_is_done_on_its_device(cupy):
     for measure in (*xn.metrics.OF_CLASSES, xn.confusion_matrix):
         measure(prediction, y, loss=xn.SoftmaxCrossEntropy())
     xn.f1(prediction, np.eye(5)[y], threshold=0.0)
-    xn.confusion_matrix(cupy.asarray(y), y)
+    xn.confusion_matrix(second.asarray(y), y)
     for measure in xn.metrics.OF_NUMBERS:
         measure(prediction, np.eye(5)[y])
-    assert log.launches.outside == []
-
-
-# --- the real things, as far as they go without a GPU -----------------------------------------------------------------
-
-
-@pytest.mark.numpy_only
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="NO nvcc HERE: THE CUDA SOURCE IS NOT COMPILED FOR A GPU")
-def test_nvcc_compiles_every_kernel(tmp_path):
-    program = tmp_path / "kernels.cu"
-    names = ", ".join(f"(void*){expression}" for expression in fake_cupy.EXPRESSIONS)
-    program.write_text(f'#include "{fake_cupy.SOURCE}"\nvoid* kernels[] = {{{names}}};\n')
-    command = ["nvcc", "-std=c++17", "-arch=sm_80", "--ptx", "-Werror", "all-warnings", "-o", tmp_path / "out", program]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert (tmp_path / "out").read_text().count(".entry") == len(fake_cupy.EXPRESSIONS)
-
-
-@pytest.mark.cupy_only
-def test_every_name_the_kernels_take_from_cupy_exists():
-    import cupy
-
-    assert all(hasattr(cupy, name) for name in ("dot", "zeros", "empty", "empty_like", "ascontiguousarray"))
-    options = {"options": ("-std=c++17",), "name_expressions": ("adam<float>",)}
-    cupy.RawModule(code=fake_cupy.CODE, **options)  # compiled when called

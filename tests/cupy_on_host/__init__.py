@@ -15,7 +15,7 @@ import sys
 
 from .log import log
 
-__all__ = ["install", "log"]
+__all__ = ["install", "installed", "log"]
 
 
 def install() -> None:
@@ -34,3 +34,8 @@ def install() -> None:
     compiler.install()
     cupy.cuda.set_allocator(None)  # no pool: each array's memory is fresh, and is freed with it
     cupy.cuda.set_pinned_memory_allocator(None)
+
+
+def installed() -> bool:
+    """Whether the host answers in this process."""
+    return f"{__name__}.tables" in sys.modules

@@ -1,6 +1,5 @@
 """Kernels compiled by the host's C++ compiler, each once and for all in a folder, and launched."""
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -9,7 +8,10 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,30 +28,45 @@ def compiler() -> str:
     """The host's C++ compiler."""
     found = shutil.which("g++") or shutil.which("clang++")
     if found is None:
-        raise RuntimeError("CuPy on the host needs a C++ compiler: apt-get install g++ (or clang)")
+        raise RuntimeError(
+            "CuPy on the host needs a C++ compiler, and neither g++ nor clang++ is here: apt-get install g++ on Debian "
+            "and Ubuntu, dnf install gcc-c++ on Fedora, conda install -c conda-forge gxx with conda"
+        )
     return found
 
 
-def built(name: str, *arguments: str, source: Path) -> Path:
-    """The file `name` in FOLDER, compiled from `source` unless it is there: written beside it and renamed."""
+def kept(name: str, make: Callable[[str], None]) -> Path:
+    """The file `name` in FOLDER, made unless it is there: under another name first, so that nobody sees half of it."""
     path = FOLDER / name
     if not path.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=FOLDER, suffix=path.suffix)
+        handle, temporary = tempfile.mkstemp(dir=FOLDER)
         os.close(handle)
+        try:
+            make(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    return path
+
+
+def compiled(name: str, text: str, *arguments: str) -> Path:
+    """The file `name` in FOLDER, which the compiler makes as the arguments say; it is given `text` to read."""
+
+    def make(path: str) -> None:
         done = subprocess.run(
-            [compiler(), *OPTIONS, *arguments, "-o", temporary, source], capture_output=True, text=True
+            [compiler(), *OPTIONS, *arguments, "-o", path], input=text, capture_output=True, text=True
         )
         if done.returncode:
-            os.unlink(temporary)
-            raise RuntimeError(f"{source} does not compile:\n{done.stderr}")
-        os.replace(temporary, path)
-    return path
+            raise RuntimeError(f"{name} does not compile:\n{done.stderr}")
+
+    return kept(name, make)
 
 
 def signature(*texts: str | bytes) -> str:
     """A name for what is compiled from these."""
-    parts = [text.encode() if isinstance(text, str) else text for text in texts]
+    parts = [text.encode() if isinstance(text, str) else text for text in (*OPTIONS, *texts)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
@@ -57,13 +74,12 @@ def signature(*texts: str | bytes) -> str:
 def build_engine() -> ctypes.CDLL:
     """engine.cpp, whose names the kernels' libraries find."""
     words = [(HERE / name).read_bytes() for name in ("device.h", "engine.cpp")]
-    source = HERE / "engine.cpp"
-    library = built(f"engine-{signature(*words)}.so", "-O2", "-shared", f"-I{HERE}", source=source)
-    engine = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    library = compiled(f"engine-{signature(*words)}.so", "", "-O2", "-shared", str(HERE / "engine.cpp"))
+    engine = ctypes.PyDLL(str(library), mode=ctypes.RTLD_GLOBAL)  # which lets no other thread in meanwhile
     engine.allocate.restype = ctypes.c_void_p
-    engine.allocate.argtypes = [ctypes.c_size_t]
+    engine.allocate.argtypes = [ctypes.c_size_t, ctypes.c_int]
     engine.release_memory.argtypes = [ctypes.c_void_p]
-    engine.is_live.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    engine.holds.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
     engine.take_fault.restype = ctypes.c_char_p
     return engine
 
@@ -79,13 +95,10 @@ def headers() -> tuple[str, Path]:
     )
     every = [path.read_bytes() for path in sorted(HERE.rglob("*.*h"))] + [(folder / "cupy/carray.cuh").read_bytes()]
     name = f"cupy-{signature(text, *every)}.h"
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    source = FOLDER / name
-    with contextlib.suppress(FileExistsError), open(source, "x", encoding="utf-8") as file:
-        file.write(text)
     include = [f"-I{HERE}/include", f"-I{folder}"]
-    built(f"{name}.gch", "-O0", *include, "-x", "c++-header", source=source)
-    return str(folder), source
+    header = kept(name, lambda path: Path(path).write_text(text, encoding="utf-8"))
+    compiled(f"{name}.gch", "", "-O0", *include, "-x", "c++-header", str(header))
+    return str(folder), header
 
 
 class Module:
@@ -114,34 +127,79 @@ class Kernel:
             f'extern "C" void run(void** arguments) {{ on_host::call({name}, arguments); }}\n'
             f'extern "C" const char* types() {{ return on_host::types({name}); }}\n'
         )
-        source = FOLDER / f"{signature(text, *module.defines)}.cpp"
-        if not source.exists():
-            FOLDER.mkdir(parents=True, exist_ok=True)
-            source.write_text(text, encoding="utf-8")
-        include = [f"-I{HERE}/include", f"-I{folder}", f"-I{FOLDER}"]
+        include = [f"-I{HERE}/include", f"-I{folder}"]
         level = "-O1" if "<" in name else "-O0"  # templates are our own kernels, which are most of the work
-        options = [level, "-shared", *include, *module.defines]
-        library = ctypes.CDLL(str(built(f"{source.stem}.so", *options, source=source)))
+        options = [level, "-shared", *include, *module.defines, "-x", "c++", "-"]
+        library = ctypes.CDLL(str(compiled(f"{signature(text, *options)}.so", text, *options)))
         library.types.restype = ctypes.c_char_p
         self.name, self.run, self.module = name, library.run, module
         self.types = library.types().decode().split()
-        self.alone = "__syncthreads" not in module.source
+        self.alone = not any(word in module.source for word in ("__syncthreads", "return;"))  # which would end them all
         kind = name if "<" in name else module.source
         self.in_float = "float" in kind and "double" not in kind
 
     def launch(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: int) -> None:
         log.launches.append(self.name)
+        if fault := self.fault(grid, block, arguments):
+            log.faults.append(f"{self.name}: {fault}")
+            return
+        sizes = [(ctypes.c_uint * 3)(*size) for size in (grid, block)]
+        engine = build_engine()
+        engine.launch(self.run, *sizes, ctypes.c_void_p(arguments), int(self.in_float), int(self.alone))
+        if found := engine.take_fault():
+            log.faults.append(f"{self.name}: {found.decode()}")
+
+    def fault(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: int) -> str | None:
+        """What CUDA would not say a word about, or refuse."""
         most = self.module.most_threads
         if not (0 < grid[0] < 2**31 and 0 < grid[1] < 2**16 and 0 < grid[2] < 2**16):
-            log.faults.append(f"{self.name}: a grid of {grid}")
-        elif min(block) < 1 or np.prod(block) > most:
-            log.faults.append(f"{self.name}: a block of {block}, where {most} threads are the most")
-        else:
-            sizes = [(ctypes.c_uint * 3)(*size) for size in (grid, block)]
-            engine = build_engine()
-            engine.launch(self.run, *sizes, ctypes.c_void_p(arguments), int(self.in_float), int(self.alone))
-            if fault := engine.take_fault():
-                log.faults.append(f"{self.name}: {fault.decode()}")
+            return f"a grid of {grid}"
+        if min(block) < 1 or np.prod(block) > most:
+            return f"a block of {block}, where {most} threads are the most"
+        given = current.arguments
+        if given and len(given) != len(self.types):
+            return f"it takes {len(self.types)} arguments, got {len(given)}"
+        for i, (kind, expected) in enumerate(zip(given, self.types, strict=False)):
+            if kind != expected and not (kind == NULL and expected[0] == "*"):
+                return f"argument {i} is {kind}, expected {expected}"
+        for i, expected in enumerate(self.types):
+            if expected[0] == "*":
+                place = ctypes.c_void_p.from_address(arguments + i * ctypes.sizeof(ctypes.c_void_p)).value
+                pointer = ctypes.c_void_p.from_address(place).value
+                if pointer and not build_engine().holds(current.device, pointer, 1):
+                    return f"argument {i} is no array on device {current.device}, which is the current one"
+        return None
+
+
+class Current(threading.local):
+    """A thread's device, and the types of the arguments while it calls a kernel of a RawModule."""
+
+    device = 0
+    arguments: tuple[str, ...] = ()
+
+
+current = Current()
+NULL = "u8"  # a pointer to nothing, as a number
+
+
+def kind_of(argument: object) -> str:
+    """An argument's type as a kernel gets it from CuPy."""
+    pointer = "" if np.isscalar(argument) else "*"
+    dtype = np.asarray(argument).dtype if np.isscalar(argument) else argument.dtype
+    return f"{pointer}{'u' if dtype.kind == 'b' else dtype.kind}{dtype.itemsize}"
+
+
+def checked(kernel: Callable[..., None]) -> Callable[..., None]:
+    """A kernel that tells the types of its arguments, which the driver would take for whatever it expects."""
+
+    def call(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], **options: Any) -> None:
+        current.arguments = tuple(map(kind_of, args))
+        try:
+            kernel(grid, block, args, **options)
+        finally:
+            current.arguments = ()
+
+    return call
 
 
 modules: list[Module] = []
@@ -161,6 +219,12 @@ def compile_module(source, options=(), *, name_expressions=None, **others):  # t
 
 def install() -> None:
     """Have CuPy compile here, and check what is passed to kernels of our own as CUDA does not."""
+    import cupy
     from cupy.cuda import compiler as cupys
 
+    class RawModule(cupy.RawModule):
+        def get_function(self, name: str) -> Callable[..., None]:
+            return checked(super().get_function(name))
+
     cupys._compile_module_with_cache = compile_module
+    cupy.RawModule = RawModule

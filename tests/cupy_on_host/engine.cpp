@@ -43,7 +43,12 @@ struct Freed {
     std::size_t size;
 };
 
-static std::map<char*, std::size_t> live;
+struct Allocation {
+    std::size_t size;
+    int device;
+};
+
+static std::map<char*, Allocation> live;
 static std::deque<Freed> freed;
 static std::size_t freed_bytes;
 
@@ -52,12 +57,14 @@ inline bool untouched(const char* from, std::size_t size) {
 }
 
 inline void check_margins() {
-    for (const auto& [start, size] : live)
+    for (const auto& [start, allocation] : live) {
+        const std::size_t size = allocation.size;
         if (!untouched(start - MARGIN, MARGIN) || !untouched(start + size, MARGIN)) {
             fault("memory outside an array was written to");
             std::fill(start - MARGIN, start, NAN_BYTE);
             std::fill(start + size, start + size + MARGIN, NAN_BYTE);
         }
+    }
 }
 
 inline void drop_freed() {
@@ -189,11 +196,12 @@ using namespace on_host;
 
 extern "C" {
 
-void* allocate(std::size_t size) {
+// The host's own memory has no device: -1.
+void* allocate(std::size_t size, int device) {
     char* start = static_cast<char*>(std::aligned_alloc(MARGIN, (size + 3 * MARGIN - 1) / MARGIN * MARGIN));
     if (!start) return nullptr;
     std::memset(start, NAN_BYTE, size + 2 * MARGIN);
-    live[start + MARGIN] = size;
+    live[start + MARGIN] = {size, device};
     return start + MARGIN;
 }
 
@@ -201,7 +209,7 @@ void release_memory(char* start) {
     const auto found = live.find(start);
     if (found == live.end()) return fault("memory was freed that was not allocated, or is freed already");
     check_margins();
-    const std::size_t size = found->second;
+    const std::size_t size = found->second.size;
     live.erase(found);
     std::memset(start - MARGIN, NAN_BYTE, size + 2 * MARGIN);
     freed.push_back({start, size});
@@ -209,12 +217,12 @@ void release_memory(char* start) {
     while (freed_bytes > KEPT) drop_freed();
 }
 
-// Whether [start, start + size) lies within one live allocation.
-int is_live(char* start, std::size_t size) {
+// Whether [start, start + size) lies within one live allocation of this device's, or of any where it is -1.
+int holds(int device, char* start, std::size_t size) {
     auto after = live.upper_bound(start);
     if (after == live.begin()) return 0;
-    const auto& [from, length] = *--after;
-    return start + size <= from + length;
+    const auto& [from, allocation] = *--after;
+    return start + size <= from + allocation.size && (device < 0 || device == allocation.device);
 }
 
 // Run a kernel; alone: by one thread, where it has no barrier and a thread goes on to the numbers that nobody has.

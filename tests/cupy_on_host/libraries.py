@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .compiler import build_engine, current
 from .log import log
 
 COMPUTE = "32F", "32F_PEDANTIC", "32F_FAST_TF32", "64F", "64F_PEDANTIC"
@@ -19,9 +20,11 @@ DTYPES = {0: np.dtype("f4"), 1: np.dtype("f8")}
 
 
 def at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """The array in the device's memory, row by row."""
+    """The array in the current device's memory, row by row."""
     dtype = np.dtype(dtype)
     size = int(np.prod(shape))
+    if size and not build_engine().holds(current.device, address, size * dtype.itemsize):
+        log.faults.append(f"an array of shape {shape} for a library, where device {current.device} has none")
     return (
         np.ctypeslib.as_array((ctypes.c_char * (size * dtype.itemsize)).from_address(address))
         .view(dtype)

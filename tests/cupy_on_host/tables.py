@@ -1,5 +1,6 @@
 """CUDA's runtime and driver. CuPy's compiled code calls them through tables of C functions, which get ours."""
 
+import atexit
 import ctypes
 import itertools
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 import cupy_backends.cuda.api.driver as driver
 import cupy_backends.cuda.api.runtime as runtime
 
-from .compiler import build_engine, modules
+from .compiler import build_engine, current, modules
 from .log import log
 
 DEVICES = 2
@@ -69,7 +70,6 @@ def replace(module: Any, name: str, function: Callable[..., Any]) -> None:
 
 # --- the runtime ------------------------------------------------------------------------------------------------------
 
-current = [0]  # the device
 handles = itertools.count(16, 16)
 
 
@@ -90,7 +90,7 @@ def handle(*arguments: Any) -> int:
 def set_device(number: int) -> None:
     if not 0 <= number < DEVICES:
         raise runtime.CUDARuntimeError(101)  # invalid device ordinal
-    current[0] = number
+    current.device = number
 
 
 def wait(*arguments: Any) -> None:
@@ -98,12 +98,21 @@ def wait(*arguments: Any) -> None:
 
 
 def allocate(size: int, *stream: Any) -> int:
-    address: int = build_engine().allocate(size)
+    address: int = build_engine().allocate(size, current.device)
     return address
 
 
-def free(address: int, *stream: Any) -> None:
-    if address:
+def allocate_on_host(size: int, *flags: Any) -> int:
+    address: int = build_engine().allocate(size, -1)
+    return address
+
+
+ended: list[bool] = []
+atexit.register(ended.append, True)
+
+
+def free(address: int, *stream: Any, ended: list[bool] = ended) -> None:
+    if address and not ended:  # at Python's own end, this module's names are gone
         build_engine().release_memory(address)
         told()
 
@@ -114,35 +123,39 @@ def told() -> None:
         log.faults.append(fault.decode())
 
 
-def check(address: int, size: int) -> None:
-    if size and not build_engine().is_live(address, size):
-        log.faults.append(f"{size} bytes were copied to or from where no array has them")
+def is_there(address: int, size: int) -> bool:
+    """Whether an array has these bytes of a device; if not, it is a fault."""
+    there = not size or bool(build_engine().holds(-1, address, size))
+    if not there:
+        log.faults.append(f"{size} bytes were to be copied to or from where no array has them")
+    return there
 
 
 TO_DEVICE, TO_HOST, ON_DEVICE = 1, 2, 3
 
 
 def copy(to: int, origin: int, size: int, kind: int, *stream: Any) -> None:
-    if kind in (TO_DEVICE, ON_DEVICE):
-        check(to, size)
-    if kind in (TO_HOST, ON_DEVICE):
-        check(origin, size)
+    if kind in (TO_DEVICE, ON_DEVICE) and not is_there(to, size):
+        return
+    if kind in (TO_HOST, ON_DEVICE) and not is_there(origin, size):
+        return
     ctypes.memmove(to, origin, size)
     if kind == TO_DEVICE:
         log.transfers.append(size)
 
 
 def fill(address: int, value: int, size: int, *stream: Any) -> None:
-    check(address, size)
-    ctypes.memset(address, value, size)
+    if is_there(address, size):
+        ctypes.memset(address, value, size)
 
 
 RUNTIME: dict[str, Callable[..., Any]] = {
-    "getDevice": lambda: current[0],
+    "getDevice": lambda: current.device,
     "setDevice": set_device,
     "getDeviceCount": always(DEVICES),
     "getDeviceProperties": always(PROPERTIES),
     "deviceGetAttribute": lambda attribute, device: ATTRIBUTES.get(attribute, 0),
+    "deviceGetPCIBusId": always("none"),
     "deviceCanAccessPeer": always(0),
     "_deviceEnsurePeerAccess": nothing,
     "_ensure_context": nothing,
@@ -151,7 +164,7 @@ RUNTIME: dict[str, Callable[..., Any]] = {
     "driverGetVersion": always(VERSION),
     "malloc": allocate,
     "mallocAsync": allocate,
-    "hostAlloc": allocate,
+    "hostAlloc": allocate_on_host,
     "free": free,
     "freeAsync": free,
     "freeHost": free,

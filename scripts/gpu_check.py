@@ -1,0 +1,198 @@
+"""The parts of gpu_check.sh that are written in Python, each on a GPU.
+
+device      what there is: libraries, versions, the GPU
+waits       a thousand steps in which CuPy raises where the host waits for the device
+bandwidth   how fast each kernel's numbers go through memory, beside a copy of the device's
+fit         a few steps with every kernel, in memory without a pool: for compute-sanitizer
+"""
+
+import argparse
+import contextlib
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from command_line import count
+
+import xpnet as xn
+from xpnet.kernels.buffered import Workspace
+from xpnet.kernels.cupy import CuPyKernels
+
+OPTIMIZERS: list[Callable[[], xn.Optimizer]] = [
+    lambda: xn.SGD(clip_norm=1.0),
+    xn.Nesterov,
+    xn.RMSprop,
+    xn.Adam,
+]
+
+
+def network(features: int = 64) -> xn.Sequential:
+    """One with a layer for each kernel."""
+    return xn.Sequential(
+        *(xn.Dense(features, 64), xn.BatchNorm(64), xn.ReLU(), xn.Dropout(0.2)),
+        *(xn.Dense(64, 32), xn.Sigmoid(), xn.Dense(32, 32), xn.Tanh(), xn.Dense(32, 32), xn.ELU()),
+        *(xn.Dense(32, 32), xn.LeakyReLU(), xn.Dense(32, 10), xn.BatchNorm(10)),
+    )
+
+
+def rows(n: int, features: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Random ones, of ten classes."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(n, features)).astype("float32"), rng.integers(10, size=n)
+
+
+# --- device -----------------------------------------------------------------------------------------------------------
+
+
+def device(options: argparse.Namespace) -> None:
+    """Print what there is."""
+    import cupy
+
+    print(f"xpnet {xn.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    print(xn.get_backend("numpy").describe())
+    print(xn.get_backend("cupy").describe())
+    cupy.show_config()
+    names = "cupy", "nvidia", "numpy", "array-api", "torch"
+    for each in metadata.distributions():
+        if each.name.startswith(names):
+            print(f"{each.name} {each.version}")
+
+
+# --- waits ------------------------------------------------------------------------------------------------------------
+
+
+class NoWaits(xn.Callback):
+    """Has CuPy raise where it waits, from the second epoch's beginning to its last step."""
+
+    def __init__(self, steps: int):
+        self.steps, self.until = steps, contextlib.ExitStack()
+
+    def epoch_begin(self, run):
+        import cupyx
+
+        if run.step == self.steps:
+            with warnings.catch_warnings(action="ignore"):  # it may miss some, it says
+                self.until.enter_context(cupyx.allow_synchronize(False))
+
+    def step_end(self, run):
+        if run.step == 2 * self.steps:
+            self.until.close()
+
+
+def waits(options: argparse.Namespace) -> None:
+    """Train with and without the kernels of our own; CuPy's DeviceSynchronized ends it at the first wait."""
+    import cupy
+    import cupyx
+
+    with warnings.catch_warnings(action="ignore"), cupyx.allow_synchronize(False):
+        try:
+            float(cupy.ones(1)[0])
+        except cupyx.DeviceSynchronized:
+            pass
+        else:
+            sys.exit("gpu_check: CuPy does not notice that a number is read: nothing is shown")
+    net, (x, y) = network().initialize("cupy", seed=0), rows(16 * options.steps)
+    callback = NoWaits(options.steps)
+    with callback.until:
+        net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=xn.Adam(), epochs=2, batch_size=16, callbacks=[callback])
+    print(f"no wait in {options.steps:,} steps")
+
+
+# --- bandwidth --------------------------------------------------------------------------------------------------------
+
+
+def calls(backend: xn.Backend, h: int, n: int) -> dict[str, tuple[int, Callable[[], Any]]]:
+    """A call of each kernel, and how many matrices (h, n) it has to read and write, each counted once."""
+    kernels, dtype, rng = CuPyKernels(backend), backend.dtype("float32"), np.random.default_rng(0)
+    cupy, work, f = kernels.cupy, Workspace(backend.xp, dtype, backend.device), xn.Sigmoid()
+    z, dy, dz = (backend.asarray(rng.random((h, n), "float32")) for _ in range(3))
+    bias, gamma, beta, mean, var, grad = (backend.asarray(rng.random(h, "float32")) for _ in range(6))
+    w, g, point = (a.reshape(-1) for a in (z, dz, dy))
+    y = kernels.activation(f, z, bias, work)
+
+    def update(optimizer: xn.Optimizer) -> Callable[[], Any]:
+        slots = optimizer.init(w)
+        return lambda: kernels.update(optimizer, w, slots, g, slots)
+
+    key = backend.asarray(np.array([1, 0], np.int32))
+    nesterov = xn.Nesterov()
+    velocity = nesterov.init(w)
+    norm_backward = (gamma, beta, dz, grad, bias, None, work)
+    return {
+        "copy": (2, lambda: cupy.copyto(dz, z)),
+        "activation": (2, lambda: kernels.activation(f, z, bias, work)),
+        "activation_backward": (3, lambda: kernels.activation_backward(f, dy, z, y, bias, dz, grad, work)),
+        "batch_norm": (2, lambda: kernels.batch_norm(f, z, gamma, beta, 0.01, mean, var, work, False)),
+        "batch_norm_backward": (4, lambda: kernels.batch_norm_backward(f, dy, z, y, *norm_backward)),
+        "statistics": (4, lambda: kernels.statistics(w, g, point)),
+        "dropout": (2, lambda: kernels.dropout(z, key, 0.4, dz)),
+        "softmax_cross_entropy": (3, lambda: kernels.softmax_cross_entropy(z, dy, 1.0, work)),
+        "look_ahead": (3, lambda: kernels.look_ahead(nesterov, w, velocity, point)),
+        "sgd": (5, update(xn.SGD())),
+        "gradient_norm, sgd": (6, update(xn.SGD(clip_norm=1.0))),
+        "root_mean_square": (5, update(xn.RMSprop())),
+        "adam": (7, update(xn.Adam())),
+    }
+
+
+def bandwidth(options: argparse.Namespace) -> None:
+    """Print each kernel's gigabytes a second, and as parts of those of a copy."""
+    backend, shapes = xn.get_backend("cupy"), [tuple(map(int, text.split("x"))) for text in options.shapes]
+    speeds: dict[str, list[float]] = {}
+    with backend.scope():
+        for h, n in shapes:
+            for name, (matrices, call) in calls(backend, h, n).items():
+                call()  # which compiles
+                backend.synchronize()
+                began = time.perf_counter()
+                for _ in range(options.repeats):
+                    call()
+                backend.synchronize()
+                each = (time.perf_counter() - began) / options.repeats
+                speeds.setdefault(name, []).append(matrices * 4 * h * n / each / 1e9)
+    print("GB/s, each matrix counted once" + "".join(f"{f'({h:,}, {n:,})':>24}" for h, n in shapes))
+    for name, found in speeds.items():
+        parts = [f"{one:,.0f} ({one / copy:.0%})" for one, copy in zip(found, speeds["copy"], strict=True)]
+        print(f"{name:<30}" + "".join(f"{part:>24}" for part in parts))
+
+
+# --- fit --------------------------------------------------------------------------------------------------------------
+
+
+def fit(options: argparse.Namespace) -> None:
+    """Train a little with every kernel; each array has memory of its own, so that going beyond it is noticed."""
+    import cupy
+
+    x, y = rows(90)
+    with cupy.cuda.using_allocator(None):
+        for dtype in ("float32", "float64"):
+            for make in OPTIMIZERS:
+                net = network().initialize("cupy", dtype, seed=0)
+                history = net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=make(), epochs=2, batch_size=33)
+                print(f"{make()}, {dtype}: the loss went from {history['loss'][0]:.3f} to {history['loss'][1]:.3f}")
+
+
+PARTS = {part.__name__: part for part in (device, waits, bandwidth, fit)}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--steps", type=count, default=1000, help="of waits; default: 1000")
+    parser.add_argument("--repeats", type=count, default=20, help="of a call, in bandwidth; default: 20")
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        default=["4096x8192", "32x1048576"],
+        metavar="HxN",
+        help="of bandwidth's matrices; default: of many rows and of few, 134 MB each, more than a GPU's cache holds",
+    )
+    options = parser.parse_args()
+    try:
+        PARTS[options.part](options)
+    except xn.BackendUnavailableError as error:
+        sys.exit(f"gpu_check: {error}")
