@@ -1,5 +1,7 @@
 """The host in a device's place: it counts what CuPy asks of a device, and says what CUDA keeps quiet about."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cupy_on_host import log
@@ -155,3 +157,32 @@ def test_a_copy_to_where_no_array_is_is_told(cupy):
     a = cupy.ones(4)
     cupy.cuda.runtime.memcpy(a.data.ptr + 8, a.data.ptr, 32, cupy.cuda.runtime.memcpyDeviceToDevice)
     assert taken() == ["32 bytes were to be copied to or from where no array has them"]
+
+
+def test_a_file_that_is_kept_is_whole_or_not_there(tmp_path, monkeypatch):
+    """Several processes compile into the same folder."""
+    from cupy_on_host import compiler
+
+    monkeypatch.setattr(compiler, "FOLDER", tmp_path / "kernels")
+
+    def make(path, fail):
+        Path(path).write_text("half")
+        assert not (tmp_path / "kernels" / "name").exists()
+        if fail:
+            raise KeyboardInterrupt
+        Path(path).write_text("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        compiler.kept("name", lambda path: make(path, fail=True))
+    assert list((tmp_path / "kernels").iterdir()) == []
+    assert compiler.kept("name", lambda path: make(path, fail=False)).read_text() == "whole"
+    assert [path.name for path in (tmp_path / "kernels").iterdir()] == ["name"]
+    assert compiler.kept("name", lambda path: pytest.fail("made again")).read_text() == "whole"
+
+
+def test_without_a_compiler_it_says_what_to_install(monkeypatch):
+    from cupy_on_host import compiler
+
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"neither g\+\+ nor clang\+\+ is here: apt-get install g\+\+ .*dnf .*conda"):
+        compiler.compiler.__wrapped__()

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def outcome_of(program, tmp_path):
     return done.returncode, report.partition("== outcomes")[2]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="it is for Linux")
 @pytest.mark.numpy_only
 def test_the_report_says_how_each_part_ended_and_the_status_whether_all_passed(tmp_path):
     status, outcomes = outcome_of("true", tmp_path)
@@ -48,6 +50,7 @@ def test_the_report_says_how_each_part_ended_and_the_status_whether_all_passed(t
     assert "0 failed" in outcomes
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="it is for Linux")
 @pytest.mark.numpy_only
 def test_where_a_part_fails_the_others_still_run(tmp_path):
     status, outcomes = outcome_of("false", tmp_path)

@@ -6,6 +6,10 @@
     libraries.py           cuBLAS's products and Thrust's sorts, by NumPy
     log.py                 launches, waits and transfers, counted; faults
 
+Faults are what CUDA would not say a word about: a barrier that some threads miss, memory written to outside an array or
+after it was freed, an array of another device, arguments of other types than a kernel's. A barrier that is missing and
+memory that is read before it is written to, or outside an array, show in the results.
+
 `install()` before CuPy is first used. The devices are two, so that one of them is not the current one. What it cannot
 show: speed, cuBLAS's rounding, work that really runs at the same time, and CUB's reductions, which are switched off.
 """
@@ -25,6 +29,7 @@ def install() -> None:
     os.environ["CUPY_ACCELERATORS"] = ""  # CUB's reductions are written for the device's own warps
     from . import compiler, libraries, tables
 
+    compiler.compiler()  # now, rather than in a kernel that is not kept yet
     compiler.build_engine()
     tables.install()
     libraries.install_cublas()
