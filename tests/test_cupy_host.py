@@ -1,9 +1,12 @@
 """CuPy itself on the host: what a step launches, what waits for the device, and which device has what."""
 
+import copy
 import importlib
+import pickle
 from pathlib import Path
 
 import cupy_on_host
+import joblib
 import numpy as np
 import pytest
 from cases import Scale
@@ -152,3 +155,136 @@ def test_dropout_is_a_launch_each_way(cupy, monkeypatch):
     assert log.launches.count("dropout<float>") == 4
     assert len(log.launches) == 21, log.launches
     assert log.waits == log.transfers == []
+
+
+MATRIX = np.random.default_rng(0).normal(size=(50, 4))
+CALLS = {  # what is launched
+    "linear": (lambda x: xn.ops.linear(x, x.T), ["gemm"]),
+    "sum_over_batch": (xn.ops.sum_over_batch, ["cupy_sum"]),
+    "dot_over_batch": (lambda x: xn.ops.dot_over_batch(x, x), ["cupy_multiply__float64_float64_float64", "cupy_sum"]),
+    "sum_of_squares": (xn.ops.sum_of_squares, ["_tensordot_core_mul_sum"]),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_operation_on_the_batch_is_a_launch_or_two(name, cupy):
+    operation, launches = CALLS[name]
+    x = cupy.asarray(MATRIX)
+    expected = operation(MATRIX)
+    log.clear()
+    result = operation(x)
+    assert log.launches == launches
+    assert log.waits == log.transfers == []
+    np.testing.assert_allclose(cupy.to_numpy(result), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_long_sum_takes_no_launch_for_a_span(cupy):
+    x = cupy.xp.ones((3 * xn.ops.LONG, 2), dtype=cupy.xp.float32)
+    for operation in (xn.ops.sum_over_batch, lambda x: xn.ops.dot_over_batch(x, x)):
+        log.clear()
+        np.testing.assert_array_equal(cupy.to_numpy(operation(x)), 3 * xn.ops.LONG)
+        assert len(log.launches) <= 3
+
+
+@pytest.mark.parametrize("layer", [xn.Dense(4, 3), xn.BatchNorm(4), xn.Dropout(), xn.ELU(), xn.Softmax()], ids=repr)
+def test_layers_keep_to_the_order_that_cupys_functions_give(layer, cupy):
+    """A function that is given both orders reads one of them across memory."""
+    (layer,) = xn.Sequential(layer).initialize(cupy, "float64").layers
+    y, cache = layer.forward(cupy.asarray(MATRIX), training=True)
+    dx, _ = layer.backward(y, cache)
+    assert y.flags.c_contiguous
+    assert dx.flags.c_contiguous
+
+
+# --- waits ------------------------------------------------------------------------------------------------------------
+
+TARGETS = {  # what may be given for 3 classes, and the waits that it costs
+    "integers": (np.arange(50) % 3, 1),
+    "a column of floats": ((np.arange(50.0) % 3)[:, None], 1),
+    "one-hot rows": (np.eye(3)[np.arange(50) % 3], 2),  # for whether they are finite, and for their sums
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_is_looked_at_once(name, cupy):
+    (target, waits), prediction = TARGETS[name], cupy.xp.zeros((50, 3))
+    target = cupy.asarray(target)
+    log.clear()
+    xn.SoftmaxCrossEntropy().encode(target, prediction)
+    assert len(log.waits) == waits
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (5,), (2, 3)])
+def test_whether_all_is_finite_is_one_wait(shape, cupy):
+    arrays = [cupy.xp.ones(shape), cupy.xp.ones((7, 2), dtype="float32"), cupy.xp.arange(3)]
+    log.clear()
+    assert xn.ops.all_finite(*arrays)
+    assert len(log.waits) == 1
+    for bad in (np.nan, -np.inf, np.inf):
+        poisoned = np.ones((7, 2))
+        poisoned[6, 1] = bad
+        assert not xn.ops.all_finite(arrays[0], cupy.asarray(poisoned), arrays[2])
+
+
+def test_labels_are_looked_up_without_a_wait(cupy):
+    labels = importlib.import_module("xpnet.estimators.labels").Labels.known(np.arange(3), "multiclass")
+    choices, classes = cupy.asarray(np.array([0, 5, 1])), cupy.asarray(np.array([3.0, 4.0, 7.0]))
+    log.clear()
+    predicted = labels.predicted(choices, classes)
+    assert log.waits == []
+    np.testing.assert_array_equal(cupy.to_numpy(predicted), [3, 7, 4])
+
+
+def test_a_device_computes_once_to_show_that_it_does(cupy):
+    xn.get_backend("cupy", 1)
+    log.clear()
+    assert xn.get_backend("cupy") is cupy
+    assert xn.get_backend("cupy", 1).device.id == 1
+    assert log.launches == log.waits == []
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+def on_device_1():
+    backend = xn.get_backend("cupy", 1)
+    layers = xn.Dense(6, 5), xn.Sequential(xn.BatchNorm(5), xn.Tanh(), xn.Dropout()), xn.Dense(5, 3)
+    return xn.Sequential(*layers).initialize(backend, seed=0)
+
+
+def by_joblib(net, path):
+    joblib.dump(net, path)
+    return joblib.load(path)
+
+
+WAYS = {
+    "pickle": lambda net, path: pickle.loads(pickle.dumps(net)),
+    "joblib": by_joblib,
+    "deepcopy": lambda net, path: copy.deepcopy(net),
+    "clone": lambda net, path: net.clone(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_network_comes_back_on_the_device_of_its_backend(way, cupy, tmp_path):
+    net = on_device_1()
+    again = WAYS[way](net, tmp_path / "network")
+    assert again.backend is net.backend
+    assert {a.device.id for a in (*again.params.values(), *again.state.values())} == {1}
+    for name, a in (net.params | net.state).items():
+        np.testing.assert_array_equal(cupy.to_numpy((again.params | again.state)[name]), cupy.to_numpy(a))
+    assert all(layer.as_drawn for _, layer in again.leaves())
+    with again.backend.scope():
+        again.layers[2].params["bias"] = again.layers[2].params["bias"] + 1.0  # the dict is still the network's own
+    assert again.layers[2].as_drawn is False
+
+
+def test_a_run_on_another_device_is_resumed_there(cupy, tmp_path):
+    x, y, net = np.random.default_rng(0).normal(size=(32, 6)), np.arange(32) % 3, on_device_1()
+    options = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.Adam(), "batch_size": 8}
+    net.fit(x, y, epochs=1, checkpoint=xn.Checkpoint(tmp_path), **options)
+    twin = on_device_1()
+    history = twin.fit(x, y, epochs=2, checkpoint=xn.Checkpoint(tmp_path), resume=True, **options)
+    again = twin.fit(x, y, slots=pickle.loads(pickle.dumps(history)).slots, **options)
+    arrays = [*twin.params.values(), *twin.state.values(), *history.slots.values(), *again.slots.values()]
+    assert {a.device.id for a in arrays if hasattr(a, "device")} == {1}

@@ -172,15 +172,16 @@ def test_xpnet_kernels_chooses(lib, monkeypatch, choice, kind):
     assert type(training_step(net, xn.MeanSquaredError(), xn.SGD())).__name__ == kind
 
 
-@pytest.mark.parametrize("told", ["initialize", "jax", "jax's configuration"])
+@pytest.mark.parametrize("told", ["initialize", "a pickle", "jax", "jax's configuration"])
 def test_the_network_stays_on_its_device(told):
     place = {
         "initialize": 'net.initialize("jax", device="cpu:1")',
+        "a pickle": 'net = pickle.loads(pickle.dumps(net.initialize("jax", device="cpu:1")))',
         "jax": 'with jax.default_device(jax.devices()[1]): net.initialize("jax")',
         "jax's configuration": 'jax.config.update("jax_default_device", jax.devices()[1]); net.initialize("jax")',
     }[told]
     program = f"""
-import jax, numpy as np, xpnet as xn
+import jax, numpy as np, pickle, xpnet as xn
 assert xn.get_backend("jax").device.id == 0
 net = xn.Sequential(xn.Dense(4, 4), xn.BatchNorm(4), xn.Dropout(0.2), xn.Dense(4, 2))
 {place}

@@ -78,6 +78,22 @@ def is_compiled(xp: Namespace) -> bool:
     return bool(xp.__name__ == _JAX.module)
 
 
+@functools.cache
+def is_plain(xp: Namespace) -> bool:
+    """Whether the plainest formula is the fastest: a compiler fuses the calls (JAX), or each call is a kernel whose
+    result lies in C order, whatever order its arguments have (CuPy).
+    """
+    kind = backend_class(xp)
+    return kind is not None and kind.plain
+
+
+@functools.cache
+def scans(xp: Namespace) -> bool:
+    """Whether `isfinite` and `all` take one quick pass each (NumPy), and no longer than finding the largest entry."""
+    kind = backend_class(xp)
+    return kind is not None and kind.scans
+
+
 def device_of(x: Array) -> Any:
     """The device that array `x` lives on, as creation functions take it."""
     return importlib.import_module("array_api_compat").device(x)
@@ -200,6 +216,8 @@ class Backend:
     module: str  # that holds its array functions
     install: str
     device: Any
+    plain: bool = False  # see `is_plain`
+    scans: bool = False  # see `scans`
     immediate: bool = False  # whether a result is ready when the call returns, so that to look at it costs no waiting
 
     def __init__(self, device: Any = None):
@@ -321,7 +339,7 @@ class Backend:
 
 class _NumPy(Backend):
     name, module, install = "numpy", "array_api_compat.numpy", "pip install array-api-compat"
-    immediate = True
+    immediate = scans = True
 
     def __init__(self, device: Any = None):
         super().__init__(device)
@@ -331,6 +349,7 @@ class _NumPy(Backend):
 
 class _CuPy(Backend):
     name, module = "cupy", "array_api_compat.cupy"
+    plain = True
     install = "pip install 'cupy-cuda13x[ctk]' (or cupy-cuda12x: nvidia-smi names your driver's CUDA)"
 
     def __init__(self, device: Any = None):
@@ -341,12 +360,19 @@ class _CuPy(Backend):
             if device is not None and not hasattr(device, "id"):
                 device = int(str(device).removeprefix("cuda").removeprefix(":") or 0)
             self.device = cupy.cuda.Device(getattr(device, "id", device))  # of None, the current one
-            with self.device:  # a driver may be there and its compiler or the card not: compute something
-                works = int(cupy.arange(3).sum()) == 3
+            works = self._computes(self.device.id)
         except Exception as error:  # whatever CuPy, the driver or the compiler raise, it is theirs to explain
             raise self._no_device(f"{type(error).__name__}: {error}", remedy) from error
         if not works:
             raise self._no_device("a sum of three numbers came out wrong", remedy)
+
+    @staticmethod
+    @functools.cache
+    def _computes(number: int) -> bool:
+        """Whether this device does, found out once: a driver may be there, and its compiler or the card not."""
+        cupy = importlib.import_module("cupy")
+        with cupy.cuda.Device(number):
+            return int(cupy.arange(3).sum()) == 3
 
     def asarray(self, x: Any, dtype: object = None) -> Array:
         with self.device:
@@ -381,10 +407,16 @@ class _Torch(Backend):
         self._torch = importlib.import_module("torch")
         try:
             self.device = self._torch.device(self._torch.get_default_device() if device is None else device)
-            float(self._torch.zeros(1, device=self.device))  # a "meta" device has no numbers
+            self._has_numbers(self.device)
             self.immediate = self.device.type == "cpu"
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise self._no_device(error, 'Use device="cpu", or a PyTorch build for your hardware.') from error
+
+    @staticmethod
+    @functools.cache
+    def _has_numbers(device: Any) -> float:
+        """Fail on a device without, such as "meta"; looked at once."""
+        return float(importlib.import_module("torch").zeros(1, device=device))
 
     def asarray(self, x: Any, dtype: object = None) -> Array:
         if isinstance(x, self._torch.Tensor):
@@ -418,6 +450,7 @@ class _Torch(Backend):
 
 class _JAX(Backend):
     name, module, install = "jax", "jax.numpy", "pip install jax"
+    plain = True
 
     def __init__(self, device: Any = None):
         super().__init__(device)
@@ -480,6 +513,7 @@ class _Strict(Backend):
     """array_api_strict: nothing but the standard; its "device1" refuses host access, as a GPU would."""
 
     name, module, install = "array_api_strict", "array_api_strict", "pip install array-api-strict"
+    scans = True
 
     def __init__(self, device: Any = None):
         super().__init__(device)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from . import arguments, checks, ops, training
-from .backend import DTYPES, Array, Backend, Named, backend_of, dtype_name, namespace, resolve
+from .backend import DTYPES, Array, Backend, Named, backend_of, device_of, dtype_name, namespace, resolve
 from .checks import by_name, came, flag, told, two
 from .layers.base import Layer, Shape
 from .layers.batchnorm import BatchNorm
@@ -184,6 +184,16 @@ class Sequential(Layer):
     def __getstate__(self) -> dict[str, Any]:
         with published.lock:
             return super().__getstate__() | {"layers": tuple(layer.clone() for layer in self.layers)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._home is None:
+            return
+        backend = self._home[0]
+        for _, layer in self.leaves():  # a pickle's arrays come to the device that is the current one
+            for arrays in (layer.params, layer.state):
+                if any(device_of(a) not in (backend.device, None) for a in arrays.values()):  # JAX's tracers have none
+                    dict.update(arrays, {name: backend.asarray(a) for name, a in arrays.items()})
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"

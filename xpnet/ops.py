@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 
-from .backend import Array, device_of, floating, is_compiled, namespace
+from .backend import Array, device_of, floating, is_compiled, is_plain, namespace, scans
 
 # --- elementwise ------------------------------------------------------------------------------------------------------
 
@@ -56,34 +56,43 @@ def one_hot(labels: Array, classes: int, dtype: object) -> Array:
 
 
 def linear(x: Array, weight: Array) -> Array:
-    """x @ weight, (N, D) by (D, H), with the batch contiguous in memory: the elementwise functions keep that order, and
-    everything over the batch or the classes runs several times faster in it. A compiler lays arrays out by itself.
+    """x @ weight, (N, D) by (D, H), with the batch contiguous in memory where elementwise functions keep that order:
+    everything over the batch or the classes runs several times faster in it. JAX's compiler lays arrays out by itself,
+    and CuPy's functions give C order.
     """
     namespace(weight, "linear")
-    return x @ weight if is_compiled(namespace(x, "linear")) else (weight.T @ x.T).T
+    return x @ weight if is_plain(namespace(x, "linear")) else (weight.T @ x.T).T
 
 
 def sum_over_batch(x: Array) -> Array:
-    """The sum of each column, (N, D) -> (D,), as a product with ones: nothing sums faster than the matrix library,
-    except a compiler's own loop.
+    """The sum of each column, (N, D) -> (D,), as a product with ones: no function of NumPy or PyTorch sums as fast as
+    the matrix library.
     """
     xp, n = floating(x, "sum_over_batch"), x.shape[0]
-    if is_compiled(xp):
-        return xp.sum(x, axis=0)
+    if is_plain(xp):
+        return _plain_sum(x)
     if n > LONG:
         return in_spans(lambda span: sum_over_batch(x[span, ...]), n)
     return xp.ones((n,), dtype=x.dtype, device=device_of(x)) @ x
 
 
 def dot_over_batch(x: Array, y: Array) -> Array:
-    """The sum of each column of x * y, (N, D) and (N, D) -> (D,), without forming the product."""
+    """The sum of each column of x * y, (N, D) and (N, D) -> (D,); NumPy and PyTorch need not form the product."""
     xp, n = floating(x, "dot_over_batch"), x.shape[0]
     floating(y, "dot_over_batch")
-    if is_compiled(xp):
-        return xp.sum(x * y, axis=0)
+    if is_plain(xp):
+        return _plain_sum(x * y)
     if n > LONG:
         return in_spans(lambda span: dot_over_batch(x[span, ...], y[span, ...]), n)
     return xp.linalg.vecdot(x, y, axis=-2)
+
+
+def _plain_sum(x: Array) -> Array:
+    """Σ over the batch in one call. A thread of CuPy's adds up a sixteenth of the rows: many, in float64."""
+    xp = namespace(x)
+    if x.shape[0] <= LONG or is_compiled(xp):
+        return xp.sum(x, axis=0)
+    return xp.astype(xp.sum(x, axis=0, dtype=xp.float64), x.dtype)
 
 
 LONG = 2**13  # numbers in a sum beside which float32 may round all further ones alike
@@ -141,12 +150,15 @@ def split(flat: Array, shapes: Iterable[tuple[int, ...]]) -> list[Array]:
 
 def sum_of_squares(x: Array) -> Array:
     """Σ x², 0-d, without forming the squares."""
-    xp = floating(x, "sum_of_squares")
-    flat = xp.reshape(x, (-1,))
-    return xp.linalg.vecdot(flat, flat)
+    flat = floating(x, "sum_of_squares").reshape(x, (-1,))
+    return flat @ flat
 
 
 def all_finite(*arrays: Array) -> bool:
     """Whether no entry of them is NaN or infinite. Waits for the device, once."""
     xp = namespace(arrays[0], "all_finite")
-    return bool(functools.reduce(operator.and_, [xp.all(xp.isfinite(a)) for a in arrays]))
+    if scans(xp):
+        finite = [xp.all(xp.isfinite(a)) for a in arrays]
+    else:  # the largest entry is NaN where any is
+        finite = [xp.isfinite(xp.max(xp.abs(a))) for a in arrays if 0 not in a.shape]
+    return bool(functools.reduce(operator.and_, finite, True))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import ops
-from .backend import Array, namespace
+from .backend import Array, backend_of, namespace
 from .checks import told
 from .layers.activations import Sigmoid, Softmax
 from .layers.base import ARRAYS
@@ -240,7 +240,7 @@ def out_of_range(loss: Any, prediction: Array) -> str:
     device.
     """
     xp = namespace(prediction)
-    low, high = float(xp.min(prediction)), float(xp.max(prediction))
+    low, high = backend_of(prediction).stack([xp.min(prediction), xp.max(prediction)])
     if not (low < -ROUNDED or high > 1.0 + ROUNDED):
         return ""
     of_rows = getattr(loss, "matrix", False)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from . import ops
-from .backend import DTYPES, Array, backend_of, dtype_name, floating, is_array, namespace
+from .backend import DTYPES, Array, backend_of, dtype_name, floating, is_array
 from .checks import came
 
 NAMES = "make integers of names: names, y = np.unique(y, return_inverse=True)"
@@ -46,13 +46,15 @@ def as_shares(who: str, target: Any, prediction: Array, one: bool, several: str)
 
     `several` ends the message where a row does not: what to do for several labels a row.
     """
-    rows = as_rows(who, backend_of(prediction).adopt(f"{who}: the target", target, NAMES), prediction)
-    xp = namespace(rows)
-    if bool(xp.any((rows < 0.0) | (rows > 1.0))):
-        low, high = float(xp.min(rows)), float(xp.max(rows))
+    backend = backend_of(prediction)
+    rows, xp = as_rows(who, backend.adopt(f"{who}: the target", target, NAMES), prediction), backend.xp
+    with backend.scope():
+        furthest = [xp.max(xp.abs(xp.sum(rows, axis=1) - 1.0))] if one else []
+        low, high, *off = backend.stack([xp.min(rows), xp.max(rows), *furthest])  # one wait for a device
+    if low < 0.0 or high > 1.0:
         remedy = "integer classes (n,) or one-hot rows" if one else "0 for a no and 1 for a yes"
         raise ValueError(f"{who}: a target's entries must lie in [0, 1], got {low:g} to {high:g}; give {remedy}")
-    if one and bool(xp.any(xp.abs(xp.sum(rows, axis=1) - 1.0) > 1e-6 * rows.shape[1])):  # as nearly as float32 can
+    if one and off[0] > 1e-6 * rows.shape[1]:  # as nearly as float32 can
         raise ValueError(f"{who}: each row of a one-hot target must add up to 1; for several classes at once {several}")
     return rows
 
@@ -60,25 +62,27 @@ def as_shares(who: str, target: Any, prediction: Array, one: bool, several: str)
 def as_classes(who: str, target: Any, prediction: Array) -> Array:
     """`target`, (n,) or (n, 1), as int32 classes (n,) within range(K), on `prediction`'s device."""
     n, classes = prediction.shape
-    labels = backend_of(prediction).adopt(f"{who}: the target", target, NAMES)
-    xp = namespace(labels)
+    backend = backend_of(prediction)
+    labels = backend.adopt(f"{who}: the target", target, NAMES)
     if tuple(labels.shape) not in ((n,), (n, 1)):
         raise ValueError(
             f"{who}: target of shape {tuple(labels.shape)} does not fit the prediction's {tuple(prediction.shape)}"
         )
-    labels = xp.astype(xp.reshape(labels, (-1,)), prediction.dtype)  # not all integers can be compared everywhere
-    whole = ops.all_finite(labels) and bool(xp.all(labels == xp.round(labels)))
-    low, high = (int(xp.min(labels)), int(xp.max(labels))) if whole else (0, 0)
-    if whole and low >= 0 and high < classes:
-        return xp.astype(labels, xp.int32)
+    xp = backend.xp
+    with backend.scope():
+        labels = xp.astype(xp.reshape(labels, (-1,)), prediction.dtype)  # not all integers can be compared everywhere
+        fraction = xp.max(xp.abs(labels - xp.round(labels)))  # NaN where a label is NaN or infinite
+        fraction, low, high = backend.stack([fraction, xp.min(labels), xp.max(labels)])  # one wait for a device
+        if fraction == 0.0 and low >= 0 and high < classes:
+            return xp.astype(labels, xp.int32)
     if classes == 1:
         raise ValueError(
             f"{who}: it needs an output for each class, and the prediction has 1; for two classes take "
             "BinaryCrossEntropyWithLogits(), for numbers MeanSquaredError()"
         )
-    if not whole:
+    if fraction != 0.0:
         raise ValueError(f"{who}: class labels must be whole numbers 0 to {classes - 1}, got fractions or NaN")
     raise ValueError(
-        f"{who}: class labels run from {low} to {high}, but {classes} outputs take 0 to {classes - 1}; "
+        f"{who}: class labels run from {low:.0f} to {high:.0f}, but {classes} outputs take 0 to {classes - 1}; "
         "renumber the labels or widen the last layer"
     )

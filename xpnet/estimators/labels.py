@@ -82,7 +82,7 @@ class Labels:
             choices = on_host(choices)
             return classes[np.minimum(choices, len(classes) - 1)]  # of a single class, that one
         xp = namespace(classes)
-        return xp.take(classes, xp.clip(choices, max=classes.shape[0] - 1), axis=0)
+        return xp.take(classes, xp.minimum(choices, classes.shape[0] - 1), axis=0)
 
 
 def dense(y: Any) -> np.ndarray:
