@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import math
 import pickle
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from cases import Scale
 
 import xpnet as xn
-from xpnet import kernels
+from xpnet import kernels, training
 from xpnet.kernels import buffered, training_step
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
@@ -233,6 +234,52 @@ def test_labels_are_looked_up_without_a_wait(cupy):
     predicted = labels.predicted(choices, classes)
     assert log.waits == []
     np.testing.assert_array_equal(cupy.to_numpy(predicted), [3, 7, 4])
+
+
+class Steps(xn.Callback):
+    """The counts of epochs and steps at each step's end."""
+
+    def __init__(self, stop=None):
+        self.seen, self.stop = [], stop
+
+    def step_end(self, run):
+        self.seen.append((run.epoch, run.step))
+        run.stop = run.step == self.stop
+
+
+class Epochs(Steps):
+    """The same, with a hook for each epoch."""
+
+    def epoch_end(self, run):
+        assert len(run.history["loss"]) == run.epoch == run.step
+
+
+CALLBACKS = None, xn.TimeLimit(1e6), xn.Callback(), Steps(), Epochs()
+
+
+@pytest.mark.parametrize("progress", [True, False])
+@pytest.mark.parametrize("callback", CALLBACKS, ids=lambda c: type(c).__name__)
+def test_full_batches_are_waited_for_only_where_each_epoch_is_looked_at(callback, progress, cupy, monkeypatch):
+    monkeypatch.setattr(training, "PACE", math.inf)  # 1, 2, 4, ... 32 epochs at a time
+    x, y, waits = np.ones((8, 3)), np.zeros(8, int), []
+    for epochs in (1, 31, 63):
+        net = xn.Sequential(xn.Dense(3, 2)).initialize(cupy, seed=0)
+        log.clear()
+        how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.SGD(), "batch_size": None}
+        history = net.fit(x, y, epochs=epochs, callbacks=[callback] if callback else [], progress=progress, **how)
+        assert len(history["loss"]) == history.steps == epochs
+        waits.append(len(log.waits))
+    once = waits[0] - 2  # an epoch's losses, and whether the parameters are finite
+    looks = [31, 63] if type(callback) is Epochs else [5, 6]
+    assert [wait - once for wait in waits[1:]] == [2 * count for count in looks]
+
+
+def test_a_callback_stops_full_batches_after_the_epoch_and_sees_the_counts(cupy):
+    steps, net = Steps(stop=20), xn.Sequential(xn.Dense(3, 2)).initialize(cupy, seed=0)
+    how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.SGD(), "batch_size": None}
+    history = net.fit(np.ones((8, 3)), np.zeros(8, int), epochs=63, callbacks=[steps], **how)
+    assert steps.seen == [(step - 1, step) for step in range(1, 21)]
+    assert len(history["loss"]) == history.steps == 20
 
 
 def test_a_device_computes_once_to_show_that_it_does(cupy):

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import ops
 from .backend import Array, shape_of
-from .callbacks import Callback, CSVLog, Doctor, EarlyStopping, ReduceOnPlateau, TimeLimit
+from .callbacks import Callback, CSVLog, Doctor, EarlyStopping, Progress, ReduceOnPlateau, TimeLimit
 from .callbacks.watching import Watching
 from .checkpoints import Checkpoint
 from .checks import came, non_negative, part, told
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .network import Sequential
 
 SILENT = {CSVLog, Doctor, EarlyStopping, ReduceOnPlateau, TimeLimit}  # callbacks that record no measure of validation
+PACED = {Progress, TimeLimit}  # those that may be told of several epochs at a time
 HOOKS = "train_begin", "epoch_begin", "step_end", "epoch_end", "train_end"
 
 
@@ -197,6 +198,11 @@ def check_monitored(callbacks: Sequence[Callback], validated: bool) -> None:
 def own_hook(callback: Callback, hook: str) -> bool:
     """Whether a hook is the callback's own, not the one of `Callback` that does nothing."""
     return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
+
+
+def looks_at_epochs(callback: Callback) -> bool:
+    """Whether it must be called at each epoch's beginning or end."""
+    return type(callback) not in PACED and (own_hook(callback, "epoch_begin") or own_hook(callback, "epoch_end"))
 
 
 def check_checkpoint(checkpoint: object, resume: bool) -> None:

@@ -140,7 +140,7 @@ class Run:
         """
         step, immediate = self._step_function, self._net.backend.immediate
         done = number = len(self._done)
-        last = epochs * self.steps_per_epoch
+        last, epoch = epochs * self.steps_per_epoch, self.epoch
         left = (self._slices * epochs)[done:]
         self._start = before = self._carry
         self._began = time.perf_counter()
@@ -158,10 +158,14 @@ class Run:
             self.step += 1
             if callbacks:
                 self._count()
-                for callback in callbacks:
-                    callback.step_end(self)
+                self.epoch = epoch + (number - 1) // self.steps_per_epoch
+                try:
+                    for callback in callbacks:
+                        callback.step_end(self)
+                finally:
+                    self.epoch = epoch  # the others are counted once they have turned out finite
                 self._began = time.perf_counter()
-            if self.history.interrupted:
+            if self.history.interrupted or (self.stopped and number % self.steps_per_epoch == 0):
                 break
             del batch  # before the next one comes
         sound = immediate or step.sound(self._carry)  # asked before the losses: the host is then woken once

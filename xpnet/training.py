@@ -5,6 +5,7 @@ import copy
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from .network import Sequential
 
 AT_REST = 0.99  # an epoch's loss, as a multiple of that before, from which on it has come to rest
-AHEAD = 32  # full-batch epochs that are handed to a GPU at a time, where nothing looks at each of them
+AHEAD = 32  # full-batch epochs that are handed to a GPU at a time, at most, where nothing looks at each of them
+PACE = 0.1  # seconds that they may take before the next wait
 
 TRAINED: set[int] = set()  # the layers, by their id, that a `fit` under way trains
 CLAIMING = threading.Lock()  # held from the look at it to the entry in it
@@ -73,9 +75,11 @@ def fit(
     of N rows has (Σ w L + l2/2 Σ W²) / N, where the weights w are divided by their mean over all n rows; with "sum"
     Σ w L + l2/2 Σ W², the weights as given. Both are in the history's loss. Validation has neither.
 
-    `callbacks` are called in their order; `progress` shows a bar, or lines where the output is a file. `checkpoint`
-    saves the run's whole state as it goes, and `resume=True` goes on from there as if nothing had happened: see
-    `Checkpoint`.
+    `callbacks` are called in their order; `progress` shows a bar, or lines where the output is a file. A GPU is waited
+    for at an epoch's end alone. Full-batch epochs (`batch_size=None`) go there several at a time, for about 0.1 s,
+    unless there is `validation_data`, `checkpoint` or a callback with a hook for each epoch: see `Callback`.
+    `checkpoint` saves the run's whole state as it goes, and `resume=True` goes on from there as if nothing had
+    happened: see `Checkpoint`.
 
     Ctrl-C ends the training after the current step, and `fit` returns; a second one raises KeyboardInterrupt at once.
     Raises ValueError or TypeError for what it cannot train on, before the first step, RuntimeError for a network that
@@ -122,8 +126,8 @@ def fit(
             if slots is not None:
                 step.go_on(slots)
         run = Run(net, step, x, y, slices, epochs)
-        watched = hooks or held_out or net.backend.immediate  # epoch by epoch, or each step as it is done
-        together = 1 if watched or len(slices) > 1 else AHEAD
+        one_by_one = held_out or net.backend.immediate or any(map(arguments.looks_at_epochs, hooks))
+        most, together = 1 if one_by_one or len(slices) > 1 else AHEAD, 1  # epochs before the next look at them
         if saved:
             saved.restore(run)
 
@@ -141,7 +145,10 @@ def fit(
                         for callback in hooks:
                             callback.epoch_begin(run)
                     order = run.order(rows) if shuffle and len(slices) > 1 else None
+                    began = time.perf_counter()
                     losses = run.train(order, hooks, min(together, epochs - run.epoch))
+                    quick = time.perf_counter() - began < PACE
+                    together = min(2 * together, most) if quick else max(1, together // 2)
                     if len(losses) < len(slices):  # Ctrl-C: an unfinished epoch has no history
                         break
                     for first in range(0, len(losses), len(slices)):

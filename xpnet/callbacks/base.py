@@ -20,6 +20,11 @@ class Callback:
     strings, None, arrays, or lists, tuples and dicts by name of these. A resumed run calls `train_begin` and then gives
     them back, as it does the optimizer's settings; in the middle of an epoch it goes on with the next step, without a
     second `epoch_begin`.
+
+    Before `epoch_end` the host waits for a GPU, since the epoch's loss is in the history then; `run.losses`,
+    `run.finite` and numbers taken from `run.net` wait as well, the other hooks do not. In a full-batch run, of one step
+    an epoch, a callback with `epoch_begin` or `epoch_end` so has each step waited for. Where there is none, a GPU is
+    given up to 32 epochs at a time, and what `step_end` sees of the history is that far behind.
     """
 
     memory: tuple[str, ...] = ()
