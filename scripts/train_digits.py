@@ -178,20 +178,21 @@ def main() -> None:
     print(f"{len(x_train):,} images train in batches of {batch_size:,}, {len(x_val)} validate")
     print(f"{dtype} on {backend.describe()}")
     before = net.evaluate(x_val, y_val, loss)["accuracy"]
-    print(f"accuracy before: {before:.1%}\n", flush=True)
+    print(f"accuracy before: {before:.1%}", flush=True)
 
     callbacks: list[xn.Callback] = [TutorialTable(x_train, y_train)] if tutorial else []
     if options.plot:
         callbacks.append(TrainingAccuracy(x[:TRAIN], y[:TRAIN], loss))
+    how = {"loss": loss, "optimizer": optimizer, "batch_size": batch_size, "shuffle": not tutorial}
+    began = time.perf_counter()
+    net.clone().fit(x_train, y_train, **how)
+    print(f"an epoch on a copy, with the compiling of all it needs: {time.perf_counter() - began:.1f} s\n", flush=True)
     began = time.perf_counter()
     history = net.fit(
         x_train,
         y_train,
-        loss=loss,
-        optimizer=optimizer,
+        **how,
         epochs=epochs,
-        batch_size=batch_size,
-        shuffle=not tutorial,
         validation_data=None if tutorial and not options.plot else (x_val, y_val),
         callbacks=callbacks,
         progress=not tutorial,
