@@ -7,6 +7,7 @@ from cupy_on_host import log
 
 import xpnet as xn
 from xpnet.kernels import buffered, training_step
+from xpnet.kernels import cupy as kernels
 from xpnet.kernels.cupy import CuPyKernels, columns, threads
 from xpnet.step import Step
 
@@ -405,8 +406,12 @@ GRADIENTS = {
 }
 
 
+@pytest.mark.parametrize("blocks", [None, 1])
 @pytest.mark.parametrize("name", GRADIENTS)
-def test_clip_norm_of_any_gradient(name, bench):
+def test_clip_norm_of_any_gradient(name, blocks, bench, monkeypatch):
+    """With one number for each thread, and with several."""
+    if blocks:
+        monkeypatch.setattr(kernels, "blocks", lambda size, most: blocks)
     g = GRADIENTS[name](1e300 if bench.dtype == "float64" else 1e36).astype(bench.dtype)
     optimizer = xn.SGD(1.0, momentum=0.0, clip_norm=3.0)
     w = np.zeros_like(g)
@@ -416,6 +421,15 @@ def test_clip_norm_of_any_gradient(name, bench):
     slots = optimizer.init(on_w)
     bench.kernels.update(optimizer, on_w, slots, new_w, slots)
     np.testing.assert_allclose(bench.backend.to_numpy(new_w), expected, rtol=200 * EPS[bench.dtype], atol=TINY)
+
+
+def test_clip_value_leaves_what_is_not_finite(bench):
+    g = np.array([1.0, -1.0, 0.25, np.inf, -np.inf, np.nan], bench.dtype)
+    optimizer, w = xn.SGD(1.0, momentum=0.0, clip_value=0.5), np.zeros_like(g)
+    on_w, new_w = bench.put(w), bench.put(g)
+    slots = optimizer.init(on_w)
+    bench.kernels.update(optimizer, on_w, slots, new_w, slots)
+    np.testing.assert_array_equal(bench.backend.to_numpy(new_w), [-0.5, 0.5, -0.25, np.nan, np.nan, np.nan])
 
 
 def test_an_optimizer_of_ones_own_takes_its_own_step(bench):
