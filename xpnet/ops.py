@@ -160,5 +160,5 @@ def all_finite(*arrays: Array) -> bool:
     if scans(xp):
         finite = [xp.all(xp.isfinite(a)) for a in arrays]
     else:  # the largest entry is NaN where any is
-        finite = [xp.isfinite(xp.max(xp.abs(a))) for a in arrays if 0 not in a.shape]
-    return bool(functools.reduce(operator.and_, finite, True))
+        finite = [xp.isfinite(xp.max(xp.abs(a))) for a in arrays if 0 not in a.shape] or [True]
+    return bool(functools.reduce(operator.and_, finite))
