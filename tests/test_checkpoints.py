@@ -394,7 +394,10 @@ def test_a_checkpoint_is_a_model_file(lib, data, tmp_path):
 
 
 class Own(xn.Sequential):
-    """A network that JSON cannot describe."""
+    """A network that JSON cannot describe: its argument is not kept."""
+
+    def __init__(self, *layers, taste=None):
+        super().__init__(*layers)
 
 
 def test_a_network_that_no_file_can_describe_is_resumed_all_the_same(lib, data, tmp_path):

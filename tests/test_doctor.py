@@ -355,8 +355,8 @@ def test_the_outputs_are_looked_at_only_where_the_loss_has_come_to_rest(lib, rng
     x, y = rng.normal(size=(20, 4)), rng.normal(size=(20, 2))
     net = xn.Sequential(xn.Dense(4, 6), xn.Tanh(), xn.Dense(6, 2)).initialize(lib.backend)
     looks = []
-    infer = xn.Sequential.infer
-    monkeypatch.setattr(xn.Sequential, "infer", lambda net, x: looks.append(x) or infer(net, x))
+    infer = xn.Sequential._infer
+    monkeypatch.setattr(xn.Sequential, "_infer", lambda net, x: looks.append(x) or infer(net, x))
     trained(net, x, y, epochs=1)
     trained(net, x, y, epochs=2)  # it falls
     assert not looks

@@ -389,11 +389,20 @@ def test_another_choice_is_refused_by_name_before_the_first_step(backend, monkey
     assert_alike(host(net), before, 0)
 
 
-def test_a_network_of_ones_own_kind_takes_the_plain_step(choice, backend):
+def test_a_network_of_ones_own_kind_takes_the_same_step(choice, backend):
     class Mine(xn.Sequential):
         pass
 
-    assert chosen(backend, Mine(xn.Dense(4, 3))) == (Step, "NoneType")
+    class Twice(xn.Sequential):
+        def forward(self, x, training=False):
+            y, cache = super().forward(x, training)
+            return 2.0 * y, cache
+
+        def backward(self, dy, cache):
+            return super().backward(2.0 * dy, cache)
+
+    expected = chosen(backend, xn.Sequential(xn.Dense(4, 3)))
+    assert chosen(backend, Mine(xn.Dense(4, 3))) == chosen(backend, Twice(xn.Dense(4, 3))) == expected
 
 
 def test_every_choice_is_told_of_in_the_packages_own_words():

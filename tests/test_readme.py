@@ -13,7 +13,8 @@ import xpnet as xn
 pytestmark = pytest.mark.numpy_only
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-FIRST, REGRESSION, BY_HAND, LAYER, OUTPUT_SHAPE, _, CHECKPOINT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+FIRST, REGRESSION, BY_HAND, LAYER, OUTPUT_SHAPE, GATED, _, CHECKPOINT = BLOCKS
 
 
 def test_the_first_example_trains_on_the_digits(capsys):
@@ -80,22 +81,21 @@ def test_what_other_libraries_users_look_for_is_had_as_told(capsys):
     assert "`net.layers[0].trainable = False`" in README
     assert pd.DataFrame(scope["history"]).shape == (1, 3)
 
-    class Skip(xn.Sequential):
-        def forward(self, x, training=False):
-            y, cache = super().forward(x, training)
-            return x + y, cache
-
-        def backward(self, dy, cache):
-            dx, gradients = super().backward(dy, cache)
-            return dy + dx, gradients
-
-    xn.check_gradients(xn.Sequential(xn.Dense(3, 4), Skip(xn.Dense(4, 4), xn.Tanh())), np.ones((2, 3)))
-
 
 def test_a_layer_that_changes_the_shape_says_so_as_shown():
     scope = {}
     exec(f"def own(self):\n{OUTPUT_SHAPE}    return output_shape(self, ('N', 3))", scope)
     assert scope["own"](xn.Dense(3, 2)) == ("N", 2) == xn.Dense(3, 2).output_shape(("N", 3))
+
+
+def test_the_block_of_ones_own_is_proved_and_kept(capsys, tmp_path):
+    scope = {"xn": xn, "np": np}
+    exec(GATED, scope)
+    assert {"x", "dense.weight", "dense.bias"} == eval(capsys.readouterr().out).keys()
+    net = xn.Sequential(scope["Gated"](4), xn.Dense(4, 2)).initialize()
+    net.save(tmp_path / "net.safetensors")
+    twin = xn.load(tmp_path / "net.safetensors", custom_layers=[scope["Gated"]])
+    np.testing.assert_array_equal(twin(np.ones((3, 4))), net(np.ones((3, 4))))
 
 
 def test_the_layer_of_ones_own_is_proved(capsys):

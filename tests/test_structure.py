@@ -21,6 +21,8 @@ ORDER = [  # each module imports only from those before it
     "initializers",
     "layers.base",
     "layers.dense layers.batchnorm layers.activations layers.dropout",
+    "layers.container",
+    "layers.blocks",
     "notebook",
     "targets schedules data callbacks.base callbacks.history",
     "callbacks.progress callbacks.logs callbacks.watching",

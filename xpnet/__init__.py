@@ -10,6 +10,7 @@ from .gradcheck import GradientError, check_gradients, compare_backends
 from .layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
 from .layers.base import Layer
 from .layers.batchnorm import BatchNorm
+from .layers.blocks import Branches, Residual
 from .layers.dense import Dense
 from .layers.dropout import Dropout
 from .losses import (
@@ -50,6 +51,7 @@ __all__ = [
     "BatchNorm",
     "BinaryCrossEntropy",
     "BinaryCrossEntropyWithLogits",
+    "Branches",
     "CSVLog",
     "Callback",
     "CategoricalCrossEntropy",
@@ -76,6 +78,7 @@ __all__ = [
     "RMSprop",
     "ReLU",
     "ReduceOnPlateau",
+    "Residual",
     "Sequential",
     "Sigmoid",
     "Softmax",

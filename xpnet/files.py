@@ -1,10 +1,11 @@
 """Model files: architecture, parameters and running statistics in one signed safetensors file (`container`).
 
 The metadata: `format` "xpnet", `version` "1", and `network`, JSON: {"dtype": ..., "layers": [...]}, a layer being
-{"layer": "Dense", "settings": {...}, "trainable": true} or {"layer": "Sequential", "layers": [...]}. The arrays:
-"params.0.weight", "state.1.mean", ... `order`, in the metadata, is the state of the generator of the order of rows;
-without it the order is that of a new network with seed 0. Loading runs nothing that a file says: a layer's name is
-looked up in a table.
+{"layer": "Dense", "settings": {...}, "trainable": true} or {"layer": "Sequential", "layers": [...]}, with settings as
+well where it has some. A layer of the user's own that holds layers has "frozen", the names of those that are, in place
+of "trainable". A network of the user's own class is described as such a layer. The arrays: "params.0.weight",
+"state.1.mean", ... `order`, in the metadata, is the state of the generator of the order of rows; without it the order
+is that of a new network with seed 0. Loading runs nothing that a file says: a layer's name is looked up in a table.
 A checkpoint is such a file with a training run's state beside: `training` in the metadata, arrays "training....".
 
 And PyTorch's: the state dict of a `torch.nn.Sequential` of the same layers, in a safetensors file.
@@ -20,17 +21,22 @@ from . import checks, container, plain_json
 from .backend import DTYPES, Backend, resolve
 from .container import FormatError, Path
 from .layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
-from .layers.base import Layer
+from .layers.base import Layer, mapped
 from .layers.batchnorm import BatchNorm
+from .layers.blocks import Branches, Residual
+from .layers.container import Container
 from .layers.dense import Dense
 from .layers.dropout import Dropout
 from .network import Sequential, check_least, check_network, streams
 from .plain_json import only
 from .publication import published
+from .settings import defaults, takes_arguments
 
 FORMAT = "xpnet"
 VERSION = "1"
-LAYERS: tuple[type[Layer], ...] = (Dense, BatchNorm, Dropout, Sigmoid, Tanh, ReLU, LeakyReLU, ELU, Softmax)
+LAYERS: tuple[type[Layer], ...] = (
+    Sequential, Residual, Branches, Dense, BatchNorm, Dropout, Sigmoid, Tanh, ReLU, LeakyReLU, ELU, Softmax,
+)  # fmt: skip
 
 # what building from an unsound description raises, constructors of a user's own layers included
 UNSOUND = (
@@ -54,27 +60,17 @@ def arrays_of(net: Sequential) -> dict[str, np.ndarray]:
 
 def metadata_of(net: Sequential, order: Any) -> dict[str, str]:
     """The metadata of a model file, `order` being the generator. TypeError for a network that JSON cannot describe."""
-    if subclass := subclass_in(net):
-        raise TypeError(
-            f"save: {subclass} is a Sequential of its own, and its layers alone would be saved; keep the arrays of "
-            "net.params and net.state, as with numpy.savez, and set them in a new one"
-        )
     try:
-        network = plain_json.dumps({"dtype": net.dtype, "layers": describe(net)})
+        described = describe(net)
+        if type(net) is Sequential:
+            described = {"layers": described["layers"]}
+        network = plain_json.dumps({"dtype": net.dtype, **described})
     except (TypeError, ValueError, AttributeError) as error:
         raise TypeError(
             f"save: {net!r} cannot be described in JSON: {error}; keep each of the constructor's arguments, plain "
             "numbers and names, as an attribute of its name"
         ) from error
     return {"format": FORMAT, "version": VERSION, "network": network} | told_order(order)
-
-
-def subclass_in(net: Sequential) -> str | None:
-    """The first subclass of Sequential in a network, itself included, in words: it may have a forward of its own."""
-    for name, layer in [("network", net), *((f"layer {name}", layer) for name, layer in net.parts())]:
-        if isinstance(layer, Sequential) and not layer.is_plain:
-            return f"{name}, {type(layer).__name__}"
-    return None
 
 
 def told_order(rng: Any) -> dict[str, str]:
@@ -108,8 +104,8 @@ def load(
 
     Layers come from this package and from `custom_layers`, classes of your own; nothing that a file names is imported.
     Arrays are held against the shapes that the layers' settings say before anything is made of them. A class of your
-    own gets its settings from the file, and unless it has a `param_shapes`, makes its initial parameters once: have it
-    check its settings, if your files come from strangers.
+    own gets its settings from the file, or where it derives from `Sequential` its layers, and unless it has a
+    `param_shapes`, makes its initial parameters once: have it check its settings, if your files come from strangers.
 
     Raises FormatError for anything that is not such a file, OSError where it cannot be read.
     """
@@ -155,9 +151,9 @@ def known(custom_layers: Iterable[type[Layer]] | None) -> dict[str, type[Layer]]
     if isinstance(given, (str, bytes, Mapping)) or hasattr(given, "shape") or not isinstance(given, Iterable):
         raise TypeError(f"load: custom_layers must be a list of classes of layers, got {checks.told(given)}")
     for cls in given:
-        if not isinstance(cls, type) or not issubclass(cls, Layer) or issubclass(cls, Sequential):
-            raise TypeError(f"load: custom_layers are classes of layers, Sequential aside, got {cls!r}")
-        if table.setdefault(cls.__name__, cls) is not cls or cls.__name__ == "Sequential":
+        if not isinstance(cls, type) or not issubclass(cls, Layer):
+            raise TypeError(f"load: custom_layers are classes of layers, got {cls!r}")
+        if table.setdefault(cls.__name__, cls) is not cls:
             raise ValueError(f"load: custom_layers has another {cls.__name__} than xpnet's or the one before")
     return table
 
@@ -169,45 +165,78 @@ def restored(metadata: Mapping[str, str], table: Mapping[str, type[Layer]]) -> t
     if metadata.get("version") != VERSION:
         raise ValueError(f"format version {metadata.get('version')!r:.80}, this xpnet reads {VERSION!r}")
     only("its metadata", metadata, {"format", "version", "network"})
-    network = only("its network", plain_json.loads(metadata["network"]), {"dtype", "layers"})
-    if network["dtype"] not in DTYPES:
-        raise ValueError(f"its network has dtype {network['dtype']!r:.80}; there are {', '.join(DTYPES)}")
-    return Sequential(*build(network["layers"], table)), network["dtype"]
+    network = plain_json.loads(metadata["network"])
+    if not isinstance(network, dict) or "layer" not in network:
+        network = only("its network", network, {"dtype", "layers"}) | {"layer": "Sequential"}
+    dtype = network.pop("dtype", None)
+    if dtype not in DTYPES:
+        raise ValueError(f"its network has dtype {dtype!r:.80}; there are {', '.join(DTYPES)}")
+    net = build(network, table)
+    if not isinstance(net, Sequential):
+        raise ValueError(f"its network is a {type(net).__name__}, and no Sequential")
+    return net, dtype
 
 
-def describe(net: Sequential) -> list[dict[str, Any]]:
-    """The layers as JSON: names of classes and their settings."""
-    return [
-        {"layer": "Sequential", "layers": describe(layer)}
-        if isinstance(layer, Sequential)
-        else {"layer": type(layer).__name__, "settings": layer.settings(), "trainable": bool(layer.trainable)}
-        for layer in net.layers
-    ]
+def describe(layer: Layer) -> dict[str, Any]:
+    """A layer as JSON: the name of its class, its settings, the layers it was made of, and what is frozen."""
+    described: dict[str, Any] = {"layer": type(layer).__name__}
+    children = layer._children()
+    if of_layers(type(layer)):
+        described["layers"] = [describe(child) for child in children.values()]
+    settings = {name: mapped(value, describe) for name, value in layer.settings().items()}
+    if settings or not of_layers(type(layer)):
+        described["settings"] = settings
+    if not children and not of_layers(type(layer)):
+        described["trainable"] = bool(layer.trainable)
+    elif not of_layers(type(layer)):
+        described["frozen"] = [name for name, leaf in layer._leaves() if not leaf.trainable]
+    return described
 
 
-def build(described: object, table: Mapping[str, type[Layer]]) -> list[Layer]:
+def of_layers(cls: type) -> bool:
+    """Whether a class's constructor takes `*layers`, as `Container`'s does."""
+    return issubclass(cls, Container) and takes_arguments(cls)
+
+
+def build(described: object, table: Mapping[str, type[Layer]]) -> Layer:
     """`describe` undone, with the classes in `table`."""
-    if not isinstance(described, list):
-        raise ValueError(f"layers are {described!r:.80}, expected a list")
-    layers: list[Layer] = []
-    for item in described:
-        name = item.get("layer") if isinstance(item, dict) else None
-        if not isinstance(name, str):
-            raise ValueError(f"{item!r:.200} is no layer: it has no name under 'layer'")
-        if name == "Sequential":
-            layers.append(Sequential(*build(only(name, item, {"layer", "layers"})["layers"], table)))
-            continue
-        if name not in table:
-            raise ValueError(f"layer {name!r:.80} is unknown; if it is yours, pass its class in custom_layers=[...]")
-        only(name, item, {"layer", "settings", "trainable"})
-        settings, trainable = item["settings"], item["trainable"]
-        if not isinstance(settings, dict):
-            raise ValueError(f"{name}: settings are {settings!r:.80}, expected an object")
+    name = described.get("layer") if isinstance(described, dict) else None
+    if not isinstance(described, dict) or not isinstance(name, str):
+        raise ValueError(f"{described!r:.200} is no layer: it has no name under 'layer'")
+    if name not in table:
+        raise ValueError(f"layer {name!r:.80} is unknown; if it is yours, pass its class in custom_layers=[...]")
+    cls = table[name]
+    layers, settings = described.get("layers", []), described.get("settings", {})
+    if of_layers(cls):
+        only(name, described, {"layer", "layers", *({"settings"} if defaults(cls) else ())})
+        if not isinstance(layers, list):
+            raise ValueError(f"layers are {layers!r:.80}, expected a list")
+    else:
+        only(name, described, {"layer", "settings", "frozen" if "frozen" in described else "trainable"})
+    if not isinstance(settings, dict):
+        raise ValueError(f"{name}: settings are {settings!r:.80}, expected an object")
+    layer = cls(*(build(one, table) for one in layers), **{k: built(v, table) for k, v in settings.items()})
+    if "frozen" in described:
+        leaves = dict(layer._leaves())
+        if not isinstance(described["frozen"], list) or not leaves.keys() >= set(described["frozen"]):
+            raise ValueError(f"{name}: frozen are {described['frozen']!r:.80}, expected names of {', '.join(leaves)}")
+        for key, leaf in leaves.items():
+            leaf.trainable = key not in described["frozen"]
+    elif not of_layers(cls):
+        trainable = described["trainable"]
         if not isinstance(trainable, bool) or settings.get("trainable", trainable) != trainable:
             raise ValueError(f"{name}: trainable is {trainable!r:.80}, expected true or false, as in its settings")
-        layers.append(table[name](**settings))
-        layers[-1].trainable = trainable
-    return layers
+        layer.trainable = trainable
+    return layer
+
+
+def built(value: Any, table: Mapping[str, type[Layer]]) -> Any:
+    """A setting, with layers in place of their descriptions."""
+    if isinstance(value, list):
+        return [built(each, table) for each in value]
+    if isinstance(value, dict) and "layer" in value:
+        return build(value, table)
+    return value
 
 
 def check(net: Sequential, dtype: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -345,8 +374,10 @@ def save_torch(net: Sequential, path: Path) -> None:
 
 def torch_names(net: Sequential) -> dict[str, str]:
     """From the names in a model file, "params.0.weight", to torch's. Dropout's key has none, and needs none."""
-    if subclass := subclass_in(net):
-        raise TypeError(f"{subclass} is a Sequential of its own, and PyTorch's would do without its forward")
+    for prefix, layer in net.parts():
+        if isinstance(layer, Container):
+            who = f"layer {prefix}, {layer!r:.80}," if prefix else f"the network, {type(layer).__name__},"
+            raise TypeError(f"{who} has a forward of its own, which torch.nn.Sequential would do without")
     names = {}
     for prefix, layer in net.leaves():
         if type(layer) not in TORCH and type(layer) is not Dropout and (layer.params or layer.state):

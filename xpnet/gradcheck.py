@@ -92,6 +92,7 @@ def _check_layer(
     rng = np.random.default_rng(seed)
     params = layer.params or {k: a + rng.normal(0.0, 0.1, np.shape(a)) for k, a in layer.initial_params(rng).items()}
     state = layer.state or layer.initial_state(rng)
+    layer._check_drawn(params)
     backend = _backend_for(next(iter(layer.params.values()), x))
     given = _inputs("x", x)
     whole_numbers = given.dtype.kind != "f"

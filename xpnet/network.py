@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from . import arguments, checks, ops, training
-from .backend import DTYPES, Array, Backend, Named, backend_of, device_of, dtype_name, namespace, resolve
-from .checks import by_name, came, flag, told, two
-from .layers.base import Layer, Shape
-from .layers.batchnorm import BatchNorm
-from .layers.dense import Dense
+from .backend import DTYPES, Array, Backend, backend_of, device_of, dtype_name, resolve
+from .checks import came, flag, told
+from .layers.base import Layer, Shape, tree
+from .layers.container import Chain, Container
 from .losses import Loss
 from .notebook import table
 from .publication import published
@@ -36,11 +35,8 @@ class Unsaid(str):
 UNSAID = Unsaid("float32")
 
 
-SHIFTS = {Dense: "bias", BatchNorm: "beta"}  # what these layers add to every row; else they are linear
-
-
-class Sequential(Layer):
-    """Layers one after another; a layer itself. `layers` is the tuple of them.
+class Sequential(Chain):
+    """A network: layers one after another; a layer itself. `layers` is the tuple of them.
 
     Layers that have their arrays bring them along: `Sequential(*net.layers[:-1])` is the network up to its last layer,
     ready to use, and shares its arrays.
@@ -48,142 +44,14 @@ class Sequential(Layer):
     forward:   x₀ = x,  x_{i+1} = layer_i(x_i)          backward:  dx_i = backward_i(dx_{i+1}), the chain rule
 
     Names of parameters and statistics: the layer's number, a dot, its own name: "0.weight", "1.gamma", "1.mean".
-    Raises ValueError for layers whose sizes do not chain, and for a layer with parameters given twice.
+    Raises TypeError for what is no layer, ValueError for layers whose sizes do not chain, and for a layer with arrays
+    given twice.
     """
 
     def __init__(self, *layers: Layer):
-        for i, layer in enumerate(layers):
-            if not isinstance(layer, Layer):
-                raise TypeError(
-                    f"Sequential: layer {i} is {told(layer)}, expected a Layer such as Dense(64, 32){remedy(layer)}"
-                )
-        self.layers = layers
-        leaves = self.leaves()
-        seen: set[int] = set()
-        for name, layer in leaves:
-            if id(layer) in seen and (layer.param_shapes() or layer.state_shapes()):
-                raise ValueError(
-                    f"Sequential: layer {name}, {layer!r}, stands in it twice; its arrays cannot be shared"
-                )
-            seen.add(id(layer))
+        super().__init__(*layers)
         self._home: tuple[Backend, str] | None = None  # once it is initialized: where its arrays live, and their dtype
         self.rng = np.random.default_rng(0)
-        shape: Shape | None = None
-        for i, layer in enumerate(layers):
-            shape = layer.input_shape if shape is None else shape
-            try:
-                shape = shape if shape is None else layer.output_shape(shape)
-            except ValueError as error:
-                raise ValueError(f"Sequential: layer {i} does not fit the one before it: {error}") from error
-
-    # --- a layer --------------------------------------------------------------------------------------------------
-
-    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
-        caches = []
-        for layer in self.layers:
-            x, cache = two(layer, "forward", layer.forward(x, training))
-            caches.append(cache)
-        return x, (self, x.shape, caches, training)
-
-    def infer(self, x: Array) -> Array:
-        """The output of `forward` in inference; each layer's cache is let go as soon as it is made."""
-        if type(self).forward is not Sequential.forward:
-            return self.forward(x)[0]
-        for layer in self.layers:
-            x = layer.infer(x) if isinstance(layer, Sequential) else two(layer, "forward", layer.forward(x))[0]
-        return x
-
-    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
-        return self._backward(dy, cache, 0, needs_dx=True)
-
-    def backward_params(self, dy: Array, cache: Any, lowest: int = 0) -> dict[str, Array]:
-        """The gradients of layer `lowest` and those above it."""
-        if type(self).backward is not Sequential.backward:  # a subclass has its own way
-            return self.backward(dy, cache)[1]
-        return self._backward(dy, cache, lowest, needs_dx=False)[1]
-
-    def _backward(self, dy: Array, cache: Any, lowest: int, needs_dx: bool) -> tuple[Array, dict[str, Array]]:
-        caches, training = self.saved(cache, dy)
-        grads: dict[str, Array] = {}
-        for i in reversed(range(lowest, len(self.layers))):
-            if i == lowest and not needs_dx:
-                own = by_name(self.layers[i], "backward_params", self.layers[i].backward_params(dy, caches[i]))
-            else:
-                dy, own = two(self.layers[i], "backward", self.layers[i].backward(dy, caches[i]))
-            grads = {f"{i}.{name}": gradient for name, gradient in own.items()} | grads
-        if training:
-            grads |= {name: namespace(dy).zeros_like(grads[name]) for name in self.idle_parameters() if name in grads}
-        return dy, grads
-
-    def idle_parameters(self) -> list[str]:
-        """The names of the parameters that have no effect in training: they add the same to every row, and a BatchNorm
-        behind them, or behind Dense layers that follow, subtracts the batch's mean.
-
-        The gradient of such a bias or beta is 0, and `backward` returns exactly that. Its sum over the rows would be
-        rounding, which Adam, dividing by the gradient's own size, turns into full steps that differ between backends.
-        """
-        names: list[str] = []
-        subtracted = False  # whether what is added to every row alike is, further on
-        for prefix, layer in reversed(self.parts()):
-            kind = type(layer)
-            if subtracted and kind in SHIFTS:
-                names.append(f"{prefix}.{SHIFTS[kind]}")
-            subtracted = kind in SHIFTS and (subtracted or (kind is BatchNorm and layer.trainable))
-        return names
-
-    def next_state(self, cache: Any) -> dict[str, Array]:
-        state: dict[str, Array] = {}
-        for i, layer in enumerate(self.layers):
-            if layer.state:
-                own = by_name(layer, "next_state", layer.next_state(self.kept(cache)[0][i]))
-                state |= {f"{i}.{name}": value for name, value in own.items()}
-        return state
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        for layer in self.layers:
-            input_shape = layer.output_shape(input_shape)
-        return input_shape
-
-    @property
-    def input_shape(self) -> Shape | None:  # type: ignore[override]
-        """Without the batch; None where the layers take any."""
-        for _, layer in self.parts():
-            if layer.input_shape is not None or type(layer).output_shape is not Layer.output_shape:
-                return layer.input_shape
-        return None
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether its layers one after another are all there is to it: no subclass with ways of its own."""
-        return type(self) is Sequential
-
-    @property
-    def trainable(self) -> bool:
-        """Whether any layer is trained; setting it freezes or thaws all of them."""
-        return any(layer.trainable for layer in self.layers)
-
-    @trainable.setter
-    def trainable(self, value: bool) -> None:
-        for layer in self.layers:
-            layer.trainable = value
-
-    def param_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {f"{i}.{k}": shape for i, layer in enumerate(self.layers) for k, shape in layer.param_shapes().items()}
-
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {f"{i}.{k}": shape for i, layer in enumerate(self.layers) for k, shape in layer.state_shapes().items()}
-
-    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
-        drawn = [by_name(layer, "initial_params", layer.initial_params(rng)) for layer in self.layers]
-        return {f"{i}.{k}": v for i, own in enumerate(drawn) for k, v in own.items()}
-
-    def initial_state(self, rng: "Generator") -> dict[str, np.ndarray]:
-        drawn = [by_name(layer, "initial_state", layer.initial_state(rng)) for layer in self.layers]
-        return {f"{i}.{k}": v for i, own in enumerate(drawn) for k, v in own.items()}
-
-    def __getstate__(self) -> dict[str, Any]:
-        with published.lock:
-            return super().__getstate__() | {"layers": tuple(layer.clone() for layer in self.layers)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -195,69 +63,25 @@ class Sequential(Layer):
                 if any(device_of(a) not in (backend.device, None) for a in arrays.values()):  # JAX's tracers have none
                     dict.update(arrays, {name: backend.asarray(a) for name, a in arrays.items()})
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
+    # --- the layers in it -----------------------------------------------------------------------------------------
+
+    def leaves(self) -> list[tuple[str, Layer]]:
+        """The layers that hold no others, at any depth, each with its name."""
+        return self._leaves()
+
+    def parts(self) -> list[tuple[str, Layer]]:
+        """The layers as they follow one another, each with its name: those of a Sequential within it one by one, a
+        layer that holds others and has a forward of its own as one.
+        """
+        return self._parts()
 
     # --- parameters and statistics --------------------------------------------------------------------------------
-
-    def leaves(self, prefix: str = "") -> list[tuple[str, Layer]]:
-        """The layers that are not themselves Sequential, with their names."""
-        found: list[tuple[str, Layer]] = []
-        for i, layer in enumerate(self.layers):
-            name = f"{prefix}{i}"
-            found += layer.leaves(f"{name}.") if isinstance(layer, Sequential) else [(name, layer)]
-        return found
-
-    def parts(self, prefix: str = "") -> list[tuple[str, Layer]]:
-        """The layers as they follow one another, with their names: those of a plain Sequential within it one by one,
-        a subclass as one layer, since it may have a forward and backward of its own.
-        """
-        found: list[tuple[str, Layer]] = []
-        for i, layer in enumerate(self.layers):
-            name = f"{prefix}{i}"
-            found += layer.parts(f"{name}.") if isinstance(layer, Sequential) and layer.is_plain else [(name, layer)]
-        return found
-
-    @property
-    def params(self) -> Named:  # type: ignore[override]
-        """All parameters by name: a dict of the layers' own arrays, to read. `set_params` is for writing."""
-        with published.lock:
-            return Named("params", {f"{p}.{key}": a for p, layer in self.leaves() for key, a in layer.params.items()})
-
-    @property
-    def state(self) -> Named:  # type: ignore[override]
-        """All running statistics by name: a dict of the layers' own arrays, to read. `set_state` is for writing."""
-        with published.lock:
-            return Named("state", {f"{p}.{key}": a for p, layer in self.leaves() for key, a in layer.state.items()})
-
-    def assign_params(self, params: Mapping[str, Array]) -> None:
-        with published:
-            for layer, own in self._by_layer(params):
-                layer.assign_params(own)
-
-    def assign_state(self, state: Mapping[str, Array]) -> None:
-        with published:
-            for layer, own in self._by_layer(state):
-                layer.assign_state(own)
 
     def assign(self, params: Mapping[str, Array], state: Mapping[str, Array]) -> None:
         """Take these arrays as they are, those of layers that are not named left alone, for other threads at once."""
         with published:
             self.assign_params(params)
             self.assign_state(state)
-
-    def _by_layer(self, arrays: Mapping[str, Array]) -> list[tuple[Layer, dict[str, Array]]]:
-        """Each layer with its share of the arrays, under its own names; layers without one left out."""
-        leaves = self.leaves()
-        shares: dict[str, dict[str, Array]] = {prefix: {} for prefix, _ in leaves}
-        for name, a in arrays.items():
-            prefix, _, own = name.partition(".")
-            while own and prefix not in shares:  # of a layer within another Sequential
-                more, _, own = own.partition(".")
-                prefix = f"{prefix}.{more}"
-            if own:
-                shares[prefix][own] = a
-        return [(layer, shares[prefix]) for prefix, layer in leaves if shares[prefix]]
 
     def set_params(self, params: Mapping[str, Any]) -> None:
         """Copy in all parameters, NumPy arrays welcome: exactly the names and shapes of `params`, finite.
@@ -322,19 +146,9 @@ class Sequential(Layer):
         frozen = sum(count(layer) for _, layer in self.leaves() if not layer.trainable)
         return f"{self.parameter_count:,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
 
-    def _rows(self, prefix: str = "", shape: Shape | None = None) -> list[tuple[str, str, str, str]]:
-        """The summary's cells, layer by layer; a subclass has a row of its own above those of its layers."""
-        if not prefix and self.input_shape is not None:
-            shape = "N", *self.input_shape
-        rows = [] if self.is_plain else [(prefix.rstrip("."), type(self).__name__, in_words(self, shape), "")]
-        for i, layer in enumerate(self.layers):
-            if isinstance(layer, Sequential):
-                rows += layer._rows(f"{prefix}{i}.", shape)
-            else:
-                frozen = "" if layer.trainable or not count(layer) else " (frozen)"
-                rows.append((f"{prefix}{i}", repr(layer), in_words(layer, shape), f"{count(layer):,}{frozen}"))
-            shape = None if shape is None else layer.output_shape(shape)
-        return rows
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        """The summary's cells, layer by layer."""
+        return rows_of("", self, None if self.input_shape is None else ("N", *self.input_shape))
 
     def _repr_html_(self) -> str:
         """The summary as a notebook shows it."""
@@ -406,9 +220,10 @@ class Sequential(Layer):
         """
         rng, shuffling, statistics = streams(seed)
         params, state = self.initial_params(rng), self.initial_state(statistics)
+        self._check_drawn(params | state)
         kept: dict[str, Array] = {} if flag("initialize: fresh", fresh) else self.params | self.state
         if kept.keys() >= (names := params.keys() | state.keys()):
-            if not all(layer.as_drawn for layer, _ in self._by_layer(params | state)):
+            if not all(layer.as_drawn for layer, _ in self._shares(params | state)):
                 raise RuntimeError(
                     "initialize: this network has its parameters, and some were trained, loaded or set: "
                     "net.initialize(fresh=True) draws all anew, net.to(...) moves them"
@@ -417,7 +232,7 @@ class Sequential(Layer):
         place, dtype = self._beside(kept, backend, device, dtype) if kept else (resolve(backend, device), dtype)
         params, state = ({k: a for k, a in new.items() if k not in kept} for new in (params, state))
         self.place(place, dtype, params, state)
-        for layer, _ in self._by_layer(params | state):
+        for layer, _ in self._shares(params | state):
             layer.as_drawn = True
         self.rng = shuffling
         return self
@@ -485,10 +300,9 @@ class Sequential(Layer):
             self.assign(params, state)
 
     def _belong(self, backend: Backend, dtype: str) -> None:
-        self._home = backend, dtype
-        for layer in self.layers:
+        for layer in tree(self):
             if isinstance(layer, Sequential):
-                layer._belong(backend, dtype)
+                layer._home = backend, dtype
 
     # --- what one does with it ------------------------------------------------------------------------------------
 
@@ -549,15 +363,6 @@ class Sequential(Layer):
         export_onnx(self, path)
 
 
-def remedy(given: object) -> str:
-    """What to do with something that stands where a layer is expected."""
-    if isinstance(given, type):
-        return f": call the class, {given.__name__}(...)"
-    if isinstance(given, (list, tuple)):
-        return "; the layers of a list are given one by one: Sequential(*layers)"
-    return ""
-
-
 def check_network(who: str, net: object) -> None:
     """Refuse what is no network, such as a layer alone."""
     if not isinstance(net, Sequential):
@@ -584,6 +389,25 @@ def check_least(name: str, a: np.ndarray, least: float) -> None:
     """Refuse entries below the least that a statistic may be."""
     if a.min(initial=least) < least:
         raise ValueError(f"{name} has entries below {least:g}, the least that they may be")
+
+
+def rows_of(prefix: str, layer: Layer, shape: Shape | None) -> list[tuple[str, str, str, str]]:
+    """A summary's rows for a layer given this shape. A chain's layers follow one another; other layers that hold some
+    have a row of their own above theirs.
+    """
+    name = prefix.rstrip(".")
+    if not layer._children() and not isinstance(layer, Container):
+        frozen = "" if layer.trainable or not count(layer) else " (frozen)"
+        return [(name, repr(layer), in_words(layer, shape), f"{count(layer):,}{frozen}")]
+    parts = layer._parts(prefix)
+    whole = [part for _, part in parts] == [layer]
+    rows = [(name, type(layer).__name__, in_words(layer, shape), "")] if whole else []
+    for key, child in layer._children().items():
+        known = shape if isinstance(layer, Container) else None
+        rows += rows_of(f"{prefix}{key}.", child, known)
+        if isinstance(layer, Chain) and shape is not None:
+            shape = child.output_shape(shape)
+    return rows
 
 
 def in_words(layer: Layer, input_shape: Shape | None) -> str:

@@ -1,6 +1,6 @@
 """A network as an ONNX file, for the runtimes that read one. Needs the `onnx` package."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from .container import Path, replacing
 from .layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
 from .layers.base import Layer, Shape
 from .layers.batchnorm import BatchNorm
+from .layers.blocks import Branches, Residual
 from .layers.dense import Dense
 from .layers.dropout import Dropout
 from .network import Sequential
@@ -43,6 +44,46 @@ class Ending(NamedTuple):
     outputs: Mapping[str, tuple[Any, list[Any]]]
 
 
+class Graph:
+    """The nodes of a network's layers, and their arrays."""
+
+    def __init__(self, who: str, host: Callable[[Any], np.ndarray]):
+        self.who, self.host = who, host
+        self.nodes: list[Node] = []
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def chain(self, parts: Iterable[tuple[str, Layer]], x: str) -> str:
+        """Layers one after another, given x: the name of what they give."""
+        for prefix, layer in parts:
+            x = self.layer(prefix, layer, x)
+        return x
+
+    def layer(self, prefix: str, layer: Layer, x: str) -> str:
+        """One layer given x: the name of what it gives."""
+        if type(layer) is Residual:
+            return self.node("Add", [x, self.chain(layer._flat(f"{prefix}."), x)], prefix)
+        if type(layer) is Branches:
+            outputs = [self.chain(child._parts(f"{prefix}.{name}."), x) for name, child in layer._children().items()]
+            more = {"axis": layer.axis} if layer.merge == "concat" else {}
+            return self.node("Concat" if more else "Sum", outputs, prefix, more)
+        if type(layer) not in OPERATORS:
+            raise TypeError(
+                f"{self.who}: {f'layer {prefix}, {layer!r},' if prefix else type(layer).__name__} has a forward of its "
+                "own, for which ONNX has no operator; put it together from xpnet's layers, or apply it outside the file"
+            )
+        operator, names, attributes = OPERATORS[type(layer)]
+        if not operator:
+            return x
+        own = {f"{prefix}.{k}": self.host((layer.params | layer.state)[k]) for k in names}
+        self.arrays |= own
+        return self.node(operator, [x, *own], prefix, attributes(layer))
+
+    def node(self, operator: str, inputs: list[str], prefix: str, attributes: dict[str, Any] | None = None) -> str:
+        """An operator: the name of its output."""
+        self.nodes.append((operator, inputs, f"{prefix}.y", attributes or {}))
+        return f"{prefix}.y"
+
+
 def export_onnx(
     net: Sequential, path: Path, who: str = "export_onnx", given: str = "x", ending: Ending | None = None
 ) -> None:
@@ -63,28 +104,14 @@ def export_onnx(
     size = net.parameter_count * np.dtype(net.dtype).itemsize
     if size > SIZE_LIMIT:
         raise ValueError(f"{who}: the parameters take {size} bytes; an ONNX file holds at most {SIZE_LIMIT}")
-    if not net.is_plain:
-        raise TypeError(f"{who}: {type(net).__name__} is a Sequential of its own, with ways that ONNX has not")
     features: Shape = net.input_shape or ("features",)
     if ending is None:
         y = net.dtype, list(net.output_shape(("N", *features)))
         ending = Ending([("Identity", [RAW], "y", {})], {}, {"y": y})
-    nodes: list[Node] = []
-    arrays: dict[str, np.ndarray] = dict(ending.constants)
-    at = given
-    for prefix, layer in net.parts():
-        if type(layer) not in OPERATORS:
-            raise TypeError(
-                f"{who}: layer {prefix}, {layer!r}, is a layer of your own, for which ONNX has no operator; put "
-                "it together from xpnet's layers, or apply it outside the file"
-            )
-        operator, names, attributes = OPERATORS[type(layer)]
-        if not operator:
-            continue
-        own = {f"{prefix}.{k}": host((layer.params | layer.state)[k]) for k in names}
-        arrays |= own
-        nodes.append((operator, [at, *own], f"{prefix}.y", attributes(layer)))
-        at = f"{prefix}.y"
+    inside = Graph(who, host)
+    at = inside.chain(net.parts(), given)
+    arrays = dict(ending.constants) | inside.arrays
+    nodes = inside.nodes
     nodes += [(kind, [at if i == RAW else i for i in inputs], o, more) for kind, inputs, o, more in ending.nodes]
 
     def described(name: str, dtype: Any, shape: list[Any]) -> Any:

@@ -18,13 +18,13 @@ class Look:
         self.grads: dict[str, Array] | None = None
 
     def __str__(self) -> str:
-        return f"layer {self.name}, {self.layer!r}"
+        return f"layer {self.name}, {self.layer!r}" if self.name else f"the network, {self.layer!r}"
 
 
 def forward(net: "Sequential", x: Array, training: bool) -> list[Look]:
-    """Each layer's output, those of plain networks within it one by one; a subclass is one layer, the network."""
+    """Each layer's output, one after another; a network with a forward of its own is one layer."""
     looks = []
-    for name, layer in net.parts() if net.is_plain else [("network", net)]:
+    for name, layer in net.parts():
         x, cache = layer.forward(x, training)
         looks.append(Look(name, layer, x, cache))
     return looks

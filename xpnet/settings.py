@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from inspect import Signature
 
 REQUIRED = object()
+TAKES_ARGUMENTS = 0x04  # the flag of a function with *arguments
 TAKES_KEYWORDS = 0x08  # the flag of a function with **keywords
 
 
@@ -88,6 +89,12 @@ class Adjustable(Configured):
 
     def __sklearn_clone__(self) -> Self:  # also of a class that keeps its arguments under other names
         return copy.deepcopy(self)
+
+
+def takes_arguments(cls: type) -> bool:
+    """Whether a constructor takes any number of arguments by position."""
+    code = getattr(cls.__init__, "__code__", None)  # type: ignore[misc]  # this very class's
+    return bool(code and code.co_flags & TAKES_ARGUMENTS)
 
 
 def defaults(cls: type) -> dict[str, Any]:

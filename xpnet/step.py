@@ -12,6 +12,7 @@ from .backend import Array, backend_of, namespace
 from .checks import told
 from .layers.activations import Sigmoid, Softmax
 from .layers.base import ARRAYS
+from .layers.container import Chain
 from .losses import Loss, Objective
 from .optimizers import Optimizer, Slots
 
@@ -56,7 +57,8 @@ class Step:
             )
         self.names = list(self.trained)
         self.shapes = [tuple(layer.params[key].shape) for layer, key in self.trained.values()]
-        self.lowest = int(self.names[0].partition(".")[0]) if net.is_plain else 0  # the layers below need no gradient
+        # the layers below need no gradient; a subclass's own backward_params may not take the number
+        self.lowest = [int(self.names[0].partition(".")[0])] if takes_lowest(net) else []
         self.stateful = [(layer, [(k, f"{p}.{k}") for k in layer.state]) for p, layer in leaves if layer.state]
         self.start = self._begin()
 
@@ -118,8 +120,7 @@ class Step:
         """Forward, loss and backward: the loss, the gradients in the order of `names`, the next statistics."""
         prediction, cache = self.worker.forward(x, training=True)
         value, dy = self.loss(prediction, y)
-        lowest = [self.lowest] if self.worker.is_plain else []  # a subclass's own backward_params may take none
-        grads = self.worker.backward_params(dy, cache, *lowest)
+        grads = self.worker.backward_params(dy, cache, *self.lowest)
         dtype = self.start.weights.dtype
         gradients = {
             k: checked("backward", grads, k, shape, dtype) for k, shape in zip(self.names, self.shapes, strict=True)
@@ -190,10 +191,9 @@ class Step:
     def fault(self, carry: Carry, x: Array, y: Array) -> str:
         """Where a step that does not stay finite first fails, in words; "" if its forward and backward do not."""
         self._bind(carry)
-        net, caches = self.worker, []
-        layers = [(f"layer {i}, {layer!r}", layer) for i, layer in enumerate(net.layers)]
-        if not net.is_plain:  # a subclass may have a forward and backward of its own
-            layers = [(f"the network, {net!r}", net)]
+        parts, caches = self.worker.parts(), []
+        lowest = next(i for i, (prefix, _) in enumerate(parts) if is_within(self.names[0], prefix))
+        layers = [(f"layer {name}, {layer!r}" if name else f"the network, {layer!r}", layer) for name, layer in parts]
         for name, layer in layers:
             x, cache = layer.forward(x, training=True)
             caches.append(cache)
@@ -204,7 +204,7 @@ class Step:
         value, dy = self.loss(x, y)
         if not (math.isfinite(float(value)) and ops.all_finite(dy)):
             return "the loss"
-        for (name, layer), cache in reversed(list(zip(layers, caches, strict=True))[self.lowest :]):
+        for (name, layer), cache in reversed(list(zip(layers, caches, strict=True))[lowest:]):
             dy, grads = layer.backward(dy, cache)
             if not all(ops.all_finite(g) for g in (dy, *grads.values())):
                 return f"the gradient at {name}"
@@ -224,7 +224,7 @@ ROUNDED = 1e-6  # beyond 0 and 1, up to which an output is a probability that wa
 
 def squashing(net: "Sequential") -> Softmax | Sigmoid | None:
     """The Softmax or Sigmoid that a network ends in, None without."""
-    last = net.parts()[-1][1] if net.is_plain and net.layers else None
+    last = net.parts()[-1][1] if net.layers else None
     if isinstance(last, (Softmax, Sigmoid)) and type(last) in (Softmax, Sigmoid):  # a subclass may give anything
         return last
     return None
@@ -252,6 +252,17 @@ def out_of_range(loss: Any, prediction: Array) -> str:
 
 
 # --- what a layer gives -----------------------------------------------------------------------------------------------
+
+
+def takes_lowest(net: "Sequential") -> bool:
+    """Whether a network's `backward_params` is that of layers one after another."""
+    return type(net).backward_params is Chain.backward_params
+
+
+def is_within(name: str, prefix: str) -> bool:
+    """Whether an array of this name is one of the layer called `prefix`, "" being the network."""
+    return not prefix or name.startswith(f"{prefix}.")
+
 
 GIVES = {"backward": "gradient", "next_state": "statistic"}
 

@@ -189,7 +189,7 @@ def warn_of_constant_outputs(run: Run) -> None:
     x, y = run.x[rows, ...], run.y[rows, ...]
     if run.loss.weighted:
         y = y[:, :-1]
-    if not differ(run.net.infer(x)) and differ(x) and differ(y):
+    if not differ(run.net._infer(x)) and differ(x) and differ(y):
         warn(
             "fit: the network has ended with one output for all rows: it tells nothing apart, as where every unit of a "
             "layer is dead. Train it with callbacks=[xn.Doctor()], which says what went wrong, where, and what may "
@@ -279,7 +279,7 @@ def try_metrics(
     net: "Sequential", x: Array, y: Array, given: Any, loss: Loss, metrics: Mapping[str, Callable[..., Any]]
 ) -> None:
     """Take this library's metrics of classes of outputs that are 0: what they refuse is found before the first step."""
-    outputs = net.infer(x[:1, ...]).shape[1:]
+    outputs = net._infer(x[:1, ...]).shape[1:]
     zeros = net.backend.xp.zeros((x.shape[0], *outputs), dtype=x.dtype, device=net.backend.device)
     measured("fit", zeros, y, given, loss, {name: m for name, m in metrics.items() if m in OF_CLASSES})
 
@@ -287,9 +287,9 @@ def try_metrics(
 def forward_in_batches(net: "Sequential", who: str, x: Array, batch_size: int | None) -> Array:
     """The network's outputs for inference, at most `batch_size` rows at a time, all with the arrays of one step."""
     if batch_size is None or x.shape[0] <= whole(f"{who}: batch_size", batch_size):
-        return published.read(net, lambda net: net.infer(x))
+        return published.read(net, lambda net: net._infer(x))
     slices = minibatches(x.shape[0], batch_size)
-    parts = published.read(net, lambda net: [net.infer(x[rows, ...]) for rows in slices])
+    parts = published.read(net, lambda net: [net._infer(x[rows, ...]) for rows in slices])
     return net.backend.xp.concat(parts, axis=0)
 
 

@@ -157,7 +157,7 @@ class Doctor(Configured, Callback):
         gradients = [size_of(look.grads or {}, matrices=True) for look in looks]
         shut = [None if s is None else float((s < SHUT).mean()) for s in slopes]
         numbers = zip(looks, shut, gradients, ratios, strict=True)
-        self.vitals = [Vitals(f"{look.name}  {look.layer!r}", *rest) for look, *rest in numbers]
+        self.vitals = [Vitals(f"{look.name or 'network'}  {look.layer!r}", *rest) for look, *rest in numbers]
         if fault := first_fault(looks, value):
             remedy = "Lower the learning rate, set the optimizer's clip_norm, or scale the inputs"
             self._find(run, fault[0], "not finite", fault[1], remedy)
@@ -183,7 +183,7 @@ class Doctor(Configured, Callback):
         self.before = {}
         ratios: list[float | None] = []
         for look in looks:
-            prefix = "" if look.name == "network" else f"{look.name}."
+            prefix = f"{look.name}." if look.name else ""
             names = [n for n in before if n.startswith(prefix)] if look.layer.trainable else []
             size = size_of({n: before[n] for n in names})
             moved = size_of({n: after[n] - before[n] for n in names})

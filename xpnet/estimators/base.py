@@ -455,8 +455,7 @@ class OfLayers(list[Array]):
 
 def has_dense(layer: Layer) -> bool:
     """Whether it is a Dense or has one within."""
-    leaves = layer.leaves() if isinstance(layer, Sequential) else [("", layer)]
-    return any(isinstance(leaf, Dense) for _, leaf in leaves)
+    return any(isinstance(leaf, Dense) for _, leaf in layer._leaves())
 
 
 def float_dtypes(X: Any) -> Any:

@@ -143,6 +143,9 @@ class SparseDense(Dense):
         self.matrix, self.dense = matrix, dense
         self.input_shape = (2,)
 
+    def _children(self) -> dict[str, Layer]:
+        return {}  # its arrays are its own
+
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         numbers = (x[:, 0] * float(HALF)).astype(np.int64) + x[:, 1].astype(np.int64)
         rows = self.matrix[numbers]

@@ -18,7 +18,7 @@ from ..layers.dense import Dense
 from ..layers.dropout import Dropout
 from ..losses import Loss, SoftmaxCrossEntropy
 from ..optimizers import Optimizer, Slots
-from ..step import Carry, Step, checked
+from ..step import Carry, Step, checked, is_within
 from ..warn import warn
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 def training_step(net: "Sequential", loss: Loss, optimizer: Optimizer, compiled: bool) -> Step:
     """The step in stages, with compiled kernels where they are wanted and there."""
-    if not net.is_plain:  # a subclass may have a forward and backward of its own
-        return Step(net, loss, optimizer)
     if net.backend.name == "cupy" and not compiled:  # not all of CuPy's functions write into arrays that are there
         return Step(net, loss, optimizer)
     return BufferedStep(net, loss, optimizer, kernels_for(net.backend, compiled))
@@ -208,12 +206,16 @@ class Single:
     """Any other layer as a stage, by its own forward and backward."""
 
     def __init__(self, prefix: str, layer: Layer, leaves: list[tuple[str, Layer]]):
-        self.prefix, self.layer = prefix, layer  # which is its only leaf, but for a network with ways of its own
+        self.prefix, self.layer = prefix, layer
         self.params = [(leaf, key, f"{p}.{key}") for p, leaf in leaves if leaf.trainable for key in leaf.params]
         self.states = [(leaf, {key: f"{p}.{key}" for key in leaf.state}) for p, leaf in leaves if leaf.state]
 
     def __str__(self) -> str:
-        return f"layer {self.prefix}, {self.layer!r}"
+        return f"layer {self.prefix}, {self.layer!r}" if self.prefix else f"the network, {self.layer!r}"
+
+    def named(self, method: str, given: Any) -> dict[str, Array]:
+        """What a method of the layer gave, under the network's names."""
+        return {f"{self.prefix}.{key}".lstrip("."): a for key, a in by_name(self.layer, method, given).items()}
 
     @property
     def trains(self) -> bool:
@@ -231,10 +233,8 @@ class Single:
 
     def next_state(self) -> dict[str, Array]:
         """The running statistics after this step, by name."""
-        before, after = (
-            {f"{self.prefix}.{key}": a for key, a in arrays.items()}
-            for arrays in (self.layer.state, by_name(self.layer, "next_state", self.layer.next_state(self.cache)))
-        )
+        given = self.layer.state, self.layer.next_state(self.cache)
+        before, after = (self.named("next_state", arrays) for arrays in given)
         return {k: checked("next_state", after, k, tuple(a.shape), a.dtype) for k, a in before.items()}
 
     def forward(self, x: Array, params: list[Array]) -> Array:
@@ -247,11 +247,10 @@ class Single:
     def backward(self, dy: Array, params: list[Array], grads: list[Array], side: int | None) -> Array:
         """(H, N) -> (D, N)"""
         if side is None:
-            own = by_name(self.layer, "backward_params", self.layer.backward_params(turned(dy), self.cache))
-            dx = None
+            dx, own = None, self.layer.backward_params(turned(dy), self.cache)
         else:
             dx, own = two(self.layer, "backward", self.layer.backward(turned(dy), self.cache))
-        named = {f"{self.prefix}.{key}": g for key, g in own.items()}
+        named = self.named("backward_params", own)
         for (_, _, name), place in zip(self.params, grads, strict=True):
             place[...] = checked("backward", named, name, tuple(place.shape), place.dtype)
         return None if dx is None else turned(dx)
@@ -333,7 +332,7 @@ class BufferedStep(Step):
                 stages.append(Masked(self.kernels, workspace(), prefix, layer))
                 continue
             block = Block(self.kernels, workspace(), shared)
-            own = [(name, leaf) for name, leaf in leaves if f"{name}.".startswith(f"{prefix}.")]
+            own = [(name, leaf) for name, leaf in leaves if is_within(f"{name}.", prefix)]
             stages.append(block if block.take(prefix, layer) else Single(prefix, layer, own))
         ours = Block, Masked
         for stage, after in itertools.pairwise(stages):

@@ -19,14 +19,14 @@ import hashlib
 import importlib
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import ops
 from ..backend import Array
-from ..layers.base import Layer
+from ..layers.base import Layer, mapped, tree
 from ..losses import Loss, Objective
 from ..optimizers import Optimizer, Slots
 from ..step import Carry, Step
@@ -284,20 +284,6 @@ def is_plain(value: object) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
-def layers_of(net: Any) -> Iterator[Layer]:
-    """The network and all layers in it, also those of networks within it."""
-    yield net
-    for layer in net.layers:
-        yield from layers_of(layer) if is_network(layer) else [layer]
-
-
-def is_network(part: object) -> "TypeGuard[Sequential]":
-    """Whether it is a Sequential, whose module imports this one's."""
-    from ..network import Sequential
-
-    return isinstance(part, Sequential)
-
-
 def losses_in(loss: Loss) -> list[Loss]:
     """The loss, and the one within it."""
     return [loss, loss.loss] if isinstance(loss, Objective) else [loss]
@@ -306,18 +292,18 @@ def losses_in(loss: Loss) -> list[Loss]:
 def handed(part: object) -> set[str]:
     """The attributes of a part that a step is handed at each call, or does not depend on."""
     if isinstance(part, Layer):
-        return {"params", "state", *(("rng", "_home") if is_network(part) else ())}
+        return {"params", "state", "rng", "_home"}
     return {"learning_rate"} if isinstance(part, Optimizer) and is_ours(part) else set()  # in its `coefficients`
 
 
 def settings(net: "Sequential", loss: Loss, optimizer: Optimizer) -> list[dict[str, Any]]:
     """The other attributes of every part."""
     found = []
-    for part in (*layers_of(net), *losses_in(loss), optimizer):
+    for part in (*tree(net), *losses_in(loss), optimizer):
         own, rest = getattr(part, "__dict__", {}), handed(part)
-        own = {name: a for name, a in own.items() if name not in rest}
-        if is_network(part):
-            own |= {"layers": len(own["layers"]), "dtype": part.dtype}
+        own = {name: mapped(a, lambda layer: type(layer).__name__) for name, a in own.items() if name not in rest}
+        if part is net:
+            own["dtype"] = net.dtype
         if isinstance(part, Objective):
             del own["loss"]  # which follows
         found.append({name: np.asarray(a).tobytes() if hasattr(a, "__array__") else a for name, a in own.items()})
@@ -326,7 +312,7 @@ def settings(net: "Sequential", loss: Loss, optimizer: Optimizer) -> list[dict[s
 
 def key_of(net: "Sequential", loss: Loss, optimizer: Optimizer, groups: tuple[Group, ...]) -> Any:
     """What the compiled step depends on; None where types and settings do not tell, for a user's own parts."""
-    parts, own = [*layers_of(net), *losses_in(loss), optimizer], settings(net, loss, optimizer)
+    parts, own = [*tree(net), *losses_in(loss), optimizer], settings(net, loss, optimizer)
     if not all(map(is_ours, parts)) or not all(is_plain(value) for each in own for value in each.values()):
         return None
     return tuple(map(type, parts)), repr(own), groups
@@ -335,7 +321,7 @@ def key_of(net: "Sequential", loss: Loss, optimizer: Optimizer, groups: tuple[Gr
 def without_arrays(net: "Sequential") -> "Sequential":
     """Its layers and settings alone."""
     twin = net.clone()
-    for layer in layers_of(twin):
+    for layer in tree(twin):
         for name in ("params", "state"):
             vars(layer).pop(name, None)
     return twin

@@ -2,19 +2,23 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from ..backend import Array, Guarded, Held, Namespace, floating
-from ..checks import came, flag, two
+from ..backend import Array, Guarded, Held, Named, Namespace, floating
+from ..checks import by_name, came, flag, two
+from ..publication import published
 from ..settings import Configured
 
 if TYPE_CHECKING:
     from numpy.random import Generator
 
 Shape = tuple[int | str | None, ...]  # a batch axis may be None or a letter
+
+
+ARRAYS = "params", "state"
 
 
 class NotYet(Guarded):
@@ -24,25 +28,50 @@ class NotYet(Guarded):
 
     def __missing__(self, name: str) -> Array:
         raise RuntimeError(
-            f"a layer has no {name} yet: call net.initialize(backend=...) first; a layer that another one holds as "
-            "an attribute is not found by it: derive the other from xn.Sequential, with super().__init__(*layers)"
+            f"a layer has no {name} yet: call net.initialize(backend=...) first; a layer that another one calls is to "
+            "be an attribute of it, alone or in a list"
         )
 
 
-ARRAYS = "params", "state"
+NOT_YET = NotYet()
+
+
+class Collected:
+    """`params` or `state` of a layer that holds layers: theirs, by name. One that holds none has its own dict instead,
+    among its attributes, where Python looks first.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+
+    def __get__(self, layer: "Layer | None", cls: type) -> dict[str, Array]:
+        if layer is None or not layer._children():
+            return NOT_YET
+        with published.lock:
+            return Named(
+                self.kind, {f"{p}.{k}": a for p, leaf in layer._leaves() for k, a in getattr(leaf, self.kind).items()}
+            )
 
 
 class Layer(Configured, ABC):
     """The base of every layer. Your own needs `forward` and `backward`, and those of the rest that it has a use for.
 
-    A layer holds `params` and `state` (dicts of arrays) and its settings, nothing else. A call never changes it: what
-    backward needs travels in the cache, and only training assigns new parameters and statistics. Settings are kept
+    A layer holds `params` and `state` (dicts of arrays), its settings, and layers within it. A call never changes it:
+    what backward needs travels in the cache, and only training assigns new parameters and statistics. Settings are kept
     under their constructor arguments' names; `repr`, saving and copying rely on it. `trainable = False` freezes it: its
     parameters stay as they are, and the gradient passes on.
+
+    A layer may hold layers instead of arrays, as attributes, alone or in a list, tuple or dict. Its `params` and
+    `state` are then theirs, under the attribute's name: "attention.weight", "blocks.0.gamma". Its forward and backward
+    call theirs, and `prefixed` names their gradients, or in `next_state` their statistics:
+
+        def backward(self, dy, cache):
+            dx, grads = self.dense.backward(dy, cache)
+            return dx + dy, self.prefixed(dense=grads)
     """
 
-    params: dict[str, Array] = NotYet()
-    state: dict[str, Array] = NotYet()
+    params: dict[str, Array] = Collected("params")  # type: ignore[assignment]  # assigned ones hide it
+    state: dict[str, Array] = Collected("state")  # type: ignore[assignment]
     least_state: ClassVar[Mapping[str, float]] = {}  # of a statistic's entries, such as 0 of a variance
     input_shape: Shape | None = None  # without the batch, where the layer takes one shape only
     smallest_batch: int = 1  # the rows it needs at least to be trained
@@ -51,23 +80,34 @@ class Layer(Configured, ABC):
 
     @property
     def trainable(self) -> bool:
-        """Whether training changes the parameters."""
-        return self._trainable
+        """Whether training changes the parameters; of a layer that holds others, whether any of them is trained.
+
+        Setting it freezes or thaws all of them.
+        """
+        return any(leaf._trainable for _, leaf in self._leaves())
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
         hint = ": an activation is a layer of its own, such as ReLU()"  # where Keras's layers take one by its name
+        for child in self._children().values():
+            child.trainable = value
         self._trainable = flag(f"{type(self).__name__}: trainable", value, hint)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ARRAYS and isinstance(held := vars(self).get(name), Held):
-            value = held.replaced(value)
+        if name in ARRAYS:
+            if self._children():
+                raise AttributeError(
+                    f"{name} of a layer that holds layers are theirs: set it there, or all with set_{name}"
+                )
+            if isinstance(held := vars(self).get(name), Held):
+                value = held.replaced(value)
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and files of objects are made from: the arrays in plain dicts."""
-        own = vars(self)
-        held = {name: arrays for name in ARRAYS if isinstance(arrays := own.get(name), Held)}
+        """What copies and files of objects are made from: the arrays in plain dicts, copies of the layers within."""
+        with published.lock:
+            own = {name: mapped(value, Layer.clone) for name, value in vars(self).items()}
+        held = {name: value for name, value in own.items() if isinstance(value, Held)}
         plain = {name: dict(arrays) for name, arrays in held.items()}
         return own | plain | {"_drawn": {name: arrays.drawn for name, arrays in held.items()}}
 
@@ -84,21 +124,60 @@ class Layer(Configured, ABC):
             if arrays in vars(cls) and shapes not in vars(cls):  # with other arrays go other shapes
                 setattr(cls, shapes, vars(Layer)[shapes])
 
+    # --- the layers within it ---
+
+    def _children(self) -> dict[str, "Layer"]:
+        """The layers that it holds, by name."""
+        return dict(layers_in(vars(self)))
+
+    def _leaves(self, prefix: str = "") -> list[tuple[str, "Layer"]]:
+        """Of the tree of layers from here on those that hold no others, each with its name."""
+        children = self._children()
+        if not children:
+            return [(prefix.rstrip("."), self)]
+        return [leaf for name, child in children.items() for leaf in child._leaves(f"{prefix}{name}.")]
+
+    def _parts(self, prefix: str = "") -> list[tuple[str, "Layer"]]:
+        """The layers that, called one after another, do what this one does, each with its name."""
+        return [(prefix.rstrip("."), self)]
+
+    def prefixed(self, **arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Gradients or statistics of the layers within, as its own: `prefixed(dense={"weight": dw})` gives
+        {"dense.weight": dw}. Of layers in a list: `prefixed(**{"blocks.0": ...})`.
+        """
+        named = {child: by_name(self, "prefixed", own) for child, own in arrays.items()}
+        return {f"{child}.{name}": a for child, own in named.items() for name, a in own.items()}
+
+    def _of_children(self, method: str, *arguments: Any) -> dict[str, Any]:
+        """What a method gives for each of the layers within, by name."""
+        given = {n: by_name(c, method, getattr(c, method)(*arguments)) for n, c in self._children().items()}
+        return self.prefixed(**given)
+
+    # --- the arrays to start from ---
+
     def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
-        """The parameters to start from, NumPy arrays drawn from `rng`; {} if there are none."""
-        return {}
+        """The parameters to start from, NumPy arrays drawn from `rng`: here those of the layers within, if any."""
+        return self._of_children("initial_params", rng)
 
     def initial_state(self, rng: "Generator") -> dict[str, np.ndarray]:
-        """The running statistics to start from; {} if there are none."""
-        return {}
+        """The running statistics to start from: here those of the layers within, if any."""
+        return self._of_children("initial_state", rng)
 
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of `initial_params`. Here they are drawn to see them; write your own for a large layer."""
+        """The shapes of `initial_params`. Where a class has its own, they are drawn to see them; write your own for a
+        large layer.
+        """
+        if type(self).initial_params is Layer.initial_params:
+            return self._of_children("param_shapes")
         return {name: np.shape(a) for name, a in self.initial_params(np.random.default_rng(0)).items()}
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of `initial_state`."""
+        if type(self).initial_state is Layer.initial_state:
+            return self._of_children("state_shapes")
         return {name: np.shape(a) for name, a in self.initial_state(np.random.default_rng(0)).items()}
+
+    # --- the three functions ---
 
     @abstractmethod
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
@@ -113,33 +192,79 @@ class Layer(Configured, ABC):
         grads: dict[str, Array] = two(self, "backward", self.backward(dy, cache))[1]
         return grads
 
+    def _infer(self, x: Array) -> Array:
+        """The output of `forward` in inference."""
+        y: Array = two(self, "forward", self.forward(x))[0]
+        return y
+
     def next_state(self, cache: Any) -> dict[str, Array]:
         """The running statistics after the call that made `cache`."""
-        return self.state
+        state = self.state
+        if state and (holder := next(iter(self._children()), None)):
+            raise TypeError(
+                f"{self!r} holds layers with running statistics and has no next_state, so they would never change: "
+                f"write one, as in return self.prefixed({holder}=self.{holder}.next_state(its_cache))"
+            )
+        return state
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """The shape of y for an x of this shape, with or without the batch axis; ValueError for an x it cannot take."""
         check_shape(self, input_shape)
         return input_shape
 
+    # --- the arrays ---
+
     def assign_params(self, params: Mapping[str, Array]) -> None:
         """Take these parameters as they are, in the order of those that are there: the vector of all keeps its own."""
-        vars(self)["params"] = Held({name: params[name] for name in self.params if name in params} | dict(params))
+        with published:
+            for leaf, own in self._shares(params):
+                leaf._take("params", own) if leaf is self else leaf.assign_params(own)
 
     def assign_state(self, state: Mapping[str, Array]) -> None:
         """Take these running statistics as they are, in the order of those that are there."""
-        vars(self)["state"] = Held({name: state[name] for name in self.state if name in state} | dict(state))
+        with published:
+            for leaf, own in self._shares(state):
+                leaf._take("state", own) if leaf is self else leaf.assign_state(own)
+
+    def _take(self, kind: str, arrays: dict[str, Array]) -> None:
+        held = vars(self).get(kind, NOT_YET)
+        vars(self)[kind] = Held({name: arrays[name] for name in held if name in arrays} | arrays)
+
+    def _shares(self, arrays: Mapping[str, Array]) -> list[tuple["Layer", dict[str, Array]]]:
+        """Each leaf with its share of these arrays, under its own names; leaves without one left out."""
+        leaves = dict(self._leaves())
+        shares: dict[str, dict[str, Array]] = {prefix: {} for prefix in leaves}
+        for name, a in arrays.items():
+            prefix, own = "", name
+            while prefix not in shares and own:
+                more, _, own = own.partition(".")
+                prefix = f"{prefix}.{more}" if prefix else more
+            if own:
+                shares[prefix][own] = a
+        return [(leaves[prefix], own) for prefix, own in shares.items() if own]
 
     @property
     def as_drawn(self) -> bool:
         """Whether its arrays are those that `initialize` drew: not trained, loaded or set."""
-        return all(isinstance(arrays, Held) and arrays.drawn for arrays in (self.params, self.state) if arrays)
+        return all(held.drawn for held in self._held())
 
     @as_drawn.setter
     def as_drawn(self, value: bool) -> None:
-        for arrays in (self.params, self.state):
-            if isinstance(arrays, Held):
-                arrays.drawn = value
+        for held in self._held():
+            held.drawn = value
+
+    def _held(self) -> list[Held]:
+        found = [vars(leaf).get(kind) for _, leaf in self._leaves() for kind in ARRAYS]
+        return [arrays for arrays in found if isinstance(arrays, Held)]
+
+    def _check_drawn(self, arrays: Mapping[str, Any]) -> None:
+        """Refuse initial arrays of a layer that holds layers, if they are none of theirs."""
+        theirs = sum(len(own) for _, own in self._shares(arrays))
+        if theirs < len(arrays):
+            raise TypeError(
+                f"{self!r} holds layers, and draws arrays that are none of theirs, among {', '.join(arrays)}. A layer "
+                "has arrays or layers, not both: put its arrays into a layer of their own, and hold that"
+            )
 
     def clone(self) -> Self:
         """A layer with the same settings and, so far, the same arrays; assigning to one leaves the other alone."""
@@ -183,3 +308,36 @@ def check_shape(who: object, shape: object) -> None:
     """Refuse what is no tuple or list, such as an array in place of its shape."""
     if not isinstance(shape, (tuple, list)):
         raise TypeError(f"{who!r}: expected a shape such as (32, 64), got {came(shape)}")
+
+
+# --- layers among attributes ------------------------------------------------------------------------------------------
+
+
+def tree(layer: Layer) -> Iterator[Layer]:
+    """The layer and all those within it, at any depth."""
+    yield layer
+    for child in layer._children().values():
+        yield from tree(child)
+
+
+def layers_in(values: Mapping[str, Any]) -> Iterator[tuple[str, Layer]]:
+    """The layers among these values and in their lists, tuples and dicts, each with its name."""
+    for name, value in values.items():
+        if isinstance(value, Layer):
+            yield name, value
+        elif isinstance(value, (list, tuple)):
+            yield from layers_in({f"{name}.{i}": each for i, each in enumerate(value)})
+        elif isinstance(value, dict):
+            yield from layers_in({f"{name}.{key}": each for key, each in value.items()})
+
+
+def mapped(value: Any, function: Callable[[Layer], Any]) -> Any:
+    """A value with `function` of the layers in it in their place; the value itself where there are none."""
+    if isinstance(value, Layer):
+        return function(value)
+    if not any(True for _ in layers_in({"": value})):
+        return value
+    if isinstance(value, dict):
+        return {key: mapped(each, function) for key, each in value.items()}
+    each = (mapped(each, function) for each in value)
+    return tuple(each) if isinstance(value, tuple) else list(each)

@@ -1,0 +1,141 @@
+"""Blocks: layers beside an identity, and layers beside one another."""
+
+from numbers import Integral
+from typing import Any
+
+from ..backend import Array, namespace
+from ..checks import by_name, choice, told, two
+from .base import Layer, Shape, check_shape
+from .container import Chain, Container
+
+
+class Residual(Chain):
+    """The layers' output added to their input: y = x + f(x), f the layers one after another. He et al. 2016.
+
+    forward:   y = x + f(x)
+    backward:  dx = dy + f'(x)ᵀ dy,  the layers' gradients from dy
+
+    Raises ValueError where f gives another shape than it takes.
+    """
+
+    def __init__(self, *layers: Layer):
+        super().__init__(*layers)
+        if self.input_shape is not None:
+            self.output_shape(self.input_shape)
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        y, cache = super().forward(x, training)
+        self._check(x.shape, y.shape)
+        return x + y, cache
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        dx, grads = super().backward(dy, cache)
+        return dy + dx, grads
+
+    def backward_params(self, dy: Array, cache: Any, lowest: int = 0) -> dict[str, Array]:
+        return self._backward(dy, cache, lowest, needs_dx=False)[1]
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        self._check(input_shape, super().output_shape(input_shape))
+        return input_shape
+
+    def _check(self, before: Shape, after: Shape) -> None:
+        if tuple(before) != tuple(after):
+            raise ValueError(
+                f"{self!r}: its layers make {tuple(after)} of {tuple(before)}; a sum x + f(x) needs the same"
+            )
+
+
+class Branches(Container):
+    """Layers that are each given x, and whose outputs are merged. A branch of several layers is a Sequential.
+
+    merge="add":     y = Σ_i f_i(x)                     dx = Σ_i f_i'(x)ᵀ dy
+    merge="concat":  y = [f_0(x), f_1(x), ...]          dx = Σ_i f_i'(x)ᵀ dy_i, dy_i the part of dy that f_i gave
+
+    The outputs lie side by side along `axis`. Raises ValueError for another merge, for no layers, for outputs whose
+    shapes do not fit, and for an axis that they have not.
+    """
+
+    def __init__(self, *layers: Layer, merge: str = "add", axis: int = -1):
+        super().__init__(*layers)
+        if not layers:
+            raise ValueError("Branches: expected at least one layer, such as Branches(Dense(8, 4), Dense(8, 4))")
+        self.merge = choice("Branches: merge", merge, ("add", "concat"))
+        self.axis = along("Branches: axis", axis)
+        if self.input_shape is not None:
+            self.output_shape(self.input_shape)
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        outputs, caches = zip(
+            *(two(layer, "forward", layer.forward(x, training)) for layer in self.layers), strict=True
+        )
+        shape = self._merged([tuple(y.shape) for y in outputs])
+        if self.merge == "concat":
+            y = namespace(x).concat(outputs, axis=self.axis)
+        else:
+            y = outputs[0]
+            for more in outputs[1:]:
+                y = y + more
+        return y, (self, shape, caches, [y.shape[self.axis] for y in outputs] if self.merge == "concat" else None)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        caches, lengths = self.saved(cache, dy)
+        grads: dict[str, Array] = {}
+        dx = None
+        for i, (layer, own, part) in enumerate(zip(self.layers, caches, self._split(dy, lengths), strict=True)):
+            more, found = two(layer, "backward", layer.backward(part, own))
+            dx = more if dx is None else dx + more
+            grads |= {f"{i}.{name}": gradient for name, gradient in found.items()}
+        return dx, grads
+
+    def _split(self, dy: Array, lengths: list[int] | None) -> list[Array]:
+        """Of dy each branch's."""
+        if lengths is None:
+            return [dy] * len(self.layers)
+        parts, start, axis = [], 0, self.axis % dy.ndim
+        for length in lengths:
+            parts.append(dy[(slice(None),) * axis + (slice(start, start + length), ...)])
+            start += length
+        return parts
+
+    def next_state(self, cache: Any) -> dict[str, Array]:
+        caches, _ = self.kept(cache)
+        given = {
+            str(i): by_name(layer, "next_state", layer.next_state(own))
+            for i, (layer, own) in enumerate(zip(self.layers, caches, strict=True))
+            if layer.state
+        }
+        return self.prefixed(**given)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        check_shape(self, input_shape)
+        batch = bool(input_shape) and not isinstance(input_shape[0], int)
+        return self._merged([tuple(layer.output_shape(input_shape)) for layer in self.layers], batch)
+
+    def _merged(self, shapes: list[Shape], batch: bool = True) -> Shape:
+        """The shape of y from those of the outputs, which may be without a `batch`."""
+        first, fit = shapes[0], len(set(shapes)) == 1
+        if self.merge == "concat":
+            axis = self.axis if self.axis < 0 or batch else self.axis - 1
+            if not -len(first) <= axis < len(first):
+                raise ValueError(f"{self!r}: outputs of shape {first} have no axis {self.axis}")
+            at = axis % len(first)
+            fit = len({(len(shape), shape[:at], shape[at + 1 :]) for shape in shapes}) == 1
+            length: Any = sum(shape[at] for shape in shapes) if fit else 0
+            first = (*first[:at], length, *first[at + 1 :])
+        if not fit:
+            how = "be added" if self.merge == "add" else f"lie side by side along axis {self.axis}"
+            raise ValueError(f"{self!r}: its layers give {', '.join(map(str, shapes))}, and these cannot {how}")
+        return first
+
+    @property
+    def input_shape(self) -> Shape | None:  # type: ignore[override]
+        """Without the batch; None where the layers take any."""
+        return next((layer.input_shape for layer in self.layers if layer.input_shape is not None), None)
+
+
+def along(name: str, axis: object) -> int:
+    """The number of an axis that is not the batch's."""
+    if isinstance(axis, bool) or not isinstance(axis, Integral) or axis == 0:
+        raise ValueError(f"{name} must be a whole number other than 0, the batch's axis, got {told(axis)}")
+    return int(axis)
