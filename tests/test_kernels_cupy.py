@@ -114,7 +114,7 @@ def test_activation_takes_a_gradient_that_lies_otherwise_and_leaves_it(name, ben
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation_at_zero_far_out_and_at_nan(name, bench):
     f = ACTIVATIONS[name]
-    z = np.array([[0.0, -0.0, 1000.0, -1000.0, 50.0, -50.0, np.inf, -np.inf, np.nan]], bench.dtype)
+    z = np.array([[0.0, -0.0, 1e-5, -1e-5, 1000.0, -1000.0, 50.0, -50.0, np.inf, -np.inf, np.nan]], bench.dtype)
     with np.errstate(all="ignore"):
         y, cache = f.forward(z.T) if f else (z.T, None)
         dz = f.backward(np.ones_like(z).T, cache)[0].T if f else np.ones_like(z)
@@ -290,14 +290,22 @@ def test_sums_of_a_million_rows_lose_no_digits(name, long):
     long.agrees(dz, expected, TOTAL + terms, 3 * (scale * np.abs(du)).max() * np.abs(hat).max())
 
 
-@pytest.mark.parametrize(("centre", "n"), [(2000.0, 10**6), (1e6, 20_000)])
-def test_batch_norm_takes_mean_and_variance_of_a_long_row_about_its_mean(centre, n, long):
+@pytest.mark.parametrize(("centre", "h", "n"), [(2100.0, 1, 10**6), (1e6, 1, 20_000), (2100.0, 64, 3001)])
+def test_batch_norm_takes_mean_and_variance_of_a_long_row_about_its_mean(centre, h, n, long):
     """The sum of z, then of what that mean leaves of z, which is small: its roundings are the variance's own."""
-    z = (centre + long.draw(1, n)).astype("float32")
-    one, mean, var, wide = long.put(np.ones(1, "float32")), long.empty(1), long.empty(1), z.astype("float64")
-    long.kernels.batch_norm(None, long.put(z), one, one, 0.01, mean, var, long.work, False)
+    z = (centre + long.draw(h, n)).astype("float32")
+    ones, mean, var, wide = long.put(np.ones(h, "float32")), long.empty(h), long.empty(h), z.astype("float64")
+    long.kernels.batch_norm(None, long.put(z), ones, ones, 0.01, mean, var, long.work, False)
     long.agrees(mean, wide.mean(axis=1), 0.5 + TOTAL / centre)
     long.agrees(var, wide.var(axis=1), TOTAL + 8)
+
+
+def test_no_variance_of_a_constant_is_below_0(bench):
+    z = np.repeat(3 + bench.draw(64, 1), 701, axis=1)
+    ones, mean, var = bench.put(np.ones(64, bench.dtype)), bench.empty(64), bench.empty(64)
+    bench.kernels.batch_norm(None, bench.put(z), ones, ones, 0.01, mean, var, bench.work, False)
+    assert (bench.backend.to_numpy(var) >= 0).all()
+    bench.agrees(mean, z[:, 0], 1)
 
 
 def test_a_loss_of_many_rows_loses_no_digits(cupy):
