@@ -17,8 +17,11 @@ from xpnet import backend as backend_module
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """No backend made yet."""
+    """No backend made yet, and none of CuPy's devices tried."""
     monkeypatch.setattr(backend_module, "_made", {})
+    backend_module._CuPy._computes.cache_clear()
+    yield
+    backend_module._CuPy._computes.cache_clear()
 
 
 def test_backend_has_what_the_contract_says(lib):
