@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.callbacks.history import counted
+from xpnet.training.history import counted
 
 WIDTH = 100  # of the terminal
 STUDIES = {  # each one's column in the table, axis in the picture, title

@@ -20,8 +20,8 @@ import numpy as np
 from command_line import count
 
 import xpnet as xn
-from xpnet.kernels.buffered import Workspace
-from xpnet.kernels.cupy import CuPyKernels
+from xpnet.kernels.cuda.kernels import CuPyKernels
+from xpnet.kernels.planner import Workspace
 
 OPTIMIZERS: list[Callable[[], xn.Optimizer]] = [
     lambda: xn.SGD(clip_norm=1.0),

@@ -120,7 +120,7 @@ class Given(xn.Loss):
         self.value = value
 
     def terms(self, prediction, target):
-        xp = xn.backend.namespace(prediction)
+        xp = xn.backends.namespace(prediction)
         return xp.where(target > 100.0, self.value, 0.0 * prediction), target + 0.0 * prediction
 
 
@@ -134,7 +134,7 @@ class Steep(xn.Layer):
         return x, None
 
     def backward(self, dy, cache):
-        xp, first = xn.backend.namespace(dy), dy[:, :1]
+        xp, first = xn.backends.namespace(dy), dy[:, :1]
         return xp.concat([xp.where(first > 100.0, self.dy, first), dy[:, 1:]], axis=1), {}
 
 
@@ -142,7 +142,7 @@ class Signs(xn.Optimizer):
     """One's own, with a rule that makes a step of any gradient."""
 
     def rule(self, w, g, slots, rate):
-        xp = xn.backend.namespace(w)
+        xp = xn.backends.namespace(w)
         return xp.where(g > 0.0, w - rate, w + rate), {}
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 import xpnet as xn
-from xpnet.kernels import threads
+from xpnet.kernels.cpu import threads
 
 BACKENDS = ("numpy", "cupy", "torch", "jax", "array_api_strict")
 NUMBA = importlib.util.find_spec("numba") is not None
@@ -130,7 +130,7 @@ def small_blocks(monkeypatch):
 def kernels(kernels_of, request):
     """Makes the kernels under test, the calls or Numba's loops, on the backend under test."""
     backend = xn.get_backend(request.config.getoption("--backend"))
-    module = importlib.import_module(f"xpnet.kernels.{kernels_of}")
+    module = importlib.import_module(f"xpnet.kernels.cpu.{kernels_of}")
     return lambda: (module.NumbaKernels if kernels_of == "numba" else module.Calls)(backend)
 
 

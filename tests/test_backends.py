@@ -9,7 +9,7 @@ import pytest
 from cases import FEATURES, LAYERS, LOSSES, OPTIMIZERS, Scale, ready, tutorial_network
 
 import xpnet as xn
-from xpnet.step import Step
+from xpnet.kernels.reference import Step
 
 PRECISIONS = [("float64", None), ("float32", 1e-4)]  # None: what the library holds float64 to
 NUMPY = xn.get_backend("numpy")

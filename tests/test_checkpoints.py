@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import checkpoints
-from xpnet.container import read, write
-from xpnet.identity import own_code
+from xpnet.files.safetensors import read, write
+from xpnet.training import checkpoints
+from xpnet.training.identity import own_code
 
 N, D, K = 23, 4, 3
 LOSS = xn.SoftmaxCrossEntropy()
@@ -804,7 +804,7 @@ def network_of_ours():
 def test_code_is_told_the_same_in_every_process():
     program = textwrap.dedent(CODE.format(base="{'a', 'b', 'c', 0.5}")) + textwrap.dedent(
         """
-        from xpnet.identity import own_code
+        from xpnet.training.identity import own_code
         print(*map(own_code, things))
         """
     )

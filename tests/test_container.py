@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from xpnet import container, plain_json
-from xpnet.container import FormatError
-from xpnet.header import ARRAY_LIMIT, DTYPES, HEADER_LIMIT
+from xpnet.files import safetensors as container
+from xpnet.files import strict_json as plain_json
+from xpnet.files.header import ARRAY_LIMIT, DTYPES, HEADER_LIMIT
+from xpnet.files.safetensors import FormatError
 
 pytestmark = pytest.mark.numpy_only
 
@@ -468,7 +469,7 @@ def test_without_another_thread_the_file_is_the_same(path, monkeypatch):
 
 def test_a_file_can_be_written_as_the_interpreter_ends(path):
     program = (
-        "import atexit, sys, numpy as np; from xpnet import container;"
+        "import atexit, sys, numpy as np; from xpnet.files import safetensors as container;"
         "atexit.register(lambda: container.write(sys.argv[1], {'a': np.ones(10**6)}, {}))"
     )
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)

@@ -13,8 +13,10 @@ import pytest
 from cases import Scale
 
 import xpnet as xn
-from xpnet import kernels, training
-from xpnet.kernels import buffered, training_step
+from xpnet import kernels
+from xpnet.kernels import planner as buffered
+from xpnet.kernels import training_step
+from xpnet.training import loop as training
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 log = cupy_on_host.log

@@ -7,7 +7,7 @@ import pytest
 from cupy_on_host import log
 
 import xpnet as xn
-from xpnet.kernels.cupy import kernel
+from xpnet.kernels.cuda.kernels import kernel
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 

@@ -19,8 +19,9 @@ from golden_networks import FOLDER, GOLDEN, numbers
 from safetensors.numpy import load_file, save_file
 
 import xpnet as xn
-from xpnet import container
-from xpnet.files import VERSION, save_torch
+from xpnet.files import safetensors as container
+from xpnet.files import save_torch
+from xpnet.files.format import VERSION
 
 X = np.random.default_rng(5).standard_normal((9, 6))
 
@@ -388,7 +389,7 @@ def test_a_refusal_is_a_printable_line_and_so_is_its_traceback(tmp_path, kind):
     shown = traceback.format_exception_only(caught.value)
     assert len(str(caught.value)) < 500
     assert str(caught.value).isprintable()
-    assert shown == [f"xpnet.container.FormatError: {caught.value}\n"]
+    assert shown == [f"xpnet.files.safetensors.FormatError: {caught.value}\n"]
     assert caught.value.__suppress_context__  # or the traceback shows what it came from
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cupy_on_host import log
 
-from xpnet.kernels import cupy as kernels
+from xpnet.kernels.cuda import kernels
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 KERNELS = set(re.findall(r"__global__ void __launch_bounds__\(\d+\) (\w+)\(", kernels.source()))

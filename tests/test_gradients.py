@@ -687,13 +687,18 @@ def test_a_backend_is_not_compared_with_itself(rng):
 # --- mutants: a line of a backward changed, and the check must see it -------------------------------------------------
 
 MUTANTS = [  # module, the line's part, what stands there instead, the case that must turn red
-    ("layers/batchnorm.py", 'dx -= grads["beta"] / n', "pass", "batch norm"),
-    ("layers/batchnorm.py", 'centred * (scale * grads["gamma"] / -n)', "0.0 * centred", "batch norm"),
-    ("layers/batchnorm.py", "dx += dy", "pass", "batch norm"),
-    ("layers/batchnorm.py", "dx *= slope", "pass", "batch norm"),
-    ("layers/batchnorm.py", 'slope = self.params["gamma"] * scale', "slope = scale", "batch norm"),
-    ("layers/batchnorm.py", "return dy * slope, grads", "return dy * scale, grads", "batch norm, frozen"),
-    ("layers/batchnorm.py", "ops.dot_over_batch(dy, centred) * scale", "ops.dot_over_batch(dy, centred)", "batch norm"),
+    ("layers/normalization.py", 'dx -= grads["beta"] / n', "pass", "batch norm"),
+    ("layers/normalization.py", 'centred * (scale * grads["gamma"] / -n)', "0.0 * centred", "batch norm"),
+    ("layers/normalization.py", "dx += dy", "pass", "batch norm"),
+    ("layers/normalization.py", "dx *= slope", "pass", "batch norm"),
+    ("layers/normalization.py", 'slope = self.params["gamma"] * scale', "slope = scale", "batch norm"),
+    ("layers/normalization.py", "return dy * slope, grads", "return dy * scale, grads", "batch norm, frozen"),
+    (
+        "layers/normalization.py",
+        "ops.dot_over_batch(dy, centred) * scale",
+        "ops.dot_over_batch(dy, centred)",
+        "batch norm",
+    ),
     ("layers/dense.py", "x.T @ dy", "x.T @ dy / dy.shape[0]", "dense"),
     ("layers/dense.py", '"bias": ops.sum_over_batch(dy)', '"bias": ops.sum_over_batch(dy) / dy.shape[0]', "dense"),
     ("layers/activations.py", "dx *= y\n", "pass\n", "sigmoid"),

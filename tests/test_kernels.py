@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.kernels import products, threads
-from xpnet.kernels.buffered import Workspace
+from xpnet.kernels.cpu import products, threads
+from xpnet.kernels.planner import Workspace
 
 pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only, pytest.mark.usefixtures("small_blocks")]
 
@@ -472,7 +472,7 @@ def test_optimizer_keeps_nan_even_where_it_clips(rule, size, bench):
 
 def test_what_is_not_finite_shows_wherever_it_stands(bench, request):
     """However the steps look for it, in vectors of one block or many; numbers too large to add up are no fault."""
-    from xpnet.kernels.buffered import BufferedStep
+    from xpnet.kernels.planner import BufferedStep
 
     huge = float(np.finfo(bench.dtype).max) / 2
     for inputs in (3, 40_000):
@@ -654,7 +654,7 @@ def test_helpers_heed_the_callers_errstate(monkeypatch):
 def test_exp_is_within_2_ulp_over_its_whole_range_and_ends_there(dtype, low, high):
     from numba import njit
 
-    from xpnet.kernels import numba as kernels
+    from xpnet.kernels.cpu import numba as kernels
 
     one = kernels.exp32 if dtype == "float32" else kernels.exp64
 

@@ -6,10 +6,11 @@ from cases import EXTREMES, LAYERS, assert_extreme, tutorial_network
 from cupy_on_host import log
 
 import xpnet as xn
-from xpnet.kernels import buffered, training_step
-from xpnet.kernels import cupy as kernels
-from xpnet.kernels.cupy import CuPyKernels, columns, threads
-from xpnet.step import Step
+from xpnet.kernels import planner as buffered
+from xpnet.kernels import training_step
+from xpnet.kernels.cuda import kernels
+from xpnet.kernels.cuda.kernels import CuPyKernels, columns, threads
+from xpnet.kernels.reference import Step
 
 pytestmark = pytest.mark.cupy_only
 

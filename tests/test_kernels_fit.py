@@ -14,11 +14,11 @@ import pytest
 from cases import Scale, tutorial_network
 
 import xpnet as xn
-from xpnet import run
 from xpnet.kernels import CHOICES, training_step
-from xpnet.kernels.buffered import BufferedStep
-from xpnet.kernels.calls import Calls
-from xpnet.step import Carry, Step
+from xpnet.kernels.cpu.calls import Calls
+from xpnet.kernels.planner import BufferedStep
+from xpnet.kernels.reference import Carry, Step
+from xpnet.training import batches
 
 pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only]
 
@@ -355,11 +355,11 @@ def test_auto_says_so_and_does_without_a_numba_that_cannot_be_imported(error, ba
 
     class Broken:
         def find_spec(self, name, path=None, target=None):
-            if name == "xpnet.kernels.numba":
+            if name == "xpnet.kernels.cpu.numba":
                 raise error("Numba needs NumPy 2.3 or less")
 
     monkeypatch.setenv("XPNET_KERNELS", "auto")
-    monkeypatch.delitem(sys.modules, "xpnet.kernels.numba", raising=False)
+    monkeypatch.delitem(sys.modules, "xpnet.kernels.cpu.numba", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: name)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     told = pytest.warns(RuntimeWarning, match="Numba needs NumPy 2.3 or less.*XPNET_KERNELS=generic")
@@ -373,7 +373,7 @@ def test_auto_says_so_and_does_without_a_numba_that_compiles_nothing(backend, mo
     """As coverage and debuggers have it, with NUMBA_DISABLE_JIT=1: the loops' intrinsics are no code for Python."""
     monkeypatch.setenv("XPNET_KERNELS", "auto")
     monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
-    monkeypatch.delitem(sys.modules, "xpnet.kernels.numba", raising=False)
+    monkeypatch.delitem(sys.modules, "xpnet.kernels.cpu.numba", raising=False)
     with pytest.warns(
         RuntimeWarning, match=r"\(ImportError: NUMBA_DISABLE_JIT is set, so it compiles nothing\): training goes on"
     ):
@@ -416,8 +416,8 @@ def test_every_choice_is_told_of_in_the_packages_own_words():
 def test_what_was_gathered_is_let_go_before_the_next(backend, choice, gather, first, monkeypatch):
     layers = [first, *([] if isinstance(first, xn.Dense) else [xn.Dense(4, 8)]), xn.Tanh(), xn.Dense(8, 3)]
     net = xn.Sequential(*layers).initialize(backend, "float64", seed=2)
-    monkeypatch.setattr(run, "GATHER", gather)
-    take_rows, taken = run.take_rows, []
+    monkeypatch.setattr(batches, "GATHER", gather)
+    take_rows, taken = batches.take_rows, []
 
     def watched(*arguments):
         assert [a() for a in taken] == [None] * len(taken)
@@ -425,7 +425,7 @@ def test_what_was_gathered_is_let_go_before_the_next(backend, choice, gather, fi
         taken.append(weakref.ref(x))
         return x, y
 
-    monkeypatch.setattr(run, "take_rows", watched)
+    monkeypatch.setattr(batches, "take_rows", watched)
     net.fit(X, Y, loss=CROSS, optimizer=xn.SGD(0.01), epochs=3, batch_size=7)
     assert len(taken) == (6 if gather == 0 else 3)
 

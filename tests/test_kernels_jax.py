@@ -12,7 +12,7 @@ from cases import FEATURES, LAYERS, LOSSES, OPTIMIZERS, Scale, probabilities
 
 import xpnet as xn
 from xpnet.kernels import training_step
-from xpnet.step import Step
+from xpnet.kernels.reference import Step
 
 pytestmark = pytest.mark.jax_only
 
@@ -24,7 +24,7 @@ STEPS = 9
 @pytest.fixture
 def kernels():
     """The module, imported late: other sessions have no JAX."""
-    return importlib.import_module("xpnet.kernels.jax")
+    return importlib.import_module("xpnet.kernels.jit")
 
 
 @pytest.fixture(params=["float32", "float64"])
@@ -395,14 +395,14 @@ class Noise(Own):
 
     def forward(self, x, training=False):
         drawn = (self.rng or np.random).normal(size=tuple(x.shape))  # what users do
-        return super().forward(x + training * xn.backend.backend_of(x).asarray(drawn, x.dtype), training)
+        return super().forward(x + training * xn.backends.backend_of(x).asarray(drawn, x.dtype), training)
 
 
 class Looks(Own):
     """Looks at values."""
 
     def forward(self, x, training=False):
-        return super().forward(2.0 * x if float(xn.backend.namespace(x).sum(x)) > 0.0 else x, training)
+        return super().forward(2.0 * x if float(xn.backends.namespace(x).sum(x)) > 0.0 else x, training)
 
 
 class Remembers(Own):
@@ -420,7 +420,7 @@ class OnTheHost(Own):
     """Computes in NumPy."""
 
     def forward(self, x, training=False):
-        return super().forward(xn.backend.backend_of(x).asarray(np.tanh(np.asarray(x))), training)
+        return super().forward(xn.backends.backend_of(x).asarray(np.tanh(np.asarray(x))), training)
 
 
 OWN = {
@@ -496,7 +496,7 @@ class Masked(Scale):
         self.mask, self.function = np.arange(features) % 2, abs
 
     def forward(self, x, training=False):
-        return super().forward(self.function(x) * xn.backend.backend_of(x).asarray(self.mask), training)
+        return super().forward(self.function(x) * xn.backends.backend_of(x).asarray(self.mask), training)
 
 
 @pytest.mark.parametrize("make", [Scale, Masked])
@@ -544,7 +544,7 @@ class Cubes:
 
     def value_and_grad(self, prediction, target):
         error = prediction - target
-        xp = xn.backend.namespace(error)
+        xp = xn.backends.namespace(error)
         return xp.sum(xp.abs(error) ** 3), 3 * error * xp.abs(error)
 
 
@@ -561,7 +561,7 @@ class Signs(xn.SGD):
     """An optimizer of one's own: steps of one size for all parameters."""
 
     def rule(self, w, g, slots, rate):
-        xp = xn.backend.namespace(w)
+        xp = xn.backends.namespace(w)
         return w - rate * xp.max(xp.abs(g)) * xp.sign(g), {"velocity": slots["velocity"]}
 
 

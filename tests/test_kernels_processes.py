@@ -17,7 +17,7 @@ CHILD = """
 import multiprocessing, os, sys, threading
 import numpy as np
 import xpnet as xn
-from xpnet.kernels import threads
+from xpnet.kernels.cpu import threads
 
 threads.LARGE, threads.BLOCK = 2**16, 2**14  # the network below is large, and its work shared
 
@@ -70,7 +70,7 @@ LATE = """
 import atexit, sys, threading
 import numpy as np
 import xpnet as xn
-from xpnet.kernels import threads
+from xpnet.kernels.cpu import threads
 
 threads.LARGE, threads.BLOCK = 2**16, 2**14
 
@@ -165,8 +165,8 @@ def test_fit_works_where_the_package_cannot_be_written_to(home, tmp_path):
 INTERRUPTED = """
 import sys, warnings
 import numpy as np, xpnet as xn
-from xpnet.kernels import buffered
-from xpnet.kernels.calls import Calls
+from xpnet.kernels import planner as buffered
+from xpnet.kernels.cpu.calls import Calls
 
 class Fault:
     def __init__(self, module, error):

@@ -5,8 +5,8 @@ import pytest
 from cases import FEATURES, LAYERS, LOSSES, Scale, tutorial_network
 
 import xpnet as xn
-from xpnet.kernels.buffered import BufferedStep
-from xpnet.step import Step
+from xpnet.kernels.planner import BufferedStep
+from xpnet.kernels.reference import Step
 
 pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only, pytest.mark.usefixtures("small_blocks")]
 
@@ -429,7 +429,7 @@ class Misfit(xn.Layer):
 
 
 def doubled(a):
-    return xn.backend.namespace(a).astype(a, xn.backend.namespace(a).float64)
+    return xn.backends.namespace(a).astype(a, xn.backends.namespace(a).float64)
 
 
 @pytest.mark.parametrize("after", [lambda: D(6, 3), lambda: xn.BatchNorm(6)], ids=["dense", "batch norm"])

@@ -9,8 +9,8 @@ from cases import LOSSES, Scale, tutorial_network
 from cupy_on_host import log
 
 import xpnet as xn
-from xpnet import run
 from xpnet.kernels import training_step
+from xpnet.training import batches
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 README = Path(__file__).parents[1] / "README.md"
@@ -110,7 +110,7 @@ class Linked(xn.Sigmoid):
 @pytest.mark.parametrize("optimizer", [lambda: xn.Nesterov(clip_norm=1.0), lambda: xn.AdamW(xn.CosineDecay(0.01, 9))])
 def test_no_wait_in_an_epoch_and_one_transfer_of_the_data(optimizer, choice, shuffle, gather, cupy, monkeypatch):
     monkeypatch.setenv("XPNET_KERNELS", choice)
-    monkeypatch.setattr(run, "GATHER", gather)
+    monkeypatch.setattr(batches, "GATHER", gather)
     rng = np.random.default_rng(0)
     x, y, watch = rng.normal(size=(30, 6)), rng.integers(5, size=30), Watch()
     net = every_layer().initialize(cupy, seed=0)
@@ -160,7 +160,7 @@ def test_an_epoch_ends_with_two_waits(cupy):
 
 @pytest.mark.parametrize(("gather", "takes"), [(2**17, 2), (0, 8)])
 def test_shuffling_takes_two_launches_an_epoch_or_where_x_is_large_a_batch(gather, takes, cupy, monkeypatch):
-    monkeypatch.setattr(run, "GATHER", gather)
+    monkeypatch.setattr(batches, "GATHER", gather)
     rng, counts = np.random.default_rng(0), []
     x, y = rng.normal(size=(32, 6)), rng.integers(5, size=32)
     for shuffle in (False, True):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xpnet.kernels import cupy as kernels
+from xpnet.kernels.cuda import kernels
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 

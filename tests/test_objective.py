@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import arguments
 from xpnet.kernels import training_step
+from xpnet.training import inputs
 
 N, D, K = 12, 4, 3
 LOSSES = {name: case for name, case in cases.LOSSES.items() if "probabilities" not in case[1].__name__}
@@ -118,8 +118,8 @@ BATCHED = cases.LOSSES | {name: (make, cases.values, cases.values) for name, mak
 
 def steps_of(net, x, y, loss, slices, sample_weight, l2):
     """The loss and the gradient of each batch at the network's parameters: by SGD, a step of rate 1 is the gradient."""
-    x, y = arguments.pair(net, "fit", x, y, loss)
-    objective, y = arguments.weighted(net, "fit", loss, y, sample_weight, l2)
+    x, y = inputs.pair(net, "fit", x, y, loss)
+    objective, y = inputs.weighted(net, "fit", loss, y, sample_weight, l2)
     to_numpy, before = net.backend.to_numpy, net.params
     with net.backend.scope():
         step = training_step(net, objective, xn.SGD(1.0, momentum=0.0))
@@ -219,7 +219,7 @@ def test_a_batch_whose_weights_are_all_0_has_the_penalty_alone(
 def test_a_step_gives_the_gradient_alone(lib, rng, monkeypatch, kernels, optimizer):
     monkeypatch.setenv("XPNET_KERNELS", kernels)
     x, y = data(cases.one_hot, rng)
-    net, loss = network(lib), xn.losses.Objective(xn.SoftmaxCrossEntropy(), l2=0.3)
+    net, loss = network(lib), xn.losses.objective.Objective(xn.SoftmaxCrossEntropy(), l2=0.3)
     with lib.backend.scope():
         step = training_step(net, loss, optimizer())
         for _ in range(2):

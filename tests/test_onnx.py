@@ -54,8 +54,8 @@ def test_every_layer_predicts_the_same_under_onnxruntime(tmp_path, kind, dtype):
 
 
 def test_every_layer_of_the_package_is_in_the_table():
-    from xpnet.files import LAYERS as SAVED
-    from xpnet.onnx_export import OPERATORS
+    from xpnet.files.load import LAYERS as SAVED
+    from xpnet.files.onnx import OPERATORS
 
     assert OPERATORS.keys() | {xn.Sequential, xn.Residual, xn.Branches} == set(SAVED)
 
@@ -91,7 +91,7 @@ def test_the_file_says_any_number_of_rows(tmp_path):
 
 @onnx_only
 def test_a_network_too_large_for_the_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("xpnet.onnx_export.SIZE_LIMIT", 100)
+    monkeypatch.setattr("xpnet.files.onnx.SIZE_LIMIT", 100)
     with pytest.raises(ValueError, match="the parameters take 112 bytes; an ONNX file holds at most 100"):
         xn.Sequential(xn.Dense(6, 4)).initialize().export_onnx(tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []

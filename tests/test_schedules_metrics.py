@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.checks import came
+from xpnet.common.checks import came
 
 # --- schedules --------------------------------------------------------------------------------------------------------
 

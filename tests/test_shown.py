@@ -23,9 +23,9 @@ from sklearn.exceptions import ConvergenceWarning
 from tqdm.std import tqdm
 
 import xpnet as xn
-from xpnet.callbacks import progress
-from xpnet.callbacks.history import POINTS
 from xpnet.estimators import MLPClassifier
+from xpnet.training import progress
+from xpnet.training.history import POINTS
 
 X, Y = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 3
 

@@ -9,52 +9,11 @@ from pathlib import Path
 import pytest
 
 import xpnet as xn
-from xpnet.warn import warn
+from xpnet.common.warn import warn
 
 PACKAGE = Path(xn.__file__).parent
-ORDER = [  # each module imports only from those before it
-    "checks",
-    "backend settings header plain_json publication terminal warn",
-    "container identity",
-    "packing",
-    "ops",
-    "initializers",
-    "layers.base",
-    "layers.dense layers.batchnorm layers.activations layers.dropout",
-    "layers.container",
-    "layers.blocks",
-    "notebook",
-    "targets schedules data callbacks.base callbacks.history",
-    "callbacks.progress callbacks.logs callbacks.watching",
-    "losses metrics",
-    "optimizers",
-    "step",
-    "probe",
-    "callbacks.doctor",
-    "callbacks.__init__",
-    "kernels.threads kernels.products kernels.rules",
-    "kernels.calls",
-    "kernels.numba kernels.cupy kernels.jax kernels.buffered",
-    "kernels.__init__",
-    "run",
-    "checkpoints",
-    "arguments",
-    "training",
-    "network",
-    "gradcheck files onnx_export",
-    "plots.canvas",
-    "plots.classes plots.curves plots.inside",
-    "plots.__init__",
-    "__init__",
-    "estimators.losses estimators.labels estimators.networks",
-    "estimators.convert estimators.lbfgs estimators.stochastic",
-    "estimators.base",
-    "estimators.classifier estimators.regressor",
-    "estimators.__init__",
-]
-FOLDERS = {"kernels", "callbacks", "plots"}
-RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
 LIBRARIES = {"array_api_compat", "array_api_strict", "cupy", "torch", "jax"}
+NAMING = ("backends.", "kernels.cuda.", "kernels.cpu.", "kernels.jit", "kernels.planner")  # the modules that may
 
 
 def modules():
@@ -63,41 +22,42 @@ def modules():
         yield name, ast.parse(path.read_text())
 
 
-def imported(name, tree):
-    """The modules of the package that a module imports as it is imported: not under TYPE_CHECKING, not in functions."""
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            package = name.split(".")[:-1]
-            base = package[: len(package) + 1 - node.level]
-            whole = [*base, node.module] if node.module else base
-            for alias in node.names:
-                full = ".".join([*whole, alias.name])
-                yield full if full in RANK or full in FOLDERS else ".".join(whole)
+def imports():
+    """Of each module those of the package that it imports anywhere, in functions and for type checkers too."""
+    trees = dict(modules())
+    found = {name: set() for name in trees}
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                package = name.split(".")[:-1]
+                base = package[: len(package) + 1 - node.level] + (node.module or "").split(".")
+                base = ".".join(filter(None, base))
+                for alias in node.names:
+                    full = f"{base}.{alias.name}".strip(".")
+                    there = [n for n in (full, f"{full}.__init__", base, f"{base}.__init__") if n in trees]
+                    found[name].add(there[0])
+    return {name: others - {name, "__init__"} for name, others in found.items()}
 
 
 @pytest.mark.numpy_only
-def test_imports_run_downwards():
-    seen = set()
-    for name, tree in modules():
-        if name == "layers.__init__":
-            continue
-        for other in imported(name, tree):
-            other = f"{other}.__init__" if other in FOLDERS else other
-            assert RANK[other] < RANK[name], f"{name} imports {other}"
-            seen.add(other)
-    assert len(seen) > 15  # the walk does find imports
+def test_imports_go_round_in_no_circle():
+    left = imports()
+    assert sum(map(len, left.values())) > 200  # the walk does find them
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        left = {name: others for name, others in left.items() if name not in free}
+    assert left == {}
 
 
 @pytest.mark.numpy_only
-def test_only_backend_and_the_kernels_name_a_backend():
+def test_only_the_backends_and_kernels_name_a_library():
     for name, tree in modules():
-        if name == "backend" or name.startswith("kernels."):
+        if f"{name}.".startswith(NAMING):
             continue
         words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 words |= {alias.name.partition(".")[0] for alias in node.names}
-            if isinstance(node, ast.ImportFrom) and node.module:
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 words.add(node.module.partition(".")[0])
         assert not words & LIBRARIES, name
 
@@ -106,7 +66,7 @@ def test_only_backend_and_the_kernels_name_a_backend():
 def test_warnings_are_given_in_one_place_which_finds_the_users_line():
     for name, tree in modules():
         asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        assert not asked & {"warn", "warn_explicit"} or name == "warn", name
+        assert not asked & {"warn", "warn_explicit"} or name == "common.warn", name
 
 
 @pytest.mark.numpy_only

@@ -8,8 +8,8 @@ from golden_networks import FOLDER, numbers
 from safetensors.numpy import load_file, save_file
 
 import xpnet as xn
-from xpnet import container
 from xpnet.files import load_torch, save_torch
+from xpnet.files import safetensors as container
 
 FILE = FOLDER / "torch-sequential.safetensors"  # of PyTorch 2.13.0 and safetensors 0.8.0
 X = numbers(0, (3, 4))

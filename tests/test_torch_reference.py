@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import xpnet as xn
 from xpnet.kernels import training_step
-from xpnet.losses import Objective
+from xpnet.losses.objective import Objective
 
 pytestmark = pytest.mark.torch_only
 

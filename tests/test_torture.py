@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import xpnet as xn
-from xpnet import container
-from xpnet.run import Run
+from xpnet.files import safetensors as container
+from xpnet.training.run import Run
 
 pytestmark = [
     pytest.mark.numpy_only,

@@ -70,7 +70,7 @@ class Recorder:
         self.batches = []
 
     def value_and_grad(self, prediction, target):
-        host = xn.backend.backend_of(target).to_numpy
+        host = xn.backends.backend_of(target).to_numpy
         np.testing.assert_array_equal(host(prediction), host(target))  # x's row beside its own target
         self.batches.append([int(v) for v in host(target)[:, 0]])
         return SQUARED.value_and_grad(prediction, target)
@@ -341,7 +341,7 @@ def test_numpys_and_own_arrays_train_alike_and_results_stay_on_the_backend(lib, 
     for a in [one.predict(X), one(own[0]), value, *grads.values(), *one.params.values()]:
         assert lib.backend.owns(a)
         assert a.dtype == lib.backend.dtype(dtype)
-        assert xn.backend.backend_of(a).device_name == lib.backend.device_name
+        assert xn.backends.backend_of(a).device_name == lib.backend.device_name
     scores = one.evaluate(*own, CROSS)
     assert {k: type(v) for k, v in scores.items()} == {"loss": float, "accuracy": float}
 
@@ -520,7 +520,7 @@ class Faulty(xn.Layer):
         self.where = where
 
     def poisoned(self, a, x):
-        xp = xn.backend.namespace(x)
+        xp = xn.backends.namespace(x)
         return xp.where(xp.max(x, axis=1, keepdims=True) > 100.0, math.nan, a)
 
     def forward(self, x, training=False):
@@ -845,7 +845,7 @@ def test_a_prediction_is_of_one_step_whatever_another_thread_trains(lib, batch_s
 
 READERS = {
     "params": lambda net: net.params,
-    "save": xn.files.arrays_of,
+    "save": xn.files.format.arrays_of,
     "copy": lambda net: both(copy.copy(net)),
     "deepcopy": lambda net: both(copy.deepcopy(net)),
     "pickle": lambda net: both(pickle.loads(pickle.dumps(net))),
@@ -881,54 +881,54 @@ class Claims(set):
     looked = False
 
     def __contains__(self, layer):
-        self.looked = xn.training.CLAIMING.locked()
+        self.looked = xn.training.guards.CLAIMING.locked()
         return super().__contains__(layer)
 
     def update(self, layers):
         assert self.looked
-        assert xn.training.CLAIMING.locked()
+        assert xn.training.guards.CLAIMING.locked()
         super().update(layers)
 
 
 def test_of_two_threads_that_begin_to_train_a_network_one_is_refused(lib, monkeypatch):
     """The second passes the first look before the other begins, and reads the parameters only when it may train."""
-    net, twin, usual = small(lib), small(lib), xn.training.training_step
-    weighted, refused = xn.training.arguments.weighted, []
-    monkeypatch.setattr(xn.training, "TRAINED", Claims())
+    net, twin, usual = small(lib), small(lib), xn.training.loop.training_step
+    weighted, refused = xn.training.inputs.weighted, []
+    monkeypatch.setattr(xn.training.guards, "TRAINED", Claims())
 
     def begin_another(*given):
-        monkeypatch.setattr(xn.training.arguments, "weighted", weighted)
+        monkeypatch.setattr(xn.training.inputs, "weighted", weighted)
         fit(net, callbacks=[On(train_begin=lambda run: refused.append(claimed_by_another()))])
         return weighted(*given)
 
     def claimed_by_another():
-        with pytest.raises(RuntimeError, match="is being trained"), xn.training.claimed(net):
+        with pytest.raises(RuntimeError, match="is being trained"), xn.training.guards.claimed(net):
             pass
         return True
 
     def step(*given):
-        assert xn.training.TRAINED
+        assert xn.training.guards.TRAINED
         return usual(*given)
 
-    monkeypatch.setattr(xn.training.arguments, "weighted", begin_another)
-    monkeypatch.setattr(xn.training, "training_step", step)
+    monkeypatch.setattr(xn.training.inputs, "weighted", begin_another)
+    monkeypatch.setattr(xn.training.loop, "training_step", step)
     fit(net)
     fit(twin)
     fit(twin)
     assert refused == [True]
     assert bits(net) == bits(twin)  # the second has gone on from the other's work
-    assert not xn.training.TRAINED
+    assert not xn.training.guards.TRAINED
 
 
 @pytest.mark.parametrize("gap", ["training_step", "Run", "signals_stop"])
 def test_a_network_whose_training_did_not_begin_can_be_trained(lib, monkeypatch, gap):
     net = small(lib)
     with monkeypatch.context() as patched:
-        patched.setattr(xn.training, gap, unittest.mock.Mock(side_effect=KeyboardInterrupt))
+        patched.setattr(xn.training.loop, gap, unittest.mock.Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             fit(net)
     fit(net)
-    assert not xn.training.TRAINED
+    assert not xn.training.guards.TRAINED
 
 
 def test_every_callback_comes_to_its_end_whatever_another_raises(lib):
@@ -1258,7 +1258,7 @@ def test_blocks_of_threads_that_interleave_leave_the_process_its_default(place):
     for _ in range(3):
         xn.use_backend(*place)
     assert default() is xn.get_backend(*place)
-    assert len(xn.backend._process) <= 2  # choices that are past are let go
+    assert len(xn.backends.choice._process) <= 2  # choices that are past are let go
 
 
 def test_xpnet_backend_sets_the_default_at_import(lib):
@@ -1517,7 +1517,7 @@ class Linear(xn.Layer):
         return x @ self.params["inner.w"], x
 
     def backward(self, dy, cache):
-        return dy @ self.params["inner.w"].T, self.twist(xn.backend.namespace(dy), cache.T @ dy)
+        return dy @ self.params["inner.w"].T, self.twist(xn.backends.namespace(dy), cache.T @ dy)
 
 
 @pytest.mark.parametrize(
@@ -1567,7 +1567,7 @@ class Counts(Scale):
 
 
 def in_float32(a):
-    xp = xn.backend.namespace(a)
+    xp = xn.backends.namespace(a)
     return xp.astype(a, xp.float32)
 
 
@@ -1658,7 +1658,7 @@ def squares(prediction, target):
 
 
 def total(a):
-    return xn.backend.namespace(a).sum(a)
+    return xn.backends.namespace(a).sum(a)
 
 
 OWN_PARTS = {
@@ -1905,7 +1905,7 @@ def test_a_probability_that_was_rounded_beyond_0_or_1_is_one(home, output, sound
 
 @pytest.mark.numpy_only
 def test_outputs_are_looked_at_only_where_nothing_else_tells_that_they_are_probabilities():
-    from xpnet.step import must_check_range
+    from xpnet.kernels.reference import must_check_range
 
     dense, binary = xn.Dense(4, 3), xn.BinaryCrossEntropy()
     for last in (xn.Softmax(), xn.Sigmoid(), xn.Sequential(xn.Dense(3, 3), xn.Sequential(xn.Softmax()))):
@@ -2018,7 +2018,10 @@ def test_a_move_that_fails_moves_nothing(lib):
             r"^fit: a metric must be a name such as \"accuracy\", or a .*, got \['accuracy'\]",
         ),
         ({"metrics": {"f1": ["f1"]}}, r"^fit: a metric must be a name"),
-        ({"metrics": [xn.MeanSquaredError]}, r"a metric must be a name .* got <class 'xpnet.losses.MeanSquaredError'>"),
+        (
+            {"metrics": [xn.MeanSquaredError]},
+            r"a metric must be a name .* got <class 'xpnet.losses.losses.MeanSquaredError'>",
+        ),
         ({"metrics": [xn.MeanSquaredError()]}, r"^fit: a metric needs a name, as in .*, got MeanSquaredError\(\)"),
         ({"metrics": {"a": 5.0}}, r"^fit: a metric must be a name .* got 5\.0"),
         ({"metrics": [lambda p, t: 0.0]}, r'^fit: a metric needs a name, as in metrics={"mine": \.\.\.}, got'),

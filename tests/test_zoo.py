@@ -388,7 +388,7 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
 
 # --- the entry points -------------------------------------------------------------------------------------------------
 
-FILES = "load", "save_torch", "load_torch"  # of `xpnet.files`; the rest of it is for these and the checkpoints
+FILES = "save_torch", "load_torch"  # of `xpnet.files`; the rest of it is for these and the checkpoints
 MODULES = {"xn": xn, **{m: getattr(xn, m) for m in ("ops", "data", "initializers", "metrics", "schedules", "plots")}}
 INNER = {
     "what the package raises itself": {"DivergenceError", "FormatError", "BackendUnavailableError", "GradientError"},

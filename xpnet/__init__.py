@@ -1,19 +1,18 @@
 """Neural networks with every derivative written by hand, on NumPy, CuPy, PyTorch and JAX arrays."""
 
 from . import data, initializers, metrics, ops, plots, schedules
-from .backend import Backend, BackendUnavailableError, get_backend, use_backend
+from .backends import Backend, BackendUnavailableError, get_backend, use_backend
 from .callbacks import Callback, CSVLog, Doctor, EarlyStopping, History, ReduceOnPlateau, TimeLimit
-from .checkpoints import Checkpoint
-from .container import FormatError
-from .files import load
+from .files.load import load
+from .files.safetensors import FormatError
 from .gradcheck import GradientError, check_gradients, compare_backends
 from .layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
 from .layers.base import Layer
-from .layers.batchnorm import BatchNorm
 from .layers.blocks import Branches, Residual
 from .layers.dense import Dense
 from .layers.dropout import Dropout
-from .losses import (
+from .layers.normalization import BatchNorm
+from .losses.losses import (
     BinaryCrossEntropy,
     BinaryCrossEntropyWithLogits,
     CategoricalCrossEntropy,
@@ -35,10 +34,10 @@ from .metrics import (
 )
 from .network import Sequential
 from .optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop
-from .run import DivergenceError
 from .schedules import Constant, CosineDecay, ExponentialDecay, StepDecay, WarmUp
-
-__version__ = "0.1.0"
+from .training.checkpoints import Checkpoint
+from .training.run import DivergenceError
+from .version import __version__ as __version__
 
 __all__ = [
     "ELU",

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import checks
-from .backend import on_host
-from .checks import came, finite, whole
+from .backends import on_host
+from .common import checks
+from .common.checks import came, finite, whole
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import checks
-from .backend import Array, Backend, backend_of, default_backend, is_array, on_host
-from .checks import flag, proportion, told, two, whole
+from .backends import Array, Backend, backend_of, default_backend, is_array, on_host
+from .common import checks
+from .common.checks import flag, proportion, told, two, whole
 from .layers.base import Layer
-from .losses import Loss, on_encoded
-from .network import Sequential, check_network
+from .layers.placed import check_network
+from .losses.losses import Loss
+from .losses.objective import on_encoded
+from .network import Sequential
 from .optimizers import SGD, Optimizer, Slots
 
 STEP = float(np.finfo(np.float64).eps ** (1 / 3))  # where a central difference's truncation and rounding balance

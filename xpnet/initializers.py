@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .checks import told, whole
+from .common.checks import told, whole
 
 if TYPE_CHECKING:
     from numpy.random import Generator

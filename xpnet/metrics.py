@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .backend import Array, backend_of, device_of, is_array, namespace, shape_of
-from .checks import finite, part, told
-from .targets import NAMES, as_classes, as_rows, as_shares, check_prediction
+from .backends import Array, backend_of, device_of, is_array, namespace, shape_of
+from .common.checks import finite, part, told
+from .losses.targets import NAMES, as_classes, as_rows, as_shares, check_prediction
 
 SEVERAL = "give threshold= (0.5 for probabilities, 0.0 for logits) or a loss of labels as loss="
 

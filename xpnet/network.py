@@ -1,41 +1,16 @@
-"""Networks: layers one after another, their arrays by name, where these live, and what is done with them."""
+"""Networks: what one does with layers one after another."""
 
-import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
-import numpy as np
-
-from . import arguments, checks, ops, training
-from .backend import DTYPES, Array, Backend, backend_of, device_of, dtype_name, resolve
-from .checks import came, flag, told
-from .layers.base import Layer, Shape, tree
-from .layers.container import Chain, Container
-from .losses import Loss
-from .notebook import table
-from .publication import published
-from .step import must_check_range, out_of_range
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
-
-    from .container import Path
-
-NO_LEAST: Mapping[str, float] = {}
-APART = (
-    "the layers' arrays are not all on one backend and of one dtype: move those that differ, as in "
-    'xn.Sequential(net.layers[-1]).to("numpy", dtype="float32")'
-)
+from .backends import Array
+from .files.safetensors import Path
+from .kernels.reference import must_check_range, out_of_range
+from .layers.placed import Placed
+from .losses.losses import Loss
+from .training import inputs, loop
 
 
-class Unsaid(str):
-    """A default that gives way to what is there."""
-
-
-UNSAID = Unsaid("float32")
-
-
-class Sequential(Chain):
+class Sequential(Placed):
     """A network: layers one after another; a layer itself. `layers` is the tuple of them.
 
     Layers that have their arrays bring them along: `Sequential(*net.layers[:-1])` is the network up to its last layer,
@@ -48,264 +23,6 @@ class Sequential(Chain):
     given twice.
     """
 
-    def __init__(self, *layers: Layer):
-        super().__init__(*layers)
-        self._home: tuple[Backend, str] | None = None  # once it is initialized: where its arrays live, and their dtype
-        self.rng = np.random.default_rng(0)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self._home is None:
-            return
-        backend = self._home[0]
-        for _, layer in self.leaves():  # a pickle's arrays come to the device that is the current one
-            for arrays in (layer.params, layer.state):
-                if any(device_of(a) not in (backend.device, None) for a in arrays.values()):  # JAX's tracers have none
-                    dict.update(arrays, {name: backend.asarray(a) for name, a in arrays.items()})
-
-    # --- the layers in it -----------------------------------------------------------------------------------------
-
-    def leaves(self) -> list[tuple[str, Layer]]:
-        """The layers that hold no others, at any depth, each with its name."""
-        return self._leaves()
-
-    def parts(self) -> list[tuple[str, Layer]]:
-        """The layers as they follow one another, each with its name: those of a Sequential within it one by one, a
-        layer that holds others and has a forward of its own as one.
-        """
-        return self._parts()
-
-    # --- parameters and statistics --------------------------------------------------------------------------------
-
-    def assign(self, params: Mapping[str, Array], state: Mapping[str, Array]) -> None:
-        """Take these arrays as they are, those of layers that are not named left alone, for other threads at once."""
-        with published:
-            self.assign_params(params)
-            self.assign_state(state)
-
-    def set_params(self, params: Mapping[str, Any]) -> None:
-        """Copy in all parameters, NumPy arrays welcome: exactly the names and shapes of `params`, finite.
-
-        Raises ValueError or TypeError otherwise, and has then changed nothing.
-        """
-        self.assign_params(self._checked("set_params", params, self.params))
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Copy in all running statistics, as `set_params` does the parameters.
-
-        Raises ValueError, too, for a negative variance, and for a counter that is not a whole number in its range.
-        """
-        self.assign_state(self._checked("set_state", state, self.state, self.least_entries()))
-
-    def least_entries(self) -> dict[str, float]:
-        """The least that entries of the running statistics may be, by name, where there is a least."""
-        return {f"{prefix}.{key}": least for prefix, layer in self.leaves() for key, least in layer.least_state.items()}
-
-    def _checked(
-        self, who: str, given: Mapping[str, Any], own: dict[str, Array], least: Mapping[str, float] = NO_LEAST
-    ) -> dict[str, Array]:
-        backend = self.backend
-        if not isinstance(given, Mapping):
-            raise TypeError(f"{who}: expected a mapping from names to arrays, got {came(given)}")
-        if missing := own.keys() - given.keys():
-            raise ValueError(f"{who}: {', '.join(sorted(missing))} missing; the names are {', '.join(own)}")
-        if unknown := given.keys() - own.keys():
-            raise ValueError(
-                f"{who}: no {', '.join(sorted(map(str, unknown)))} in this network; the names are {', '.join(own)}"
-            )
-        copies = {}
-        for name, old in own.items():
-            with backend.scope():
-                new = backend.adopt(f"{who}: {name}", given[name])
-                if tuple(new.shape) != tuple(old.shape):
-                    raise ValueError(f"{who}: {name} has shape {tuple(new.shape)}, expected {tuple(old.shape)}")
-                if backend.xp.isdtype(old.dtype, "integral"):
-                    check_whole(f"{who}: {name}", backend.to_numpy(new), dtype_name(old.dtype))
-                copies[name] = backend.xp.astype(new, old.dtype)
-                if not ops.all_finite(copies[name]):
-                    raise ValueError(f"{who}: {name} has NaN or infinite entries")
-                if name in least:
-                    check_least(f"{who}: {name}", backend.to_numpy(copies[name]), least[name])
-        return copies
-
-    @property
-    def parameter_count(self) -> int:
-        """How many numbers the parameters hold."""
-        return sum(count(layer) for _, layer in self.leaves())
-
-    def summary(self) -> str:
-        """A text table: each layer with its settings, the shape it gives, its parameters."""
-        rows = [("", "layer", "output shape", "parameters"), *self._rows()]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [f"{a:>{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
-        rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:], rule, self._counts().rjust(len(rule))])
-
-    def _counts(self) -> str:
-        """How many parameters there are, in words, and how many of them are frozen."""
-        frozen = sum(count(layer) for _, layer in self.leaves() if not layer.trainable)
-        return f"{self.parameter_count:,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
-
-    def _rows(self) -> list[tuple[str, str, str, str]]:
-        """The summary's cells, layer by layer."""
-        return rows_of("", self, None if self.input_shape is None else ("N", *self.input_shape))
-
-    def _repr_html_(self) -> str:
-        """The summary as a notebook shows it."""
-        place = f"{home[1]} on {home[0].describe()}" if (home := self._find_home()) else "not initialized"
-        caption = f"{self._counts()}, {place}"
-        return table(("", "layer", "output shape", "parameters"), self._rows(), caption, left=2)
-
-    # --- where it lives -------------------------------------------------------------------------------------------
-
-    @property
-    def backend(self) -> Backend:
-        """Where the parameters live. RuntimeError before `initialize`."""
-        if (home := self._find_home()) is None:
-            raise RuntimeError(self._what_it_lacks())
-        return home[0]
-
-    @property
-    def dtype(self) -> str:
-        """Of the parameters: "float32" or "float64"."""
-        home = self._find_home()
-        return "float32" if home is None else home[1]
-
-    def _find_home(self) -> tuple[Backend, str] | None:
-        """Where its arrays live and their dtype; those of another network, if that has given each layer its own."""
-        if self._home is not None:
-            return self._home
-        layers = [layer for _, layer in self.leaves()]
-        arrays = [a for layer in layers for a in (*layer.params.values(), *layer.state.values())]
-        bare = [layer for layer in layers if not (layer.params or layer.state)]
-        if not arrays or any(layer.param_shapes() or layer.state_shapes() for layer in bare):
-            return None
-        home = home_of(arrays)
-        return None if home is None or home[1] is None else (home[0], home[1])
-
-    def _what_it_lacks(self) -> str:
-        """What it lacks, and the remedy, which must not cost a trained layer its parameters."""
-        leaves = self.leaves()
-        if not any(layer.params or layer.state for _, layer in leaves):
-            return "this network has no parameters yet: call net.initialize(backend=...) first"
-        for name, layer in leaves:
-            if not (layer.params or layer.state) and (layer.param_shapes() or layer.state_shapes()):
-                return (
-                    f"layer {name}, {layer!r}, has no parameters yet: net.initialize() draws what is missing and keeps "
-                    "the others'"
-                )
-        return APART
-
-    def initialize(
-        self,
-        backend: str | Backend | None = None,
-        dtype: object = UNSAID,
-        seed: int | None = 0,
-        device: Any = None,
-        fresh: bool = False,
-    ) -> Self:
-        """Draw the parameters that the layers have not yet, and place them: returns the network.
-
-        `backend` is a name for `get_backend` (None: what `use_backend` says), `dtype` "float32" or "float64". The
-        numbers are drawn on the host in float64: one `seed` gives the same network on every backend, and the same order
-        of rows in `fit`; None gives another each time. `device` is the backend's own name for one, such as "cuda:1".
-
-        Layers that have parameters keep them where they are, and the others are placed there too, as in
-        `Sequential(*net.layers[:-1], Dense(16, 5)).initialize()`, a new head on a trained trunk. Where all have some,
-        they are drawn anew if nothing was trained, loaded or set since they were drawn. `fresh=True` draws all anew in
-        any case, also for other networks that share these layers: `net.clone().initialize(fresh=True)` spares them.
-
-        Raises RuntimeError where training would be lost, BackendUnavailableError where there is no such backend or
-        device, ValueError for other wrong arguments.
-        """
-        rng, shuffling, statistics = streams(seed)
-        params, state = self.initial_params(rng), self.initial_state(statistics)
-        self._check_drawn(params | state)
-        kept: dict[str, Array] = {} if flag("initialize: fresh", fresh) else self.params | self.state
-        if kept.keys() >= (names := params.keys() | state.keys()):
-            if not all(layer.as_drawn for layer, _ in self._shares(params | state)):
-                raise RuntimeError(
-                    "initialize: this network has its parameters, and some were trained, loaded or set: "
-                    "net.initialize(fresh=True) draws all anew, net.to(...) moves them"
-                )
-            kept = {name: a for name, a in kept.items() if name not in names}
-        place, dtype = self._beside(kept, backend, device, dtype) if kept else (resolve(backend, device), dtype)
-        params, state = ({k: a for k, a in new.items() if k not in kept} for new in (params, state))
-        self.place(place, dtype, params, state)
-        for layer, _ in self._shares(params | state):
-            layer.as_drawn = True
-        self.rng = shuffling
-        return self
-
-    def _beside(
-        self, kept: dict[str, Array], backend: str | Backend | None, device: Any, dtype: object
-    ) -> tuple[Backend, object]:
-        """Backend and dtype of new arrays beside those that are kept. ValueError where the arguments say otherwise."""
-        home = home_of(kept.values())
-        if home is None:
-            raise ValueError(f"initialize: {APART}")
-        place, own = home
-        asked = place if backend is None and device is None else resolve(backend or place.name, device)
-        with_device = device is not None or isinstance(backend, Backend)
-        if asked.name != place.name or (with_device and asked.device not in (None, place.device)):
-            raise ValueError(
-                f"initialize: layers that have parameters have them on {place!r}, and {asked!r} is asked for: leave "
-                "out backend and device, and move the network with net.to(...)"
-            )
-        if dtype is not UNSAID and own is not None and dtype_name(dtype) != own:
-            raise ValueError(
-                f"initialize: layers that have parameters have them in {own}, and dtype={dtype!r} is asked for: leave "
-                "out dtype, and convert the network with net.to(backend, dtype=...)"
-            )
-        return place, own or dtype
-
-    def to(self, backend: str | Backend, device: Any = None, dtype: object = None) -> Self:
-        """Move parameters and statistics, all of them or, on an error, none: returns the network.
-
-        The arguments are those of `initialize`; `dtype` None keeps it.
-        """
-        place, old = resolve(backend, device), self.backend
-        with published.lock:
-            held, drawn = (self.params, self.state), [layer for _, layer in self.leaves() if layer.as_drawn]
-        params, state = ({k: old.to_numpy(a) for k, a in arrays.items()} for arrays in held)
-        self.place(place, self.dtype if dtype is None else dtype, params, state)
-        for layer in drawn:
-            layer.as_drawn = True
-        return self
-
-    def place(self, backend: Backend, dtype: object, params: dict[str, Any], state: dict[str, Any]) -> None:
-        """Move these NumPy arrays to the backend and hold them, the parameters as views of one vector.
-
-        Raises ValueError for another dtype than "float32" and "float64", and for what is not finite in it.
-        """
-        name = dtype_name(dtype)
-        if name not in DTYPES:
-            raise ValueError(f'Sequential: dtype must be "float32" or "float64", got {told(dtype)}')
-
-        arrays = {key: np.asarray(a) for key, a in (params | state).items()}
-        with backend.scope():
-            arrays = {key: a.astype(name if a.dtype.kind == "f" else a.dtype) for key, a in arrays.items()}  # copies
-        if broken := [key for key, a in arrays.items() if not np.isfinite(a).all()]:
-            raise ValueError(f"{', '.join(broken)}: NaN or infinite in {name}")
-        placed = {}
-        if params:
-            flat = backend.asarray(np.concatenate([arrays[key].ravel() for key in params]), name)
-            placed = dict(zip(params, ops.split(flat, [arrays[key].shape for key in params]), strict=True))
-        self.hold(backend, name, placed, {key: backend.asarray(arrays[key]) for key in state})
-
-    def hold(self, backend: Backend, dtype: str, params: dict[str, Array], state: dict[str, Array]) -> None:
-        """Take these sound arrays of the backend and dtype as they are. Nothing fails here."""
-        with published:
-            self._belong(backend, dtype)
-            self.assign(params, state)
-
-    def _belong(self, backend: Backend, dtype: str) -> None:
-        for layer in tree(self):
-            if isinstance(layer, Sequential):
-                layer._home = backend, dtype
-
-    # --- what one does with it ------------------------------------------------------------------------------------
-
     def __call__(self, x: Any) -> Array:
         """Inference: `predict` in one batch."""
         return self.predict(x)
@@ -316,8 +33,8 @@ class Sequential(Chain):
         With `batch_size`, that many rows at a time. Raises ValueError or TypeError for an x it cannot take.
         """
         with self.backend.scope():
-            x = arguments.inputs(self, "predict: x", x)
-            y = training.forward_in_batches(self, "predict", x, batch_size)
+            x = inputs.inputs(self, "predict: x", x)
+            y = loop.forward_in_batches(self, "predict", x, batch_size)
             return self.backend.xp.asarray(y, copy=True) if y is x else y  # x may be the caller's own
 
     def value_and_grad(
@@ -327,8 +44,8 @@ class Sequential(Chain):
 
         `sample_weight` and `l2` as in `fit`. Raises ValueError or TypeError for what it cannot take.
         """
-        x, y = arguments.pair(self, "value_and_grad", x, y, loss)
-        objective, y = arguments.weighted(self, "value_and_grad", loss, y, sample_weight, l2)
+        x, y = inputs.pair(self, "value_and_grad", x, y, loss)
+        objective, y = inputs.weighted(self, "value_and_grad", loss, y, sample_weight, l2)
         with self.backend.scope():
             prediction, cache = self.forward(x, training=True)
             if must_check_range(self, loss) and (misfit := out_of_range(loss, prediction)):
@@ -341,88 +58,23 @@ class Sequential(Chain):
                 value, grads = objective.penalized(value, grads, params, y)
             return value, grads
 
-    fit = training.fit  # with their arguments and docstrings
-    evaluate = training.evaluate
+    fit = loop.fit  # with their arguments and docstrings
+    evaluate = loop.evaluate
 
-    def save(self, path: "Path") -> None:
+    def save(self, path: Path) -> None:
         """Write architecture, parameters and statistics to a safetensors file; `xpnet.load` reads it.
 
         Whole or not at all. Raises OSError where it cannot be written, TypeError for layers that JSON cannot describe.
         """
-        from .files import save
+        from .files.save import save
 
         save(self, path)
 
-    def export_onnx(self, path: "Path") -> None:
+    def export_onnx(self, path: Path) -> None:
         """Write inference to an ONNX file, from "x" (N, features) to "y", any N; needs the extra `onnx`.
 
         Raises TypeError for a layer that ONNX has no operator for, such as a user's own.
         """
-        from .onnx_export import export_onnx
+        from .files.onnx import export_onnx
 
         export_onnx(self, path)
-
-
-def check_network(who: str, net: object) -> None:
-    """Refuse what is no network, such as a layer alone."""
-    if not isinstance(net, Sequential):
-        raise TypeError(f"{who}: expected a network, xn.Sequential(...), got {told(net)}")
-
-
-def streams(seed: int | None) -> "tuple[Generator, Generator, Generator]":
-    """Three generators from one seed: for parameters, for the order of the rows, for running statistics."""
-    rng = np.random.default_rng(checks.seed("initialize: seed", seed))
-    shuffling, statistics = rng.spawn(2)
-    return rng, shuffling, statistics
-
-
-def check_whole(name: str, a: np.ndarray, dtype: str) -> None:
-    """Refuse entries that an integer dtype cannot hold."""
-    with np.errstate(invalid="ignore"):
-        held = a.astype(dtype)
-    if not np.array_equal(held, a):
-        limits = np.iinfo(dtype)
-        raise ValueError(f"{name} has entries that are not whole numbers from {limits.min} to {limits.max}")
-
-
-def check_least(name: str, a: np.ndarray, least: float) -> None:
-    """Refuse entries below the least that a statistic may be."""
-    if a.min(initial=least) < least:
-        raise ValueError(f"{name} has entries below {least:g}, the least that they may be")
-
-
-def rows_of(prefix: str, layer: Layer, shape: Shape | None) -> list[tuple[str, str, str, str]]:
-    """A summary's rows for a layer given this shape. A chain's layers follow one another; other layers that hold some
-    have a row of their own above theirs.
-    """
-    name = prefix.rstrip(".")
-    if not layer._children() and not isinstance(layer, Container):
-        frozen = "" if layer.trainable or not count(layer) else " (frozen)"
-        return [(name, repr(layer), in_words(layer, shape), f"{count(layer):,}{frozen}")]
-    parts = layer._parts(prefix)
-    whole = [part for _, part in parts] == [layer]
-    rows = [(name, type(layer).__name__, in_words(layer, shape), "")] if whole else []
-    for key, child in layer._children().items():
-        known = shape if isinstance(layer, Container) else None
-        rows += rows_of(f"{prefix}{key}.", child, known)
-        if isinstance(layer, Chain) and shape is not None:
-            shape = child.output_shape(shape)
-    return rows
-
-
-def in_words(layer: Layer, input_shape: Shape | None) -> str:
-    """The shape that a layer gives, for a summary."""
-    return "?" if input_shape is None else f"({', '.join(map(str, layer.output_shape(input_shape)))})"
-
-
-def home_of(arrays: Iterable[Array]) -> tuple[Backend, str | None] | None:
-    """Where arrays live and the dtype of those of floats, None without any; None where they differ in it."""
-    backends = {backend_of(a) for a in arrays}
-    dtypes = {name for a in arrays if (name := dtype_name(a.dtype)) in DTYPES}
-    return (backends.pop(), next(iter(dtypes), None)) if len(backends) == 1 and len(dtypes) <= 1 else None
-
-
-def count(layer: Layer) -> int:
-    """How many numbers a layer's parameters hold, or will hold once it is initialized."""
-    shapes = {name: tuple(a.shape) for name, a in layer.params.items()} or layer.param_shapes()
-    return sum(map(math.prod, shapes.values()))

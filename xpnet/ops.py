@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 
-from .backend import Array, device_of, floating, is_compiled, is_plain, namespace, scans
+from .backends import Array, device_of, floating, is_compiled, is_plain, namespace, scans
 
 # --- elementwise ------------------------------------------------------------------------------------------------------
 

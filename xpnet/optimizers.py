@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack
 
 from . import ops
-from .backend import Array, floating, namespace
-from .checks import came, flag, fraction, non_negative, positive, two
+from .backends import Array, floating, namespace
+from .common.checks import came, flag, fraction, non_negative, positive, two
+from .common.settings import Adjustable, defaults
 from .schedules import Schedule, checked_rate
-from .settings import Adjustable, defaults
 
 Slots = dict[str, Any]
 

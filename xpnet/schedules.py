@@ -5,8 +5,8 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
-from .checks import came, non_negative, positive, whole
-from .settings import Adjustable
+from .common.checks import came, non_negative, positive, whole
+from .common.settings import Adjustable
 
 Schedule = Callable[[int], float]
 

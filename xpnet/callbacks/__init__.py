@@ -1,10 +1,10 @@
 """What goes on beside the training, one idea per file."""
 
-from .base import Callback
+from ..training.callback import Callback
+from ..training.history import History
+from ..training.progress import Progress
 from .doctor import Doctor
-from .history import History
 from .logs import CSVLog, TimeLimit
-from .progress import Progress
 from .watching import EarlyStopping, ReduceOnPlateau
 
 __all__ = ["CSVLog", "Callback", "Doctor", "EarlyStopping", "History", "Progress", "ReduceOnPlateau", "TimeLimit"]

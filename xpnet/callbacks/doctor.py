@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .. import probe
-from ..backend import Array, namespace
-from ..checks import told, whole
+from ..backends import Array, namespace
+from ..common.checks import told, whole
+from ..common.settings import Configured
+from ..common.terminal import Outlet, tell
 from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Tanh
 from ..ops import all_finite
-from ..settings import Configured
-from ..terminal import Outlet, tell
-from .base import Callback
-from .history import counted
+from ..training import probe
+from ..training.callback import Callback
+from ..training.history import counted
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..training.run import Run
 
 ROWS = 256  # that a look takes, spread evenly over the training data
 SHUT = 0.01  # of an activation's steepest slope: a unit less steep than that for every row lets no gradient through

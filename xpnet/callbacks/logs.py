@@ -4,14 +4,14 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from .. import checks
-from ..checks import positive
-from ..container import Path, mode_to_keep, replacing
-from ..settings import Configured
-from .base import Callback
+from ..common import checks
+from ..common.checks import positive
+from ..common.settings import Configured
+from ..files.safetensors import Path, mode_to_keep, replacing
+from ..training.callback import Callback
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..training.run import Run
 
 Row = dict[str, Any]
 

@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..backend import Array
-from ..checks import choice, flag, fraction, non_negative, told, whole
-from ..publication import published
-from ..settings import Configured
-from .base import Callback
-
-if TYPE_CHECKING:
-    from ..network import Sequential
-    from ..run import Run
+from ..backends import Array
+from ..common.checks import choice, flag, fraction, non_negative, told, whole
+from ..common.publication import published
+from ..common.settings import Configured
+from ..layers.placed import Placed
+from ..training.callback import Callback
+from ..training.run import Run
 
 FALLS = frozenset(["loss", "mean_squared_error", "mean_absolute_error"])  # of the measures that are recorded here
 RISES = frozenset(["accuracy", "top_k_accuracy", "top_k", "f1", "roc_auc", "r2", "score"])
@@ -75,7 +73,7 @@ class Watching(Configured, Callback):
         self.best: float | None = None
         self.best_epoch = self.wait = 0
 
-    def check_memory(self, memory: Mapping[str, Any], net: "Sequential") -> None:
+    def check_memory(self, memory: Mapping[str, Any], net: Placed) -> None:
         best, counts = memory["best"], [memory[name] for name in ("best_epoch", "wait", "cooling") if name in memory]
         if best is not None and (isinstance(best, bool) or not isinstance(best, int | float) or math.isnan(best)):
             raise ValueError(f"{type(self).__name__}: best is {best!r:.80}, expected a number or None")
@@ -133,7 +131,7 @@ class EarlyStopping(Watching):
         self.best_state: dict[str, Array] = {}
         self.sound = False  # whether a loss with them is known to be finite
 
-    def check_memory(self, memory: Mapping[str, Any], net: "Sequential") -> None:
+    def check_memory(self, memory: Mapping[str, Any], net: Placed) -> None:
         super().check_memory(memory, net)
         if not isinstance(memory["sound"], bool):
             raise ValueError(f"EarlyStopping: sound is {memory['sound']!r:.80}, expected True or False")

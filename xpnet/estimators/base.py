@@ -14,14 +14,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, Options, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ..arguments import inputs
-from ..backend import Array, Backend, backend_of, get_backend, is_array, namespace
+from ..backends import Array, Backend, backend_of, get_backend, is_array, namespace
 from ..callbacks import History
 from ..layers.activations import Sigmoid, Softmax
 from ..layers.base import Layer
 from ..layers.dense import Dense
 from ..network import Sequential
-from ..run import DivergenceError
+from ..training.inputs import inputs
+from ..training.run import DivergenceError
 from . import lbfgs, stochastic
 from .networks import ACTIVATIONS, custom_network, for_sparse, hidden_sizes, plain_network, start
 

@@ -12,9 +12,9 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
 
 from .. import ops
-from ..backend import Array, Backend, is_array, namespace, on_host
-from ..container import Path
-from ..losses import BinaryCrossEntropyWithLogits, SoftmaxCrossEntropy
+from ..backends import Array, Backend, is_array, namespace, on_host
+from ..files.safetensors import Path
+from ..losses.losses import BinaryCrossEntropyWithLogits, SoftmaxCrossEntropy
 from . import convert
 from .base import BaseMLP, keep_parameters, unchanged_on_error
 from .labels import Labels

@@ -7,14 +7,14 @@ from sklearn import neural_network
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils.validation import check_is_fitted
 
-from ..backend import get_backend
-from ..container import Path
+from ..backends import get_backend
+from ..files.onnx import RAW, Ending, Node, export_onnx
+from ..files.safetensors import Path
 from ..layers.activations import ReLU, Sigmoid, Softmax, Tanh
 from ..layers.base import Layer
-from ..layers.batchnorm import BatchNorm
 from ..layers.dense import Dense
 from ..layers.dropout import Dropout
-from ..onnx_export import RAW, Ending, Node, export_onnx
+from ..layers.normalization import BatchNorm
 from .networks import plain_network
 
 if TYPE_CHECKING:

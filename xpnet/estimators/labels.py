@@ -7,7 +7,7 @@ from scipy import sparse
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 
 from .. import ops
-from ..backend import Array, Backend, namespace, on_host
+from ..backends import Array, Backend, namespace, on_host
 
 
 class Labels:

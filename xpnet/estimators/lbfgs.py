@@ -1,26 +1,23 @@
 """The whole batch at once, by SciPy's L-BFGS on the vector of all trained parameters."""
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from .. import ops
-from ..arguments import pair, weighted
-from ..backend import Array
+from ..backends import Array
+from ..common.terminal import tell
+from ..common.warn import warn
 from ..kernels import training_step
-from ..layers.batchnorm import BatchNorm
 from ..layers.dropout import Dropout
+from ..layers.normalization import BatchNorm
 from ..optimizers import SGD
-from ..terminal import tell
-from ..warn import warn
-
-if TYPE_CHECKING:
-    from .base import BaseMLP
+from ..training.inputs import pair, weighted
 
 
-def train(model: "BaseMLP", net: Any, x: Any, y: Array, loss: Any, weight: Array | None) -> None:
+def train(model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | None) -> None:
     """Minimise the loss over `net`'s parameters; SciPy keeps its vector on the host, in float64."""
     from scipy.optimize import minimize
 

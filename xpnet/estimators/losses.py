@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..backend import Array, namespace
-from ..losses import Loss
+from ..backends import Array, namespace
+from ..losses.losses import Loss
 
 
 class HalfSquaredError(Loss):

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, Backend
+from ..backends import Array, Backend
 from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Tanh
 from ..layers.base import Layer, Shape
-from ..layers.batchnorm import BatchNorm
 from ..layers.dense import Dense
 from ..layers.dropout import Dropout
+from ..layers.normalization import BatchNorm
 from ..network import Sequential
 
 ACTIVATIONS: dict[str, Callable[[], Layer] | None] = {

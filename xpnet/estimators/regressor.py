@@ -9,8 +9,8 @@ from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from ..backend import Array, Backend, namespace, on_host
-from ..container import Path
+from ..backends import Array, Backend, namespace, on_host
+from ..files.safetensors import Path
 from . import convert
 from .base import BaseMLP, keep_parameters
 from .losses import HalfPoissonDeviance, HalfSquaredError

@@ -3,25 +3,21 @@
 import math
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
-from ..backend import Array
+from ..backends import Array
 from ..callbacks import Callback
-from ..layers.batchnorm import BatchNorm
+from ..common.terminal import tell
+from ..common.warn import warn
+from ..layers.normalization import BatchNorm
 from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop, Slots
 from ..schedules import Formula, rate_at
-from ..terminal import tell
-from ..warn import warn
+from ..training.run import Run
 from .networks import Order
-
-if TYPE_CHECKING:
-    from ..run import Run
-    from .base import BaseMLP
-
 
 # --- optimizers -------------------------------------------------------------------------------------------------------
 
@@ -53,7 +49,7 @@ class NesterovMomentum(SGD):
         return w - step, {"velocity": v}
 
 
-def sgd(model: "BaseMLP", rate: Any) -> Optimizer:
+def sgd(model: Any, rate: Any) -> Optimizer:
     """scikit-learn's, whose momentum may be 1."""
     kind = NesterovMomentum if model.nesterovs_momentum and model.momentum > 0 else SGD
     optimizer = kind(rate, momentum=0.0)
@@ -61,13 +57,13 @@ def sgd(model: "BaseMLP", rate: Any) -> Optimizer:
     return optimizer
 
 
-def adam(model: "BaseMLP", rate: Any) -> Optimizer:
+def adam(model: Any, rate: Any) -> Optimizer:
     """scikit-learn's."""
     corrected = CorrectedRate(rate, model.beta_1, model.beta_2)
     return Adam(corrected, model.beta_1, model.beta_2, model.epsilon, bias_correction=False)
 
 
-OPTIMIZERS: dict[str, Callable[["BaseMLP", Any], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[Any, Any], Optimizer]] = {
     "sgd": sgd,
     "adam": adam,
     "nesterov": lambda m, rate: Nesterov(rate, m.momentum, clip_value=None),
@@ -78,7 +74,7 @@ OPTIMIZERS: dict[str, Callable[["BaseMLP", Any], Optimizer]] = {
 SCHEDULED = ("sgd", "nesterov", "adagrad", "rmsprop")  # whose rate "invscaling" and "adaptive" change
 
 
-def optimizer_for(model: "BaseMLP") -> Optimizer:
+def optimizer_for(model: Any) -> Optimizer:
     """The user's own, or the solver's."""
     if model.optimizer is not None:
         own: Optimizer = model.optimizer
@@ -93,7 +89,7 @@ def optimizer_for(model: "BaseMLP") -> Optimizer:
 class Rules(Callback):
     """After each epoch: keep the books on the estimator, and stop or lower the rate when nothing gets better."""
 
-    def __init__(self, model: "BaseMLP", rows: int):
+    def __init__(self, model: Any, rows: int):
         self.model, self.rows = model, rows
         self.stopped = False
         self.schedule = model.learning_rate if model.optimizer is None and model.solver in SCHEDULED else "constant"
@@ -159,7 +155,7 @@ class Rules(Callback):
 
 
 def train(
-    model: "BaseMLP",
+    model: Any,
     net: Any,
     x: Any,
     y: Array,
@@ -223,7 +219,7 @@ def train(
 class Keep(Callback):
     """Keeps the run's optimizer, its rate as the rules have left it, for `partial_fit` to go on with."""
 
-    def __init__(self, model: "BaseMLP"):
+    def __init__(self, model: Any):
         self.model = model
 
     def train_end(self, run: "Run") -> None:
@@ -242,7 +238,7 @@ def divisible(classes: np.ndarray, fraction: float, strict: bool) -> bool:
 
 
 def split(
-    model: "BaseMLP", net: Any, arrays: tuple[Any, ...], stratify: np.ndarray | None
+    model: Any, net: Any, arrays: tuple[Any, ...], stratify: np.ndarray | None
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """The rows held out, drawn as scikit-learn draws them, and the others."""
     rows = np.arange(arrays[0].shape[0])
@@ -262,12 +258,12 @@ def taken(net: Any, a: Any, rows: np.ndarray) -> Any:
         return net.backend.xp.take(a, net.backend.asarray(rows), axis=0)
 
 
-def score_of(model: "BaseMLP", weight: Array | None) -> Callable[[Array, Array], float]:
+def score_of(model: Any, weight: Array | None) -> Callable[[Array, Array], float]:
     """The estimator's score as a metric of the validation rows, which have these weights."""
     return lambda prediction, target: float(model._validation_score(prediction, target, weight))
 
 
-def batch_size(model: "BaseMLP", net: Any, rows: int) -> int:
+def batch_size(model: Any, net: Any, rows: int) -> int:
     """Rows to a batch. With batch norm, fewer where a last batch of one row would be left over."""
     norms = any(isinstance(layer, BatchNorm) and layer.trainable for _, layer in net.leaves())
     if norms and rows == 1:

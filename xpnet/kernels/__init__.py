@@ -1,31 +1,27 @@
-"""The training step, faster: each of these takes `step.Step`'s step, and is tested against it.
+"""The training step, and the faster forms of it, each of which is tested against the plain one.
 
-    buffered.py   the step in stages that write into arrays made once: NumPy, PyTorch, CuPy
-    calls.py      a stage's work in the calls of NumPy or PyTorch
-    numba.py      the same in loops that Numba compiles: NumPy, where Numba is installed
-    cupy.py       a stage's work in CUDA kernels of our own, whose source is cupy.cu
-    jax.py        the step compiled as a whole by jax.jit, from the layers' own code: JAX
+    reference.py   the plain step, which calls the layers' own forward and backward
+    planner.py     the step in stages that write into arrays made once: NumPy, PyTorch, CuPy
+    cpu/           a stage's work in the calls of NumPy or PyTorch, and in loops that Numba compiles
+    cuda/          a stage's work in CUDA kernels
+    jit.py         the step compiled as a whole by jax.jit, from the layers' own code: JAX
 
-The environment variable XPNET_KERNELS chooses: "auto", the default, takes the fastest that is installed; "generic" does
-without what Numba or CUDA code compiles, which jax.jit needs none of; "reference" is `step.Step` itself, the layers'
-own forward and backward.
+The environment variable XPNET_KERNELS chooses: "auto", the default, takes the fastest that is installed; "generic"
+turns off what Numba or CUDA code compiles; "reference" is the plain step. jax.jit needs neither Numba nor CUDA code.
 """
 
 import importlib
 import os
-from typing import TYPE_CHECKING
 
-from ..losses import Loss
+from ..layers.placed import Placed
+from ..losses.losses import Loss
 from ..optimizers import Optimizer
-from ..step import Step
-
-if TYPE_CHECKING:
-    from ..network import Sequential
+from .reference import Step
 
 CHOICES = ("auto", "generic", "reference")
 
 
-def training_step(net: "Sequential", loss: Loss, optimizer: Optimizer) -> Step:
+def training_step(net: Placed, loss: Loss, optimizer: Optimizer) -> Step:
     """The fastest step there is for a network where it lives."""
     choice = os.environ.get("XPNET_KERNELS") or "auto"
     if choice not in CHOICES:
@@ -38,4 +34,4 @@ def training_step(net: "Sequential", loss: Loss, optimizer: Optimizer) -> Step:
 
 
 # the module for each backend
-STEPS = {"numpy": "buffered", "torch": "buffered", "cupy": "buffered", "jax": "jax"}
+STEPS = {"numpy": "planner", "torch": "planner", "cupy": "planner", "jax": "jit"}

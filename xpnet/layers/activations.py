@@ -3,8 +3,8 @@
 from typing import Any
 
 from .. import ops
-from ..backend import Array, floating, namespace
-from ..checks import finite
+from ..backends import Array, floating, namespace
+from ..common.checks import finite
 from .base import Layer
 
 

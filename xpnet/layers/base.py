@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from ..backend import Array, Guarded, Held, Named, Namespace, floating
-from ..checks import by_name, came, flag, two
-from ..publication import published
-from ..settings import Configured
+from ..backends import Array, Guarded, Held, Named, Namespace, floating
+from ..common.checks import by_name, came, flag, two
+from ..common.publication import published
+from ..common.settings import Configured
 
 if TYPE_CHECKING:
     from numpy.random import Generator

@@ -3,8 +3,8 @@
 from numbers import Integral
 from typing import Any
 
-from ..backend import Array, namespace
-from ..checks import by_name, choice, told, two
+from ..backends import Array, namespace
+from ..common.checks import by_name, choice, told, two
 from .base import Layer, Shape, check_shape
 from .container import Chain, Container
 

@@ -5,11 +5,11 @@ Names of their parameters and statistics: the layer's number, a dot, its own nam
 
 from typing import Any
 
-from ..backend import Array, namespace
-from ..checks import by_name, told, two
+from ..backends import Array, namespace
+from ..common.checks import by_name, told, two
 from .base import Layer, Shape
-from .batchnorm import BatchNorm
 from .dense import Dense
+from .normalization import BatchNorm
 
 SHIFTS = {Dense: "bias", BatchNorm: "beta"}  # what these layers add to every row; else they are linear
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import ops
-from ..backend import Array
-from ..checks import choice, whole
+from ..backends import Array
+from ..common.checks import choice, whole
 from ..initializers import INITIALIZERS
 from .base import Layer, Shape
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from .. import ops
-from ..backend import Array, floating, namespace
-from ..checks import fraction
+from ..backends import Array, floating, namespace
+from ..common.checks import fraction
 from .base import Layer
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from ..checks import told, whole
+from ..common.checks import told, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import on_host
-from ..checks import whole
+from ..backends import on_host
+from ..common.checks import whole
 from .canvas import GREY, ORANGE, axes, check_axes, inches
 
 WRITTEN = 25  # classes, up to which each count has room to be written, if it is short

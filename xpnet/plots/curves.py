@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import told
+from ..common.checks import told
 from .canvas import BLUE, GREY, ORANGE, axes, panels, pyplot
 
 if TYPE_CHECKING:

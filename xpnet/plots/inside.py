@@ -5,23 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import arguments, probe
-from ..checks import told, whole
+from ..common.checks import told, whole
 from ..layers.dense import Dense
-from ..network import check_network
+from ..layers.placed import Placed, check_network
+from ..training import inputs, probe
 from .canvas import BLUE, ORANGE, axes, inches, panels, set_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..losses import Loss
-    from ..network import Sequential
+from ..losses.losses import Loss
 
 BINS = 60
 
 
 def first_layer_weights(
-    net: "Sequential", shape: tuple[int, int] | None = None, most: int = 64, columns: int = 8, ax: Any = None
+    net: Placed, shape: tuple[int, int] | None = None, most: int = 64, columns: int = 8, ax: Any = None
 ) -> Any:
     """The weights of the first Dense layer, each unit's as an image of `shape` (height, width); red is above 0.
 
@@ -70,14 +69,14 @@ def first_layer_weights(
     return ax
 
 
-def activation_histograms(net: "Sequential", x: Any, columns: int = 3, figure: Any = None) -> "Figure":
+def activation_histograms(net: Placed, x: Any, columns: int = 3, figure: Any = None) -> "Figure":
     """How the outputs of each layer for x spread, in inference: a panel for each layer, zeros left out and counted.
 
     `columns` panels in a row.
     """
     check_network("activation_histograms", net)
     with net.backend.scope():
-        x = arguments.inputs(net, "activation_histograms: x", x)
+        x = inputs.inputs(net, "activation_histograms: x", x)
         looks = probe.forward(net, x, training=False)
     arrays = [net.backend.to_numpy(look.output).ravel() for look in looks]
     made, drawn = panels(figure, len(looks), columns, (3.6, 2.3))
@@ -86,15 +85,13 @@ def activation_histograms(net: "Sequential", x: Any, columns: int = 3, figure: A
     return made
 
 
-def gradient_histograms(
-    net: "Sequential", x: Any, y: Any, loss: "Loss", columns: int = 3, figure: Any = None
-) -> "Figure":
+def gradient_histograms(net: Placed, x: Any, y: Any, loss: "Loss", columns: int = 3, figure: Any = None) -> "Figure":
     """How large the gradients of each layer's parameters are, in training mode: log₁₀|g|, one scale for all panels.
 
     Layers whose panel lies far to the left of the last one's hardly learn: the gradient vanishes on its way to them.
     """
     check_network("gradient_histograms", net)
-    x, y = arguments.pair(net, "gradient_histograms", x, y, loss)
+    x, y = inputs.pair(net, "gradient_histograms", x, y, loss)
     with net.backend.scope():
         looks = probe.forward(net, x, training=True)
         probe.backward(net, looks, y, loss)

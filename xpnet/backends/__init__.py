@@ -1,0 +1,25 @@
+"""Where arrays live: one file for each library, each imported when it is first asked for."""
+
+from .arrays import (
+    DTYPES,
+    Array,
+    Namespace,
+    device_of,
+    dtype_name,
+    floating,
+    is_array,
+    is_compiled,
+    is_plain,
+    library_of,
+    namespace,
+    scans,
+)
+from .base import Backend, BackendUnavailableError, backend_of, get_backend, on_host, shape_of
+from .choice import default_backend, resolve, use_backend
+from .held import Guarded, Held, Named
+
+__all__ = [
+    "DTYPES", "Array", "Backend", "BackendUnavailableError", "Guarded", "Held", "Named", "Namespace", "backend_of",
+    "default_backend", "device_of", "dtype_name", "floating", "get_backend", "is_array", "is_compiled", "is_plain",
+    "library_of", "namespace", "on_host", "resolve", "scans", "shape_of", "use_backend",
+]  # fmt: skip

@@ -1,0 +1,68 @@
+"""CuPy, on an NVIDIA GPU."""
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .arrays import Array
+from .base import Backend
+
+
+class CuPy(Backend):
+    """CuPy, on a CUDA device."""
+
+    name = "cupy"
+    install = "pip install 'cupy-cuda13x[ctk]' (or cupy-cuda12x: nvidia-smi names your driver's CUDA)"
+
+    def __init__(self, device: Any = None):
+        super().__init__(device)
+        cupy = importlib.import_module("cupy")
+        remedy = "Check that nvidia-smi lists a GPU and that CuPy fits its CUDA: pip install 'cupy-cuda13x[ctk]'."
+        try:
+            if device is not None and not hasattr(device, "id"):
+                device = int(str(device).removeprefix("cuda").removeprefix(":") or 0)
+            self.device = cupy.cuda.Device(getattr(device, "id", device))  # of None, the current one
+            works = self._computes(self.device.id)
+        except Exception as error:  # whatever CuPy, the driver or the compiler raise, it is theirs to explain
+            raise self._no_device(f"{type(error).__name__}: {error}", remedy) from error
+        if not works:
+            raise self._no_device("a sum of three numbers came out wrong", remedy)
+
+    @staticmethod
+    @functools.cache
+    def _computes(number: int) -> bool:
+        """Whether this device does, found out once: a driver may be there, and its compiler or the card not."""
+        cupy = importlib.import_module("cupy")
+        with cupy.cuda.Device(number):
+            return int(cupy.arange(3).sum()) == 3
+
+    def asarray(self, x: Any, dtype: object = None) -> Array:
+        with self.device:
+            return self.xp.asarray(x, dtype=self.dtype(dtype))
+
+    def to_numpy(self, a: Array) -> np.ndarray:
+        return np.asarray(a.get())
+
+    def synchronize(self) -> None:
+        self.device.synchronize()
+
+    @property
+    def portable_device(self) -> Any:
+        return self.device.id
+
+    @contextlib.contextmanager
+    def scope(self, autograd: bool = False) -> Iterator[None]:
+        with self.device, super().scope():
+            yield
+
+    @property
+    def device_name(self) -> str:
+        properties = importlib.import_module("cupy").cuda.runtime.getDeviceProperties(self.device.id)
+        return f"cuda:{self.device.id} {properties['name'].decode()}"
+
+
+KIND = CuPy

@@ -1,0 +1,66 @@
+"""PyTorch, on any of its devices."""
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .arrays import Array
+from .base import Backend
+
+
+class Torch(Backend):
+    """PyTorch, on one of its devices."""
+
+    name, install = "torch", "pip install torch"
+
+    def __init__(self, device: Any = None):
+        super().__init__(device)
+        self._torch = importlib.import_module("torch")
+        try:
+            self.device = self._torch.device(self._torch.get_default_device() if device is None else device)
+            self._has_numbers(self.device)
+            self.immediate = self.device.type == "cpu"
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise self._no_device(error, 'Use device="cpu", or a PyTorch build for your hardware.') from error
+
+    @staticmethod
+    @functools.cache
+    def _has_numbers(device: Any) -> float:
+        """Fail on a device without, such as "meta"; looked at once."""
+        return float(importlib.import_module("torch").zeros(1, device=device))
+
+    def asarray(self, x: Any, dtype: object = None) -> Array:
+        if isinstance(x, self._torch.Tensor):
+            x = x.detach()  # the gradients are written out here, autograd has nothing to record
+        else:
+            x = np.require(x, requirements=["C", "W"])  # torch shares neither read-only nor negatively strided memory
+        return self.xp.asarray(x, dtype=self.dtype(dtype), device=self.device)
+
+    def adopt(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
+        if isinstance(x, self._torch.Tensor) and x.layout is not self._torch.strided:
+            raise TypeError(f"{who} has the layout {x.layout}; expected a dense tensor: .to_dense() gives one")
+        if isinstance(x, self._torch.Tensor) and x.is_meta:
+            raise TypeError(f'{who} is a tensor on the device "meta", which has no numbers; make it on "cpu"')
+        return super().adopt(who, x, remedy)
+
+    def to_numpy(self, a: Array) -> np.ndarray:
+        return np.asarray(a.detach().cpu())
+
+    @contextlib.contextmanager
+    def scope(self, autograd: bool = False) -> Iterator[None]:
+        torch, kind = self._torch, self.device.type
+        casts = torch.is_autocast_enabled(kind)
+        plain = torch.autocast(kind, enabled=False) if casts else contextlib.nullcontext()
+        with super().scope(), plain, torch.set_grad_enabled(autograd and torch.is_grad_enabled()):
+            yield
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            self._torch.cuda.synchronize(self.device)  # pragma: no cover  # needs a GPU
+
+
+KIND = Torch

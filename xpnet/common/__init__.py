@@ -1,0 +1,1 @@
+"""The ground floor: checks, settings, messages, what every module may use."""

@@ -1,0 +1,12 @@
+"""Files: networks and training runs, and those that PyTorch and ONNX know."""
+
+import importlib
+from typing import Any
+
+__all__ = ["load_torch", "save_torch"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:  # these are found when they are asked for: they import networks, which import this folder
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(".torch", __name__), name)

@@ -1,0 +1,179 @@
+"""Reading model files. Nothing that a file names is imported or run: a layer's class is looked up in a table."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..backends import DTYPES, Backend, resolve
+from ..common import checks
+from ..common.settings import defaults
+from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from ..layers.base import Layer
+from ..layers.blocks import Branches, Residual
+from ..layers.dense import Dense
+from ..layers.dropout import Dropout
+from ..layers.normalization import BatchNorm
+from ..layers.placed import check_least, streams
+from ..network import Sequential
+from . import safetensors, strict_json
+from .format import FORMAT, UNSOUND, VERSION, of_layers, restored_order
+from .safetensors import FormatError, Path
+from .strict_json import only
+
+LAYERS: tuple[type[Layer], ...] = (
+    Sequential, Residual, Branches, Dense, BatchNorm, Dropout, Sigmoid, Tanh, ReLU, LeakyReLU, ELU, Softmax,
+)  # fmt: skip
+
+
+def load(
+    path: Path,
+    backend: str | Backend | None = None,
+    device: Any = None,
+    custom_layers: Iterable[type[Layer]] | None = None,
+) -> Sequential:
+    """The network in a file that `save` or a `Checkpoint` wrote, on `backend`.
+
+    Layers come from this package and from `custom_layers`, classes of your own; nothing that a file names is imported.
+    Arrays are held against the shapes that the layers' settings say before anything is made of them. A class of your
+    own gets its settings from the file, or where it derives from `Sequential` its layers, and unless it has a
+    `param_shapes`, makes its initial parameters once: have it check its settings, if your files come from strangers.
+
+    Raises FormatError for anything that is not such a file, OSError where it cannot be read.
+    """
+    path = checks.path("load: path", path)
+    place = resolve(backend, device)
+    table = known(custom_layers)
+    try:
+        arrays, metadata = safetensors.read(path)
+    except OSError as error:
+        if os.path.isdir(path):
+            error.add_note("load reads one file: in a Checkpoint's folder, the newest is the last step-*.safetensors")
+        raise
+    if metadata.pop("training", None) is not None:
+        arrays = {name: a for name, a in arrays.items() if not name.startswith("training.")}
+        if "network" not in metadata:
+            raise FormatError(
+                path,
+                "it is a checkpoint of a network that no file can describe, such as a subclass of Sequential: build "
+                "that network and go on with net.fit(..., checkpoint=xn.Checkpoint(folder), resume=True)",
+            )
+    order = metadata.pop("order", None)
+    try:
+        net, dtype = restored(metadata, table)
+        net.rng = streams(0)[1] if order is None else restored_order(strict_json.loads(order))
+        check(net, dtype, arrays)
+    except UNSOUND as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise FormatError(path, f"{kind}{error}") from None  # what the file names would reach the terminal in a chain
+
+    params = {k: place.asarray(a, dtype) for k, a in safetensors.under("params", arrays).items()}
+    # copied: alone, they would keep the whole file's buffer once the parameters are trained
+    state = {k: place.asarray(a.copy(), a.dtype) for k, a in safetensors.under("state", arrays).items()}
+    net.hold(place, dtype, {k: params[k] for k in net.param_shapes()}, {k: state[k] for k in net.state_shapes()})
+    return net
+
+
+def known(custom_layers: Iterable[type[Layer]] | None) -> dict[str, type[Layer]]:
+    """The classes that a file may name. ValueError where two have one name."""
+    table = {cls.__name__: cls for cls in LAYERS}
+    given = () if custom_layers is None else custom_layers
+    if isinstance(given, type):
+        raise TypeError(f"load: custom_layers is a list of classes: give [{given.__name__}]")
+    if isinstance(given, (str, bytes, Mapping)) or hasattr(given, "shape") or not isinstance(given, Iterable):
+        raise TypeError(f"load: custom_layers must be a list of classes of layers, got {checks.told(given)}")
+    for cls in given:
+        if not isinstance(cls, type) or not issubclass(cls, Layer):
+            raise TypeError(f"load: custom_layers are classes of layers, got {cls!r}")
+        if table.setdefault(cls.__name__, cls) is not cls:
+            raise ValueError(f"load: custom_layers has another {cls.__name__} than xpnet's or the one before")
+    return table
+
+
+def restored(metadata: Mapping[str, str], table: Mapping[str, type[Layer]]) -> tuple[Sequential, str]:
+    """The network that the metadata describe, as yet without arrays, and its dtype."""
+    if metadata.get("format") != FORMAT:
+        raise ValueError("it does not say that it holds an xpnet network")
+    if metadata.get("version") != VERSION:
+        raise ValueError(f"format version {metadata.get('version')!r:.80}, this xpnet reads {VERSION!r}")
+    only("its metadata", metadata, {"format", "version", "network"})
+    network = strict_json.loads(metadata["network"])
+    if not isinstance(network, dict) or "layer" not in network:
+        network = only("its network", network, {"dtype", "layers"}) | {"layer": "Sequential"}
+    dtype = network.pop("dtype", None)
+    if dtype not in DTYPES:
+        raise ValueError(f"its network has dtype {dtype!r:.80}; there are {', '.join(DTYPES)}")
+    net = build(network, table)
+    if not isinstance(net, Sequential):
+        raise ValueError(f"its network is a {type(net).__name__}, and no Sequential")
+    return net, dtype
+
+
+def build(described: object, table: Mapping[str, type[Layer]]) -> Layer:
+    """`describe` undone, with the classes in `table`."""
+    name = described.get("layer") if isinstance(described, dict) else None
+    if not isinstance(described, dict) or not isinstance(name, str):
+        raise ValueError(f"{described!r:.200} is no layer: it has no name under 'layer'")
+    if name not in table:
+        raise ValueError(f"layer {name!r:.80} is unknown; if it is yours, pass its class in custom_layers=[...]")
+    cls = table[name]
+    layers, settings = described.get("layers", []), described.get("settings", {})
+    if of_layers(cls):
+        only(name, described, {"layer", "layers", *({"settings"} if defaults(cls) else ())})
+        if not isinstance(layers, list):
+            raise ValueError(f"layers are {layers!r:.80}, expected a list")
+    else:
+        only(name, described, {"layer", "settings", "frozen" if "frozen" in described else "trainable"})
+    if not isinstance(settings, dict):
+        raise ValueError(f"{name}: settings are {settings!r:.80}, expected an object")
+    layer = cls(*(build(one, table) for one in layers), **{k: built(v, table) for k, v in settings.items()})
+    if "frozen" in described:
+        leaves = dict(layer._leaves())
+        if not isinstance(described["frozen"], list) or not leaves.keys() >= set(described["frozen"]):
+            raise ValueError(f"{name}: frozen are {described['frozen']!r:.80}, expected names of {', '.join(leaves)}")
+        for key, leaf in leaves.items():
+            leaf.trainable = key not in described["frozen"]
+    elif not of_layers(cls):
+        trainable = described["trainable"]
+        if not isinstance(trainable, bool) or settings.get("trainable", trainable) != trainable:
+            raise ValueError(f"{name}: trainable is {trainable!r:.80}, expected true or false, as in its settings")
+        layer.trainable = trainable
+    return layer
+
+
+def built(value: Any, table: Mapping[str, type[Layer]]) -> Any:
+    """A setting, with layers in place of their descriptions."""
+    if isinstance(value, list):
+        return [built(each, table) for each in value]
+    if isinstance(value, dict) and "layer" in value:
+        return build(value, table)
+    return value
+
+
+def check(net: Sequential, dtype: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse arrays that are not exactly those that the network has by its settings, finite. Makes none of its own."""
+    shapes = {f"params.{k}": shape for k, shape in net.param_shapes().items()}
+    shapes |= {f"state.{k}": shape for k, shape in net.state_shapes().items()}
+    if missing := shapes.keys() - arrays.keys():
+        raise ValueError(f"{', '.join(sorted(missing)):.200} missing")
+    if strangers := arrays.keys() - shapes.keys():
+        raise ValueError(f"it holds {', '.join(sorted(strangers)):.200}, which its network has not")
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}, expected {shape}")
+    least = least_of(net)
+    start = net.initial_state(np.random.default_rng(0))  # no larger than what the file has, as is known by now
+    whole = {f"state.{k}": a.dtype.name for k, a in start.items() if a.dtype.kind != "f"}
+    for name, a in arrays.items():
+        if a.dtype.name != (expected := whole.get(name, dtype)):
+            raise ValueError(f"{name} has dtype {a.dtype.name}, expected {expected}")
+        if a.size and not (np.isfinite(a.min()) and np.isfinite(a.max())):  # both are NaN where any entry is
+            raise ValueError(f"{name} has NaN or infinite entries")
+        if name in least:
+            check_least(name, a, least[name])
+
+
+def least_of(net: Sequential) -> dict[str, float]:
+    """The least that entries may be, by the names in a model file."""
+    return {f"state.{name}": least for name, least in net.least_entries().items()}

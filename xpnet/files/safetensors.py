@@ -1,0 +1,263 @@
+"""A file of named arrays and strings, in the safetensors layout, signed, and written whole or not at all.
+
+The layout, which `safetensors` and whatever reads its files can read:
+
+    8 bytes     the header's length, little endian, a multiple of 8
+    header      JSON, padded with spaces: {"__metadata__": {name: string}, name: {"dtype", "shape", "data_offsets"}}
+    data        the arrays in C order, little endian, one after the other without a gap, larger items first
+
+The signature: a signed file's header begins with `{"__metadata__":{"sha256":"` and 64 lower-case hexadecimal digits.
+They are the SHA-256 of the whole file, first byte to last, with those 64 digits replaced by 64 zeros. It tells a file
+that was damaged; whoever changes a file on purpose can sign it anew, so nothing in a signed file is trusted either.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+
+from ..common.checks import printable
+from .header import HEADER_LIMIT, UnsoundError, compose, parse
+
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+SIGNATURE = b'{"__metadata__":{"sha256":"'
+SIGNED_AT = 8 + len(SIGNATURE)
+UNSIGNED = b"0" * 64
+
+STRANGERS = {  # what other files begin with; as a header's length, each is beyond the limit
+    b"\x80\x02": "a pickle, which can run any program and is not opened",
+    b"\x80\x03": "a pickle, which can run any program and is not opened",
+    b"\x80\x04": "a pickle, which can run any program and is not opened",
+    b"\x80\x05": "a pickle, which can run any program and is not opened",
+    b"PK": "a zip archive, such as torch.save, Keras and numpy.savez write",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a file of numpy.save",
+    b"\x1f\x8b": "compressed with gzip",
+}
+TEMPORARY = re.compile("[0-9a-f]{16}\\.tmp")  # after its beginning
+STALE = 86_400  # seconds: no write that is still to be renamed has stood still for so long
+BLOCK = 2**20  # bytes: what was just read is hashed while it is in the cache; more is written while it is hashed
+
+
+class FormatError(ValueError):
+    """A file that is not a sound one of its kind: which file, and why, in one printable line."""
+
+    def __init__(self, path: Path, reason: object):
+        super().__init__(os.fsdecode(path), printable(reason, 300))  # from which a copy is made, in another process too
+
+    def __str__(self) -> str:
+        path, reason = self.args
+        return f"{printable(path, 1000)} is not a sound file: {reason}"
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write `arrays` and `metadata` to the file `path`, signed: whole, or not at all.
+
+    A new file is written beside it, flushed to the disk and renamed; it is as readable as the file it replaces, or as
+    a new one by the umask. A symbolic link stays, and the file it points to is replaced. Whatever happens, also a full
+    disk or Ctrl-C, the file that was there is intact and no other is left. A process killed in the middle leaves
+    `.NAME.*.tmp` behind, which nothing reads, and which a later write of the same name removes once it is a day old.
+
+    Raises OSError naming `path` where the file system refuses, and where `path` is a folder, a device or a pipe;
+    ValueError and TypeError for names and dtypes that no such file can hold, before any file is touched.
+    """
+    import hashlib
+
+    if "sha256" in metadata:
+        raise ValueError("write: the metadata's 'sha256' is the file's signature; choose another name")
+    header, order = compose(arrays, {"sha256": UNSIGNED.decode(), **metadata})
+    start = len(header).to_bytes(8, "little") + header
+    with replacing(path) as file:
+        file.write(start)
+        digest = hashlib.sha256(start)
+        for name in order:
+            array = arrays[name]
+            flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+            hashed = _beside(digest.update, flat.data)
+            file.write(flat.data)
+            hashed()
+        file.seek(SIGNED_AT)
+        file.write(digest.hexdigest().encode())
+
+
+def _beside(work: Callable[[memoryview], None], data: memoryview) -> Callable[[], None]:
+    """Begin the work on many data in another thread. What comes back is to be called: it waits, or does the work."""
+    if data.nbytes > BLOCK:
+        thread = threading.Thread(target=work, args=(data,))
+        with contextlib.suppress(RuntimeError):  # as the interpreter ends, and where no thread can be had
+            thread.start()
+            return thread.join
+    return lambda: work(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when the block ends well; when it does not, nothing has happened."""
+    path = os.fsdecode(path)
+    temporary = ""
+    try:
+        target = os.path.realpath(path)  # through a symbolic link
+        mode = mode_to_keep(path)
+        folder, name = os.path.split(target)
+        beginning = f".{name[:40]}."
+        temporary = os.path.join(folder, f"{beginning}{os.urandom(8).hex()}.tmp")
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+        with open(os.open(temporary, flags, 0o666 if mode is None else mode), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            now = os.fstat(file.fileno()).st_mtime
+        if mode is not None:
+            os.chmod(temporary, mode)
+        os.replace(temporary, target)
+        _flush_folder(folder)
+        _clear(folder, beginning, now - STALE)
+    except BaseException as error:
+        with contextlib.suppress(OSError, ValueError):  # it is not there, or the path is none
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), path) from error
+        raise
+
+
+def mode_to_keep(path: str) -> int | None:
+    """The permissions of the file to be replaced, None for a new one. OSError for what must not be replaced."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        if path.endswith(tuple(filter(None, (os.sep, os.altsep)))):  # a folder is meant
+            raise
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", path)
+    if not os.access(path, os.W_OK):  # a rename would not ask
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    return stat.S_IMODE(found.st_mode) & 0o777
+
+
+def _clear(folder: str, beginning: str, before: float) -> None:
+    """Remove the temporaries of killed writes: not written to since `before`, by the clock of their own file system,
+    which is another than this machine's where the folder is on a network.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:  # the file is there, whatever becomes of these
+        for entry in entries:
+            if entry.name.startswith(beginning) and TEMPORARY.fullmatch(entry.name, len(beginning)):
+                found = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode) and found.st_mtime < before:
+                    os.unlink(entry.path)
+
+
+def _flush_folder(folder: str) -> None:
+    """Have the rename itself on the disk."""
+    if os.name == "nt":
+        return  # pragma: no cover  # Windows opens no folders
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path, signed: bool = True) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays and the metadata, without the signature, of a file.
+
+    With `signed=False`, of a file that another program wrote, whose signature, if any, is not looked at. The arrays
+    are writable views of one buffer, in the order of the data, which lives as long as any of them does.
+
+    Raises FormatError for a file that is not sound in every byte; it takes no more memory than the file is long, and
+    less than 16 MiB for the header. OSError where `path` cannot be read or is no regular file.
+    """
+    with open(path, "rb", buffering=0, opener=_open) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", os.fsdecode(path))
+        try:
+            return _read(file, found.st_size, signed)
+        except UnsoundError as error:
+            raise FormatError(path, error) from None
+
+
+def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with the prefix and a dot, without these."""
+    return {k.removeprefix(f"{prefix}."): a for k, a in arrays.items() if k.startswith(f"{prefix}.")}
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # or opening a pipe would wait for its writer
+
+
+def _read(file: Any, size: int, signed: bool) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    import hashlib
+
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(size - 8, HEADER_LIMIT):
+        _refuse_start(start, length, size)
+    header = bytearray(length)
+    _fill(file, memoryview(header))
+    layout, metadata = parse(header, size - 8 - length)
+    signature = ""
+    if signed:
+        signature = metadata.pop("sha256", "")
+        if len(signature) != 64 or not header.startswith(SIGNATURE + signature.encode() + b'"'):
+            raise UnsoundError(
+                "it is not signed: its header does not begin with a SHA-256; files.load_torch reads state dicts"
+            )
+        header[len(SIGNATURE) : len(SIGNATURE) + 64] = UNSIGNED
+        digest = hashlib.sha256(start + header)
+    try:
+        data = np.empty(size - 8 - length, np.uint8)
+    except MemoryError:
+        raise UnsoundError(f"its arrays take {size - 8 - length} bytes, more than there is memory for") from None
+    memory = data.data
+    for begin in range(0, data.size, BLOCK):
+        block = memory[begin : begin + BLOCK]
+        _fill(file, block)
+        if signed:
+            digest.update(block)
+    if file.read(1):
+        raise UnsoundError("it grew while it was read")
+    if signed and digest.hexdigest() != signature:
+        raise UnsoundError("its SHA-256 is not the one it says: it is damaged")
+
+    arrays = {}
+    for name, (dtype, shape, begin, end) in layout:
+        flat = data[begin:end]
+        if dtype == "bool" and flat.max(initial=0) > 1:
+            raise UnsoundError(f"{name!r} is said to hold booleans and holds other bytes than 0 and 1")
+        arrays[name] = flat.view(np.dtype(dtype).newbyteorder("<")).reshape(shape)
+    return arrays, metadata
+
+
+def _refuse_start(start: bytes, length: int, size: int) -> NoReturn:
+    for magic, what in STRANGERS.items():
+        if start.startswith(magic):
+            raise UnsoundError(f"it is {what}")
+    if size < 8:
+        raise UnsoundError(f"it is {size} bytes long, too short for any")
+    limit = f"at most {HEADER_LIMIT} are read" if length > HEADER_LIMIT else f"the whole file has {size}"
+    raise UnsoundError(f"its first 8 bytes claim a header of {length} bytes; {limit}")
+
+
+def _fill(file: Any, memory: memoryview) -> None:
+    """Read as many bytes as `memory` has."""
+    while memory:
+        count = file.readinto(memory)
+        if not count:
+            raise UnsoundError("it ended while it was read")
+        memory = memory[count:]

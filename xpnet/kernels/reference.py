@@ -1,0 +1,281 @@
+"""One training step as a pure function: forward, loss, backward, optimizer."""
+
+import math
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import ops
+from ..backends import Array, backend_of, namespace
+from ..common.checks import told
+from ..layers.activations import Sigmoid, Softmax
+from ..layers.base import ARRAYS
+from ..layers.container import Chain
+from ..layers.placed import Placed
+from ..losses.losses import Loss
+from ..losses.objective import Objective
+from ..optimizers import Optimizer, Slots
+
+
+class Carry(NamedTuple):
+    """What a step takes and gives: the vector of trained parameters, the optimizer's memory, running statistics."""
+
+    weights: Array
+    slots: Slots
+    state: dict[str, Array]
+
+
+class Step:
+    """`step(carry, x, y) -> value of the loss, next carry`, for one network, loss and optimizer.
+
+    It works on a clone, so the network is as it was until a carry is published to it. All trained parameters stand in
+    one vector, of which the clone's layers hold views: the optimizer's work is then a handful of array calls.
+
+    This one calls the layers one after another and is the reference for those in `kernels`, which take the same step
+    faster. They may write over the arrays of old carries; `on_rows` is told which to leave alone.
+    """
+
+    gathers = False  # whether `on_rows` takes the numbers of rows in place of a slice, and is faster with them
+
+    def __init__(self, net: Placed, loss: Loss, optimizer: Optimizer):
+        self.backend = net.backend
+        self.worker = net.clone()
+        self.optimizer = optimizer
+        self.objective = loss if isinstance(loss, Objective) else Objective(loss)
+        self.checks_range = must_check_range(net, self.objective.loss)
+        self.loss = self._within_range if self.checks_range else self.objective.reduced
+        leaves = self.worker.leaves()
+        for _, layer in leaves:  # whose dicts are the step's to write to, and what stands there for JAX to trace
+            vars(layer).update({name: dict(a) for name in ARRAYS if (a := vars(layer).get(name))})
+        self.trained = {f"{p}.{k}": (layer, k) for p, layer in leaves if layer.trainable for k in layer.params}
+        if not self.trained:
+            raise ValueError(
+                "fit: the network has no parameters to train; add a layer with some, or set trainable=True"
+            )
+        self.names = list(self.trained)
+        self.shapes = [tuple(layer.params[key].shape) for layer, key in self.trained.values()]
+        # the layers below need no gradient; a subclass's own backward_params may not take the number
+        self.lowest = [int(self.names[0].partition(".")[0])] if takes_lowest(net) else []
+        self.stateful = [(layer, [(k, f"{p}.{k}") for k in layer.state]) for p, layer in leaves if layer.state]
+        self.start = self._begin()
+
+    def _begin(self) -> Carry:
+        weights = ops.join([layer.params[key] for layer, key in self.trained.values()])
+        return Carry(weights, self.optimizer.init(weights), dict(self.worker.state))
+
+    def go_on(self, slots: Slots) -> None:
+        """Start from a copy of the optimizer's memory of an earlier run."""
+        own = self.slots(self.start)
+        if not isinstance(slots, Mapping):
+            raise TypeError(
+                f"fit: slots must be an optimizer's memory by name, such as an earlier history.slots, got {told(slots)}"
+            )
+        if slots.keys() != own.keys():
+            raise ValueError(
+                f"fit: slots has {', '.join(slots) or 'nothing'}; {self.optimizer!r} keeps {', '.join(own)}: give an "
+                "earlier history's, slots=history.slots"
+            )
+        copies = dict(slots)
+        for name, fresh in own.items():
+            if not hasattr(fresh, "shape"):  # the count of steps
+                if type(fresh) is int and (isinstance(slots[name], bool) or not isinstance(slots[name], Integral)):
+                    raise TypeError(f"fit: slots has {name} {slots[name]!r:.80}, expected a whole number")
+                if type(fresh) is int and slots[name] < 0:
+                    raise ValueError(f"fit: slots has {name} {slots[name]!r:.80}, expected at least 0")
+                continue
+            if tuple(np.shape(slots[name])) != tuple(fresh.shape):
+                raise ValueError(
+                    f"fit: slots has {name} of shape {tuple(np.shape(slots[name]))}, expected {tuple(fresh.shape)}: it "
+                    "is of a network with other trained parameters"
+                )
+            copies[name] = self.backend.xp.astype(self.backend.adopt(f"fit: {name}", slots[name]), fresh.dtype)
+            if not ops.all_finite(copies[name]):
+                raise ValueError(f"fit: slots has NaN or infinite entries in {name}")
+        self._remember(copies)
+
+    def _remember(self, slots: Slots) -> None:
+        """Start with these slots, as `Optimizer.init` has them, which are this step's own."""
+        self.start = self.start._replace(slots=slots)
+
+    def slots(self, carry: Carry) -> Slots:
+        """The optimizer's memory as `Optimizer.init` has it, in arrays that later steps may write to."""
+        return carry.slots
+
+    def __call__(self, carry: Carry, x: Array, y: Array) -> tuple[Array, Carry]:
+        self._bind(carry)
+        value, gradients, state = self.passes(x, y)
+        weights, slots = updated(self.optimizer, carry.weights, ops.join([*gradients.values()]), carry.slots)
+        return value, Carry(weights, slots, state)
+
+    def gradient(self, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        """The loss at these parameters, one vector, and its derivative, which the next call may write over."""
+        self._bind(self.start._replace(weights=weights))
+        value, gradients, _ = self.passes(x, y)
+        return value, ops.join([*gradients.values()])
+
+    def passes(self, x: Array, y: Array) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+        """Forward, loss and backward: the loss, the gradients in the order of `names`, the next statistics."""
+        prediction, cache = self.worker.forward(x, training=True)
+        value, dy = self.loss(prediction, y)
+        grads = self.worker.backward_params(dy, cache, *self.lowest)
+        dtype = self.start.weights.dtype
+        gradients = {
+            k: checked("backward", grads, k, shape, dtype) for k, shape in zip(self.names, self.shapes, strict=True)
+        }
+        if self.objective.l2:
+            params = {name: layer.params[key] for name, (layer, key) in self.trained.items()}
+            value, gradients = self.objective.penalized(value, gradients, params, y)
+        before, after = self.worker.state, self.worker.next_state(cache)
+        state = {k: checked("next_state", after, k, tuple(a.shape), a.dtype) for k, a in before.items()}
+        return value, gradients, state
+
+    def _within_range(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+        """The loss and its derivative, the loss NaN where a prediction is no probability: nobody waits to find out."""
+        value, gradient = self.objective.reduced(prediction, target)
+        xp = namespace(prediction)
+        furthest = xp.max(xp.abs(prediction - 0.5))
+        return xp.where(furthest > 0.5 + ROUNDED, xp.nan, xp.zeros_like(furthest)) + value, gradient
+
+    def on_rows(self, carry: Carry, x: Array, y: Array, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
+        """The step on these rows of x and y. It may write over all arrays that earlier steps gave, except those of the
+        carries in `keep` and, until its own loss has turned out finite, those of the last two.
+        """
+        return self(carry, x[rows, ...], y[rows, ...])
+
+    def state(self, carry: Carry) -> dict[str, Array]:
+        """The running statistics by name."""
+        return carry.state
+
+    def finite(self, carry: Carry) -> bool:
+        """Whether the parameters and statistics are. Waits for the device."""
+        return ops.all_finite(carry.weights, *self._real_state(carry))
+
+    def sound(self, carry: Carry) -> bool:
+        """Whether all that the step gave is finite, the optimizer's memory too. Waits for the device.
+
+        That includes the gradient, since where it is not finite, neither are the new parameters: see `updated`.
+        """
+        return ops.all_finite(carry.weights, *self._memory(carry), *self._real_state(carry))
+
+    def _memory(self, carry: Carry) -> list[Array]:
+        """The optimizer's arrays; a user's own optimizer need not derive from ours, nor name them."""
+        return [carry.slots[name] for name in getattr(self.optimizer, "memory", ()) if name in carry.slots]
+
+    def _real_state(self, carry: Carry) -> list[Array]:
+        """The running statistics that are not whole numbers."""
+        return [a for a in carry.state.values() if a.dtype == carry.weights.dtype]
+
+    def _bind(self, carry: Carry) -> None:
+        """Give the clone the statistics, and the parameters at which the optimizer wants the gradient."""
+        point, state = self.optimizer.lookahead(carry.weights, carry.slots), self.state(carry)
+        for (layer, key), value in zip(self.trained.values(), ops.split(point, self.shapes), strict=True):
+            layer.params[key] = value
+        for layer, keys in self.stateful:
+            vars(layer)["state"] = {key: state[name] for key, name in keys}
+
+    def publish(self, carry: Carry, net: Placed, last: bool = False) -> None:
+        """Give the network what a carry has learned, in arrays that no later step writes to; the `last` has none."""
+        params = dict(zip(self.names, ops.split(carry.weights, self.shapes), strict=True))
+        net.assign(params, self.state(carry))
+
+    def misfit(self, carry: Carry, x: Array) -> str:
+        """How the outputs for x do not suit the loss, in words; "" if they do."""
+        if not self.checks_range:
+            return ""
+        self._bind(carry)
+        return out_of_range(self.objective.loss, self.worker.forward(x, training=True)[0])
+
+    def fault(self, carry: Carry, x: Array, y: Array) -> str:
+        """Where a step that does not stay finite first fails, in words; "" if its forward and backward do not."""
+        self._bind(carry)
+        parts, caches = self.worker.parts(), []
+        lowest = next(i for i, (prefix, _) in enumerate(parts) if is_within(self.names[0], prefix))
+        layers = [(f"layer {name}, {layer!r}" if name else f"the network, {layer!r}", layer) for name, layer in parts]
+        for name, layer in layers:
+            x, cache = layer.forward(x, training=True)
+            caches.append(cache)
+            if not ops.all_finite(x):
+                return f"the output of {name}"
+            if not all(ops.all_finite(a) for a in layer.next_state(cache).values()):
+                return f"the running statistics of {name}"
+        value, dy = self.loss(x, y)
+        if not (math.isfinite(float(value)) and ops.all_finite(dy)):
+            return "the loss"
+        for (name, layer), cache in reversed(list(zip(layers, caches, strict=True))[lowest:]):
+            dy, grads = layer.backward(dy, cache)
+            if not all(ops.all_finite(g) for g in (dy, *grads.values())):
+                return f"the gradient at {name}"
+        return ""
+
+
+def updated(optimizer: Optimizer, w: Array, gradient: Array, slots: Slots) -> tuple[Array, Slots]:
+    """`optimizer.update`, with NaN in w where the gradient is not finite: a user's rule may take its sign alone."""
+    w, slots = optimizer.update(w, gradient, slots)
+    return w + 0.0 * gradient, slots
+
+
+# --- outputs and the loss that takes them -----------------------------------------------------------------------------
+
+ROUNDED = 1e-6  # beyond 0 and 1, up to which an output is a probability that was rounded
+
+
+def squashing(net: Placed) -> Softmax | Sigmoid | None:
+    """The Softmax or Sigmoid that a network ends in, None without."""
+    last = net.parts()[-1][1] if net.layers else None
+    if isinstance(last, (Softmax, Sigmoid)) and type(last) in (Softmax, Sigmoid):  # a subclass may give anything
+        return last
+    return None
+
+
+def must_check_range(net: Placed, loss: Any) -> bool:
+    """Whether the loss is of probabilities, and the network's last layer does not tell that it gives them."""
+    return getattr(loss, "outputs", None) == "probabilities" and squashing(net) is None
+
+
+def out_of_range(loss: Any, prediction: Array) -> str:
+    """How a prediction is not the probabilities that a loss takes, with the remedy; "" if it is, or NaN. Waits for the
+    device.
+    """
+    xp = namespace(prediction)
+    low, high = backend_of(prediction).stack([xp.min(prediction), xp.max(prediction)])
+    if not (low < -ROUNDED or high > 1.0 + ROUNDED):
+        return ""
+    of_rows = getattr(loss, "matrix", False)
+    layer, twin = ("Softmax()", "SoftmaxCrossEntropy()") if of_rows else ("Sigmoid()", "BinaryCrossEntropyWithLogits()")
+    return (
+        f"the outputs run from {low:.4g} to {high:.4g}, and {loss!r} takes probabilities, in [0, 1]: end the network "
+        f"in {layer}, or take the loss of logits, {twin}"
+    )
+
+
+# --- what a layer gives -----------------------------------------------------------------------------------------------
+
+
+def takes_lowest(net: Placed) -> bool:
+    """Whether a network's `backward_params` is that of layers one after another."""
+    return type(net).backward_params is Chain.backward_params
+
+
+def is_within(name: str, prefix: str) -> bool:
+    """Whether an array of this name is one of the layer called `prefix`, "" being the network."""
+    return not prefix or name.startswith(f"{prefix}.")
+
+
+GIVES = {"backward": "gradient", "next_state": "statistic"}
+
+
+def checked(method: str, given: Mapping[str, Array], name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    """The gradient or statistic of this name that a layer's `method` gave, if it has the shape and dtype of what it
+    belongs to: another might broadcast without a word.
+    """
+    kind = GIVES[method]
+    if name not in given:
+        raise ValueError(f"fit: {method} gave no {kind} for {name}; it gave {', '.join(given) or 'none'}")
+    a = given[name]
+    if not hasattr(a, "dtype") or tuple(a.shape) != shape or a.dtype != dtype:
+        came = f"of shape {tuple(a.shape)} and {a.dtype}" if hasattr(a, "dtype") else f"that is a {type(a).__name__}"
+        hint = "; xn.check_gradients finds such layers" * (method == "backward")
+        raise ValueError(f"fit: {method} gave {name} a {kind} {came}, expected {shape} and {dtype}{hint}")
+    return a

@@ -1,0 +1,1 @@
+"""Losses: each gives a value and the exact derivative of that value."""

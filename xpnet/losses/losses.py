@@ -1,0 +1,218 @@
+"""Losses: each gives a value and the exact derivative of that value. Axes: N batch, K outputs or classes.
+
+`loss(prediction, target)` is the value, 0-d, on the prediction's device; `loss.value_and_grad(prediction, target)` adds
+its derivative with respect to the prediction it was given. For a loss of your own derive from `Loss` and write `terms`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..backends import Array, backend_of, namespace, shape_of
+from ..common.checks import choice, positive, two
+from ..common.settings import Adjustable
+from .targets import as_classes, as_rows, as_shares, check_prediction
+
+THRESHOLDS = {"logits": 0.0, "probabilities": 0.5}
+
+
+class Loss(Adjustable, ABC):
+    """The base: `loss(prediction, target)` is the value, `value_and_grad` adds its derivative. Predictions are (N, K).
+
+    `reduction="sum"` adds up every element, "mean" divides that by what `mean_over` says.
+
+    A subclass writes `terms`, which may trust its arguments: they are floating arrays of one shape, (N, K) in training;
+    called by itself, a loss of single elements takes any shape.
+    Targets of another form or with impossible values raise ValueError or TypeError before it is called.
+    """
+
+    mean_over = "elements"  # or "rows": the batch, where the loss is of a whole row
+    outputs = "numbers"  # what predictions are; or "probabilities" or "logits"
+    matrix = False  # whether a row is of one class of K and needs (N, K); else each output is a yes or no of its own
+    threshold: float | None = None  # the prediction that stands for probability 1/2, by `outputs`; None for numbers
+    weights_over: str | None = "fit"  # or "batch": the rows by whose mean weight "mean" divides; None: weights as given
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "outputs" in vars(cls) and "threshold" not in vars(cls):
+            cls.threshold = THRESHOLDS.get(cls.outputs)
+
+    def __init__(self, reduction: str = "mean"):
+        """`reduction`: "mean" is over the batch for losses of classes and over every element for others; "sum" adds up.
+
+        Raises ValueError for another.
+        """
+        self.reduction = checked_reduction(self, reduction)
+
+    @abstractmethod
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+        """The loss of each element, (N, K), or of each row, (N,), and the derivative of their sum, (N, K)."""
+
+    def reduced(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+        """`value_and_grad` for an encoded target: that is not checked again, and nothing waits for the device."""
+        terms, gradient = checked_terms(self, prediction, target)
+        value = namespace(terms).sum(terms)
+        if self.reduction == "sum":
+            return value, gradient
+        divisor = self.divisor(prediction, target)
+        return value / divisor, gradient / divisor
+
+    def divisor(self, prediction: Array, target: Array) -> Any:
+        """What "mean" divides the sum of all terms by."""
+        return prediction.shape[0] if self.mean_over == "rows" else math.prod(prediction.shape)
+
+    def value_and_grad(self, prediction: Array, target: Any) -> tuple[Array, Array]:
+        """The value, 0-d, and its exact derivative with respect to `prediction`, of its shape."""
+        check_prediction(type(self).__name__, prediction, self.matrix)
+        with backend_of(prediction).scope(autograd=True):
+            return self.reduced(prediction, self.encode(target, prediction))
+
+    def __call__(self, prediction: Array, target: Any) -> Array:
+        return self.value_and_grad(prediction, target)[0]
+
+    def encode(self, target: Any, prediction: Array) -> Array:
+        """`target` checked, and as a floating array like `prediction` in shape, dtype, library and device."""
+        return as_rows(type(self).__name__, target, prediction)
+
+
+def checked_reduction(loss: object, reduction: str) -> str:
+    """What is given as the reduction of `loss`, if it is one."""
+    return choice(f"{type(loss).__name__}: reduction", reduction, ("mean", "sum"))
+
+
+def checked_terms(loss: Loss, prediction: Array, target: Array) -> tuple[Array, Array]:
+    """What `terms` gives, if it is a loss of each element or of each row, and a gradient."""
+    terms, gradient = two(loss, "terms", loss.terms(prediction, target))
+    shape = tuple(np.shape(terms))
+    if not shape or shape != tuple(prediction.shape[: len(shape)]):
+        raise ValueError(
+            f"{loss!r}: terms gave a loss of shape {shape} for a prediction of shape {tuple(prediction.shape)}; "
+            "expected that of each element or of each row, which `reduction` adds up"
+        )
+    return terms, gradient
+
+
+# --- squared, absolute, Huber -----------------------------------------------------------------------------------------
+
+
+class MeanSquaredError(Loss):
+    """(p - t)² per element; derivative 2 (p - t)."""
+
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+        error = prediction - target
+        return error * error, 2.0 * error
+
+
+class MeanAbsoluteError(Loss):
+    """|p - t| per element; derivative sign(p - t), 0 where they are equal."""
+
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+        error = prediction - target
+        return namespace(error).abs(error), ops.sign(error)
+
+
+class Huber(Loss):
+    """e²/2 where |e| <= delta, else delta (|e| - delta/2), e = p - t; derivative e clipped to ±delta. Huber 1964."""
+
+    def __init__(self, delta: float = 1.0, reduction: str = "mean"):
+        super().__init__(reduction)
+        self.delta = positive("Huber: delta", delta)
+
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+        error = prediction - target
+        slope = ops.clip(error, -self.delta, self.delta)
+        return slope * (error - 0.5 * slope), slope  # both cases in one: s (e - s/2)
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+class ClassLoss(Loss):
+    """The base of the losses over classes: "mean" is over the batch, targets are classes 0 to K - 1 or one-hot rows."""
+
+    mean_over = "rows"
+    outputs = "probabilities"
+    matrix = True
+
+    def encode(self, target: Any, prediction: Array) -> Array:
+        who = type(self).__name__
+        n, *outputs = prediction.shape
+        shape = shape_of(target, f"{who}: the target")
+        if shape in ((n,), (n, 1)) and len(outputs) == 1 and (outputs[0] > 1 or self.matrix):
+            return ops.one_hot(as_classes(who, target, prediction), outputs[0], prediction.dtype)
+        rows = as_shares(who, target, prediction, self.matrix, "use BinaryCrossEntropyWithLogits")
+        return rows / namespace(rows).sum(rows, axis=1, keepdims=True) if self.matrix else rows
+
+
+class SoftmaxCrossEntropy(ClassLoss):
+    """From logits z: L = -Σ_k t_k log p_k with p = softmax(z); derivative p - t. Source: Bridle 1990.
+
+    log p_k = s_k - log Σ_j e^{s_j} with s = z - max z, finite for logits up to half of what the dtype holds. A row of t
+    adds up to 1, so L = log Σ_j e^{s_j} - Σ_k t_k s_k and ∂L/∂z_j = p_j Σ_k t_k - t_j = p_j - t_j.
+    """
+
+    outputs = "logits"
+
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+        xp = namespace(prediction)
+        s = prediction - xp.max(prediction, axis=-1, keepdims=True)
+        e = xp.exp(s)
+        sums = xp.sum(e, axis=-1, keepdims=True)
+        s *= target
+        rows = xp.log(sums[:, 0]) - xp.sum(s, axis=-1)
+        p = e / sums
+        p -= target
+        return rows, p
+
+
+class CategoricalCrossEntropy(ClassLoss):
+    """From probabilities p: L = -Σ_k t_k log p_k; derivative -t / p. Both at p clipped to [eps, 1 - eps]."""
+
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+        p = _clipped(prediction)
+        xp = namespace(p)
+        return -target * xp.log(p), -target / p
+
+
+class BinaryCrossEntropy(ClassLoss):
+    """From probabilities p, each output a yes or no of its own, summed over outputs: the tutorial's loss.
+
+    L = -Σ_k [t_k log p_k + (1 - t_k) log(1 - p_k)]; derivative (1 - t) / (1 - p) - t / p.
+    Both at p clipped to [eps, 1 - eps].
+    """
+
+    matrix = False
+
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+        p = _clipped(prediction)
+        xp = namespace(p)
+        terms = -(target * xp.log(p) + (1.0 - target) * xp.log1p(-p))
+        return terms, (1.0 - target) / (1.0 - p) - target / p
+
+
+class BinaryCrossEntropyWithLogits(ClassLoss):
+    """BinaryCrossEntropy of p = sigmoid(z), from logits z: L = Σ_k [log(1 + e^{z_k}) - t_k z_k]; derivative p - t."""
+
+    outputs = "logits"
+    matrix = False
+
+    def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+        xp = namespace(prediction)
+        rest = xp.log1p(xp.exp(-xp.abs(prediction)))  # log(1 + e^z) = max(z, 0) + rest: no overflow, no cancellation
+        return (xp.maximum(prediction, 0.0) - target * prediction) + rest, ops.sigmoid(prediction) - target
+
+
+def _clipped(p: Array) -> Array:
+    """Probabilities kept within [eps, 1 - eps], eps 1e-15 in float64 and the dtype's own in float32."""
+    xp = namespace(p)
+    eps = 1e-15 if p.dtype == xp.float64 else float(xp.finfo(p.dtype).eps)
+    return ops.clip(p, eps, 1.0 - eps)
+
+
+LOSSES = [cls.__name__ for cls in (
+    SoftmaxCrossEntropy, CategoricalCrossEntropy, BinaryCrossEntropyWithLogits, BinaryCrossEntropy, MeanSquaredError,
+    MeanAbsoluteError, Huber,
+)]  # fmt: skip

@@ -1,0 +1,476 @@
+"""Checkpoints: a training run's whole state in a file, from which it goes on as if it had never stopped."""
+
+import contextlib
+import errno
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from ..backends import Array, Backend
+from ..callbacks import Callback, History
+from ..common import checks
+from ..common.checks import printable, whole
+from ..common.settings import Configured
+from ..common.terminal import tell
+from ..common.warn import warn
+from ..files import strict_json as plain_json
+from ..files.format import FORMAT, UNSOUND, VERSION, arrays_of, metadata_of, restored_order
+from ..files.safetensors import FormatError, read, under, write
+from ..files.safetensors import Path as AnyPath
+from ..files.strict_json import only
+from ..kernels.reference import Step
+from ..layers.placed import Placed
+from ..optimizers import Slots
+from .identity import fingerprint, own_code
+from .packing import as_name, pack, unpack
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+from ..version import __version__
+from .run import Run
+
+KEPT = 2
+HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}  # what locking fails with where another process has the lock
+NAME = re.compile(r"step-(\d{12})\.safetensors")
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in a repr: of this process only
+TEXT = 2**15  # letters of JSON for one thing that a callback remembers: all of them and more must fit into a header
+CODED = {"network", "loss", "optimizer", "metrics"}  # what else the run depends on by its code
+ACCOUNT = {
+    "xpnet", "facts", "epoch", "step", "stopped", "seconds", "threads", "optimizer", "rng", "slots", "history",
+    "callbacks",
+}  # fmt: skip
+
+
+class Checkpoint(Configured, Callback):
+    """Saves a run to files in `folder` as it goes: `fit(..., checkpoint=xn.Checkpoint("runs/a"), resume=True)`.
+
+    `every` is "epoch", or a number of steps, which may end in the middle of an epoch. A file holds all that the rest of
+    the run depends on: parameters, statistics (Dropout's counter among them), the optimizer's slots and settings, the
+    epoch, the losses so far in it, the generator of the order of rows, the history, and what the callbacks name in
+    their `memory`, such as the best weights so far. On the same machine and backend a run that was killed at any moment
+    and resumed ends with the same bits as one that was not. Another one may go on too, to within its rounding.
+
+    The same bits need as many threads of BLAS as before. A file says how many there were, and a resumed run takes as
+    many where threadpoolctl is installed; otherwise it warns where they differ.
+
+    With `resume=True`, `fit` goes on from the newest file, or begins where there is none, so the same command starts a
+    run and restarts it. A file that turns out damaged is passed over for the one before, with a warning; the last two
+    are kept. `epochs` may differ from before; other data or settings are refused with the list of what differs, as is
+    a folder with files in it without `resume=True`, and one that another run is using.
+
+    Settings are the network, loss, optimizer and metrics, with the code of your own classes and functions among them:
+    their defaults, closures, and the global names that they read. Another version of Python compiles them to other
+    code, so a run with such code is resumed by the version that began it. Of callbacks those that have a `memory` are
+    compared, by their repr: they may be mended between two starts.
+
+    SIGTERM and Ctrl-C write a file after the step under way and leave by SystemExit, with 143 and 130.
+
+    Every file is a model file too, written beside and renamed: `xn.load(path)` is the network as it was. Raises
+    ValueError for a wrong `every`; `fit` raises OSError where the folder cannot be written to, FormatError where no
+    file in it is sound, ValueError for what differs.
+    """
+
+    def __init__(self, folder: AnyPath, every: int | str = "epoch"):
+        from pathlib import Path
+
+        self.folder = Path(checks.path("Checkpoint: folder", folder))
+        by_epoch = isinstance(every, str) and every == "epoch"
+        self.every = "epoch" if by_epoch else whole('Checkpoint: every, if not "epoch",', every)
+        self._facts: dict[str, str] = {}
+        self._callbacks: Sequence[Callback] = ()
+        self._saved = -1, -1  # epoch and step
+
+    # --- before the run ---
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder, made if need be, is this run's alone until the block ends, or the process, however it does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / ".lock", "a+b") as file:
+            try:
+                lock(file)
+            except OSError as error:
+                if error.errno not in HELD:
+                    raise OSError(
+                        error.errno,
+                        "files cannot be locked here, so two runs might use the folder at once; choose one on another "
+                        f"file system ({error.strerror})",
+                        str(self.folder),
+                    ) from error
+                raise BlockingIOError(
+                    error.errno,
+                    "another run writes its checkpoints here; wait for it or choose another folder",
+                    str(self.folder),
+                ) from error
+            LOCKED.add(file)
+            try:
+                for stale in self.folder.glob(".step-*.tmp"):  # of a run that was killed as it wrote
+                    stale.unlink()
+                yield
+            finally:
+                LOCKED.discard(file)
+
+    def open(
+        self,
+        net: Placed,
+        arrays: Mapping[str, Array],
+        settings: Mapping[str, Any],
+        callbacks: Sequence[Callback],
+        steps_per_epoch: int,
+        resume: bool,
+    ) -> "Saved | None":
+        """What to go on from, None to begin with; remembers what the run depends on."""
+        self._callbacks = [c for c in callbacks if c.memory]
+        told = {"network": net, "dtype": net.dtype, **settings, "callbacks with a memory": self._callbacks}
+        self._facts = {}
+        for name, value in told.items():
+            self._facts[name] = shortened(ADDRESS.sub("", repr(list(value) if isinstance(value, dict) else value)))
+            if name in CODED and (code := own_code(value)):
+                self._facts[f"code of {name}"] = code
+        self._facts |= {name: fingerprint(net.backend.to_numpy(a)) for name, a in arrays.items()}
+        self._saved = -1, -1
+        files = self._files()
+        if not resume and files:
+            raise ValueError(
+                f"fit: {self.folder} has the checkpoints of a run, the newest {files[-1].name}: go on from it with "
+                "resume=True, or choose another folder"
+            )
+        for i, path in enumerate(reversed(files)):
+            try:
+                saved = Saved(path, net.backend)
+                saved.check_facts(self._facts)
+                saved.check(settings["optimizer"], self._callbacks, steps_per_epoch)
+                return saved
+            except FormatError as error:
+                if i == len(files) - 1:
+                    error.add_note(f"fit: no checkpoint in {self.folder} is sound; begin anew in another folder")
+                    raise
+                warn(f"fit: {error}: going on from the checkpoint before it", RuntimeWarning)
+        return None
+
+    def _files(self) -> "list[Path]":
+        """The checkpoints in the folder, the newest last."""
+        return sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
+
+    # --- during the run ---
+
+    def step_end(self, run: "Run") -> None:
+        if self.every != "epoch" and run.step % self.every == 0:  # type: ignore[operator]
+            self.save(run)
+
+    def epoch_end(self, run: "Run") -> None:
+        if self.every == "epoch":
+            self.save(run)
+
+    def save(self, run: "Run") -> None:
+        """Write the state that the run is in, unless it is written already or not finite: then `fit` will say so."""
+        if self._saved == (run.epoch, run.step) or not run.finite:
+            return
+
+        net, history = run.net, run.history
+        arrays, metadata = arrays_of(net), {"format": FORMAT, "version": VERSION}
+        with contextlib.suppress(TypeError):  # a user's own network that JSON cannot describe is resumed all the same
+            metadata = metadata_of(net, run.rng)
+        arrays["training.losses"] = run.losses
+        measures = {
+            name: [v if isinstance(v, int | float) else float(v) for v in values] for name, values in history.items()
+        }
+        training = {
+            "xpnet": __version__,
+            "facts": self._facts,
+            "epoch": run.epoch,
+            "step": run.step,
+            "stopped": run.stopped,
+            "seconds": history.seconds,
+            "threads": threads(),
+            "optimizer": {k: self.setting(v) for k, v in settings_of(run.optimizer).items()},
+            "rng": run.rng_before or run.rng.bit_generator.state,
+            "slots": pack("training.slots", run.slots, arrays, net.backend),
+            "history": pack("training.history", measures, arrays, net.backend),
+            "callbacks": [self._remembered(i, c, arrays, net.backend) for i, c in enumerate(self._callbacks)],
+        }
+        path = self.folder / f"step-{run.step:012d}.safetensors"
+        write(path, arrays, metadata | {"training": plain_json.dumps(training)})
+        self._saved = run.epoch, run.step
+        for old in [file for file in self._files() if file.name <= path.name][:-KEPT]:  # later ones were passed over
+            old.unlink()
+
+    @staticmethod
+    def setting(value: Any) -> dict[str, Any]:
+        """An optimizer's setting for JSON: a number as it is, of a schedule what tells it from others."""
+        if isinstance(value, bool | int | float | str | None):
+            return pack("", value, {})
+        return {"same": shortened(f"{ADDRESS.sub('', repr(value))} {own_code(value)}")}
+
+    def _remembered(
+        self, i: int, callback: Callback, arrays: dict[str, np.ndarray], backend: Backend
+    ) -> dict[str, dict[str, Any]]:
+        """What a callback remembers, for JSON and `arrays`."""
+        memory = {}
+        for name in callback.memory:
+            who = f"a callback's memory, {type(callback).__name__}.{name}"
+            try:
+                memory[name] = pack(f"training.callbacks.{i}.{as_name(name)}", getattr(callback, name), arrays, backend)
+            except TypeError as error:
+                (value,) = error.args
+                raise TypeError(
+                    f"fit: a checkpoint cannot hold {value!r:.200}, of type {type(value).__name__}, in {who}; it holds "
+                    "numbers, strings, None, arrays, and lists, tuples and dicts by name of these"
+                ) from None
+            if (size := len(plain_json.dumps(memory[name]))) > TEXT:
+                raise ValueError(
+                    f"fit: {who}, takes {size} letters beside its arrays, and a checkpoint holds at most {TEXT}; lists "
+                    "of numbers are kept as arrays, so keep numbers apart from text, or what grows in a file of its own"
+                )
+        return memory
+
+    def leave(self, run: "Run") -> NoReturn:
+        """After a signal has stopped the run: say where it stands, and exit as the shell expects."""
+        tell(f"fit: stopped at step {run.step}; {self.folder} has its state, resume=True goes on from it", sys.stderr)
+        raise SystemExit(128 + run.signal)
+
+
+class Saved:
+    """A checkpoint that was read. FormatError for a file that is not a sound one."""
+
+    def __init__(self, path: "Path", backend: Backend):
+
+        self.path = path
+        arrays, metadata = read(path)
+        if metadata.get("format") != FORMAT or "training" not in metadata:
+            raise FormatError(path, "it does not say that it is a checkpoint")
+        if metadata.get("version") != VERSION:
+            raise FormatError(path, f"format version {metadata.get('version')!r:.80}, this xpnet reads {VERSION!r}")
+        try:
+            self._read(only("it", plain_json.loads(metadata["training"]), ACCOUNT), arrays, backend)
+        except UNSOUND as error:
+            raise self._unsound(error) from None
+        self.params, self.state = under("params", arrays), under("state", arrays)
+
+    def _read(self, told: dict[str, Any], arrays: dict[str, np.ndarray], backend: Backend) -> None:
+        """Take in the account of the training. Raises what `UNSOUND` names where it is none."""
+        self.facts = told["facts"]
+        if not isinstance(told["xpnet"], str):
+            raise ValueError(f"it is of xpnet {told['xpnet']!r:.80}")
+        if not isinstance(self.facts, dict) or not all(isinstance(fact, str) for fact in self.facts.values()):
+            raise ValueError(f"its facts are {self.facts!r:.80}")
+        self.epoch, self.step = (count(name, told[name]) for name in ("epoch", "step"))
+        self.stopped, seconds = told["stopped"], told["seconds"]
+        if not isinstance(self.stopped, bool) or type(seconds) is not float or seconds < 0:
+            raise ValueError(f"it stopped: {self.stopped!r:.80}, after {seconds!r:.80} seconds")
+        self.threads = {str(api): count("threads", n, 1, 1024) for api, n in told["threads"].items()}
+        self.rng_state = told["rng"]
+        restored_order(self.rng_state)
+        self.losses = arrays["training.losses"]
+        if self.losses.dtype != np.float64 or self.losses.ndim != 1 or not np.isfinite(self.losses).all():
+            raise ValueError("its losses are no finite numbers")
+        self.slots: Slots = unpack("training.slots", told["slots"], arrays, backend)
+        for name in [name for name, value in self.slots.items() if isinstance(value, int)]:
+            count(name, self.slots[name])
+        self.history = History()
+        measures = unpack("training.history", told["history"], arrays, backend)
+        self.history.update(measures)
+        if not isinstance(measures, dict) or not all(
+            type(v) is list and all(type(n) in (bool, int, float) for n in v) for v in self.history.values()
+        ):
+            raise ValueError("its history is no lists of numbers")
+        self.history.seconds = seconds
+        self.settings = {
+            k: packed if "same" in packed else unpack("", packed, {}) for k, packed in told["optimizer"].items()
+        }
+        self.callbacks = [
+            {
+                name: unpack(f"training.callbacks.{i}.{as_name(name)}", packed, arrays, backend)
+                for name, packed in memory.items()
+            }
+            for i, memory in enumerate(told["callbacks"])
+        ]
+
+    def _unsound(self, error: object) -> FormatError:
+        return FormatError(self.path, f"its account of the training is unsound: {error!r}")
+
+    def check_facts(self, now: dict[str, str]) -> None:
+        """Refuse a run that depends on other things, with the list of them."""
+        names = [name for name in self.facts | now if self.facts.get(name) != now.get(name)]
+        if names:
+            then, now = ({k: printable(v, 600) for k, v in facts.items()} for facts in (self.facts, now))
+            lines = [
+                f"\n  {printable(k, 80)}: {then.get(k, 'nothing')} then, {now.get(k, 'nothing')} now"
+                for k in names[:20]
+            ]
+            raise ValueError(
+                f"fit: {self.path} is of another run, from which this one differs in {''.join(lines)}\n"
+                "Give what it was given, or begin anew in another folder."
+            )
+
+    def check(self, optimizer: Any, callbacks: Sequence[Callback], steps_per_epoch: int) -> None:
+        """Refuse an account that is not one of such a run. FormatError."""
+        done, own = len(self.losses), settings_of(optimizer)
+        if done > steps_per_epoch or self.step != self.epoch * steps_per_epoch + done:
+            raise self._unsound(f"step {self.step} is not the step after {done} of {steps_per_epoch} in its epoch")
+        if self.settings.keys() != own.keys():
+            raise self._unsound(f"its optimizer has the settings {', '.join(self.settings)}")
+        for name, value in self.settings.items():
+            if fault := fault_in(optimizer, name, value, own[name]):
+                raise self._unsound(f"its optimizer's {name} is {value!r:.80}: {fault}")
+        if [set(memory) for memory in self.callbacks] != [set(c.memory) for c in callbacks]:
+            raise self._unsound("its callbacks remember other things")
+
+    def begin(self, net: Placed, callbacks: Sequence[Callback], begin: Callable[[Placed], Step]) -> Step:
+        """The training step that goes on from here, and the network as it was here. Where that turns out impossible,
+        FormatError, and the network is as before.
+        """
+        twin = net.clone()
+        try:
+            twin.set_params(self.params)
+            twin.set_state(self.state)
+            step = begin(twin)
+            step.go_on(self.slots)
+            for callback, memory in zip([c for c in callbacks if c.memory], self.callbacks, strict=True):
+                callback.check_memory(memory, twin.clone())
+        except (ValueError, TypeError) as error:
+            raise self._unsound(error) from None
+        self._before = net.params, net.state
+        net.assign(twin.params, twin.state)
+        return step
+
+    def restore(self, run: "Run") -> None:
+        """Put the run where this one was; the network and the slots are there already."""
+        run.go_on(self.epoch, self.step, self.history, self.rng_state, self.losses)
+        run.stop = self.stopped
+
+    def restore_callbacks(self, run: "Run", callbacks: Sequence[Callback]) -> None:
+        """Give back what `train_begin` reads and sets as at any beginning: the optimizer's settings and callbacks'
+        memory. ValueError where a schedule is another one than it was, and the network is then as before `begin`.
+        """
+        for name, value in self.settings.items():
+            now = getattr(run.optimizer, name)
+            if not isinstance(value, dict):
+                if type(now) is not type(value) or now != value:
+                    setattr(run.optimizer, name, value)
+            elif (told := Checkpoint.setting(now)) != value:
+                run.net.assign(*self._before)
+                raise ValueError(
+                    f"fit: the optimizer's {name} was {printable(value['same'], 200)} in {self.path} and is "
+                    f"{told.get('same', now)} now; a checkpoint keeps numbers alone: have train_begin set it"
+                )
+        for callback, memory in zip([c for c in callbacks if c.memory], self.callbacks, strict=True):
+            for name, value in memory.items():
+                setattr(callback, name, value)
+
+
+def count(name: str, value: object, low: int = 0, high: int = 2**53) -> int:
+    """A whole number from a file. ValueError for anything else."""
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"its {name} is {value!r:.80}, expected a whole number from {low} to {high}")
+    return value
+
+
+def fault_in(optimizer: Any, name: str, value: Any, own: Any) -> str | None:
+    """What is wrong with an optimizer's setting from a file, None where a callback may have set it."""
+    if isinstance(value, dict):  # a schedule's description
+        sound = [*map(type, value.values())] == [str] and (callable(own) or name == "learning_rate")
+    elif isinstance(own, bool) or isinstance(value, float):
+        sound = type(value) is type(own) if isinstance(own, bool) else math.isfinite(value)
+    else:
+        sound = True
+    if not sound:
+        return "expected one like its own"
+    if (
+        isinstance(value, dict)
+        or value == own
+        or (name == "learning_rate" and value == 0.0)
+        or not isinstance(optimizer, Configured)
+    ):
+        return None
+    try:
+        type(optimizer)(**(settings_of(optimizer) | {name: value}))
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        return str(error)
+    return None
+
+
+# --- what it is held to -----------------------------------------------------------------------------------------------
+
+
+def shortened(text: str) -> str:
+    """A description that may be long, in at most 600 letters that still tell it from others."""
+    import hashlib
+
+    return text if len(text) <= 600 else f"{text[:500]}... ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
+
+
+def settings_of(optimizer: Any) -> dict[str, Any]:
+    """The optimizer's settings as they are now: those of the constructor, or all attributes where it tells of none."""
+    return dict(optimizer.settings() if isinstance(optimizer, Configured) else vars(optimizer))
+
+
+def threads() -> dict[str, int]:
+    """How many threads BLAS and OpenMP take, as far as that can be known: their sums depend on it."""
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        names = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"
+        told = [os.environ[name] for name in names if os.environ.get(name, "").isdigit()]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return {"blas": int(told[0]) if told else cores}
+    found: dict[str, int] = {}
+    for pool in threadpool_info():
+        found[pool["user_api"]] = max(pool["num_threads"], found.get(pool["user_api"], 1))
+    return found
+
+
+def held_to(wanted: Mapping[str, int]) -> contextlib.AbstractContextManager[object]:
+    """A context that takes as many threads. Without threadpoolctl it only warns where they are not as many."""
+    other = {api: n for api, n in threads().items() if wanted.get(api, n) != n}
+    if not other:
+        return contextlib.nullcontext()
+    counts = {api: wanted[api] for api in other}
+    try:
+        from threadpoolctl import threadpool_limits
+
+        context: contextlib.AbstractContextManager[object] = threadpool_limits(limits=counts)
+        other = {api: n for api, n in threads().items() if counts.get(api, n) != n}
+    except ImportError:
+        context = contextlib.nullcontext()
+    if other:
+        then = ", ".join(f"{api} {wanted[api]}" for api in other)
+        now = ", ".join(f"{api} {n}" for api, n in other.items())
+        warn(
+            f"fit: the run that wrote the checkpoint had other numbers of threads ({then}; now {now}): the last bits "
+            "may differ; pip install threadpoolctl, or set OPENBLAS_NUM_THREADS before Python starts",
+            RuntimeWarning,
+        )
+    return context
+
+
+LOCKED: set[Any] = set()  # the files that fits under way have locked
+
+
+def leave_locked() -> None:
+    """In a process that was forked: the lock is its parent's, for as long as any process has the file open."""
+    while LOCKED:
+        LOCKED.pop().close()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none
+    os.register_at_fork(after_in_child=leave_locked)
+
+
+def lock(file: Any) -> None:
+    """Lock an open file for as long as it is open. OSError where another process has."""
+    if sys.platform == "win32":  # pragma: no cover
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

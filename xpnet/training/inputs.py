@@ -1,0 +1,101 @@
+"""The data that `fit`, `evaluate` and `predict` are given, checked and moved to the network's backend."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..backends import Array, shape_of
+from ..common.checks import came, non_negative, part
+from ..layers.placed import Placed
+from ..losses.losses import LOSSES, Loss
+from ..losses.objective import Objective
+
+
+def inputs(net: Placed, who: str, x: Any) -> Array:
+    """A user's x as an array of the network's backend and dtype: (n, features), n >= 1, all of it finite.
+
+    The caller is within the backend's `scope`, which it needs for what follows as well.
+    """
+    x = net.backend.adopt(who, x)
+    shape = tuple(x.shape)
+    if net.input_shape is not None and shape[1:] != net.input_shape:
+        wanted = f"(n, {', '.join(map(str, net.input_shape))})"
+        hint = ""
+        if shape == net.input_shape:
+            hint = "; for a single row give x[None, :]"
+        elif shape[1:] == () and net.input_shape == (1,):
+            hint = "; for a single feature give x[:, None]"
+        elif shape[1:] and (math.prod(shape[1:]),) == net.input_shape:
+            hint = "; give x.reshape(len(x), -1)"
+        raise ValueError(f"{who} has shape {shape}, expected {wanted}{hint}")
+    if not shape or not shape[0]:
+        raise ValueError(f"{who} has shape {shape}: no rows; expected at least one")
+    x = net.backend.xp.astype(x, net.backend.dtype(net.dtype), copy=False)
+    if not ops.all_finite(x):
+        bad = ~np.isfinite(net.backend.to_numpy(x).reshape(shape[0], -1))
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{who} has {bad.sum()} NaN or infinite entries in {net.dtype}, the first in row {row}, column "
+            f"{column}; drop, fill or rescale them"
+        )
+    return x
+
+
+def pair(net: Placed, who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Array]:
+    """x and y checked and moved to the network's backend, y encoded as its loss takes it."""
+    part(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", LOSSES)
+    with net.backend.scope():
+        x = inputs(net, f"{who}: x", x)
+        shape = shape_of(y, f"{who}: y")
+        if shape[:1] != (x.shape[0],):
+            rows = f"{shape[0]} rows" if shape else "no rows"
+            raise ValueError(f"{who}: x has {x.shape[0]} rows and y {rows}; each row of x needs its target")
+        outputs = net.forward(x[:1, ...])[0].shape[1:]
+        if not hasattr(loss, "encode"):
+            return x, net.backend.adopt(f"{who}: y", y)
+        like = net.backend.xp.zeros((x.shape[0], *outputs), dtype=x.dtype, device=net.backend.device)
+        return x, loss.encode(y, like)
+
+
+def validation_pair(net: Placed, given: Any, loss: Loss) -> tuple[Array, Array, Any] | None:
+    """`pair` of fit's validation data, and its y as it came; None for none.
+
+    Refuses what is no pair, such as Keras's share of the rows.
+    """
+    if given is None:
+        return None
+    sized = isinstance(given, (tuple, list))
+    if not sized or len(given) != 2:
+        got = came(given) + (f" of {len(given)}" if sized else "")
+        raise ValueError(
+            f"fit: validation_data must be a pair (x, y), got {got}; xn.data.train_test_split(x, y) gives the four "
+            "arrays x_train, x_val, y_train, y_val"
+        )
+    x, y = given
+    try:
+        return *pair(net, "fit: validation data", x, y, loss), y
+    except (ValueError, TypeError) as error:
+        error.add_note("in fit's validation_data")
+        raise
+
+
+def weighted(net: Placed, who: str, loss: Loss, y: Array, sample_weight: Any, l2: float) -> tuple[Objective, Array]:
+    """What to minimize, and the targets it takes."""
+    if sample_weight is None:
+        return Objective(loss, non_negative(f"{who}: l2", l2)), y
+    objective, backend = Objective(loss, non_negative(f"{who}: l2", l2), weighted=True), net.backend
+    weights = backend.to_numpy(backend.adopt(f"{who}: sample_weight", sample_weight)).astype(np.float64)
+    shape, expected = weights.shape, (y.shape[0],)
+    if shape != expected or y.ndim != 2:
+        wanted = f"one number for each row, {expected}" if y.ndim == 2 else "outputs of shape (n, k)"
+        raise ValueError(f"{who}: sample_weight has shape {shape}, expected {wanted}")
+    largest = float(backend.xp.finfo(backend.dtype(net.dtype)).max)
+    if not (((weights >= 0.0) & (weights <= largest)).all() and weights.any()):
+        raise ValueError(f"{who}: sample_weight must be finite, at least 0, and not all 0")
+    if objective.reduction == "mean" and loss.weights_over == "fit":
+        weights /= weights.max()  # first: a sum of large ones would overflow
+        weights /= weights.mean()
+    with backend.scope():
+        return objective, backend.xp.concat([y, backend.asarray(weights[:, None], net.dtype)], axis=1)

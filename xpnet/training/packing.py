@@ -1,0 +1,128 @@
+"""Python values as JSON with arrays beside it, and back exactly: numbers, strings, None, arrays, lists, tuples, dicts.
+
+A value is an object of one key, which says how to read it:
+
+    {"value": 3}                   None, True, 3, 0.5 or "text", as JSON has it
+    {"float": "inf"}               a float that JSON has no word for
+    {"array": "host"}              an array of that name in the file: NumPy's; "device": the network's library's;
+                                   "scalar": a NumPy number
+    {"numbers": ["list", "int"]}   a list of numbers in an array of that name; ["list", "tuple", "float"]: of tuples
+    {"list": [...]}, {"tuple": [...]}, {"dict": {"name": ...}}
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backends import Backend
+from ..files.header import AXES_LIMIT, CODES
+
+KINDS = {type(None): "none", bool: "bool", int: "int", float: "float"}
+DTYPES = {"bool": "bool", "int": "int64", "float": "float64"}  # "mixed": a row of kinds, and one of their 64 bits
+NESTS: dict[str, type] = {"list": list, "tuple": tuple}
+
+
+def pack(name: str, value: Any, arrays: dict[str, np.ndarray], backend: Backend | None = None) -> dict[str, Any]:
+    """The value for JSON; arrays and lists of numbers go to `arrays` under the name, or names that begin with it.
+
+    Raises TypeError for any other kind of value, with that value alone.
+    """
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        on_host = isinstance(value, np.ndarray | np.generic)
+        array = np.asarray(value if on_host or backend is None else backend.to_numpy(value))
+        if array.dtype.name not in CODES:
+            raise TypeError(value)
+        arrays[name] = array
+        return {"array": "scalar" if isinstance(value, np.generic) else "host" if on_host else "device"}
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(value)
+        return {"dict": {key: pack(f"{name}.{as_name(key)}", each, arrays, backend) for key, each in value.items()}}
+    if type(value) in (list, tuple):
+        if told := _numbers(name, value, arrays):
+            return {"numbers": told}
+        return {type(value).__name__: [pack(f"{name}.{i}", each, arrays, backend) for i, each in enumerate(value)]}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if isinstance(value, bool | int | float | str | None):
+        return {"value": value}
+    raise TypeError(value)
+
+
+def unpack(name: str, packed: Any, arrays: Mapping[str, np.ndarray], backend: Backend | None = None) -> Any:
+    """`pack` undone. Raises ValueError, TypeError and LookupError for what it never gave."""
+    ((kind, told),) = packed.items()
+    if kind == "value":
+        if not isinstance(told, bool | int | float | str | None):
+            raise ValueError(f"a value is {told!r:.80}")
+        return told
+    if kind == "float" and told in ("nan", "inf", "-inf"):
+        return float(told)
+    if kind == "array":
+        array = arrays[name]
+        if told == "device" and backend is not None:
+            return backend.asarray(array)
+        return {"host": array, "scalar": array[()]}[told]
+    if kind == "numbers":
+        return _listed(told, arrays[name])
+    if kind == "dict":
+        return {key: unpack(f"{name}.{as_name(key)}", each, arrays, backend) for key, each in told.items()}
+    return NESTS[kind](unpack(f"{name}.{i}", each, arrays, backend) for i, each in enumerate(told))
+
+
+def as_name(text: str) -> str:
+    """Any string as a part of an array's name: what such a name cannot have, and the dot, are written %2F."""
+    from urllib.parse import quote
+
+    return quote(text, safe="", errors="surrogatepass").replace(".", "%2E")
+
+
+def _numbers(name: str, values: Sequence[Any], arrays: dict[str, np.ndarray]) -> list[str]:
+    """Put numbers, or sequences of them of equal length, into an array; how to read it, [] for anything else."""
+    nests, shape, entries = [type(values)], [len(values)], list(values)
+    while entries and len(found := {type(each) for each in entries}) == 1 and found <= set(NESTS.values()):
+        lengths = {len(each) for each in entries}
+        if len(lengths) > 1 or len(shape) == AXES_LIMIT - 1:
+            return []
+        nests += found
+        shape += lengths
+        entries = [x for each in entries for x in each]
+    entries = [each.item() if isinstance(each, np.generic) else each for each in entries]
+    kinds = {type(each) for each in entries}
+    if not kinds or not kinds <= KINDS.keys() or any(type(e) is int and not -(2**63) <= e < 2**63 for e in entries):
+        return []
+    kind = KINDS[kinds.pop()] if len(kinds) == 1 else "mixed"
+    if kind in DTYPES:
+        arrays[name] = np.array(entries, DTYPES[kind]).reshape(shape)
+    else:
+        kind, order = "mixed", list(KINDS)
+        bits = np.array([[order.index(type(each)) for each in entries], [0] * len(entries)])
+        bits[1] = [each if type(each) in (bool, int) else 0 for each in entries]
+        floats = bits[0] == order.index(float)
+        bits[1, floats] = np.array([each for each in entries if type(each) is float], np.float64).view(np.int64)
+        arrays[name] = bits.reshape(2, *shape)
+    return [*(nest.__name__ for nest in nests), kind]
+
+
+def _listed(told: Sequence[str], array: np.ndarray) -> Any:
+    """The numbers in an array as they were."""
+    *nests, kind = told
+    if kind == "mixed":
+        readings: list[Any] = [lambda bits: None, bool, int, lambda bits: float(np.int64(bits).view(np.float64))]
+        if array.dtype != np.int64 or array.shape[0] != 2 or not ((array[0] >= 0) & (array[0] < len(KINDS))).all():
+            raise ValueError("a list of mixed numbers is none")
+        entries = [
+            readings[k](bits) for k, bits in zip(array[0].ravel().tolist(), array[1].ravel().tolist(), strict=True)
+        ]
+        shape = array.shape[1:]
+    else:
+        if array.dtype != DTYPES[kind]:
+            raise ValueError(f"a list of {kind}s is {array.dtype}")
+        entries, shape = array.ravel().tolist(), array.shape
+    if len(nests) != len(shape) or not entries:
+        raise ValueError(f"a list of numbers has shape {shape}")
+    for nest, length in zip(reversed(nests), reversed(shape), strict=True):
+        entries = [NESTS[nest](entries[i : i + length]) for i in range(0, len(entries), length)]
+    return entries[0]
