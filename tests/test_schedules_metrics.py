@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.common.checks import came
+from xpnet.common.checks import kind_of
 
 # --- schedules --------------------------------------------------------------------------------------------------------
 
@@ -498,7 +498,7 @@ def test_confusion_matrix_refuses_what_is_not_a_number(lib):
 def test_a_data_frame_or_a_list_for_a_prediction_is_told(metric):
     pandas = pytest.importorskip("pandas")
     for given in (pandas.DataFrame(PROBABLE), PROBABLE.tolist(), None):
-        with pytest.raises(TypeError, match=rf"^{metric.__name__}: prediction must be an array, got {came(given)}"):
+        with pytest.raises(TypeError, match=rf"^{metric.__name__}: prediction must be an array, got {kind_of(given)}"):
             metric(given, CLASSES)
         with pytest.raises(TypeError, match=r"prediction must be an array, got "):
             xn.MeanSquaredError()(given, CLASSES)

@@ -2026,7 +2026,7 @@ def test_a_move_that_fails_moves_nothing(lib):
         ({"metrics": {"a": 5.0}}, r"^fit: a metric must be a name .* got 5\.0"),
         ({"metrics": [lambda p, t: 0.0]}, r'^fit: a metric needs a name, as in metrics={"mine": \.\.\.}, got'),
         ({"metrics": {1: "f1"}}, r"^fit: a metric needs a name, .* got 1"),
-        ({"slots": 5}, "slots must be an optimizer's memory by name, such as an earlier history.slots, got 5"),
+        ({"slots": 5}, "slots must be an optimizer's memory by name, such as history.slots, got 5"),
         ({"callbacks": xn.Callback()}, "callbacks must be a list of xn.Callback objects"),
         ({"callbacks": ["progress"]}, "callbacks must be a list of xn.Callback objects"),
         ({"callbacks": [OtherHooks()]}, "OtherHooks has none of a callback's hooks, so nothing of it would be called"),

@@ -6,7 +6,7 @@ import numpy as np
 
 from .backends import on_host
 from .common import checks
-from .common.checks import came, finite, whole
+from .common.checks import finite, integer, kind_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -75,7 +75,7 @@ def _as_rows(who: str, x: Any) -> Any:
     """x as an array of one axis or more; pandas' frames and masked arrays as they are."""
     rows = x if hasattr(x, "iloc") or isinstance(x, np.ma.MaskedArray) else on_host(x, who)
     if not rows.ndim:
-        raise ValueError(f"{who} has no rows: it is {came(x)}")
+        raise ValueError(f"{who} has no rows: it is {kind_of(x)}")
     return rows
 
 
@@ -84,5 +84,5 @@ def minibatches(rows: int, batch_size: int) -> list[slice]:
 
     Raises ValueError for a size that is no whole number of at least 1, and for rows that are none of at least 0.
     """
-    rows, batch_size = whole("minibatches: rows", rows, least=0), whole("minibatches: batch_size", batch_size)
+    rows, batch_size = integer("minibatches: rows", rows, least=0), integer("minibatches: batch_size", batch_size)
     return [slice(start, min(start + batch_size, rows)) for start in range(0, rows, batch_size)]

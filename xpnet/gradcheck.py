@@ -8,7 +8,7 @@ import numpy as np
 
 from .backends import Array, Backend, backend_of, default_backend, is_array, on_host
 from .common import checks
-from .common.checks import flag, proportion, told, two, whole
+from .common.checks import brief, flag, integer, pair_from, proportion
 from .layers.base import Layer
 from .layers.placed import check_network
 from .losses.losses import Loss
@@ -68,7 +68,9 @@ def check_gradients(
     if isinstance(thing, Layer):
         return _check_layer(thing, x, y, loss, flag("check_gradients: training", training), tolerance, seed)
     if isinstance(thing, type) or not hasattr(thing, "value_and_grad"):
-        raise TypeError(f"check_gradients: expected a layer, a network or a loss, such as xn.ReLU(), got {told(thing)}")
+        raise TypeError(
+            f"check_gradients: expected a layer, a network or a loss, such as xn.ReLU(), got {brief(thing)}"
+        )
     if y is None:
         raise ValueError(f"check_gradients: {thing!r} needs a target: check_gradients(loss, prediction, target)")
     backend = _backend_for(x)
@@ -88,7 +90,7 @@ def _check_layer(
     layer: Layer, x: Any, y: Any, loss: Loss | None, training: bool, tolerance: float, seed: int
 ) -> dict[str, float]:
     if (y is None) != (loss is None):
-        alone = f"the target {told(y)}" if loss is None else f"the loss {told(loss)}"
+        alone = f"the target {brief(y)}" if loss is None else f"the loss {brief(loss)}"
         raise ValueError(f"check_gradients: got {alone} alone; give both a target and a loss, or neither")
     twin = layer.clone()
     rng = np.random.default_rng(seed)
@@ -112,7 +114,7 @@ def _check_layer(
     def forward(changed: Arrays) -> tuple[Array, Any]:
         here = {name: placed[name] if a is arrays[name] else place(a) for name, a in changed.items()}
         twin.assign_params({name: here[name] for name in params})
-        return two(twin, "forward", twin.forward(here["x"], training))
+        return pair_from(twin, "forward", twin.forward(here["x"], training))
 
     output, cache = forward(arrays)
     if loss is None:
@@ -129,7 +131,7 @@ def _check_layer(
 
     kept = _host(dy)
     forward(arrays | {"x": arrays["x"][::-1].copy()})  # who keeps what a call needs has lost the first one's now
-    dx, grads = two(twin, "backward", twin.backward(dy, cache))
+    dx, grads = pair_from(twin, "backward", twin.backward(dy, cache))
     _check_untouched(repr(layer), arrays | {"dy": kept}, placed | {"dy": dy})
     if grads.keys() != params.keys():
         raise GradientError(f"{layer!r}: backward gives gradients {sorted(grads)}, the parameters are {sorted(params)}")
@@ -312,11 +314,11 @@ def compare_backends(
     one that is given twice, and numbers out of range.
     """
     check_network("compare_backends", net)
-    steps = whole("compare_backends: steps", steps)
+    steps = integer("compare_backends: steps", steps)
     tolerance = {"float64": 1e-10, "float32": 1e-4}[net.dtype] if tolerance is None else tolerance
     tolerance = proportion("compare_backends: tolerance", tolerance)
     if not isinstance(backends, (tuple, list)) or len(backends) < 2:
-        raise ValueError(f"compare_backends: give at least two backends in a list, got {told(backends)}")
+        raise ValueError(f"compare_backends: give at least two backends in a list, got {brief(backends)}")
     optimizer = SGD(learning_rate, momentum=0.0) if optimizer is None else optimizer
     x, y = (np.array(on_host(a, f"compare_backends: {name}")) for name, a in (("x", x), ("y", y)))
     twins = [net.clone().to(backend) for backend in backends]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .common.checks import told, whole
+from .common.checks import brief, integer
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -19,11 +19,11 @@ Initializer = Callable[["Generator", tuple[int, ...]], np.ndarray]
 def _check(who: str, rng: object, shape: object) -> None:
     """Refuse what is no Generator, such as a seed, and no shape of two axes or more."""
     if not isinstance(rng, np.random.Generator):
-        raise TypeError(f"{who}: rng must be a Generator, such as np.random.default_rng(0), got {told(rng)}")
+        raise TypeError(f"{who}: rng must be a Generator, such as np.random.default_rng(0), got {brief(rng)}")
     if not isinstance(shape, (tuple, list)) or len(shape) < 2:
-        raise TypeError(f"{who}: shape must be (in_features, out_features), got {told(shape)}")
+        raise TypeError(f"{who}: shape must be (in_features, out_features), got {brief(shape)}")
     for size in shape:
-        whole(f"{who}: each size of shape", size)
+        integer(f"{who}: each size of shape", size)
 
 
 def fan_in_uniform(rng: "Generator", shape: tuple[int, ...]) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import ops
 from .backends import Array, backend_of, device_of, is_array, namespace, shape_of
-from .common.checks import finite, part, told
+from .common.checks import brief, finite, require
 from .losses.targets import NAMES, as_classes, as_rows, as_shares, check_prediction
 
 SEVERAL = "give threshold= (0.5 for probabilities, 0.0 for logits) or a loss of labels as loss="
@@ -51,7 +51,7 @@ def top_k_accuracy(prediction: Array, target: Any, k: int = 5, loss: Any = None)
     own = _classes("top_k_accuracy", prediction, target, loss)
     outputs = prediction.shape[1]
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= outputs:
-        raise ValueError(f"top_k_accuracy: k must lie between 1 and the {outputs} outputs, got {told(k)}")
+        raise ValueError(f"top_k_accuracy: k must lie between 1 and the {outputs} outputs, got {brief(k)}")
     xp = namespace(prediction)
     with backend_of(prediction).scope():
         score = xp.take_along_axis(prediction, own[:, None], axis=1)
@@ -187,7 +187,7 @@ def _truth(who: str, prediction: Array, target: Any, threshold: float | None, lo
     if threshold is not None:
         finite(f"{who}: threshold", threshold)
     if loss is not None:
-        part(f"{who}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()")
+        require(f"{who}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()")
     xp, (n, k) = namespace(prediction), prediction.shape
     limit, matrix = getattr(loss, "threshold", None), getattr(loss, "matrix", False)
     labels = threshold is not None or (limit is not None and not matrix)

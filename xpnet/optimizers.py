@@ -16,7 +16,7 @@ from typing import Any, TypedDict, Unpack
 
 from . import ops
 from .backends import Array, floating, namespace
-from .common.checks import came, flag, fraction, non_negative, positive, two
+from .common.checks import flag, fraction, kind_of, non_negative, pair_from, positive
 from .common.settings import Adjustable, defaults
 from .schedules import Schedule, checked_rate
 
@@ -114,7 +114,7 @@ class Optimizer(Adjustable, ABC):
         """Refuse slots of these names that `init` has not given for an array of w's shape."""
         floating(w, self)
         if not isinstance(slots, dict):
-            raise TypeError(f"{self!r}: slots must be what init(w) gave, got {came(slots)}")
+            raise TypeError(f"{self!r}: slots must be what init(w) gave, got {kind_of(slots)}")
         for name in names:
             if name not in slots:
                 raise ValueError(f"{self!r}: slots has no {name!r}, only {list(slots)}; init(w) gives what it takes")
@@ -131,7 +131,7 @@ class Optimizer(Adjustable, ABC):
         """Decay and rule, from a gradient that is limited already: elementwise, so any part of the vectors will do."""
         if self.weight_decay:
             g = self.decayed(w, g, slots)
-        return two(self, "rule", self.rule(w, g, slots, *coefficients))
+        return pair_from(self, "rule", self.rule(w, g, slots, *coefficients))
 
     @abstractmethod
     def rule(self, w: Array, g: Array, slots: Slots, *coefficients: Any, **none: Any) -> tuple[Array, Slots]:

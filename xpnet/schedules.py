@@ -5,7 +5,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
-from .common.checks import came, non_negative, positive, whole
+from .common.checks import integer, kind_of, non_negative, positive
 from .common.settings import Adjustable
 
 Schedule = Callable[[int], float]
@@ -16,7 +16,7 @@ def checked_rate(name: str, given: float | Schedule) -> float | Schedule:
     if isinstance(given, type):
         raise TypeError(f"{name} must be a number or a schedule such as CosineDecay(0.01, 1000), got {given!r}")
     if isinstance(given, Mapping):  # as PyTorch's optimizers are made
-        raise TypeError(f"{name} must be a number or a schedule, got {came(given)}: the parameters are given by fit")
+        raise TypeError(f"{name} must be a number or a schedule, got {kind_of(given)}: the parameters are given by fit")
     return given if callable(given) else positive(name, given)
 
 
@@ -39,7 +39,7 @@ class Formula(Adjustable, ABC):
     def __call__(self, step: int) -> float:
         """The rate at a step, counted from 0; ValueError for what is no such number."""
         if type(step) is not int or not 0 <= step <= sys.maxsize:  # the usual one is not looked at any further
-            step = whole(f"{type(self).__name__}: step", step, least=0)
+            step = integer(f"{type(self).__name__}: step", step, least=0)
         return self.at(step)
 
     @abstractmethod
@@ -69,7 +69,7 @@ class StepDecay(Formula):
     def __init__(self, rate: float, factor: float = 0.1, every: int = 1000):
         self.rate = positive("StepDecay: rate", rate)
         self.factor = positive("StepDecay: factor", factor)
-        self.every = whole("StepDecay: every", every)
+        self.every = integer("StepDecay: every", every)
 
     def at(self, step: int) -> float:
         return decayed(self.rate, self.factor, step // self.every)
@@ -81,7 +81,7 @@ class ExponentialDecay(Formula):
     def __init__(self, rate: float, factor: float = 0.96, every: int = 1000):
         self.rate = positive("ExponentialDecay: rate", rate)
         self.factor = positive("ExponentialDecay: factor", factor)
-        self.every = whole("ExponentialDecay: every", every)
+        self.every = integer("ExponentialDecay: every", every)
 
     def at(self, step: int) -> float:
         return decayed(self.rate, self.factor, step / self.every)
@@ -92,7 +92,7 @@ class CosineDecay(Formula):
 
     def __init__(self, rate: float, steps: int, final: float = 0.0):
         self.rate = positive("CosineDecay: rate", rate)
-        self.steps = whole("CosineDecay: steps", steps)
+        self.steps = integer("CosineDecay: steps", steps)
         self.final = non_negative("CosineDecay: final", final)
 
     def at(self, step: int) -> float:
@@ -107,7 +107,7 @@ class WarmUp(Formula):
 
     def __init__(self, then: float | Schedule, steps: int):
         self.then = checked_rate("WarmUp: then", then)
-        self.steps = whole("WarmUp: steps", steps)
+        self.steps = integer("WarmUp: steps", steps)
 
     def at(self, step: int) -> float:
         if step < self.steps:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..common.checks import came
+from ..common.checks import kind_of
 
 if tuple(map(int, np.__version__.split(".")[:2])) < (2, 1):
     raise ImportError(f"xpnet needs NumPy 2.1 or later, found {np.__version__}: pip install -U numpy")
@@ -46,7 +46,9 @@ def namespace(x: Array, who: object = "xpnet") -> Namespace:
         return _namespaces[type(x)]
     except KeyError:
         if not is_array(x):
-            raise TypeError(f"{who}: expected an array, got {came(x)}; backend.asarray makes one of a list") from None
+            raise TypeError(
+                f"{who}: expected an array, got {kind_of(x)}; backend.asarray makes one of a list"
+            ) from None
         xp = _namespaces[type(x)] = importlib.import_module("array_api_compat").array_namespace(x)
         return xp
 
@@ -58,7 +60,7 @@ def floating(x: Array, who: object) -> Namespace:
     except (AttributeError, KeyError, TypeError):  # no array, one not seen yet, a dtype without a hash
         xp = namespace(x, who)
     if library(xp) is None or isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{who}: expected a plain array of {', '.join(LIBRARIES)}, got {came(x)}")
+        raise TypeError(f"{who}: expected a plain array of {', '.join(LIBRARIES)}, got {kind_of(x)}")
     if dtype_name(x.dtype) not in DTYPES:
         raise TypeError(f"{who}: expected an array of float32 or float64, got dtype {x.dtype}")
     _floating[type(x), x.dtype] = xp
@@ -79,7 +81,7 @@ def library_of(x: Array, who: str = "xpnet") -> str:
     """The name of the library that array `x` belongs to; TypeError for one that is not supported."""
     name = library(namespace(x, who))
     if name is None:
-        raise TypeError(f"{who}: expected an array of {', '.join(LIBRARIES)}, got {came(x)}")
+        raise TypeError(f"{who}: expected an array of {', '.join(LIBRARIES)}, got {kind_of(x)}")
     return name
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.checks import came, told
+from ..common.checks import brief, kind_of
 from .arrays import DTYPES, LIBRARIES, Array, device_of, dtype_name, is_array, library_of, namespace
 
 KINDS = re.compile("bool|(u?int|float|bfloat|complex)[0-9]+")  # the names of dtypes
@@ -49,7 +49,7 @@ class Backend:
             return None
         name = dtype_name(dtype)
         if not KINDS.fullmatch(name) or not hasattr(self.xp, name):
-            raise ValueError(f'{self!r}: no dtype {told(dtype)}; there are "float32", "float64", "int64", "bool", ...')
+            raise ValueError(f'{self!r}: no dtype {brief(dtype)}; there are "float32", "float64", "int64", "bool", ...')
         return getattr(self.xp, name)
 
     def adopt(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
@@ -141,7 +141,7 @@ class Backend:
 
     def _no_device(self, reason: object, remedy: str) -> BackendUnavailableError:
         asked = self.requested_device
-        wanted = "no usable device" if asked is None else f"device {told(asked)} cannot be used"
+        wanted = "no usable device" if asked is None else f"device {brief(asked)} cannot be used"
         return BackendUnavailableError(f"backend {self.name!r}: {wanted} ({reason}). {remedy}")
 
 
@@ -167,7 +167,7 @@ def get_backend(name: str, device: Any = None) -> Backend:
         known = f"there are {', '.join(map(repr, LIBRARIES))} and 'auto'"
         device = str(name).partition(":")[0] in ("cuda", "gpu", "cpu", "mps")
         hint = f"; that is a device, as in backend='torch', device={name!r}" if device else ""
-        raise ValueError(f"get_backend: no backend {told(name)}; {known}{hint}")
+        raise ValueError(f"get_backend: no backend {brief(name)}; {known}{hint}")
     kind: type[Backend] = importlib.import_module(f".{name}", __package__).KIND
     default = kind() if device is None else None  # where it is now: it may change
     key = name, f"default {default.device!r}" if default else repr(device)
@@ -199,7 +199,7 @@ def on_host(a: Any, who: str = "xpnet: an argument") -> np.ndarray:
     except ValueError as error:  # a list of lists that are not of one length
         raise ValueError(f"{who} is no array: {error}") from error
     if array.ndim == 0 and array.dtype == object:  # of a generator, a dict, None
-        raise TypeError(f"{who} is {came(a)}, expected an array, a list of rows or a pandas frame")
+        raise TypeError(f"{who} is {kind_of(a)}, expected an array, a list of rows or a pandas frame")
     return array
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..backends import Array, namespace
-from ..common.checks import told, whole
+from ..common.checks import brief, integer
 from ..common.settings import Configured
 from ..common.terminal import Outlet, tell
 from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Tanh
@@ -81,9 +81,9 @@ class Doctor(Configured, Callback):
     """
 
     def __init__(self, every: int = 1, log: Callable[[str], object] | None = print):
-        self.every = whole("Doctor: every", every)
+        self.every = integer("Doctor: every", every)
         if log is not None and not callable(log):
-            raise TypeError(f"Doctor: log must be a function of a line of text, or None, got {told(log)}")
+            raise TypeError(f"Doctor: log must be a function of a line of text, or None, got {brief(log)}")
         self.log = log
         self.findings: list[Finding] = []
         self.vitals: list[Vitals] = []

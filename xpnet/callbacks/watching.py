@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..backends import Array
-from ..common.checks import choice, flag, fraction, non_negative, told, whole
+from ..common.checks import brief, choice, flag, fraction, integer, non_negative
 from ..common.publication import published
 from ..common.settings import Configured
 from ..layers.placed import Placed
@@ -49,9 +49,9 @@ class Watching(Configured, Callback):
         """
         who = type(self).__name__
         if not isinstance(monitor, str):
-            raise TypeError(f'{who}: monitor must be the name of a measure, such as "val_loss", got {told(monitor)}')
+            raise TypeError(f'{who}: monitor must be the name of a measure, such as "val_loss", got {brief(monitor)}')
         self.monitor, self.mode = monitor, mode
-        self.patience = whole(f"{who}: patience", patience)
+        self.patience = integer(f"{who}: patience", patience)
         self.min_delta = non_negative(f"{who}: min_delta", min_delta)
         self.falls = self._direction(who) == "min"
         self._reset()
@@ -181,7 +181,7 @@ class ReduceOnPlateau(Watching):
         self.factor = fraction("ReduceOnPlateau: factor", factor)
         if not self.factor:
             raise ValueError("ReduceOnPlateau: factor must be above 0, got 0: the training would stand still")
-        self.cooldown = whole("ReduceOnPlateau: cooldown", cooldown, least=0)
+        self.cooldown = integer("ReduceOnPlateau: cooldown", cooldown, least=0)
         self.min_rate = non_negative("ReduceOnPlateau: min_rate", min_rate)
 
     def _reset(self) -> None:

@@ -18,12 +18,12 @@ PAIRS = {  # what the methods of a user's own classes give
 }
 
 
-def whole(name: str, value: object, least: int = 1) -> int:
+def integer(name: str, value: object, least: int = 1) -> int:
     """A whole number of at least 1, or another `least`, that an array's length can be."""
     number = -1 if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) else int(value)
     if not least <= number <= sys.maxsize:
         most = f" and at most {sys.maxsize}" if number > sys.maxsize else ""
-        raise ValueError(f"{name} must be a whole number of at least {least}{most}, got {told(value)}")
+        raise ValueError(f"{name} must be a whole number of at least {least}{most}, got {brief(value)}")
     return number
 
 
@@ -32,7 +32,7 @@ def seed(name: str, value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
-        raise ValueError(f"{name} must be a whole number of at least 0, got {told(value)}")
+        raise ValueError(f"{name} must be a whole number of at least 0, got {brief(value)}")
     return int(value)
 
 
@@ -41,18 +41,18 @@ def choice(name: str, value: object, options: Collection[str]) -> str:
     if isinstance(value, str) and value in options:
         return value
     *most, last = (f'"{option}"' for option in options)
-    raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {told(value)}")
+    raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {brief(value)}")
 
 
-def told(value: object) -> str:
+def brief(value: object) -> str:
     """What came, in a message: as `repr` shows it, or where that is long, as a frame's, its type."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"  # Python refuses to write a very long one
     text = repr(value)
-    return text if len(text) <= 120 and "\n" not in text else came(value)
+    return text if len(text) <= 120 and "\n" not in text else kind_of(value)
 
 
-def came(x: object) -> str:
+def kind_of(x: object) -> str:
     """What came where something else was expected, in words: "None", "a list", "the class ReLU"."""
     if x is None:
         return "None"
@@ -66,7 +66,7 @@ def flag(name: str, value: object, of_a_word: str = "") -> bool:
     """True or False, not what counts as one of them, as the word "False" does; `of_a_word` ends the message on one."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
-    raise ValueError(f"{name} must be True or False, got {told(value)}{of_a_word if isinstance(value, str) else ''}")
+    raise ValueError(f"{name} must be True or False, got {brief(value)}{of_a_word if isinstance(value, str) else ''}")
 
 
 def positive(name: str, value: object) -> float:
@@ -89,7 +89,7 @@ def path(name: str, value: Any) -> str:
     try:
         return os.fsdecode(value)
     except TypeError:
-        raise TypeError(f"{name} must be a path, as str, bytes or os.PathLike, got {told(value)}") from None
+        raise TypeError(f"{name} must be a path, as str, bytes or os.PathLike, got {brief(value)}") from None
 
 
 def proportion(name: str, value: object) -> float:
@@ -109,48 +109,46 @@ def _number(name: str, value: object, expected: str, holds: Callable[[float], bo
         number = math.inf
     if not holds(number):
         array = getattr(value, "shape", None) == () and not isinstance(value, Real)
-        raise ValueError(f"{name} must be {expected}, got {told(value)}{': float(...) of it is a number' * array}")
+        raise ValueError(f"{name} must be {expected}, got {brief(value)}{': float(...) of it is a number' * array}")
     return number
 
 
-def part(name: str, given: object, needed: Sequence[str], example: str, there_are: Collection[str] = ()) -> None:
+def require(name: str, given: object, needed: Sequence[str], example: str, there_are: Collection[str] = ()) -> None:
     """Refuse what is no loss or optimizer, such as a name or a class, and one that lacks a method."""
     lacking = [method for method in needed if not hasattr(given, method)]
     if isinstance(given, type) or lacking == list(needed) or hasattr(given, "output_shape"):  # a network
         hint = f"; there are {', '.join(there_are)}" if isinstance(given, str) and there_are else ""
-        raise TypeError(f"{name} must be an object such as {example}, got {told(given)}{hint}")
+        raise TypeError(f"{name} must be an object such as {example}, got {brief(given)}{hint}")
     if lacking:
-        raise TypeError(f"{name} has no {' and no '.join(lacking)}, which {example} has: {told(given)}")
+        raise TypeError(f"{name} has no {' and no '.join(lacking)}, which {example} has: {brief(given)}")
 
 
-def two(thing: object, method: str, given: Any) -> tuple[Any, Any]:
+def pair_from(thing: object, method: str, given: Any) -> tuple[Any, Any]:
     """What a layer's, loss's or optimizer's `method` gave, if it is a pair: an array of two rows would unpack, too."""
     if isinstance(given, tuple) and len(given) == 2:
         first, second = given
         if method == "forward":
             if hasattr(first, "shape"):
                 return given
-            gave = f"{came(first)} for y"
+            gave = f"{kind_of(first)} for y"
         elif "{" not in PAIRS[method] or isinstance(second, Mapping):
             return given
         else:
-            gave = f"a tuple with {came(second)} in the second place"
+            gave = f"a tuple with {kind_of(second)} in the second place"
     else:
-        gave = f"a tuple of {len(given)}" if isinstance(given, tuple) else came(given)
+        gave = f"a tuple of {len(given)}" if isinstance(given, tuple) else kind_of(given)
     raise TypeError(f"{thing!r}: {method} gave {gave}, expected the tuple {PAIRS[method]}")
 
 
-def by_name(thing: object, method: str, given: Any) -> Mapping[str, Any]:
+def mapping_from(thing: object, method: str, given: Any) -> Mapping[str, Any]:
     """What a layer's `method` gave, if it is arrays by name."""
     if not isinstance(given, Mapping):
-        raise TypeError(f"{thing!r}: {method} gave {came(given)}, expected {{name: array}}")
+        raise TypeError(f"{thing!r}: {method} gave {kind_of(given)}, expected {{name: array}}")
     return given
 
 
 def printable(text: object, most: int) -> str:
     """`text` in at most so many characters; what a terminal may obey rather than show is written as an escape."""
-    whole = str(text)
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in whole[:most]
-    )
-    return shown if len(whole) <= most and len(shown) <= most else f"{shown[: most - 3]}..."
+    text = str(text)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text[:most])
+    return shown if len(text) <= most and len(shown) <= most else f"{shown[: most - 3]}..."

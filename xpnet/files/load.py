@@ -82,7 +82,7 @@ def known(custom_layers: Iterable[type[Layer]] | None) -> dict[str, type[Layer]]
     if isinstance(given, type):
         raise TypeError(f"load: custom_layers is a list of classes: give [{given.__name__}]")
     if isinstance(given, (str, bytes, Mapping)) or hasattr(given, "shape") or not isinstance(given, Iterable):
-        raise TypeError(f"load: custom_layers must be a list of classes of layers, got {checks.told(given)}")
+        raise TypeError(f"load: custom_layers must be a list of classes of layers, got {checks.brief(given)}")
     for cls in given:
         if not isinstance(cls, type) or not issubclass(cls, Layer):
             raise TypeError(f"load: custom_layers are classes of layers, got {cls!r}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import ops
 from ..backends import Array, Backend, namespace
-from ..common.checks import by_name, two
+from ..common.checks import mapping_from, pair_from
 from ..common.warn import warn
 from ..layers.base import Layer
 from ..layers.dense import Dense
@@ -213,7 +213,7 @@ class Single:
 
     def named(self, method: str, given: Any) -> dict[str, Array]:
         """What a method of the layer gave, under the network's names."""
-        return {f"{self.prefix}.{key}".lstrip("."): a for key, a in by_name(self.layer, method, given).items()}
+        return {f"{self.prefix}.{key}".lstrip("."): a for key, a in mapping_from(self.layer, method, given).items()}
 
     @property
     def trains(self) -> bool:
@@ -239,7 +239,7 @@ class Single:
         """(D, N) -> (H, N)"""
         for (leaf, key, _), value in zip(self.params, params, strict=True):
             leaf.params[key] = value
-        y, self.cache = two(self.layer, "forward", self.layer.forward(turned(x), training=True))
+        y, self.cache = pair_from(self.layer, "forward", self.layer.forward(turned(x), training=True))
         return turned(y)
 
     def backward(self, dy: Array, params: list[Array], grads: list[Array], side: int | None) -> Array:
@@ -247,7 +247,7 @@ class Single:
         if side is None:
             dx, own = None, self.layer.backward_params(turned(dy), self.cache)
         else:
-            dx, own = two(self.layer, "backward", self.layer.backward(turned(dy), self.cache))
+            dx, own = pair_from(self.layer, "backward", self.layer.backward(turned(dy), self.cache))
         named = self.named("backward_params", own)
         for (_, _, name), place in zip(self.params, grads, strict=True):
             place[...] = checked("backward", named, name, tuple(place.shape), place.dtype)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import ops
 from ..backends import Array, backend_of, namespace
-from ..common.checks import told
+from ..common.checks import brief
 from ..layers.activations import Sigmoid, Softmax
 from ..layers.base import ARRAYS
 from ..layers.container import Chain
@@ -70,7 +70,7 @@ class Step:
         own = self.slots(self.start)
         if not isinstance(slots, Mapping):
             raise TypeError(
-                f"fit: slots must be an optimizer's memory by name, such as an earlier history.slots, got {told(slots)}"
+                f"fit: slots must be an optimizer's memory by name, such as history.slots, got {brief(slots)}"
             )
         if slots.keys() != own.keys():
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from ..backends import Array, Guarded, Held, Named, Namespace, floating
-from ..common.checks import by_name, came, flag, two
+from ..common.checks import flag, kind_of, mapping_from, pair_from
 from ..common.publication import published
 from ..common.settings import Configured
 
@@ -145,12 +145,12 @@ class Layer(Configured, ABC):
         """Gradients or statistics of the layers within, as its own: `prefixed(dense={"weight": dw})` gives
         {"dense.weight": dw}. Of layers in a list: `prefixed(**{"blocks.0": ...})`.
         """
-        named = {child: by_name(self, "prefixed", own) for child, own in arrays.items()}
+        named = {child: mapping_from(self, "prefixed", own) for child, own in arrays.items()}
         return {f"{child}.{name}": a for child, own in named.items() for name, a in own.items()}
 
     def _of_children(self, method: str, *arguments: Any) -> dict[str, Any]:
         """What a method gives for each of the layers within, by name."""
-        given = {n: by_name(c, method, getattr(c, method)(*arguments)) for n, c in self._children().items()}
+        given = {n: mapping_from(c, method, getattr(c, method)(*arguments)) for n, c in self._children().items()}
         return self.prefixed(**given)
 
     # --- the arrays to start from ---
@@ -189,12 +189,12 @@ class Layer(Configured, ABC):
 
     def backward_params(self, dy: Array, cache: Any) -> dict[str, Array]:
         """The gradients alone, where nobody needs dx; worth overriding where dx costs much."""
-        grads: dict[str, Array] = two(self, "backward", self.backward(dy, cache))[1]
+        grads: dict[str, Array] = pair_from(self, "backward", self.backward(dy, cache))[1]
         return grads
 
     def _infer(self, x: Array) -> Array:
         """The output of `forward` in inference."""
-        y: Array = two(self, "forward", self.forward(x))[0]
+        y: Array = pair_from(self, "forward", self.forward(x))[0]
         return y
 
     def next_state(self, cache: Any) -> dict[str, Array]:
@@ -291,7 +291,7 @@ class Layer(Configured, ABC):
     def kept(self, cache: Any) -> tuple[Any, ...]:
         """What forward kept in `cache` = (self, shape of y, *kept), which must be this layer's."""
         if not (isinstance(cache, tuple) and len(cache) >= 2 and cache[0] is self):
-            given = "another's" if isinstance(cache, tuple) else came(cache)
+            given = "another's" if isinstance(cache, tuple) else kind_of(cache)
             raise ValueError(f"{self!r}: expected the cache that this layer's forward gave, got {given}")
         return cache[2:]
 
@@ -307,7 +307,7 @@ class Layer(Configured, ABC):
 def check_shape(who: object, shape: object) -> None:
     """Refuse what is no tuple or list, such as an array in place of its shape."""
     if not isinstance(shape, (tuple, list)):
-        raise TypeError(f"{who!r}: expected a shape such as (32, 64), got {came(shape)}")
+        raise TypeError(f"{who!r}: expected a shape such as (32, 64), got {kind_of(shape)}")
 
 
 # --- layers among attributes ------------------------------------------------------------------------------------------

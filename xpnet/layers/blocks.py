@@ -4,7 +4,7 @@ from numbers import Integral
 from typing import Any
 
 from ..backends import Array, namespace
-from ..common.checks import by_name, choice, told, two
+from ..common.checks import brief, choice, mapping_from, pair_from
 from .base import Layer, Shape, check_shape
 from .container import Chain, Container
 
@@ -67,7 +67,7 @@ class Branches(Container):
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         outputs, caches = zip(
-            *(two(layer, "forward", layer.forward(x, training)) for layer in self.layers), strict=True
+            *(pair_from(layer, "forward", layer.forward(x, training)) for layer in self.layers), strict=True
         )
         shape = self._merged([tuple(y.shape) for y in outputs])
         if self.merge == "concat":
@@ -83,7 +83,7 @@ class Branches(Container):
         grads: dict[str, Array] = {}
         dx = None
         for i, (layer, own, part) in enumerate(zip(self.layers, caches, self._split(dy, lengths), strict=True)):
-            more, found = two(layer, "backward", layer.backward(part, own))
+            more, found = pair_from(layer, "backward", layer.backward(part, own))
             dx = more if dx is None else dx + more
             grads |= {f"{i}.{name}": gradient for name, gradient in found.items()}
         return dx, grads
@@ -101,7 +101,7 @@ class Branches(Container):
     def next_state(self, cache: Any) -> dict[str, Array]:
         caches, _ = self.kept(cache)
         given = {
-            str(i): by_name(layer, "next_state", layer.next_state(own))
+            str(i): mapping_from(layer, "next_state", layer.next_state(own))
             for i, (layer, own) in enumerate(zip(self.layers, caches, strict=True))
             if layer.state
         }
@@ -137,5 +137,5 @@ class Branches(Container):
 def along(name: str, axis: object) -> int:
     """The number of an axis that is not the batch's."""
     if isinstance(axis, bool) or not isinstance(axis, Integral) or axis == 0:
-        raise ValueError(f"{name} must be a whole number other than 0, the batch's axis, got {told(axis)}")
+        raise ValueError(f"{name} must be a whole number other than 0, the batch's axis, got {brief(axis)}")
     return int(axis)

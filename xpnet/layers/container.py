@@ -6,7 +6,7 @@ Names of their parameters and statistics: the layer's number, a dot, its own nam
 from typing import Any
 
 from ..backends import Array, namespace
-from ..common.checks import by_name, told, two
+from ..common.checks import brief, mapping_from, pair_from
 from .base import Layer, Shape
 from .dense import Dense
 from .normalization import BatchNorm
@@ -25,7 +25,7 @@ class Container(Layer):
         for i, layer in enumerate(layers):
             if not isinstance(layer, Layer):
                 raise TypeError(
-                    f"{who}: layer {i} is {told(layer)}, expected a Layer such as Dense(64, 32){remedy(layer)}"
+                    f"{who}: layer {i} is {brief(layer)}, expected a Layer such as Dense(64, 32){remedy(layer)}"
                 )
         self.layers = layers
         seen: set[int] = set()
@@ -66,7 +66,7 @@ class Chain(Container):
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         caches = []
         for layer in self.layers:
-            x, cache = two(layer, "forward", layer.forward(x, training))
+            x, cache = pair_from(layer, "forward", layer.forward(x, training))
             caches.append(cache)
         return x, (self, x.shape, caches, training)
 
@@ -92,9 +92,9 @@ class Chain(Container):
         grads: dict[str, Array] = {}
         for i in reversed(range(lowest, len(self.layers))):
             if i == lowest and not needs_dx:
-                own = by_name(self.layers[i], "backward_params", self.layers[i].backward_params(dy, caches[i]))
+                own = mapping_from(self.layers[i], "backward_params", self.layers[i].backward_params(dy, caches[i]))
             else:
-                dy, own = two(self.layers[i], "backward", self.layers[i].backward(dy, caches[i]))
+                dy, own = pair_from(self.layers[i], "backward", self.layers[i].backward(dy, caches[i]))
             grads = {f"{i}.{name}": gradient for name, gradient in own.items()} | grads
         if training:
             grads |= {name: namespace(dy).zeros_like(grads[name]) for name in self.idle_parameters() if name in grads}
@@ -102,7 +102,7 @@ class Chain(Container):
 
     def next_state(self, cache: Any) -> dict[str, Array]:
         given = {
-            str(i): by_name(layer, "next_state", layer.next_state(self.kept(cache)[0][i]))
+            str(i): mapping_from(layer, "next_state", layer.next_state(self.kept(cache)[0][i]))
             for i, layer in enumerate(self.layers)
             if layer.state
         }

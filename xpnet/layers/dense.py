@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import ops
 from ..backends import Array
-from ..common.checks import choice, whole
+from ..common.checks import choice, integer
 from ..initializers import INITIALIZERS
 from .base import Layer, Shape
 
@@ -34,8 +34,8 @@ class Dense(Layer):
         trainable: bool = True,
         initializer: str = "fan_in_uniform",
     ):
-        self.in_features = whole("Dense: in_features", in_features)
-        self.out_features = whole("Dense: out_features", out_features)
+        self.in_features = integer("Dense: in_features", in_features)
+        self.out_features = integer("Dense: out_features", out_features)
         self.trainable = trainable
         self.initializer = choice("Dense: initializer", initializer, INITIALIZERS)
         self.input_shape = (self.in_features,)

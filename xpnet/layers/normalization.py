@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import ops
 from ..backends import Array, namespace
-from ..common.checks import fraction, positive, whole
+from ..common.checks import fraction, integer, positive
 from .base import Layer, Shape
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class BatchNorm(Layer):
     least_state: ClassVar[Mapping[str, float]] = {"var": 0.0}
 
     def __init__(self, features: int, momentum: float = 0.99, eps: float = 0.01, trainable: bool = True):
-        self.features = whole("BatchNorm: features", features)
+        self.features = integer("BatchNorm: features", features)
         self.momentum = fraction("BatchNorm: momentum", momentum)
         self.eps = positive("BatchNorm: eps", eps)
         self.trainable = trainable

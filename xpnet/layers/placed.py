@@ -9,7 +9,7 @@ import numpy as np
 from .. import ops
 from ..backends import DTYPES, Array, Backend, backend_of, device_of, dtype_name, resolve
 from ..common import checks
-from ..common.checks import came, flag, told
+from ..common.checks import brief, flag, kind_of
 from ..common.notebook import table
 from ..common.publication import published
 from .base import Layer, Shape, tree
@@ -93,7 +93,7 @@ class Placed(Chain):
     ) -> dict[str, Array]:
         backend = self.backend
         if not isinstance(given, Mapping):
-            raise TypeError(f"{who}: expected a mapping from names to arrays, got {came(given)}")
+            raise TypeError(f"{who}: expected a mapping from names to arrays, got {kind_of(given)}")
         if missing := own.keys() - given.keys():
             raise ValueError(f"{who}: {', '.join(sorted(missing))} missing; the names are {', '.join(own)}")
         if unknown := given.keys() - own.keys():
@@ -267,7 +267,7 @@ class Placed(Chain):
         """
         name = dtype_name(dtype)
         if name not in DTYPES:
-            raise ValueError(f'Sequential: dtype must be "float32" or "float64", got {told(dtype)}')
+            raise ValueError(f'Sequential: dtype must be "float32" or "float64", got {brief(dtype)}')
 
         arrays = {key: np.asarray(a) for key, a in (params | state).items()}
         with backend.scope():
@@ -295,7 +295,7 @@ class Placed(Chain):
 def check_network(who: str, net: object) -> None:
     """Refuse what is no network, such as a layer alone."""
     if not isinstance(net, Placed):
-        raise TypeError(f"{who}: expected a network, xn.Sequential(...), got {told(net)}")
+        raise TypeError(f"{who}: expected a network, xn.Sequential(...), got {brief(net)}")
 
 
 def streams(seed: int | None) -> "tuple[Generator, Generator, Generator]":

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import ops
 from ..backends import Array, backend_of, namespace, shape_of
-from ..common.checks import choice, positive, two
+from ..common.checks import choice, pair_from, positive
 from ..common.settings import Adjustable
 from .targets import as_classes, as_rows, as_shares, check_prediction
 
@@ -85,7 +85,7 @@ def checked_reduction(loss: object, reduction: str) -> str:
 
 def checked_terms(loss: Loss, prediction: Array, target: Array) -> tuple[Array, Array]:
     """What `terms` gives, if it is a loss of each element or of each row, and a gradient."""
-    terms, gradient = two(loss, "terms", loss.terms(prediction, target))
+    terms, gradient = pair_from(loss, "terms", loss.terms(prediction, target))
     shape = tuple(np.shape(terms))
     if not shape or shape != tuple(prediction.shape[: len(shape)]):
         raise ValueError(

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import ops
 from ..backends import Array, namespace
-from ..common.checks import non_negative, two
+from ..common.checks import non_negative, pair_from
 from .losses import Loss, checked_reduction, checked_terms
 
 
@@ -16,7 +16,7 @@ def on_encoded(loss: Loss, prediction: Array, target: Array) -> tuple[Array, Arr
     """The loss and its derivative for an encoded target; one not derived from `Loss` has only its `value_and_grad`."""
     if hasattr(loss, "reduced"):
         return loss.reduced(prediction, target)
-    value, gradient = two(loss, "value_and_grad", loss.value_and_grad(prediction, target))
+    value, gradient = pair_from(loss, "value_and_grad", loss.value_and_grad(prediction, target))
     if shape := tuple(np.shape(value)):
         raise ValueError(f"{loss!r}: value_and_grad gave a value of shape {shape}, expected one number")
     return value, gradient

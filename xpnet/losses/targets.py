@@ -4,7 +4,7 @@ from typing import Any
 
 from .. import ops
 from ..backends import DTYPES, Array, backend_of, dtype_name, floating, is_array
-from ..common.checks import came
+from ..common.checks import kind_of
 
 NAMES = "make integers of names: names, y = np.unique(y, return_inverse=True)"
 
@@ -12,7 +12,7 @@ NAMES = "make integers of names: names, y = np.unique(y, return_inverse=True)"
 def check_prediction(who: str, prediction: Array, matrix: bool = True) -> None:
     """Refuse a prediction that is not floating, has no entries, or, where a `matrix` is needed, is not (N, K)."""
     if not is_array(prediction):
-        raise TypeError(f"{who}: prediction must be an array, got {came(prediction)}: np.asarray makes one")
+        raise TypeError(f"{who}: prediction must be an array, got {kind_of(prediction)}: np.asarray makes one")
     shape = tuple(prediction.shape)
     if not shape or 0 in shape or (matrix and len(shape) != 2):
         hint = ": give the outputs as predict gives them, not classes" if len(shape) == 1 and shape[0] else ""

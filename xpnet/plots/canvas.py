@@ -4,7 +4,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from ..common.checks import told, whole
+from ..common.checks import brief, integer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,15 +21,15 @@ def axes(ax: Any, size: tuple[float, float] | None = None) -> Any:
 def check_axes(ax: Any) -> None:
     """Refuse what is neither axes nor None."""
     if not (ax is None or isinstance(ax, pyplot().Axes)):
-        raise TypeError(f"xpnet.plots: ax must be matplotlib's axes, such as plt.subplots()[1], got {told(ax)}")
+        raise TypeError(f"xpnet.plots: ax must be matplotlib's axes, such as plt.subplots()[1], got {brief(ax)}")
 
 
 def panels(figure: Any, count: int, columns: int, size: tuple[float, float]) -> tuple["Figure", list[Any]]:
     """The figure, given or new, and `count` axes in it, row by row, each of `size` inches where it is new."""
     plt = pyplot()
     if not (figure is None or isinstance(figure, plt.Figure)):
-        raise TypeError(f"xpnet.plots: figure must be matplotlib's, such as plt.figure(), got {told(figure)}")
-    columns = min(whole("xpnet.plots: columns", columns), count)
+        raise TypeError(f"xpnet.plots: figure must be matplotlib's, such as plt.figure(), got {brief(figure)}")
+    columns = min(integer("xpnet.plots: columns", columns), count)
     rows = -(-count // columns)
     if figure is None:
         figure = plt.figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import on_host
-from ..common.checks import whole
+from ..common.checks import integer
 from .canvas import GREY, ORANGE, axes, check_axes, inches
 
 WRITTEN = 25  # classes, up to which each count has room to be written, if it is short
@@ -68,7 +68,7 @@ def misclassified(images: Any, predicted: Any, true: Any, most: int = 24, column
     The first `most` are drawn, `columns` in a row.
     """
     check_axes(ax)
-    most, columns = whole("misclassified: most", most), whole("misclassified: columns", columns)
+    most, columns = integer("misclassified: most", most), integer("misclassified: columns", columns)
     images = _as_images(on_host(images, "misclassified: images"))
     predicted, true = on_host(predicted, "misclassified: predicted"), on_host(true, "misclassified: true")
     for name, classes in [("predicted", predicted), ("true", true)]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.checks import told
+from ..common.checks import brief
 from .canvas import BLUE, GREY, ORANGE, axes, panels, pyplot
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss
     """A measure over the epochs, in training and validation where the history has them; losses on a log scale."""
     check_history("learning_curves", history)
     if not isinstance(measure, str):
-        raise TypeError(f'learning_curves: measure must be a name such as "loss", got {told(measure)}')
+        raise TypeError(f'learning_curves: measure must be a name such as "loss", got {brief(measure)}')
     names = [(measure, "training", BLUE), (f"val_{measure}", "validation", ORANGE)]
     curves = [
         (np.asarray(history[name], float), label, colour) for name, label, colour in names if len(history.get(name, ()))
@@ -74,7 +74,7 @@ def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss
 def check_history(who: str, history: object) -> None:
     """Refuse what is no history, such as the network that was fitted."""
     if not isinstance(history, Mapping):
-        raise TypeError(f"{who}: expected the history that fit returned, or a dict of lists, got {told(history)}")
+        raise TypeError(f"{who}: expected the history that fit returned, or a dict of lists, got {brief(history)}")
 
 
 def _log_scale(ax: Any, low: float, high: float) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.checks import told, whole
+from ..common.checks import brief, integer
 from ..layers.dense import Dense
 from ..layers.placed import Placed, check_network
 from ..training import inputs, probe
@@ -28,7 +28,7 @@ def first_layer_weights(
     one matrix, a row for each unit.
     """
     check_network("first_layer_weights", net)
-    most, columns = whole("first_layer_weights: most", most), whole("first_layer_weights: columns", columns)
+    most, columns = integer("first_layer_weights: most", most), integer("first_layer_weights: columns", columns)
     found = next(((name, layer) for name, layer in net.leaves() if isinstance(layer, Dense)), None)
     if found is None:
         raise ValueError(f"first_layer_weights: {net!r} has no Dense layer")
@@ -36,8 +36,8 @@ def first_layer_weights(
     weights = net.backend.to_numpy(layer.params["weight"]).T  # (H, D)
     units, inputs = weights.shape
     if not (shape is None or (isinstance(shape, (tuple, list)) and len(shape) == 2)):
-        raise TypeError(f"first_layer_weights: shape must be (height, width) or None, got {told(shape)}")
-    if shape is not None and math.prod(whole("first_layer_weights: each side of shape", n) for n in shape) != inputs:
+        raise TypeError(f"first_layer_weights: shape must be (height, width) or None, got {brief(shape)}")
+    if shape is not None and math.prod(integer("first_layer_weights: each side of shape", n) for n in shape) != inputs:
         raise ValueError(
             f"first_layer_weights: layer {name}, {layer!r}, has {inputs} inputs, which are no image of shape {shape}; "
             "give (height, width) that multiply to them, or None to draw the matrix"

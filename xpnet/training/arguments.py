@@ -5,7 +5,7 @@ from typing import Any
 
 from ..callbacks import Callback, CSVLog, Doctor, EarlyStopping, Progress, ReduceOnPlateau, TimeLimit
 from ..callbacks.watching import Watching
-from ..common.checks import told
+from ..common.checks import brief
 from ..common.warn import warn
 from ..kernels.reference import squashing
 from ..layers.placed import Placed
@@ -31,14 +31,14 @@ def check_metrics(who: str, metrics: Any) -> dict[str, Callable[..., Any]] | Non
     else:
         raise TypeError(
             f'{who}: metrics must be a list such as ["accuracy"], or a dict of names and functions such as '
-            f'{{"accuracy": xn.accuracy}}, got {told(metrics)}'
+            f'{{"accuracy": xn.accuracy}}, got {brief(metrics)}'
         )
     found: dict[str, Callable[..., Any]] = {}
     for name, metric in named:
         if isinstance(metric, type) or not (isinstance(metric, str) or callable(metric)):
             raise TypeError(
                 f'{who}: a metric must be a name such as "accuracy", or a function of (prediction, target), got '
-                f"{told(metric)}"
+                f"{brief(metric)}"
             )
         if isinstance(metric, str) and metric not in BY_NAME:
             raise ValueError(
@@ -46,7 +46,7 @@ def check_metrics(who: str, metrics: Any) -> dict[str, Callable[..., Any]] | Non
                 'function, {"mine": function}'
             )
         if not isinstance(name, str) or name == "<lambda>":
-            raise TypeError(f'{who}: a metric needs a name, as in metrics={{"mine": ...}}, got {told(name)}')
+            raise TypeError(f'{who}: a metric needs a name, as in metrics={{"mine": ...}}, got {brief(name)}')
         if name in found:
             raise ValueError(f'{who}: two metrics are named {name!r}; give them names, metrics={{"a": ..., "b": ...}}')
         if name == "loss":
@@ -73,7 +73,7 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
     given = () if callbacks is None else callbacks
     own: list[Any] = list(given) if isinstance(given, Iterable) and not hasattr(given, "shape") else [None]
     if not all(isinstance(c, Callback) for c in own):
-        raise TypeError(f"fit: callbacks must be a list of xn.Callback objects, got {told(callbacks)}")
+        raise TypeError(f"fit: callbacks must be a list of xn.Callback objects, got {brief(callbacks)}")
     for callback in own:
         if type(callback) is not Callback and not any(own_hook(callback, hook) for hook in HOOKS):
             raise TypeError(
@@ -107,7 +107,7 @@ def looks_at_epochs(callback: Callback) -> bool:
 def check_checkpoint(checkpoint: object, resume: bool) -> None:
     """Refuse what is no Checkpoint, and going on without one."""
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
-        raise TypeError(f"fit: checkpoint must be an xn.Checkpoint(folder), got {told(checkpoint)}")
+        raise TypeError(f"fit: checkpoint must be an xn.Checkpoint(folder), got {brief(checkpoint)}")
     if resume and checkpoint is None:
         raise ValueError("fit: resume=True needs checkpoint=xn.Checkpoint(folder), the folder to go on from")
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..backends import Array, Backend
 from ..callbacks import Callback, History
 from ..common import checks
-from ..common.checks import printable, whole
+from ..common.checks import integer, printable
 from ..common.settings import Configured
 from ..common.terminal import tell
 from ..common.warn import warn
@@ -81,7 +81,7 @@ class Checkpoint(Configured, Callback):
 
         self.folder = Path(checks.path("Checkpoint: folder", folder))
         by_epoch = isinstance(every, str) and every == "epoch"
-        self.every = "epoch" if by_epoch else whole('Checkpoint: every, if not "epoch",', every)
+        self.every = "epoch" if by_epoch else integer('Checkpoint: every, if not "epoch",', every)
         self._facts: dict[str, str] = {}
         self._callbacks: Sequence[Callback] = ()
         self._saved = -1, -1  # epoch and step

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..common.checks import told
+from ..common.checks import brief
 from ..common.notebook import figure, table
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class History(dict[str, list[float]]):
     def record(self, measures: dict[str, float]) -> None:
         """Append an epoch's number to each measure's list, which is begun if need be; TypeError for no dict."""
         if not isinstance(measures, Mapping):
-            raise TypeError(f'History.record: expected numbers by name, such as {{"mine": 1.0}}, got {told(measures)}')
+            raise TypeError(f'History.record: expected numbers by name, such as {{"mine": 1.0}}, got {brief(measures)}')
         for name, value in measures.items():
             self.setdefault(name, []).append(value)
 

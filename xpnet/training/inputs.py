@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import ops
 from ..backends import Array, shape_of
-from ..common.checks import came, non_negative, part
+from ..common.checks import kind_of, non_negative, require
 from ..layers.placed import Placed
 from ..losses.losses import LOSSES, Loss
 from ..losses.objective import Objective
@@ -45,7 +45,7 @@ def inputs(net: Placed, who: str, x: Any) -> Array:
 
 def pair(net: Placed, who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Array]:
     """x and y checked and moved to the network's backend, y encoded as its loss takes it."""
-    part(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", LOSSES)
+    require(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", LOSSES)
     with net.backend.scope():
         x = inputs(net, f"{who}: x", x)
         shape = shape_of(y, f"{who}: y")
@@ -68,7 +68,7 @@ def validation_pair(net: Placed, given: Any, loss: Loss) -> tuple[Array, Array, 
         return None
     sized = isinstance(given, (tuple, list))
     if not sized or len(given) != 2:
-        got = came(given) + (f" of {len(given)}" if sized else "")
+        got = kind_of(given) + (f" of {len(given)}" if sized else "")
         raise ValueError(
             f"fit: validation_data must be a pair (x, y), got {got}; xn.data.train_test_split(x, y) gives the four "
             "arrays x_train, x_val, y_train, y_val"

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backends import Array, namespace
 from ..callbacks import Callback, Doctor, History, Progress
-from ..common.checks import flag, part, told, whole
+from ..common.checks import brief, flag, integer, require
 from ..common.publication import published
 from ..common.warn import warn
 from ..data import minibatches
@@ -82,10 +82,10 @@ def fit(
     Warns of a loss of logits on a network that ends in Softmax or Sigmoid.
     """
     check_not_trained(net)  # before anything else is looked at
-    epochs = whole("fit: epochs", epochs)
+    epochs = integer("fit: epochs", epochs)
     shuffle, progress = flag("fit: shuffle", shuffle), flag("fit: progress", progress)
     resume = flag("fit: resume", resume)
-    part("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)", OPTIMIZERS)
+    require("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)", OPTIMIZERS)
     metrics = arguments.check_metrics("fit", metrics)
     if metrics and validation_data is None:
         raise ValueError("fit: metrics are taken on validation_data alone, and there is none; evaluate takes any data")
@@ -94,7 +94,7 @@ def fit(
     arguments.check_monitored(own, validation_data is not None)
     x, y = inputs.pair(net, "fit", x, y, loss)
     rows = x.shape[0]
-    batch_size = rows if batch_size is None else whole("fit: batch_size", batch_size)
+    batch_size = rows if batch_size is None else integer("fit: batch_size", batch_size)
     slices = minibatches(rows, batch_size)
     arguments.check_smallest_batch(net, rows, slices[-1].stop - slices[-1].start)
     objective, y = inputs.weighted(net, "fit", loss, y, sample_weight, l2)
@@ -263,7 +263,7 @@ def measured(
             raise
         shape = tuple(getattr(value, "shape", ()))
         if shape or not hasattr(value, "__float__"):
-            came = f"an array of shape {shape}" if shape else told(value)
+            came = f"an array of shape {shape}" if shape else brief(value)
             raise TypeError(f"{who}: the metric {name!r} gave {came}, expected one number")
         scores[name] = float(value)
     return scores
@@ -280,7 +280,7 @@ def try_metrics(
 
 def forward_in_batches(net: Placed, who: str, x: Array, batch_size: int | None) -> Array:
     """The network's outputs for inference, at most `batch_size` rows at a time, all with the arrays of one step."""
-    if batch_size is None or x.shape[0] <= whole(f"{who}: batch_size", batch_size):
+    if batch_size is None or x.shape[0] <= integer(f"{who}: batch_size", batch_size):
         return published.read(net, lambda net: net._infer(x))
     slices = minibatches(x.shape[0], batch_size)
     parts = published.read(net, lambda net: [net._infer(x[rows, ...]) for rows in slices])
