@@ -165,11 +165,7 @@ def _check_untouched(who: str, given: Arrays, now: Mapping[str, Array]) -> None:
 
 
 def _compare(
-    who: str,
-    value: Callable[[Arrays], float],
-    arrays: Arrays,
-    gradients: Mapping[str, Array],
-    tolerance: float,
+    who: str, value: Callable[[Arrays], float], arrays: Arrays, gradients: Mapping[str, Array], tolerance: float
 ) -> dict[str, float]:
     """The worst relative error of each gradient; GradientError naming the worst of all if it is too large."""
     exact = {name: _host(gradients[name]) for name in arrays}

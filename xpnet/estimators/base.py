@@ -273,14 +273,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     def _validated(self, X: Any, y: Any, reset: bool, **options: Any) -> tuple[Any, Any]:
         X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse=["csr", "csc"],
-            multi_output=True,
-            dtype=float_dtypes(X),
-            reset=reset,
-            **options,
+            self, X, y, accept_sparse=["csr", "csc"], multi_output=True, dtype=float_dtypes(X), reset=reset, **options
         )
         return X, y
 

@@ -180,10 +180,7 @@ def ending_of_classes(model: Any) -> Ending:
             ("Cast", ["row"], "choice", {"to": INT64}),
         ]
     else:
-        nodes = [
-            (squash, [RAW], "probabilities", {}),
-            ("ArgMax", [RAW], "choice", {"axis": 1, "keepdims": 0}),
-        ]
+        nodes = [(squash, [RAW], "probabilities", {}), ("ArgMax", [RAW], "choice", {"axis": 1, "keepdims": 0})]
     classes = labels.classes
     if classes.dtype.kind in "biuf":
         classes = classes.astype(np.int64)

@@ -125,10 +125,7 @@ def export_onnx(
         [numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in arrays.items()],
     )
     model = helper.make_model(
-        graph,
-        producer_name="xpnet",
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        graph, producer_name="xpnet", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
     )
     checker.check_model(model)
     with replacing(path) as file:

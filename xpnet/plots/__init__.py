@@ -9,11 +9,6 @@ from .curves import learning_curves, training
 from .inside import activation_histograms, first_layer_weights, gradient_histograms
 
 __all__ = [
-    "activation_histograms",
-    "confusion_matrix",
-    "first_layer_weights",
-    "gradient_histograms",
-    "learning_curves",
-    "misclassified",
-    "training",
-]
+    "activation_histograms", "confusion_matrix", "first_layer_weights", "gradient_histograms", "learning_curves",
+    "misclassified", "training",
+]  # fmt: skip
