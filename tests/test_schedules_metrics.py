@@ -568,6 +568,7 @@ def cases_against_sklearn():
         ("r2, one constant", xn.r2, SCORES, same, None, theirs.r2_score(same, SCORES)),
         ("r2, two rows", xn.r2, SCORES[:2], values[:2], None, theirs.r2_score(values[:2], SCORES[:2])),
         ("r2, constant and right", xn.r2, 0 * SCORES + 7, 0 * SCORES + 7, None, 1.0),
+        ("r2, constant, whose mean rounds", xn.r2, 0 * SCORES[:7], 0 * SCORES[:7] + 0.1, None, 0.0),
         ("mean_absolute", xn.mean_absolute_error, SCORES, values, None, theirs.mean_absolute_error(values, SCORES)),
         ("mean_squared", xn.mean_squared_error, SCORES, values, None, theirs.mean_squared_error(values, SCORES)),
     ]  # fmt: skip

@@ -407,7 +407,7 @@ INNER = {
         "assign", "infer", "leaves",
         "parts", "backward_params", "saved", "check_features", "check_matrix", "check_memory",
         "kept", "open", "leave", "locked", "adopt",
-        "in_spans", "stack", "scope", "at", "check_slots", "Checkpoint.save",
+        "in_spans", "weighted_r2", "stack", "scope", "at", "check_slots", "Checkpoint.save",
     },
 }  # fmt: skip
 TRUSTED = set().union(*INNER.values())
@@ -423,7 +423,7 @@ SUBJECTS: dict[str, Callable[[], Any]] = {
     "Optimizer": xn.Adam,
     "History": history,
     "Backend": lambda: xn.get_backend("numpy"),
-    "Formula": lambda: xn.CosineDecay(0.1, 10),
+    "BaseSchedule": lambda: xn.CosineDecay(0.1, 10),
 }  # the classes that are made of nothing make their own
 
 

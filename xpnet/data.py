@@ -1,4 +1,4 @@
-"""Data: scikit-learn's digits, splitting, minibatches."""
+"""Data: scikit-learn's digits, train-test splits, minibatches."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,30 +13,27 @@ if TYPE_CHECKING:
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's handwritten digits: images (1797, 64) float64 in [0, 1], row by row, and classes (1797,) int64.
+    """scikit-learn's handwritten digits: images (1797, 64) float64 in [0, 1], and classes (1797,) int64.
 
-    Alpaydin & Kaynak 1998, UCI. Nothing is downloaded: the images come with scikit-learn, whose absence raises
-    ImportError.
+    Alpaydin & Kaynak 1998, UCI. Nothing is downloaded; raises ImportError without scikit-learn, which has the images.
     """
     try:
-        from sklearn.datasets import load_digits as bunch
+        from sklearn.datasets import load_digits as load
     except ImportError as error:
-        raise ImportError(
-            "load_digits needs scikit-learn, where the images are: pip install scikit-learn threadpoolctl"
-        ) from error
-    digits = bunch()
+        remedy = "pip install scikit-learn threadpoolctl"
+        raise ImportError(f"load_digits needs scikit-learn, where the images are: {remedy}") from error
+    digits = load()
     return digits.data / 16.0, digits.target
 
 
 def train_test_split(
     x: Any, y: Any, test_size: float | int = 0.25, seed: int | None = 0, stratify: "ArrayLike | None" = None
 ) -> tuple[Any, Any, Any, Any]:
-    """x_train, x_test, y_train, y_test: shuffled by `seed`, or the last rows as they stand with `seed=None`.
+    """Split into x_train, x_test, y_train, y_test: shuffled by `seed`, or with `seed=None` the last rows as the test.
 
-    `test_size` is a share of the rows or, as an int, their number. `stratify`, labels (n,) such as y, has both sides
-    hold each label in proportion, to within a row. pandas' frames and masked arrays stay what they are; the rest become
-    NumPy arrays. Raises ValueError for another `test_size`, where one side would be empty, and for labels that cannot
-    be on both sides.
+    `test_size` is a fraction of the rows or, as an int, their number. With `stratify`, labels (n,) such as y, each side
+    has every label in proportion, to within a row. pandas objects and masked arrays keep their type, all else becomes
+    NumPy arrays. Raises ValueError if one side would be empty, or a label could not be on both sides.
     """
     finite("train_test_split: test_size", test_size)
     seed = checks.seed("train_test_split: seed", seed)
@@ -72,7 +69,7 @@ def train_test_split(
 
 
 def _as_rows(who: str, x: Any) -> Any:
-    """x as an array of one axis or more; pandas' frames and masked arrays as they are."""
+    """x as an array of one axis or more; pandas objects and masked arrays as they are."""
     rows = x if hasattr(x, "iloc") or isinstance(x, np.ma.MaskedArray) else on_host(x, who)
     if not rows.ndim:
         raise ValueError(f"{who} has no rows: it is {kind_of(x)}")
@@ -80,9 +77,9 @@ def _as_rows(who: str, x: Any) -> Any:
 
 
 def minibatches(rows: int, batch_size: int) -> list[slice]:
-    """Slices of `batch_size` rows, the last one shorter where they do not divide.
+    """Slices of `batch_size` rows; the last is shorter if `batch_size` does not divide `rows`.
 
-    Raises ValueError for a size that is no whole number of at least 1, and for rows that are none of at least 0.
+    Raises ValueError unless `batch_size` is a whole number of at least 1 and `rows` one of at least 0.
     """
     rows, batch_size = integer("minibatches: rows", rows, least=0), integer("minibatches: batch_size", batch_size)
     return [slice(start, min(start + batch_size, rows)) for start in range(0, rows, batch_size)]

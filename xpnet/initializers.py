@@ -1,6 +1,6 @@
-"""Initial weights, drawn on the host by a NumPy Generator, so that every backend starts from the same numbers.
+"""Initial weights, drawn on the host by a NumPy Generator: the same on every backend.
 
-Each takes a Generator and the shape (in_features, out_features) and returns a float64 NumPy array.
+Each initializer takes a Generator and the shape (in_features, out_features) and returns a float64 NumPy array.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Initializer = Callable[["Generator", tuple[int, ...]], np.ndarray]
 
 
 def _check(who: str, rng: object, shape: object) -> None:
-    """Refuse what is no Generator, such as a seed, and no shape of two axes or more."""
+    """Raise TypeError unless these are a Generator, not a seed, and a shape of two axes or more."""
     if not isinstance(rng, np.random.Generator):
         raise TypeError(f"{who}: rng must be a Generator, such as np.random.default_rng(0), got {brief(rng)}")
     if not isinstance(shape, (tuple, list)) or len(shape) < 2:
@@ -27,7 +27,7 @@ def _check(who: str, rng: object, shape: object) -> None:
 
 
 def fan_in_uniform(rng: "Generator", shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform within ±1/sqrt(in): the tutorial's, and torch.nn.Linear's."""
+    """Uniform within ±1/sqrt(in), as torch.nn.Linear draws them."""
     _check("fan_in_uniform", rng, shape)
     limit = shape[0] ** -0.5
     return rng.uniform(-limit, limit, shape)

@@ -1,12 +1,12 @@
 """Metrics of predictions (N, K) against targets, classes (N,) or rows (N, K). Results stay on the device.
 
-Metrics of classes must know what the outputs are and what a target is. Classes (N,), for two outputs or more, are
-classes. Rows (N, K) are whatever the loss says that is given as `loss`: one class of K, or a yes or no per output.
-`fit` and `evaluate` give theirs. Without one, rows of two outputs or more are one-hot, those of one output yes or no;
-`threshold`, the output above which a yes is predicted, makes every row a yes or no per output, and overrides the loss's
-own: 0 for logits, 0.5 for probabilities.
+A classification metric needs to know how to read outputs and targets. Targets (N,) for two or more outputs are classes.
+How to read rows (N, K) is up to the `loss`, which `fit` and `evaluate` pass: one class of K, or K independent labels.
+Without a loss, rows of two or more outputs are one-hot and those of one output are a label. `threshold`, the output
+above which a label is predicted, makes every row K labels and overrides the loss's own: 0 for logits, 0.5 for
+probabilities.
 
-An output that is NaN is wrong, and predicts nothing. A target that does not fit raises ValueError or TypeError.
+A NaN output counts as wrong and predicts nothing. A target that does not fit raises ValueError or TypeError.
 """
 
 import math
@@ -27,10 +27,9 @@ SEVERAL = "give threshold= (0.5 for probabilities, 0.0 for logits) or a loss of 
 
 
 def accuracy(prediction: Array, target: Any, threshold: float | None = None, loss: Any = None) -> Array:
-    """The share of rows whose largest output is the target's class; of yes and no, the share of entries predicted
-    right.
+    """The fraction of rows whose largest output is the target's class; for labels, the fraction of correct entries.
 
-    One output without `threshold` or `loss` is a probability, a yes above 0.5; ValueError where it is not in [0, 1].
+    One output without `threshold` or `loss` is a probability with threshold 0.5; ValueError if it is not in [0, 1].
     """
     truth, limit = _truth("accuracy", prediction, target, threshold, loss)
     xp = namespace(prediction)
@@ -43,10 +42,10 @@ def accuracy(prediction: Array, target: Any, threshold: float | None = None, los
 
 
 def top_k_accuracy(prediction: Array, target: Any, k: int = 5, loss: Any = None) -> Array:
-    """The share of rows whose target's class is among the k largest outputs; a tie counts against it.
+    """The fraction of rows whose class is among the k largest outputs; ties count as wrong.
 
-    ValueError for a k beyond the outputs. For another k in `metrics`: {"top2": partial(xn.top_k_accuracy, k=2)}, with
-    `functools.partial`.
+    ValueError if k exceeds the number of outputs. With another k in `metrics`, and `functools.partial`:
+    {"top2": partial(xn.top_k_accuracy, k=2)}.
     """
     own = _classes("top_k_accuracy", prediction, target, loss)
     outputs = prediction.shape[1]
@@ -55,16 +54,15 @@ def top_k_accuracy(prediction: Array, target: Any, k: int = 5, loss: Any = None)
     xp = namespace(prediction)
     with backend_of(prediction).scope():
         score = xp.take_along_axis(prediction, own[:, None], axis=1)
-        below = xp.count_nonzero(prediction < score, axis=1)  # what ties is not, nor is NaN
+        below = xp.count_nonzero(prediction < score, axis=1)  # without ties and NaN
         return _share((below >= outputs - k) & ~xp.isnan(score[:, 0]), prediction)
 
 
 def f1(prediction: Array, target: Any, threshold: float | None = None, loss: Any = None) -> Array:
-    """F1 = 2 TP / (2 TP + FP + FN), the harmonic mean of precision and recall, as scikit-learn's `f1_score` has it.
+    """F1 = 2 TP / (2 TP + FP + FN), the harmonic mean of precision and recall: scikit-learn's `f1_score`.
 
-    Of one output, the F1 of a yes; of two classes, that of class 1. Of more classes the mean over those that occur in
-    predictions or targets, of several labels the mean over all: average="macro". 0 where there is neither a yes nor a
-    prediction of one.
+    For one output or two classes, that of class 1. For more classes the mean over those that occur in predictions or
+    targets, for several labels the mean over all (average="macro"). 0 for a label that neither occurs nor is predicted.
     """
     truth, limit = _truth("f1", prediction, target, threshold, loss)
     xp, k = namespace(prediction), prediction.shape[1]
@@ -85,13 +83,13 @@ def f1(prediction: Array, target: Any, threshold: float | None = None, loss: Any
 
 
 def roc_auc(prediction: Array, target: Any, threshold: float | None = None, loss: Any = None) -> Array:
-    """The area under the ROC curve: the probability that a yes has a larger output than a no, where ties count half.
+    """The area under the ROC curve: the probability that a positive row has a larger output than a negative one.
 
-    Mann-Whitney: AUC = (#{yes > no} + #{yes = no} / 2) / (#yes #no), scikit-learn's `roc_auc_score`. Of two classes it
-    is that of class 1 against class 0; of more classes the mean over each against all others, of several labels the
-    mean over them: average="macro". Logits of classes become probabilities first, if `loss` is of logits; without
-    `loss`, ValueError where the outputs for classes do not add up to 1. ValueError also for a class that no row or
-    every row has, of which there is no curve. NaN where an output is.
+    AUC = (#{pos > neg} + #{pos = neg} / 2) / (#pos #neg), the Mann-Whitney statistic: scikit-learn's `roc_auc_score`.
+    For two classes that of class 1; for more the mean over each class against the rest, for several labels the mean
+    over them (average="macro"). Logits of classes become probabilities first if `loss` takes logits. ValueError if,
+    without `loss`, the outputs for classes do not add up to 1, and for a class that no row or every row has. NaN if an
+    output is.
     """
     truth, limit = _truth("roc_auc", prediction, target, threshold, loss)
     xp, k = namespace(prediction), prediction.shape[1]
@@ -113,10 +111,10 @@ def roc_auc(prediction: Array, target: Any, threshold: float | None = None, loss
 
 
 def confusion_matrix(prediction: Array, target: Any, threshold: float | None = None, loss: Any = None) -> Array:
-    """(K, K) counts, int32: in row i and column j, how many of class i were taken for class j.
+    """(K, K) counts, int32: row i and column j counts the rows of class i that are predicted as class j.
 
-    `prediction` is (N, K), or classes (N,) with a target of classes, the largest in either being K - 1. Of one output
-    the classes are no and yes, as in `accuracy`. ValueError for several labels a row, and for an output that is NaN.
+    `prediction` is (N, K), or classes (N,) with a target of classes, the largest in either being K - 1. One output
+    makes two classes, as in `accuracy`. ValueError for several labels a row, and for an output that is NaN.
     """
     who = "confusion_matrix"
     if is_array(prediction) and prediction.ndim == 1 and prediction.shape[0]:
@@ -159,30 +157,38 @@ def mean_absolute_error(prediction: Array, target: Any) -> Array:
 
 
 def r2(prediction: Array, target: Any) -> Array:
-    """R² = 1 - Σ (target - prediction)² / Σ (target - mean)², the mean of it over the outputs: scikit-learn's.
+    """R² = 1 - Σ (target - prediction)² / Σ (target - mean)², averaged over the outputs: scikit-learn's `r2_score`.
 
-    0 predicts no better than the target's mean. Of an output whose targets are all the same, 1 where every prediction
-    is right, else 0. ValueError for a single row.
+    0 is no better than predicting the mean. For an output with one target for all rows: 1 if every prediction is right,
+    else 0. ValueError for a single row.
     """
     check_prediction("r2", prediction)
     if prediction.shape[0] < 2:
         raise ValueError("r2: it compares rows with their mean, and needs at least two, got 1")
-    xp = namespace(prediction)
     with backend_of(prediction).scope(autograd=True):
-        rows = as_rows("r2", target, prediction)
-        left, whole = (xp.sum(a * a, axis=0) for a in (prediction - rows, rows - xp.mean(rows, axis=0)))
-        varies = whole > 0.0
-        constant = xp.where(left == 0.0, 1.0, xp.where(xp.isnan(left), left, 0.0))
-        return xp.mean(xp.where(varies, 1.0 - left / xp.where(varies, whole, 1.0), constant))
+        return weighted_r2(prediction, as_rows("r2", target, prediction))
 
 
-# --- what is what -----------------------------------------------------------------------------------------------------
+def weighted_r2(prediction: Array, target: Array, weight: Array | None = None) -> Array:
+    """`r2` of arrays (N, K), with a weight (N,) for each row."""
+    xp = namespace(prediction)
+    share = xp.ones_like(target[:, 0]) if weight is None else weight
+    share = xp.reshape(share / xp.sum(share), (-1, 1))
+    error = prediction - target
+    left = xp.sum(share * error * error, axis=0)
+    off = target - target[:1, :]  # a constant target gives exactly 0
+    off = off - xp.sum(share * off, axis=0)
+    total = xp.sum(share * off * off, axis=0)
+    varies = total > 0.0
+    constant = xp.where(left == 0.0, 1.0, xp.where(xp.isnan(left), left, 0.0))
+    return xp.mean(xp.where(varies, 1.0 - left / xp.where(varies, total, 1.0), constant))
+
+
+# --- classes or labels ------------------------------------------------------------------------------------------------
 
 
 def _truth(who: str, prediction: Array, target: Any, threshold: float | None, loss: Any) -> tuple[Array, float | None]:
-    """The target as classes (N,), of the integers that `argmax` gives, and None; or as True for a yes (N, K), and the
-    output above which one is predicted.
-    """
+    """The target as classes (N,), in the dtype of `argmax`, and None; or as labels (N, K), bool, and the threshold."""
     check_prediction(who, prediction)
     if threshold is not None:
         finite(f"{who}: threshold", threshold)
@@ -207,7 +213,7 @@ def _truth(who: str, prediction: Array, target: Any, threshold: float | None, lo
 
 
 def _classes(who: str, prediction: Array, target: Any, loss: Any) -> Array:
-    """The target as classes, where it is one."""
+    """The target as classes (N,); ValueError for labels."""
     truth, limit = _truth(who, prediction, target, None, loss)
     if limit is not None:
         raise ValueError(f"{who}: it is of one class of two or more outputs, and these are a yes or no per output")
@@ -215,14 +221,12 @@ def _classes(who: str, prediction: Array, target: Any, loss: Any) -> Array:
 
 
 def _pair_of_classes(who: str, prediction: Array, target: Any) -> tuple[Array, Array, int]:
-    """Both as classes (N,), and how many there are."""
+    """Both as classes (N,), and the number of classes."""
     backend = backend_of(prediction)
     xp = backend.xp
     with backend.scope():
-        both = [
-            backend.adopt(f"{who}: the {name}", a, NAMES)
-            for name, a in (("prediction", prediction), ("target", target))
-        ]
+        given = ("prediction", prediction), ("target", target)
+        both = [backend.adopt(f"{who}: the {name}", a, NAMES) for name, a in given]
         highest = max(float(xp.max(xp.astype(a, xp.float32))) for a in both)
         k = int(highest) + 1 if 1.0 <= highest < math.inf else 2
         one = xp.zeros((1, 1), dtype=xp.float32, device=device_of(prediction))
@@ -232,9 +236,9 @@ def _pair_of_classes(who: str, prediction: Array, target: Any) -> tuple[Array, A
 
 
 def _counts(numbers: Array, k: int) -> Array:
-    """How often each of 0 to k - 1 stands among the numbers, (k,)."""
+    """How often each of 0 to k - 1 occurs, (k,): `bincount`, which the standard lacks."""
     xp = namespace(numbers)
-    ordered = xp.sort(numbers)  # counted by where each one's run begins
+    ordered = xp.sort(numbers)
     edges = xp.searchsorted(ordered, xp.arange(k + 1, dtype=numbers.dtype, device=device_of(numbers)))
     return edges[1:] - edges[:-1]
 
@@ -249,8 +253,8 @@ def _area(score: Array, yes: Array, output: int) -> Array:
             "more rows"
         )
     negatives = n - positives
-    score = xp.asarray(score, copy=True)  # a column of its own: PyTorch searches no other without a warning
-    ordered = xp.sort(xp.where(yes, xp.inf, score))  # the negatives, then all others
+    score = xp.asarray(score, copy=True)  # contiguous, or PyTorch's searchsorted warns
+    ordered = xp.sort(xp.where(yes, xp.inf, score))  # the negatives, then the positives
     below = xp.searchsorted(ordered, score)
     not_above = xp.minimum(xp.searchsorted(ordered, score, side="right"), negatives)
     wins = xp.astype(below + not_above, score.dtype) / (2.0 * negatives)
@@ -258,13 +262,13 @@ def _area(score: Array, yes: Array, output: int) -> Array:
 
 
 def _share(right: Array, prediction: Array) -> Array:
-    """The share of True, in the prediction's dtype."""
+    """The fraction that is True, in the prediction's dtype."""
     xp = namespace(right)
     return xp.mean(xp.astype(right, prediction.dtype))
 
 
 # --- by name ----------------------------------------------------------------------------------------------------------
 
-OF_CLASSES: list[Callable[..., Array]] = [accuracy, top_k_accuracy, f1, roc_auc]  # which are told the loss
+OF_CLASSES: list[Callable[..., Array]] = [accuracy, top_k_accuracy, f1, roc_auc]  # these take the loss
 OF_NUMBERS: list[Callable[..., Array]] = [mean_squared_error, mean_absolute_error, r2]
 BY_NAME = {metric.__name__: metric for metric in OF_CLASSES + OF_NUMBERS} | {"top_k": top_k_accuracy}

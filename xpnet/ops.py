@@ -1,9 +1,8 @@
-"""The maths that the standard lacks, in pure array API. Axes: N batch, K classes.
+"""Functions that the array API standard lacks, written with those it has. Axes: N batch, K classes.
 
 No function writes into its arguments, warns at extreme values, or turns a NaN into a number. In-place operators are
-used on arrays made a few lines above: they save the memory of another one (where arrays are immutable, they make it).
-They are not used on the result of a function such as exp, which PyTorch's autograd keeps: so it can go through all of
-`forward`.
+used on fresh arrays alone, to save memory, and not on the result of a function such as exp, which PyTorch's autograd
+keeps: so autograd can go through every `forward`.
 """
 
 import functools
@@ -17,9 +16,9 @@ from .backends import Array, device_of, floating, is_compiled, is_plain, namespa
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), to full relative accuracy down to the smallest normal number; exp cannot overflow."""
+    """1 / (1 + exp(-x)), to full relative accuracy down to the smallest normal number, without overflow."""
     xp = floating(x, "sigmoid")
-    limit = 709.0 if x.dtype == xp.float64 else 88.0  # exp(limit) is the last that is finite
+    limit = 709.0 if x.dtype == xp.float64 else 88.0  # the largest with a finite exp
     return 1.0 / (1.0 + xp.exp(-xp.maximum(x, -limit)))
 
 
@@ -30,7 +29,7 @@ def clip(x: Array, low: float, high: float) -> Array:
 
 
 def sign(x: Array) -> Array:
-    """1, 0 or -1. The namespace's own waits for the device on CuPy."""
+    """1, 0 or -1, without waiting for the device as CuPy's own does."""
     xp = floating(x, "sign")
     return xp.where(x > 0.0, 1.0, xp.where(x < 0.0, -1.0, x))
 
@@ -39,14 +38,14 @@ def sign(x: Array) -> Array:
 
 
 def softmax(z: Array) -> Array:
-    """exp(z) / sum over K of exp(z), the row's maximum subtracted first. (N, K)"""
+    """exp(z) / Σ_K exp(z) over the last axis, with its maximum subtracted first."""
     xp = floating(z, "softmax")
     e = xp.exp(z - xp.max(z, axis=-1, keepdims=True))
     return e / xp.sum(e, axis=-1, keepdims=True)
 
 
 def one_hot(labels: Array, classes: int, dtype: object) -> Array:
-    """Integer labels (N,) as rows with a single 1, (N, K), the batch contiguous as in `linear`."""
+    """One-hot rows (N, K) of integer labels (N,), in the memory order of `linear`."""
     xp = namespace(labels, "one_hot")
     numbers = xp.arange(classes, dtype=labels.dtype, device=device_of(labels))
     return xp.astype(numbers[:, None] == labels, dtype).T
@@ -56,18 +55,16 @@ def one_hot(labels: Array, classes: int, dtype: object) -> Array:
 
 
 def linear(x: Array, weight: Array) -> Array:
-    """x @ weight, (N, D) by (D, H), with the batch contiguous in memory where elementwise functions keep that order:
-    everything over the batch or the classes runs several times faster in it. JAX's compiler lays arrays out by itself,
-    and CuPy's functions give C order.
+    """x @ weight, (N, D) by (D, H), laid out with the batch contiguous in memory: reductions over the batch or the
+    classes are several times faster so. Not on JAX, whose compiler chooses the layout, nor on CuPy, whose elementwise
+    functions return C order.
     """
     namespace(weight, "linear")
     return x @ weight if is_plain(namespace(x, "linear")) else (weight.T @ x.T).T
 
 
 def sum_over_batch(x: Array) -> Array:
-    """The sum of each column, (N, D) -> (D,), as a product with ones: no function of NumPy or PyTorch sums as fast as
-    the matrix library.
-    """
+    """Column sums, (N, D) -> (D,): as a product with ones, since BLAS is faster than NumPy's and PyTorch's `sum`."""
     xp, n = floating(x, "sum_over_batch"), x.shape[0]
     if is_plain(xp):
         return _plain_sum(x)
@@ -77,7 +74,7 @@ def sum_over_batch(x: Array) -> Array:
 
 
 def dot_over_batch(x: Array, y: Array) -> Array:
-    """The sum of each column of x * y, (N, D) and (N, D) -> (D,); NumPy and PyTorch need not form the product."""
+    """Column sums of x * y, (N, D) and (N, D) -> (D,), on NumPy and PyTorch without forming the product."""
     xp, n = floating(x, "dot_over_batch"), x.shape[0]
     floating(y, "dot_over_batch")
     if is_plain(xp):
@@ -88,19 +85,19 @@ def dot_over_batch(x: Array, y: Array) -> Array:
 
 
 def _plain_sum(x: Array) -> Array:
-    """Σ over the batch in one call. A thread of CuPy's adds up a sixteenth of the rows: many, in float64."""
+    """Column sums in one call. Each CuPy thread adds up a sixteenth of the rows: if these are many, in float64."""
     xp = namespace(x)
     if x.shape[0] <= LONG or is_compiled(xp):
         return xp.sum(x, axis=0)
     return xp.astype(xp.sum(x, axis=0, dtype=xp.float64), x.dtype)
 
 
-LONG = 2**13  # numbers in a sum beside which float32 may round all further ones alike
-SPAN = 2**10
+LONG = 2**13  # terms; float32 rounding adds up in longer sums, which are taken in float64 from spans
+SPAN = 2**10  # terms of a span
 
 
 def in_spans(total: Callable[[slice], Array], n: int) -> Array:
-    """A sum over n numbers from `total` of each span of them: these are added up in float64."""
+    """A sum over n terms: `total` of each span of them, added up in float64."""
     parts = [total(slice(start, min(start + SPAN, n))) for start in range(0, n, SPAN)]
     xp = namespace(parts[0])
     return xp.astype(xp.sum(xp.stack(parts), axis=0, dtype=xp.float64), parts[0].dtype)
@@ -110,16 +107,16 @@ def in_spans(total: Callable[[slice], Array], n: int) -> Array:
 
 
 def random_keep(key: Array, shape: tuple[int, ...], rate: float) -> Array:
-    """A boolean array, False with probability `rate`: the same one on every backend for the same `key`, (2,) int32.
+    """A boolean array, False with probability `rate`; the `key`, (2,) int32, gives the same one on every backend.
 
-    Counter-based: each position's number is hashed with the key, so there is no generator to advance and no host to
-    ask. The hash is lowbias32 (C. Wellons, "Prospecting for hash functions", 2018) in wrapping int32 arithmetic.
+    A counter-based generator: each position is hashed with the key, so there is no state to advance on the host. The
+    hash is lowbias32 (C. Wellons, "Prospecting for hash functions", 2018) in wrapping int32 arithmetic.
     """
     xp = namespace(key, "random_keep")
     number = xp.arange(math.prod(shape), dtype=xp.int32, device=device_of(key))
     bits = _hash(_hash(number ^ key[:1]) ^ _hash(key[1:]))
     keep = xp.reshape((bits & 0xFFFFFF) >= round(rate * 2**24), shape[::-1])
-    return xp.permute_dims(keep, tuple(reversed(range(len(shape)))))  # the batch contiguous, as `linear` has it
+    return xp.permute_dims(keep, tuple(reversed(range(len(shape)))))  # in the memory order of `linear`
 
 
 def _hash(x: Array) -> Array:
@@ -132,13 +129,13 @@ def _hash(x: Array) -> Array:
 
 
 def join(arrays: Sequence[Array]) -> Array:
-    """One flat vector of all the arrays, end to end."""
+    """The arrays, flattened, as one vector."""
     xp = namespace(arrays[0], "join")
     return xp.concat([xp.reshape(a, (-1,)) for a in arrays])
 
 
 def split(flat: Array, shapes: Iterable[tuple[int, ...]]) -> list[Array]:
-    """`join` undone: arrays of these shapes, views where the backend has views."""
+    """The inverse of `join`: arrays of these shapes, views where the backend has views."""
     xp = namespace(flat, "split")
     arrays, start = [], 0
     for shape in shapes:
@@ -155,10 +152,10 @@ def sum_of_squares(x: Array) -> Array:
 
 
 def all_finite(*arrays: Array) -> bool:
-    """Whether no entry of them is NaN or infinite. Waits for the device, once."""
+    """Whether every entry is finite. Waits for the device once."""
     xp = namespace(arrays[0], "all_finite")
     if scans(xp):
         finite = [xp.all(xp.isfinite(a)) for a in arrays]
-    else:  # the largest entry is NaN where any is
+    else:  # the maximum is NaN if any entry is
         finite = [xp.isfinite(xp.max(xp.abs(a))) for a in arrays if 0 not in a.shape] or [True]
     return bool(functools.reduce(operator.and_, finite))

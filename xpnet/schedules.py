@@ -12,7 +12,7 @@ Schedule = Callable[[int], float]
 
 
 def checked_rate(name: str, given: float | Schedule) -> float | Schedule:
-    """A rate, if it is above 0; a schedule as it is."""
+    """Return the rate, which must be above 0, or the schedule as it is."""
     if isinstance(given, type):
         raise TypeError(f"{name} must be a number or a schedule such as CosineDecay(0.01, 1000), got {given!r}")
     if isinstance(given, Mapping):  # as PyTorch's optimizers are made
@@ -21,24 +21,24 @@ def checked_rate(name: str, given: float | Schedule) -> float | Schedule:
 
 
 def rate_at(rate: float | Schedule, step: int) -> float:
-    """The rate at a step, of a schedule or of a number, which is the same at every step."""
+    """The rate at a step: the schedule's, or the constant itself."""
     return rate(step) if callable(rate) else rate
 
 
 def decayed(rate: float, factor: float, times: float) -> float:
-    """rate · factor^times, or the largest float where a factor above 1 takes it beyond that."""
+    """rate · factor^times, at most the largest float."""
     try:
         return min(rate * math.pow(factor, times), sys.float_info.max)
     except OverflowError:
         return sys.float_info.max
 
 
-class Formula(Adjustable, ABC):
-    """The base of the schedules here: two with the same settings are equal."""
+class BaseSchedule(Adjustable, ABC):
+    """The base of the schedules here; schedules with the same settings are equal."""
 
     def __call__(self, step: int) -> float:
-        """The rate at a step, counted from 0; ValueError for what is no such number."""
-        if type(step) is not int or not 0 <= step <= sys.maxsize:  # the usual one is not looked at any further
+        """The rate at a step, counted from 0; ValueError for anything but a whole number of at least 0."""
+        if type(step) is not int or not 0 <= step <= sys.maxsize:  # the check is slow: skipped for the usual int
             step = integer(f"{type(self).__name__}: step", step, least=0)
         return self.at(step)
 
@@ -53,7 +53,7 @@ class Formula(Adjustable, ABC):
         return hash((type(self), *vars(self).values()))
 
 
-class Constant(Formula):
+class Constant(BaseSchedule):
     """rate, at every step."""
 
     def __init__(self, rate: float):
@@ -63,7 +63,7 @@ class Constant(Formula):
         return self.rate
 
 
-class StepDecay(Formula):
+class StepDecay(BaseSchedule):
     """rate · factor^⌊step / every⌋"""
 
     def __init__(self, rate: float, factor: float = 0.1, every: int = 1000):
@@ -75,7 +75,7 @@ class StepDecay(Formula):
         return decayed(self.rate, self.factor, step // self.every)
 
 
-class ExponentialDecay(Formula):
+class ExponentialDecay(BaseSchedule):
     """rate · factor^(step / every)"""
 
     def __init__(self, rate: float, factor: float = 0.96, every: int = 1000):
@@ -87,7 +87,7 @@ class ExponentialDecay(Formula):
         return decayed(self.rate, self.factor, step / self.every)
 
 
-class CosineDecay(Formula):
+class CosineDecay(BaseSchedule):
     """final + (rate - final) (1 + cos(π min(step / steps, 1))) / 2. Loshchilov & Hutter 2017, eq. 5, no restarts."""
 
     def __init__(self, rate: float, steps: int, final: float = 0.0):
@@ -99,7 +99,7 @@ class CosineDecay(Formula):
         return self.final + (self.rate - self.final) * ((1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2)
 
 
-class WarmUp(Formula):
+class WarmUp(BaseSchedule):
     """then(0) · (step + 1) / steps for the first `steps` steps, after them then(step - steps).
 
     `then` is a rate or another schedule. Goyal et al. 2017, section 2.2.

@@ -1,1 +1,1 @@
-"""The ground floor: checks, settings, messages, what every module may use."""
+"""Checks, settings and messages that every module may use; imports nothing else of the package."""

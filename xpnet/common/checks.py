@@ -1,4 +1,4 @@
-"""Checks on what a user sets and what a user's own class gives. `name` begins the message: "Dense: in_features"."""
+"""Checks of settings and of what a custom class returns. `name` begins the error message: "Dense: in_features"."""
 
 import math
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-PAIRS = {  # what the methods of a user's own classes give
+PAIRS = {  # what methods of custom classes return
     "forward": "(y, cache)",
     "backward": "(dx, {name: gradient})",
     "terms": "(terms, gradient)",
@@ -19,7 +19,7 @@ PAIRS = {  # what the methods of a user's own classes give
 
 
 def integer(name: str, value: object, least: int = 1) -> int:
-    """A whole number of at least 1, or another `least`, that an array's length can be."""
+    """Return `value` as an int from `least` to the largest length of an array; ValueError for anything else."""
     number = -1 if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) else int(value)
     if not least <= number <= sys.maxsize:
         most = f" and at most {sys.maxsize}" if number > sys.maxsize else ""
@@ -28,7 +28,7 @@ def integer(name: str, value: object, least: int = 1) -> int:
 
 
 def seed(name: str, value: Any) -> int | None:
-    """What starts a generator: a whole number of at least 0, of any length, or None."""
+    """A seed for a generator: a whole number of at least 0, of any length, or None."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
@@ -37,7 +37,7 @@ def seed(name: str, value: Any) -> int | None:
 
 
 def choice(name: str, value: object, options: Collection[str]) -> str:
-    """One of the options, which are names."""
+    """Return `value` if it is one of the named options."""
     if isinstance(value, str) and value in options:
         return value
     *most, last = (f'"{option}"' for option in options)
@@ -45,7 +45,7 @@ def choice(name: str, value: object, options: Collection[str]) -> str:
 
 
 def brief(value: object) -> str:
-    """What came, in a message: as `repr` shows it, or where that is long, as a frame's, its type."""
+    """`repr(value)` for a message, or the type in words if that is long or of several lines, as a data frame's."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"  # Python refuses to write a very long one
     text = repr(value)
@@ -53,7 +53,7 @@ def brief(value: object) -> str:
 
 
 def kind_of(x: object) -> str:
-    """What came where something else was expected, in words: "None", "a list", "the class ReLU"."""
+    """The type of `x` in words: "None", "a list", "the class ReLU"."""
     if x is None:
         return "None"
     if isinstance(x, type):
@@ -63,7 +63,7 @@ def kind_of(x: object) -> str:
 
 
 def flag(name: str, value: object, of_a_word: str = "") -> bool:
-    """True or False, not what counts as one of them, as the word "False" does; `of_a_word` ends the message on one."""
+    """True or False; a merely truthy value, such as the word "False", is refused. `of_a_word` is added for a str."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     raise ValueError(f"{name} must be True or False, got {brief(value)}{of_a_word if isinstance(value, str) else ''}")
@@ -84,14 +84,6 @@ def fraction(name: str, value: object) -> float:
     return _number(name, value, "at least 0 and below 1", lambda v: 0 <= v < 1)
 
 
-def path(name: str, value: Any) -> str:
-    """The path of a file or folder. A number is none, although `open` would take it for an open file."""
-    try:
-        return os.fsdecode(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a path, as str, bytes or os.PathLike, got {brief(value)}") from None
-
-
 def proportion(name: str, value: object) -> float:
     """A number in (0, 1)."""
     return _number(name, value, "above 0 and below 1", lambda v: 0 < v < 1)
@@ -100,6 +92,14 @@ def proportion(name: str, value: object) -> float:
 def finite(name: str, value: object) -> float:
     """Any finite number."""
     return _number(name, value, "a finite number", lambda v: -math.inf < v < math.inf)
+
+
+def path(name: str, value: Any) -> str:
+    """The path of a file or folder as str; not a number, which `open` would take for a file descriptor."""
+    try:
+        return os.fsdecode(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a path, as str, bytes or os.PathLike, got {brief(value)}") from None
 
 
 def _number(name: str, value: object, expected: str, holds: Callable[[float], bool]) -> float:
@@ -114,7 +114,7 @@ def _number(name: str, value: object, expected: str, holds: Callable[[float], bo
 
 
 def require(name: str, given: object, needed: Sequence[str], example: str, there_are: Collection[str] = ()) -> None:
-    """Refuse what is no loss or optimizer, such as a name or a class, and one that lacks a method."""
+    """Require an object with the `needed` methods, such as a loss or an optimizer: not a name, a class, a network."""
     lacking = [method for method in needed if not hasattr(given, method)]
     if isinstance(given, type) or lacking == list(needed) or hasattr(given, "output_shape"):  # a network
         hint = f"; there are {', '.join(there_are)}" if isinstance(given, str) and there_are else ""
@@ -124,7 +124,7 @@ def require(name: str, given: object, needed: Sequence[str], example: str, there
 
 
 def pair_from(thing: object, method: str, given: Any) -> tuple[Any, Any]:
-    """What a layer's, loss's or optimizer's `method` gave, if it is a pair: an array of two rows would unpack, too."""
+    """Return what `thing.method` gave if it is the pair in `PAIRS`; an array of two rows would unpack as well."""
     if isinstance(given, tuple) and len(given) == 2:
         first, second = given
         if method == "forward":
@@ -141,14 +141,14 @@ def pair_from(thing: object, method: str, given: Any) -> tuple[Any, Any]:
 
 
 def mapping_from(thing: object, method: str, given: Any) -> Mapping[str, Any]:
-    """What a layer's `method` gave, if it is arrays by name."""
+    """Return what `thing.method` gave if it is a mapping of arrays by name."""
     if not isinstance(given, Mapping):
         raise TypeError(f"{thing!r}: {method} gave {kind_of(given)}, expected {{name: array}}")
     return given
 
 
 def printable(text: object, most: int) -> str:
-    """`text` in at most so many characters; what a terminal may obey rather than show is written as an escape."""
+    """`text` in at most `most` characters, with control characters, which a terminal would obey, escaped."""
     text = str(text)
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text[:most])
     return shown if len(text) <= most and len(shown) <= most else f"{shown[: most - 3]}..."

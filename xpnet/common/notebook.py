@@ -1,10 +1,10 @@
-"""What a notebook shows: plain tables in the page's own colours, light or dark."""
+"""HTML tables for notebooks, in the page's own colours, light or dark."""
 
 from collections.abc import Sequence
 
 
-class figure(str):  # noqa: N801  # a kind of text
-    """HTML that is safe as it stands; all other text is escaped."""
+class Markup(str):
+    """HTML that is inserted as it stands; all other text is escaped."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, left: int = 1) -> str:
@@ -12,10 +12,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, left
     from html import escape
 
     def line(tag: str, cells: Sequence[str]) -> str:
-        made = []
-        for i, cell in enumerate(cells):
-            text = cell if isinstance(cell, figure) else escape(cell)
-            made.append(f'<{tag} style="text-align: {"left" if i < left else "right"}">{text}</{tag}>')
+        texts = (cell if isinstance(cell, Markup) else escape(cell) for cell in cells)
+        sides = ("left" if i < left else "right" for i in range(len(cells)))
+        made = (f'<{tag} style="text-align: {side}">{text}</{tag}>' for side, text in zip(sides, texts, strict=True))
         return f"<tr>{''.join(made)}</tr>"
 
     body = "".join(line("td", row) for row in rows)

@@ -1,4 +1,4 @@
-"""Networks that one thread trains and others read: their arrays are those of one step, all of them or none."""
+"""Consistent reads of a network that another thread trains: all arrays of one step, or none."""
 
 import threading
 from collections.abc import Callable
@@ -8,19 +8,19 @@ Y = TypeVar("Y")
 
 
 class Publication:
-    """Within `with published:` a network's arrays are assigned, within `with published.lock:` they are collected.
+    """A network's arrays are assigned within `with published:` and collected within `with published.lock:`.
 
-    Inference takes no lock. Where arrays have been assigned meanwhile, of any network, since networks share layers, it
-    is repeated on a clone, whose arrays nobody assigns.
+    Inference takes no lock. If arrays of any network were assigned meanwhile (networks share layers), it is repeated
+    on a clone, to whose arrays nobody assigns.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self._depth = self._count = 0  # of blocks under way, and of those begun
+        self._depth = self._count = 0  # blocks under way, and blocks begun
 
     def __enter__(self) -> None:
         self.lock.acquire()
-        self._depth += 1  # before the count: so who reads the count and then the depth misses neither
+        self._depth += 1  # before the count: whoever reads the count and then the depth misses neither
         self._count += 1
 
     def __exit__(self, *error: object) -> None:
@@ -28,9 +28,8 @@ class Publication:
         self.lock.release()
 
     def read(self, net: Any, infer: Callable[[Any], Y]) -> Y:
-        """`infer(net)` of a network, with the arrays of one step."""
-        count = self._count
-        under_way = self._depth
+        """`infer(net)` with the arrays of one step."""
+        count, under_way = self._count, self._depth
         y = infer(net)
         return infer(net.clone()) if under_way or self._count != count else y
 

@@ -1,4 +1,4 @@
-"""Settings: what `repr`, copying and saving know of a layer, loss, optimizer or schedule."""
+"""Settings: the constructor's arguments of a layer, loss, optimizer or schedule, for `repr`, copies and files."""
 
 import copy
 from typing import TYPE_CHECKING, Any, Self
@@ -7,17 +7,16 @@ if TYPE_CHECKING:
     from inspect import Signature
 
 REQUIRED = object()
-TAKES_ARGUMENTS = 0x04  # the flag of a function with *arguments
-TAKES_KEYWORDS = 0x08  # the flag of a function with **keywords
+TAKES_ARGUMENTS = 0x04  # `co_flags` of a function with *args
+TAKES_KEYWORDS = 0x08  # and with **kwargs
 
 
-class WrittenOut:
-    """The `__signature__` of a class whose constructor hands **keywords on: with those of its bases, for `help`."""
+class FullSignature:
+    """A class's `__signature__`, for `help`: **kwargs are replaced by the keywords of the bases they are passed to."""
 
     def __get__(self, thing: object, cls: type) -> "Signature | None":
-        init: Any = cls.__init__  # type: ignore[misc]  # it is this very class's that is to be shown
-        code = getattr(init, "__code__", None)
-        if thing is not None or code is None or not code.co_flags & TAKES_KEYWORDS:
+        init: Any = cls.__init__  # type: ignore[misc]  # this very class's
+        if thing is not None or not _flags(cls) & TAKES_KEYWORDS:
             return None
         from inspect import Parameter, signature
 
@@ -33,16 +32,16 @@ class WrittenOut:
 
 
 class Configured:
-    """A class that keeps its constructor's arguments under their own names; a user's own classes do the same."""
+    """The base of classes that keep each argument of the constructor as an attribute of its name."""
 
-    __signature__ = WrittenOut()
+    __signature__ = FullSignature()
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
         return {name: getattr(self, name) for name in defaults(type(self))}
 
     def __repr__(self) -> str:
-        """As one would write it: arguments without a default by position, others by name where they differ from it."""
+        """The call that makes it: required arguments by position, others by keyword unless they are the default."""
         shown = []
         for name, default in defaults(type(self)).items():
             value = repr(getattr(self, name, "?"))  # repr must not fail: error messages are made of it
@@ -54,10 +53,10 @@ class Configured:
 
 
 class Adjustable(Configured):
-    """Whose settings can be searched over, as by scikit-learn's GridSearchCV: an optimizer, a loss or a schedule."""
+    """The base of optimizers, losses and schedules: settings can be searched, as by scikit-learn's GridSearchCV."""
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The settings by name; with `deep`, also a schedule's, as in "learning_rate__factor"."""
+        """The settings by name; with `deep`, a schedule's as well, as in "learning_rate__factor"."""
         params = {name: getattr(self, name) for name in defaults(type(self)) if hasattr(self, name)}
         if deep:
             for name, value in list(params.items()):
@@ -66,9 +65,9 @@ class Adjustable(Configured):
         return params
 
     def set_params(self, **params: Any) -> Self:
-        """Set settings, checked as the constructor checks them, by the names of `get_params`; returns the object.
+        """Set settings by the names of `get_params`, checked as the constructor checks them; returns the object.
 
-        Raises ValueError for another name, and has then changed nothing.
+        Raises ValueError for an unknown name; nothing is changed on an error.
         """
         settings = self.get_params(deep=False)
         nested: dict[str, dict[str, Any]] = {}
@@ -87,18 +86,22 @@ class Adjustable(Configured):
         vars(self).update(vars(type(self)(**settings)))
         return self
 
-    def __sklearn_clone__(self) -> Self:  # also of a class that keeps its arguments under other names
+    def __sklearn_clone__(self) -> Self:  # works for a class that keeps its arguments under other names, too
         return copy.deepcopy(self)
 
 
 def takes_arguments(cls: type) -> bool:
-    """Whether a constructor takes any number of arguments by position."""
+    """Whether the constructor takes *args."""
+    return bool(_flags(cls) & TAKES_ARGUMENTS)
+
+
+def _flags(cls: type) -> int:
     code = getattr(cls.__init__, "__code__", None)  # type: ignore[misc]  # this very class's
-    return bool(code and code.co_flags & TAKES_ARGUMENTS)
+    return code.co_flags if code else 0
 
 
 def defaults(cls: type) -> dict[str, Any]:
-    """A constructor's arguments by name, each with its default or REQUIRED; past **keywords, its base's as well."""
+    """The constructor's arguments by name, with default or REQUIRED; for **kwargs, those of its bases as well."""
     found: dict[str, Any] = {}
     for base in cls.__mro__:
         code = getattr(vars(base).get("__init__"), "__code__", None)
@@ -108,8 +111,8 @@ def defaults(cls: type) -> dict[str, Any]:
         names = code.co_varnames[1 : code.co_argcount]
         defaults = init.__defaults__ or ()
         own = dict(zip(names, [REQUIRED] * (len(names) - len(defaults)) + list(defaults), strict=True))
-        by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
-        own |= {name: (init.__kwdefaults__ or {}).get(name, REQUIRED) for name in by_name}
+        keyword_only = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+        own |= {name: (init.__kwdefaults__ or {}).get(name, REQUIRED) for name in keyword_only}
         found |= {name: default for name, default in own.items() if name not in found}
         if not code.co_flags & TAKES_KEYWORDS:
             break

@@ -1,10 +1,10 @@
-"""Writing for people: a terminal that is closed or a pipe that nobody reads any more must not end a training."""
+"""Terminal output that never ends a training: a closed terminal or a broken pipe is ignored."""
 
 from typing import Any
 
 
 class Outlet:
-    """A text stream, or None for nobody's, that is silent from the first write on that fails."""
+    """Wraps a text stream, or None, and falls silent after the first write that fails."""
 
     def __init__(self, stream: Any):
         self.stream, self.lost = stream, stream is None
@@ -29,7 +29,7 @@ class Outlet:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
-    def __eq__(self, other: object) -> bool:  # tqdm asks which of its bars are on a stream
+    def __eq__(self, other: object) -> bool:  # tqdm compares the streams of its bars
         return bool(self.stream == getattr(other, "stream", other))
 
     def __hash__(self) -> int:
@@ -37,12 +37,12 @@ class Outlet:
 
 
 def broken(stream: Any) -> bool:
-    """Whether a stream can no longer be written to, as far as flushing it shows."""
+    """Whether flushing the stream fails, so that it can no longer be written to."""
     outlet = Outlet(stream)
     outlet.flush()
     return stream is not None and outlet.lost
 
 
 def tell(text: str, stream: Any) -> None:
-    """Print a line to a stream, at once; None is nobody's, as standard error is in a program without a terminal."""
+    """Print a line to a stream and flush it; None prints nothing, as `sys.stderr` is in a program without a console."""
     print(text, file=Outlet(stream), flush=True)

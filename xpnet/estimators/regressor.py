@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..backends import Array, Backend, namespace, on_host
 from ..files.safetensors import Path
+from ..metrics import weighted_r2
 from . import convert
 from .base import BaseMLP, keep_parameters
 from .losses import HalfPoissonDeviance, HalfSquaredError
@@ -155,18 +156,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         return self._fit(X, y, sample_weight, incremental=True)
 
     def _validation_score(self, prediction: Array, target: Array, weight: Array | None) -> Any:
-        """R², as scikit-learn has it: the mean over the outputs; of a constant one 1 if it is met, else 0."""
-        xp = namespace(prediction)
-        share = xp.ones_like(target[:, 0]) if weight is None else weight
-        share = xp.reshape(share / xp.sum(share), (-1, 1))
-        error = self._mean(prediction) - target
-        left = xp.sum(share * error * error, axis=0)
-        off = target - target[:1, :]  # a constant one stays one, to the bit
-        off = off - xp.sum(share * off, axis=0)
-        total = xp.sum(share * off * off, axis=0)
-        constant = total == 0.0
-        score = xp.where(constant, xp.astype(left == 0.0, left.dtype), 1.0 - left / xp.where(constant, 1.0, total))
-        return xp.mean(score)
+        return weighted_r2(self._mean(prediction), target, weight)
 
     # --- predictions ----------------------------------------------------------------------------------------------
 

@@ -15,14 +15,14 @@ from ..common.terminal import tell
 from ..common.warn import warn
 from ..layers.normalization import BatchNorm
 from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop, Slots
-from ..schedules import Formula, rate_at
+from ..schedules import BaseSchedule, rate_at
 from ..training.run import Run
 from .networks import Order
 
 # --- optimizers -------------------------------------------------------------------------------------------------------
 
 
-class CorrectedRate(Formula):
+class CorrectedRate(BaseSchedule):
     """Adam's rate with its corrections in it, η √(1 - β₂ᵗ) / (1 - β₁ᵗ): scikit-learn adds epsilon to √v itself.
 
     Kingma & Ba 2015, the end of section 2.

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..common.checks import brief
-from ..common.notebook import figure, table
+from ..common.notebook import Markup, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,11 +87,11 @@ def last(values: Any) -> str:
         return "?"
 
 
-def sparkline(values: Sequence[float]) -> figure:
+def sparkline(values: Sequence[float]) -> Markup:
     """A curve as wide as a word or two, in the text's colour; where a value is not finite it has a gap."""
     real = [v for v in values if math.isfinite(v)]
     if len(real) < 2:
-        return figure("")
+        return Markup("")
     low, high = min(real), max(real)
     unit = (high - low) or 1.0
     stride = max(1, math.ceil((len(values) - 1) / POINTS))
@@ -104,7 +104,7 @@ def sparkline(values: Sequence[float]) -> figure:
         else:
             runs.append([])
     lines = "".join(f'<polyline points="{" ".join(run if run[1:] else run * 2)}"/>' for run in runs if run)
-    return figure(
+    return Markup(
         '<svg width="100" height="20" viewBox="0 0 100 20" fill="none" stroke="currentColor" stroke-width="1.4" '
         f'stroke-linecap="round" style="vertical-align: middle">{lines}</svg>'
     )
