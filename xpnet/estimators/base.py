@@ -1,7 +1,8 @@
-"""What the two estimators share: parameters, checks, fitting, and what the network says of X."""
+"""The base of the two estimators: parameters, checks, fitting, and the network's outputs for X."""
 
 import contextlib
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
@@ -9,20 +10,22 @@ from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 from sklearn import get_config
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, Options, StrOptions
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ..backends import Array, Backend, backend_of, get_backend, is_array, namespace
 from ..callbacks import History
+from ..files.safetensors import Path
 from ..layers.activations import Sigmoid, Softmax
 from ..layers.base import Layer
 from ..layers.dense import Dense
 from ..network import Sequential
 from ..training.inputs import inputs
 from ..training.run import DivergenceError
-from . import lbfgs, stochastic
+from . import convert, lbfgs, stochastic
 from .networks import ACTIVATIONS, custom_network, for_sparse, hidden_sizes, plain_network, start
 
 NOT_FINITE = (
@@ -31,19 +34,19 @@ NOT_FINITE = (
 
 
 def keep_parameters(model: Any, given: dict[str, Any]) -> None:
-    """Keep a constructor's arguments, its `locals()`, under their own names."""
+    """Store a constructor's arguments, its `locals()`, as attributes of their names."""
     vars(model).update({name: value for name, value in given.items() if name not in ("self", "__class__")})
 
 
 @contextlib.contextmanager
 def unchanged_on_error(model: Any) -> Iterator[None]:
-    """Put the estimator back as it was, with its network, where the block raises."""
+    """Restore the estimator and its network if the block raises."""
     before = {k: list(v) if isinstance(v, list) and k.endswith("_") else v for k, v in vars(model).items()}
     net: Any = before.get("net_")
     kept = net and (net.params, net.state, net.rng)
     try:
         yield
-    except Warning:  # which filters have raise: the training is done
+    except Warning:  # raised by a filter, after training
         raise
     except BaseException:
         vars(model).clear()
@@ -55,37 +58,84 @@ def unchanged_on_error(model: Any) -> Iterator[None]:
         raise
 
 
-class Wanted(HasMethods):
-    """The constraint that an object has these methods, and is no layer; in words that show one."""
+class Implements(HasMethods):
+    """A parameter constraint: an object with these methods that is not a layer, described by an example."""
 
-    def __init__(self, methods: list[str], words: str):
+    def __init__(self, methods: list[str], description: str):
         super().__init__(methods)
-        self.words = words
+        self.description = description
 
     def is_satisfied_by(self, val: Any) -> bool:
         return super().is_satisfied_by(val) and not isinstance(val, Layer)
 
     def __str__(self) -> str:
-        return self.words
+        return self.description
 
 
-OPTIMIZER = Wanted(
+OPTIMIZER = Implements(
     ["init", "lookahead", "update"],
     "an object implementing 'init', 'lookahead' and 'update', such as xn.Adam(learning_rate=0.001) (one by its name is "
     "the 'solver' parameter's)",
 )
-LAYERS = Wanted(
+LAYERS = Implements(
     ["__call__"],
     "a function (n_features, n_outputs) -> layers, such as lambda n, k: [xn.Dense(n, 32), xn.ReLU(), xn.Dense(32, k)],",
 )
 
 
-class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):
-    """The base of the two.
+SHARED = """
 
-    Wrong parameters and weights are refused by scikit-learn's own validation, in its words: there is no public way to
-    them, so `_param_validation`, `_fit_context` and `_check_sample_weight` are what we take of its private names.
+Parameters, attributes and methods are scikit-learn's (1.7 or later) and mean what its documentation says. With the
+same `random_state`, weights start, batches are drawn and training runs as there, to within rounding.
+
+Parameters that scikit-learn lacks, or that take more here:
+
+activation : also "leaky_relu", "elu", or a function that makes a layer: `lambda: xn.LeakyReLU(0.01)`.
+solver : also "nesterov", "adagrad", "rmsprop" (with `learning_rate_init`, `momentum`, `epsilon`) and "adamw", with
+    `alpha` as its weight decay, which is then not added to the loss.
+learning_rate : also a function of the step, such as `xn.CosineDecay(0.01, 1000)`, in place of
+    `learning_rate_init`. "invscaling" and "adaptive" apply to "sgd", "nesterov", "adagrad" and "rmsprop".
+batch_norm : whether a BatchNorm follows each hidden Dense, with momentum 0.9 for its running statistics. Batches
+    are made smaller if the last one would have a single row, which has no variance.
+dropout : the fraction of each hidden layer's outputs dropped in training; must be 0 for "lbfgs".
+layers : a function (n_features, n_outputs) -> list of layers or Sequential, in place of `hidden_layer_sizes`,
+    `activation`, `batch_norm` and `dropout`. Each layer is initialized by its own rule.
+optimizer : an xpnet optimizer, in place of `solver`, its settings and the learning rate's.
+callbacks, progress : as in `Sequential.fit`, but not for "lbfgs". For sparse X, `run.net` takes row numbers, not X.
+
+Attributes that scikit-learn lacks: `net_`, the network; `history_`, of the last fit; `validation_loss_curve_`,
+beside `validation_scores_` (rows unweighted, without the penalty); `stopped_early_`, of `partial_fit` with early
+stopping.
+
+Everything follows X: float32 stays float32. With `sklearn.set_config(array_api_dispatch=True)` parameters and
+predictions are arrays of X's library on X's device, where y and the weights are moved as well. Sparse X is NumPy's
+and never made dense: the first layer multiplies each batch as it is.
+
+Other differences from scikit-learn:
+
+- `partial_fit` takes `early_stopping=True`: each call holds out its own `validation_fraction` (give an int
+  `random_state` if calls repeat rows) and counts as an epoch. Once stopped, the best weights are restored,
+  `stopped_early_` is True, and further calls change nothing.
+- The derivative of ReLU at 0 is 1, there 0.
+- `loss_` and `loss_curve_` are exact where a probability rounds to 0 or 1; there it is clipped to the dtype's
+  epsilon.
+- `coefs_` and `intercepts_` are the network's own arrays: write into them, or assign a list with one for each
+  layer, which are copied.
+- Parameters that stop being finite raise ValueError at once, with its message, not after the last epoch.
+"""
+
+
+class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):
+    """The base of MLPClassifier and MLPRegressor; `SHARED` is appended to their docstrings.
+
+    Parameters and weights are validated by scikit-learn, with its messages. It has no public way to do so: hence its
+    private names `_param_validation`, `_fit_context` and `_check_sample_weight`.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__doc__ and BaseMLP in cls.__bases__:
+            cls.__doc__ = inspect.cleandoc(cls.__doc__) + SHARED
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
@@ -119,7 +169,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         "progress": ["boolean"],
     }
 
-    # what fitting keeps
+    # fitted attributes
     net_: Sequential
     history_: History
     n_iter_: int
@@ -130,49 +180,49 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     best_validation_score_: Any
     validation_scores_: Any
     validation_loss_curve_: Any
-    _made_from: dict[str, Any]  # the parameters' names and values
-    _of_logits: bool  # whether the network gives logits, as the loss took them in the first fit
-    _optimizer: Any  # as the last run left it, and its memory; None before
+    _made_from: dict[str, Any]  # the parameters that the network was made from
+    _of_logits: bool  # whether the network gives logits, which the loss of the first fit took
+    _optimizer: Any  # as the last run left it, with its slots; None before
     _slots: Any
     _best: tuple[dict[str, Array], dict[str, Array]]  # parameters and statistics
 
-    # --- what a subclass knows ------------------------------------------------------------------------------------
+    # --- for subclasses -------------------------------------------------------------------------------------------
 
     @abstractmethod
     def _targets(self, y: Any, backend: Backend, incremental: bool, first: bool) -> Any:
-        """The checked y in the form `_rows` takes, its classes kept on the estimator."""
+        """Check y, store its classes, and return it in the form that `_rows` takes."""
 
     @abstractmethod
     def _rows(self, targets: Any, backend: Backend, dtype: str) -> Array:
-        """`_targets` as the loss takes them, (n, n_outputs_)."""
+        """The targets as the loss takes them, (n, n_outputs_)."""
 
     @abstractmethod
     def _outputs(self, targets: Any) -> tuple[int, str]:
-        """How many outputs the network has, and their activation's name."""
+        """The number of outputs and the name of their activation."""
 
     @property
     @abstractmethod
     def _loss(self) -> Any:
-        """The loss, an object."""
+        """The loss as an object."""
 
     @abstractmethod
     def _validation_score(self, prediction: Array, target: Array, weight: Array | None) -> Any:
-        """The score of the network's outputs against rows of targets."""
+        """The score of the network's outputs for rows of targets."""
 
     def _weights(
         self, weight: Array | None, targets: Any, incremental: bool, backend: Backend, dtype: str
     ) -> Array | None:
-        """The rows' weights, those of their classes included."""
+        """The weights of the rows, times those of their classes."""
         return weight
 
     def _weighing_loss(self, incremental: bool) -> Any:
-        """The loss with scikit-learn's law for weights: "mean" is over those of each batch."""
+        """The loss with "mean" over the weights of each batch, as in scikit-learn."""
         loss = copy.copy(self._loss)
         loss.weights_over = "batch"
         return loss
 
     def _stratify(self, targets: Any) -> np.ndarray | None:
-        """What the validation rows are drawn in proportion to."""
+        """Labels by which to stratify the validation rows."""
         return None
 
     # --- fitting --------------------------------------------------------------------------------------------------
@@ -187,7 +237,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return {"hidden_layer_sizes": hidden} | {name: getattr(self, name) for name in others}
 
     def _check_architecture(self, now: dict[str, Any]) -> None:
-        """Refuse to go on with a network that was made from other parameters."""
+        """Raise ValueError if the network was made from other parameters."""
         for name, before in self._made_from.items():
             if now.get(name, before) != before:
                 raise ValueError(
@@ -239,7 +289,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return self
 
     def _begin(self, features: int, architecture: dict[str, Any], targets: Any, backend: Backend, dtype: str) -> None:
-        """A new network, and the books of a training that begins."""
+        """Make a new network and reset the fitted attributes."""
         self.n_iter_ = self.t_ = 0
         self.n_outputs_, self.out_activation_ = self._outputs(targets)
         self._of_logits = self._takes_logits
@@ -263,7 +313,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             self._begin_measure()
 
     def _begin_measure(self) -> None:
-        """Begin what tells whether a training gets better: the best loss or, with early stopping, the best score."""
+        """Reset the best loss or, with early stopping, the best score."""
         early = self.early_stopping
         self.best_loss_ = None if early else np.inf
         self.validation_scores_ = [] if early else None
@@ -279,8 +329,22 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     @property
     def _takes_logits(self) -> bool:
-        """Whether the loss is of the last Dense's outputs; otherwise it is of probabilities."""
+        """Whether the loss takes logits; otherwise it takes probabilities."""
         return getattr(self._loss, "threshold", None) == 0.0
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit to X (n, n_features), which may be sparse, and y.
+
+        y is labels (n,), or (n, n_labels) of 0 and 1; for MLPRegressor numbers (n,) or (n, n_outputs).
+        """
+        return self._fit(X, y, sample_weight, incremental=False)
+
+    @available_if(lambda model: model._check_solver())
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train for one more epoch."""
+        return self._fit(X, y, sample_weight, incremental=True)
 
     def _check_solver(self) -> bool:
         if self.solver == "lbfgs" and self.optimizer is None:
@@ -296,7 +360,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     @property
     def coefs_(self) -> list[Array]:
-        """The weights (in, out) of each Dense layer: the network's own arrays. One that is assigned is copied in."""
+        """The weights (in, out) of each Dense layer: the network's own arrays. Assigned arrays are copied."""
         return OfLayers(self, "coefs_", "weight")
 
     @coefs_.setter
@@ -305,7 +369,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     @property
     def intercepts_(self) -> list[Array]:
-        """The biases of each Dense layer: the network's own arrays. One that is assigned is copied in."""
+        """The biases of each Dense layer: the network's own arrays. Assigned arrays are copied."""
         return OfLayers(self, "intercepts_", "bias")
 
     @intercepts_.setter
@@ -313,14 +377,14 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         self._set_dense("intercepts_", "bias", arrays)
 
     def _set_dense(self, who: str, key: str, arrays: Sequence[Any]) -> None:
-        """Copy in an array for each Dense layer, all of them or, on an error, none."""
+        """Copy an array into each Dense layer; on an error, into none."""
         if len(arrays) != len(self._dense):
             raise ValueError(f"{who}: {len(arrays)} arrays for {len(self._dense)} Dense layers; give one for each")
         given = {f"{prefix}.{key}": a for (prefix, _), a in zip(self._dense, arrays, strict=True)}
         self.net_.set_params(self.net_.params | given)
 
     def _raw(self, X: Any, method: str, layers: slice = slice(None)) -> Array:
-        """The network's outputs for X, or those of some of its layers."""
+        """The outputs for X of the network, or of some of its layers."""
         X = self._checked(X, method)
         net = self.net_
         if not is_array(X):
@@ -333,14 +397,14 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return y
 
     def _checked(self, X: Any, method: str) -> Any:
-        """X for a method of a fitted estimator: an array of floats, or a sparse one."""
+        """Check X for a method of a fitted estimator: an array of floats, or a sparse matrix."""
         check_is_fitted(self)
         X = as_array(X)
         self._check_namespace(X, method)
         return validate_data(self, X, accept_sparse=["csr", "csc"], dtype=float_dtypes(X), reset=False)
 
     def _check_namespace(self, X: Any, method: str) -> None:
-        """Where arrays are dispatched on, refuse those of another library or device than the parameters'."""
+        """With array API dispatch, raise ValueError for arrays of another library or device than the parameters'."""
         if not get_config()["array_api_dispatch"]:
             return
         own = self.net_.backend
@@ -353,7 +417,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state of which copies and files are made, the history in plain dicts: skops drops a dict's attributes."""
+        """The state for copies and files, with the history as plain dicts: skops drops the attributes of a dict."""
         state: dict[str, Any] = super().__getstate__()
         if "history_" in state:
             state = state | {"history_": {"measures": dict(self.history_), "attributes": self.history_.__getstate__()}}
@@ -368,7 +432,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         super().__setstate__(state)
 
     def __sklearn_array_api_convert__(self, convert: Callable[[Any], Any]) -> Self:
-        """A copy whose arrays are where `convert` puts them, the network with them."""
+        """A copy with its arrays, the network's as well, moved by `convert`."""
         twin: Self = type(self)(**self.get_params(deep=False))
         for name, value in vars(self).items():
             if is_array(value) and not (isinstance(value, np.ndarray) and value.dtype.kind not in "biuf"):
@@ -384,7 +448,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     # --- beyond predictions ---------------------------------------------------------------------------------------
 
     def transform(self, X: Any) -> Array:
-        """What the last Dense layer is given: the last hidden layer's activations, (n, n_hidden)."""
+        """The last hidden layer's activations, (n, n_hidden), which the last Dense layer takes."""
         check_is_fitted(self)
         last = max(i for i, layer in enumerate(self.net_.layers) if has_dense(layer))
         if not isinstance(self.net_.layers[last], Dense):
@@ -399,7 +463,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return self._dense[-1][1].in_features
 
     def _slope(self, X: Any, dy: Callable[[Array], Array]) -> Array:
-        """The derivative with respect to X, from that with respect to the network's outputs."""
+        """The derivative with respect to X, from `dy`, that with respect to the network's outputs."""
         X = self._checked(X, "input_gradient")
         net = self.net_
         with net.backend.scope():
@@ -407,6 +471,31 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             y, cache = net.forward(x)
             gradient: Array = net.backward(dy(y), cache)[0]
         return gradient
+
+    def to_sklearn(self) -> Any:
+        """scikit-learn's estimator of the same name with these weights; predictions agree to 1e-12.
+
+        Batch norm after a Dense is folded into its weights, dropout is left out. Raises TypeError for layers that
+        scikit-learn does not have.
+        """
+        return convert.to_sklearn(self)
+
+    @classmethod
+    def from_sklearn(cls, model: Any) -> Self:
+        """An estimator with the parameters and weights of scikit-learn's fitted estimator of the same name."""
+        twin: Self = convert.from_sklearn(cls, model)
+        return twin
+
+    def to_onnx(self, path: Path) -> None:
+        """Write the predictions to an ONNX file; needs the extra `onnx`.
+
+        The input is "X" (N, n_features), in the dtype that was fitted. The outputs are named as in skl2onnx's files: a
+        classifier's "label" (N,), integers or strings, or (N, n_labels), and "probabilities" (N, n_classes); a
+        regressor's "variable" (N, n_outputs). To export a pipeline by skl2onnx, put `to_sklearn()` in the estimator's
+        place. Raises TypeError for a custom layer and for classes that are neither numbers nor strings, OSError if the
+        file cannot be written.
+        """
+        convert.to_onnx(self, path)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -417,7 +506,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
 
 class OfLayers(list[Array]):
-    """An array of each Dense layer. Assigning to an entry assigns to the network; entries cannot come or go."""
+    """An array of each Dense layer, a list of fixed length. Assigning to an entry assigns to the network."""
 
     def __init__(self, model: BaseMLP, who: str, key: str):
         self.model, self.who, self.key = model, who, key
@@ -433,7 +522,7 @@ class OfLayers(list[Array]):
         super().__setitem__(slice(None), self._now())
 
     def refuse(self, *given: Any, **named: Any) -> NoReturn:
-        """Say what to do instead."""
+        """Raise TypeError with the remedy."""
         raise TypeError(
             f"{self.who} has an array for each Dense layer of the network: assign one, model.{self.who}[i] = array, or "
             f"all, model.{self.who} = [...]; list(model.{self.who}) is a list of your own"
@@ -447,12 +536,12 @@ class OfLayers(list[Array]):
 
 
 def has_dense(layer: Layer) -> bool:
-    """Whether it is a Dense or has one within."""
+    """Whether the layer is a Dense or contains one."""
     return any(isinstance(leaf, Dense) for _, leaf in layer._leaves())
 
 
 def float_dtypes(X: Any) -> Any:
-    """The dtypes that stay as they are; others become the first."""
+    """The dtypes that are kept; others become the first."""
     if get_config()["array_api_dispatch"] and is_array(X):
         xp = namespace(X)
         return xp.float64, xp.float32
@@ -460,5 +549,5 @@ def float_dtypes(X: Any) -> Any:
 
 
 def as_array(x: Any) -> Any:
-    """`x`, or NumPy's array of what is none but can be made one: with dispatch on, scikit-learn would refuse it."""
+    """`x`, or a NumPy array of an `__array__` object, which scikit-learn refuses with array API dispatch."""
     return np.asarray(x) if hasattr(x, "__array__") and not hasattr(x, "shape") else x

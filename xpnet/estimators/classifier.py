@@ -13,64 +13,24 @@ from sklearn.utils.multiclass import type_of_target, unique_labels
 
 from .. import ops
 from ..backends import Array, Backend, is_array, namespace, on_host
-from ..files.safetensors import Path
 from ..losses.losses import BinaryCrossEntropyWithLogits, SoftmaxCrossEntropy
-from . import convert
 from .base import BaseMLP, keep_parameters, unchanged_on_error
 from .labels import Labels
 
 
 class MLPClassifier(ClassifierMixin, BaseMLP):
-    """scikit-learn's `MLPClassifier`, with what it lacks, on any array: change the import, and code that uses it works.
+    """scikit-learn's `MLPClassifier` with what it lacks, on any library's arrays: change the import, keep the code.
 
-    Parameters, attributes and methods are scikit-learn's (1.7 or later), and mean what its documentation says; with the
-    same `random_state` weights start, batches are drawn and training goes as there, to rounding.
-
-    Parameters that scikit-learn's lacks, or that take more here:
-
-    activation : also "leaky_relu", "elu", or what makes a layer: `lambda: xn.LeakyReLU(0.01)`.
-    solver : also "nesterov", "adagrad", "rmsprop" (with `learning_rate_init`, `momentum`, `epsilon`) and "adamw", whose
-        weight decay is `alpha`, which is then not added to the loss.
-    learning_rate : also a function of the step, such as `xn.CosineDecay(0.01, 1000)`, which replaces
-        `learning_rate_init`. "invscaling" and "adaptive" are for "sgd", "nesterov", "adagrad" and "rmsprop".
-    loss : "log_loss", or any xpnet loss or your own. One whose `threshold` is 0 is of logits; before any other the
-        network ends in a softmax or, for two classes or several labels at once, a sigmoid.
+    loss : "log_loss", any xpnet loss, or a custom one. A loss with `threshold` 0 takes logits; for any other the
+        network ends in a softmax or, for two classes or several labels, in a sigmoid.
     class_weight : dict {class: weight}, "balanced" or None: factors of the rows' `sample_weight`. With it all weights
-        are divided by their mean over the rows of `fit`, not over each batch, as `sample_weight` alone is; in
-        `partial_fit` they count as they are.
-    batch_norm : a BatchNorm behind each hidden Dense, its running statistics with momentum 0.9. Where the last batch
-        would be of one row, which has no variance, batches get smaller.
-    dropout : the share of each hidden layer's outputs dropped in training. "lbfgs" cannot have it.
-    layers : a function (n_features, n_outputs) -> the layers of the network, a list or a Sequential, in place of
-        `hidden_layer_sizes`, `activation`, `batch_norm` and `dropout`. They end in logits. Each layer starts as its own
-        law has it.
-    optimizer : an xpnet optimizer, in place of `solver`, its settings and the learning rate's.
-    callbacks, progress : as in `Sequential.fit`; "lbfgs" has neither. For sparse X `run.net` reads the numbers of rows,
-        not X.
+        are divided by their mean over the rows of `fit`, not over each batch as `sample_weight` alone is; in
+        `partial_fit` they are used as they are.
+    layers : see below; they must end in logits.
 
-    Attributes that scikit-learn's lacks: `net_`, the network; `history_`, of the last fit; `validation_loss_curve_`,
-    beside `validation_scores_` (rows unweighted, without the penalty); `stopped_early_`, of `partial_fit` with early
-    stopping.
-
-    Everything follows X: float32 stays float32; with `sklearn.set_config(array_api_dispatch=True)` parameters and
-    predictions are arrays of X's library on X's device, so are y and the weights moved there, and so is `classes_`
-    where classes are numbers. Sparse X is NumPy's, and never made dense: the first layer multiplies each batch as it
-    is.
-
-    Where this parts from scikit-learn's:
-
-    - Rows held out for early stopping are drawn in proportion to their classes, as documented there; it does so for two
-      classes only. Of more classes, and in `partial_fit`, where there are too few rows for that (a class of one row, or
-      fewer rows held out than classes) they are drawn from all alike.
-    - `partial_fit` takes `early_stopping=True`: each call holds out its own `validation_fraction` (give an int
-      `random_state` if calls bring the same rows again) and counts as an epoch. When they have stopped, the best
-      weights are back, `stopped_early_` is True, and further calls change nothing.
-    - The derivative of ReLU at 0 is 1, there 0.
-    - `loss_` and `loss_curve_` are exact where a probability rounds to 0 or 1; there it is clipped to the dtype's
-      epsilon.
-    - `coefs_` and `intercepts_` are the network's own arrays: write into them, or assign a list with one for each
-      layer, which are copied.
-    - Parameters that stop being finite raise ValueError at once, in its words, not after the last epoch.
+    Rows held out for early stopping are stratified, as scikit-learn documents but does for two classes only; where more
+    classes, or `partial_fit`, have too few rows for that, they are drawn from all rows alike. With array API dispatch
+    `classes_` is moved to X's device if the classes are numbers.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -80,40 +40,16 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     }
 
     def __init__(
-        self,
-        hidden_layer_sizes: Any = (100,),
-        activation: Any = "relu",
-        *,
-        solver: str = "adam",
-        alpha: float = 0.0001,
-        batch_size: Any = "auto",
-        learning_rate: Any = "constant",
-        learning_rate_init: float = 0.001,
-        power_t: float = 0.5,
-        max_iter: int = 200,
-        shuffle: bool = True,
-        random_state: Any = None,
-        tol: float = 1e-4,
-        verbose: Any = False,
-        warm_start: bool = False,
-        momentum: float = 0.9,
-        nesterovs_momentum: bool = True,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-8,
-        n_iter_no_change: float = 10,
-        max_fun: int = 15000,
-        loss: Any = "log_loss",
-        class_weight: Any = None,
-        batch_norm: bool = False,
-        dropout: float = 0.0,
-        layers: Any = None,
-        optimizer: Any = None,
-        callbacks: Any = None,
-        progress: bool = False,
-    ):
+        self, hidden_layer_sizes: Any = (100,), activation: Any = "relu", *,
+        solver: str = "adam", alpha: float = 0.0001, batch_size: Any = "auto", learning_rate: Any = "constant",
+        learning_rate_init: float = 0.001, power_t: float = 0.5, max_iter: int = 200, shuffle: bool = True,
+        random_state: Any = None, tol: float = 1e-4, verbose: Any = False, warm_start: bool = False,
+        momentum: float = 0.9, nesterovs_momentum: bool = True, early_stopping: bool = False,
+        validation_fraction: float = 0.1, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-8,
+        n_iter_no_change: float = 10, max_fun: int = 15000, loss: Any = "log_loss", class_weight: Any = None,
+        batch_norm: bool = False, dropout: float = 0.0,
+        layers: Any = None, optimizer: Any = None, callbacks: Any = None, progress: bool = False,
+    ):  # fmt: skip
         keep_parameters(self, locals())
 
     # --- targets --------------------------------------------------------------------------------------------------
@@ -130,7 +66,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         return self._labels.numbers(y)
 
     def _check_classes(self, classes: np.ndarray) -> None:
-        """Refuse classes that the network has no outputs for."""
+        """Raise ValueError for classes that the network has no outputs for."""
         known = self._labels.classes
         if self.warm_start and set(classes) != set(known):
             raise ValueError(
@@ -142,7 +78,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     @property
     def _matrix_loss(self) -> bool:
-        """Whether the loss is the user's, and takes a row as one distribution."""
+        """Whether the loss is a custom one that takes a row as one distribution."""
         return bool(getattr(self.loss, "matrix", False))
 
     def _outputs(self, targets: Any) -> tuple[int, str]:
@@ -163,7 +99,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     def _stratify(self, targets: Any) -> np.ndarray | None:
         if self._labels.kind == "multilabel":
             return None
-        names: np.ndarray = self._labels.classes[targets]  # not their numbers: an error names those that are too rare
+        names: np.ndarray = self._labels.classes[targets]  # not their numbers: errors name the rare ones
         return names
 
     def _weights(
@@ -184,15 +120,13 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
                 )
             factors = compute_sample_weight(self.class_weight, targets)
         else:
-            classes = self._labels.classes  # all of them: a part of the data may lack some
+            classes = self._labels.classes  # all of them: y may lack some
             factors = compute_class_weight(self.class_weight, classes=classes, y=classes[targets])[targets]
         own = backend.asarray(factors, dtype)
         return own if weight is None else own * weight
 
     def _weighing_loss(self, incremental: bool) -> Any:
-        """With `class_weight`, which scikit-learn has no law for: "mean" is over all rows, or in `partial_fit`, which
-        does not see them, over the number of a batch's rows.
-        """
+        """With `class_weight` the mean is over the weights of all rows or, in `partial_fit`, over the batch's rows."""
         loss = super()._weighing_loss(incremental)
         if self.class_weight is not None:
             loss.weights_over = None if incremental else "fit"
@@ -206,15 +140,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             return self.loss
         return SoftmaxCrossEntropy() if self._labels.kind == "multiclass" else BinaryCrossEntropyWithLogits()
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Fit to X (n, n_features), sparse welcome, and labels y: (n,), or (n, n_labels) of 0 and 1."""
-        return self._fit(X, y, sample_weight, incremental=False)
-
     @available_if(lambda model: model._check_solver())
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
-        """One epoch more. `classes`, all that there will be, is needed in the first call."""
+        """Train for one more epoch. The first call needs `classes`, all that will ever occur."""
         known = getattr(self, "classes_", None)
         if known is None and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit.")
@@ -249,13 +178,13 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         return 0.0 if self._of_logits else 0.5
 
     def predict(self, X: Any) -> Any:
-        """The classes of X's rows, (n,); of several labels at once rows of 0 and 1, (n, n_labels)."""
+        """The class of each row of X, (n,); for several labels rows of 0 and 1, (n, n_labels)."""
         raw = self._raw(X, "predict")
         with self.net_.backend.scope():
             return self._labels.predicted(self._labels.choices(raw, self._threshold), self.classes_)
 
     def predict_proba(self, X: Any) -> Array:
-        """Each class's probability, in the order of `classes_`: (n, n_classes)."""
+        """The probability of each class, in the order of `classes_`: (n, n_classes)."""
         raw = self._raw(X, "predict_proba")
         with self.net_.backend.scope():
             if self._of_logits:
@@ -263,7 +192,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             return namespace(raw).concat([1.0 - raw, raw], axis=1) if self._is_single else raw
 
     def predict_log_proba(self, X: Any) -> Array:
-        """The logarithms of `predict_proba`, from the logits: finite where the probability itself rounds to 0."""
+        """The logarithm of `predict_proba`, from the logits: finite where the probability rounds to 0."""
         raw = self._raw(X, "predict_log_proba")
         xp = namespace(raw)
         with self.net_.backend.scope():
@@ -277,20 +206,19 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     @property
     def _is_single(self) -> bool:
-        """Whether the one output is the second class's."""
+        """Whether the only output is that of the second of two classes."""
         return bool(self.n_outputs_ == 1 and self._labels.kind != "multilabel")
 
     def input_gradient(self, X: Any) -> Array:
         """The derivative of the predicted class's log-probability with respect to X, (n, n_features).
 
-        Of several labels at once, of the sum of the predicted labels' log-probabilities, present or absent.
+        For several labels, that of the sum of their log-probabilities, each as predicted, present or absent.
         """
 
         def dy(y: Array) -> Array:
             xp = namespace(y)
-            softmax = self.out_activation_ == "softmax"
             choice = self._labels.choices(y, self._threshold)
-            if softmax:
+            if self.out_activation_ == "softmax":
                 taken = ops.one_hot(choice, y.shape[1], y.dtype)
                 return taken - ops.softmax(y) if self._of_logits else taken / xp.max(y, axis=1, keepdims=True)
             taken = xp.astype(xp.reshape(choice, y.shape), y.dtype)
@@ -299,34 +227,6 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             return (2.0 * taken - 1.0) / (taken * y + (1.0 - taken) * (1.0 - y))
 
         return self._slope(X, dy)
-
-    # --- scikit-learn's own ---------------------------------------------------------------------------------------
-
-    def to_sklearn(self) -> Any:
-        """scikit-learn's MLPClassifier with these weights; predictions agree to 1e-12.
-
-        Batch norm behind a Dense goes into its weights, dropout falls away. Raises TypeError for what it cannot be.
-        """
-        return convert.to_sklearn(self)
-
-    def to_onnx(self, path: Path) -> None:
-        """Write `predict` and `predict_proba` to an ONNX file; needs the extra `onnx`.
-
-        From "X" (N, n_features), in the dtype that was fitted, to "label" (N,), integers or strings, or (N, n_labels),
-        and "probabilities" (N, n_classes), as skl2onnx's files have them. Of a whole pipeline skl2onnx makes a file
-        where `to_sklearn()` stands in the estimator's place. Raises TypeError for a layer of your own and for classes
-        that are neither numbers nor strings, OSError where the file cannot be written.
-        """
-        convert.to_onnx(self, path)
-
-    @classmethod
-    def from_sklearn(cls, model: Any) -> Self:
-        """An estimator with the parameters and weights of scikit-learn's fitted MLPClassifier."""
-        twin: Self = convert.unfitted(cls, model)
-        twin.classes_ = np.asarray(model.classes_)
-        twin._labels = Labels.known(twin.classes_, model._label_binarizer.y_type_)
-        convert.take_over(twin, model)
-        return twin
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

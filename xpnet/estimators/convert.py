@@ -1,6 +1,6 @@
-"""Weights to and from scikit-learn's own estimators, and to ONNX files. Axes: N rows, D in, H out."""
+"""Conversion to and from scikit-learn's own estimators, and to ONNX files. Axes: N rows, D in, H out."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from sklearn import neural_network
@@ -15,30 +15,30 @@ from ..layers.base import Layer
 from ..layers.dense import Dense
 from ..layers.dropout import Dropout
 from ..layers.normalization import BatchNorm
+from .labels import Labels
 from .networks import plain_network
 
-if TYPE_CHECKING:
-    from .base import BaseMLP
-
 NAMES: dict[type[Layer], str] = {Sigmoid: "logistic", Tanh: "tanh", ReLU: "relu"}
-# the books of a training, where there are any
-BOOKS = (
+# fitted attributes that both have
+FITTED = (
     *("n_iter_", "t_", "loss_", "best_loss_", "loss_curve_", "validation_scores_", "best_validation_score_"),
     *("n_features_in_", "feature_names_in_", "n_outputs_", "out_activation_", "_no_improvement_count"),
 )
-INT64 = 7  # ONNX's number of the type
-OWN = {"loss", "class_weight", "batch_norm", "dropout", "layers", "optimizer", "callbacks", "progress"}
+INT64 = 7  # ONNX's code of the dtype
+OWN = {  # parameters that scikit-learn lacks
+    "loss", "class_weight", "batch_norm", "dropout", "layers", "optimizer", "callbacks", "progress",
+}  # fmt: skip
 
 
-def to_sklearn(model: "BaseMLP") -> Any:
-    """scikit-learn's estimator with the weights of ours. TypeError names what it cannot express."""
+def to_sklearn(model: Any) -> Any:
+    """scikit-learn's estimator with the weights of ours. TypeError for layers that it does not have."""
     check_is_fitted(model)
-    coefs, intercepts, activation = folded(model)
+    coefs, intercepts, activation = folded_weights(model)
     classifier = hasattr(model, "_labels")
     params = {k: v for k, v in model.get_params(deep=False).items() if k not in OWN}
     params |= {"activation": activation, "hidden_layer_sizes": tuple(w.shape[1] for w in coefs[:-1])}
     solver, learning_rate = params["solver"], params["learning_rate"]
-    params["solver"] = solver if solver in ("sgd", "adam", "lbfgs") else "sgd"  # of no account to predictions
+    params["solver"] = solver if solver in ("sgd", "adam", "lbfgs") else "sgd"  # predictions do not depend on it
     params["learning_rate"] = "constant" if callable(learning_rate) else learning_rate
     if not classifier:
         params["loss"] = model.loss if isinstance(model.loss, str) else "squared_error"
@@ -52,10 +52,7 @@ def to_sklearn(model: "BaseMLP") -> Any:
         shown = np.eye(len(labels.classes), dtype=int) if labels.kind == "multilabel" else labels.classes
         twin._label_binarizer = LabelBinarizer().fit(shown)
         twin.classes_ = labels.classes
-    for name in BOOKS:
-        if hasattr(model, name):
-            value = getattr(model, name)
-            setattr(twin, name, list(value) if isinstance(value, list) else value)
+    copy_fitted(model, twin)
     if classifier and coefs[-1].shape[1] == 1:
         twin.n_outputs_, twin.out_activation_ = 1, "logistic"
     twin.n_layers_ = len(coefs) + 1
@@ -64,8 +61,16 @@ def to_sklearn(model: "BaseMLP") -> Any:
     return twin
 
 
-def folded(model: "BaseMLP") -> tuple[list[np.ndarray], list[np.ndarray], str]:
-    """The network as weights, biases and the name of the activation between them, batch norms gone into the weights.
+def copy_fitted(source: Any, target: Any) -> None:
+    """Copy the attributes in `FITTED` that are there."""
+    for name in FITTED:
+        if hasattr(source, name):
+            value = getattr(source, name)
+            setattr(target, name, list(value) if isinstance(value, list) else value)
+
+
+def folded_weights(model: Any) -> tuple[list[np.ndarray], list[np.ndarray], str]:
+    """The network as weights, biases and the name of the activation between them, batch norms folded in.
 
     γ (x W + b - μ) / √(v + eps) + β = x (W s) + (b - μ) s + β with s = γ / √(v + eps).
     """
@@ -86,8 +91,7 @@ def folded(model: "BaseMLP") -> tuple[list[np.ndarray], list[np.ndarray], str]:
             coefs.append(host(layer.params["weight"]).copy())  # scikit-learn trains in place
             intercepts.append(host(layer.params["bias"]).copy())
         elif kind is BatchNorm and type(before) is Dense:
-            eps = layer.eps  # type: ignore[attr-defined]
-            scale = host(layer.params["gamma"]) / np.sqrt(host(layer.state["var"]) + eps)
+            scale = host(layer.params["gamma"]) / np.sqrt(host(layer.state["var"]) + layer.eps)
             coefs[-1] = coefs[-1] * scale
             intercepts[-1] = (intercepts[-1] - host(layer.state["mean"])) * scale + host(layer.params["beta"])
         elif kind is Dropout:
@@ -107,20 +111,16 @@ def between_name(before: Layer | None) -> str:
     return NAMES.get(type(before), "identity")  # type: ignore[arg-type]
 
 
-def unfitted(cls: Any, theirs: Any) -> Any:
-    """Our estimator with the parameters of scikit-learn's of that name."""
+def from_sklearn(cls: Any, theirs: Any) -> Any:
+    """Our estimator with the parameters, weights and fitted attributes of scikit-learn's of the same name."""
     if not isinstance(theirs, getattr(neural_network, cls.__name__)):
         raise TypeError(f"from_sklearn: expected scikit-learn's {cls.__name__}, got {theirs!r}")
     check_is_fitted(theirs)
-    return cls(**theirs.get_params(deep=False))
-
-
-def take_over(model: "BaseMLP", theirs: Any) -> None:
-    """Give our estimator, new, the weights and the books of scikit-learn's, fitted."""
-    for name in BOOKS:
-        if hasattr(theirs, name):
-            value = getattr(theirs, name)
-            setattr(model, name, list(value) if isinstance(value, list) else value)
+    model = cls(**theirs.get_params(deep=False))
+    if hasattr(theirs, "classes_"):
+        model.classes_ = np.asarray(theirs.classes_)
+        model._labels = Labels.known(model.classes_, theirs._label_binarizer.y_type_)
+    copy_fitted(theirs, model)
     units = [theirs.coefs_[0].shape[0], *(w.shape[1] for w in theirs.coefs_)]
     net = plain_network(units, theirs.activation, False, 0.0, None)
     dense = [prefix for prefix, layer in net.leaves() if isinstance(layer, Dense)]
@@ -136,13 +136,14 @@ def take_over(model: "BaseMLP", theirs: Any) -> None:
     model.validation_loss_curve_ = [] if model.early_stopping else None
     if not hasattr(model, "_no_improvement_count"):
         model._no_improvement_count = 0
+    return model
 
 
 # --- ONNX -------------------------------------------------------------------------------------------------------------
 
 
-def to_onnx(model: "BaseMLP", path: Path) -> None:
-    """Write the estimator's predictions to an ONNX file, with the names that skl2onnx gives its inputs and outputs."""
+def to_onnx(model: Any, path: Path) -> None:
+    """Write the estimator's predictions to an ONNX file, with the input and output names of skl2onnx."""
     check_is_fitted(model)
     net = model.net_
     if hasattr(model, "_labels"):
@@ -155,7 +156,7 @@ def to_onnx(model: "BaseMLP", path: Path) -> None:
 
 
 def ending_of_classes(model: Any) -> Ending:
-    """From the network's output, "label" as `predict` gives it and "probabilities" as `predict_proba` does."""
+    """The nodes from the network's output to "label", as `predict`, and "probabilities", as `predict_proba`."""
     labels, dtype, outputs = model._labels, model.net_.dtype, model.n_outputs_
     squash = ("Softmax" if model.out_activation_ == "softmax" else "Sigmoid") if model._of_logits else "Identity"
     constants = {"threshold": np.array(model._threshold, dtype)}

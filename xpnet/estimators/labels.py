@@ -1,4 +1,4 @@
-"""Class labels as the rows of 0 and 1 that losses take, and back. Axes: N rows, K outputs."""
+"""Encoding of class labels as rows of 0 and 1, and decoding. Axes: N rows, K outputs."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from ..backends import Array, Backend, namespace, on_host
 
 
 class Labels:
-    """One target's classes: "binary" (N, 1), "multiclass" (N, K) with a single 1 in a row, or "multilabel" (N, K).
+    """The classes of a target: "binary" (N, 1), "multiclass" (N, K) with a single 1 in a row, or "multilabel" (N, K).
 
-    `classes` are NumPy's, sorted. As scikit-learn has it, a single class counts as binary.
+    `classes` is a sorted NumPy array. As in scikit-learn, a single class counts as binary.
     """
 
     def __init__(self, y: Any):
@@ -30,7 +30,7 @@ class Labels:
 
     @classmethod
     def known(cls, classes: np.ndarray, kind: str) -> "Labels":
-        """Of these classes; `kind` is scikit-learn's word for it."""
+        """Labels of these classes; `kind` is scikit-learn's `y_type_`."""
         labels = cls.__new__(cls)
         labels.kind, labels.classes, labels.sparse = kind.removesuffix("-indicator"), classes, None
         return labels
@@ -41,7 +41,7 @@ class Labels:
         return 1 if self.kind == "binary" else len(self.classes)
 
     def seen_in(self, y: Any) -> np.ndarray:
-        """The classes of another target of this kind."""
+        """The classes of a further target; ValueError for one of another kind."""
         if self.kind != "multilabel":
             check_classification_targets(y)
             if y.ndim != 1:
@@ -53,12 +53,12 @@ class Labels:
         return self.classes
 
     def numbers(self, y: Any) -> np.ndarray:
-        """Each row's class as its place in `classes`; for multilabel the rows themselves."""
+        """Each row's class as its index in `classes`; for multilabel the rows themselves."""
         host = dense(y)
         return host if self.kind == "multilabel" else np.searchsorted(self.classes, host)
 
     def rows(self, numbers: np.ndarray, outputs: int, backend: Backend, dtype: str) -> Array:
-        """`numbers` as rows of 0 and 1 on the backend, the batch contiguous in memory."""
+        """`numbers` as rows of 0 and 1 on the backend, with the batch contiguous in memory."""
         if self.kind == "multilabel":
             return backend.asarray(np.asfortranarray(numbers != 0, dtype=dtype))
         if outputs == 1:
@@ -67,7 +67,7 @@ class Labels:
             return ops.one_hot(backend.asarray(numbers.astype(np.int32)), outputs, backend.dtype(dtype))
 
     def choices(self, score: Array, threshold: float) -> Array:
-        """From the network's outputs, the number of each row's class, or each label's 0 or 1; integers."""
+        """The class index of each row, or 0 or 1 for each label, from the network's outputs; integers."""
         xp = namespace(score)
         if self.kind != "multilabel" and score.shape[1] > 1:
             return xp.argmax(score, axis=1)
@@ -75,16 +75,16 @@ class Labels:
         return xp.astype(above if self.kind == "multilabel" else above[:, 0], xp.asarray(0).dtype)
 
     def predicted(self, choices: Array, classes: Array) -> Any:
-        """The labels of `choices`: where they are numbers, on the backend; sparse as they came."""
+        """The labels of `choices`: numbers on the backend; sparse if the target was."""
         if self.kind == "multilabel":
             return choices if self.sparse is None else getattr(sparse, self.sparse)(choices)
         if isinstance(classes, np.ndarray):
             choices = on_host(choices)
-            return classes[np.minimum(choices, len(classes) - 1)]  # of a single class, that one
+            return classes[np.minimum(choices, len(classes) - 1)]  # a single class: that one
         xp = namespace(classes)
         return xp.take(classes, xp.minimum(choices, classes.shape[0] - 1), axis=0)
 
 
 def dense(y: Any) -> np.ndarray:
-    """Labels as a NumPy array, sparse ones too."""
+    """Labels, which may be sparse, as a NumPy array."""
     return np.asarray(y.toarray()) if hasattr(y, "toarray") else on_host(y)

@@ -1,4 +1,4 @@
-"""The whole batch at once, by SciPy's L-BFGS on the vector of all trained parameters."""
+"""Full-batch training by SciPy's L-BFGS on the vector of all trained parameters."""
 
 import sys
 from typing import Any
@@ -18,7 +18,7 @@ from ..training.inputs import pair, weighted
 
 
 def train(model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | None) -> None:
-    """Minimise the loss over `net`'s parameters; SciPy keeps its vector on the host, in float64."""
+    """Minimize the loss over `net`'s parameters; SciPy's vector is on the host, in float64."""
     from scipy.optimize import minimize
 
     if any(isinstance(layer, Dropout) and layer.rate for _, layer in net.leaves()):
@@ -57,7 +57,7 @@ def train(model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | Non
     model.loss_ = float(result.fun)
     model.n_iter_ = min(int(result.nit), int(model.max_iter))
     if norms:
-        settle_statistics(net, x, norms)
+        set_statistics(net, x, norms)
     if result.status != 0:
         more = f"\nIncrease the number of iterations to improve the convergence (max_iter={model.max_iter})."
         warn(
@@ -68,8 +68,8 @@ def train(model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | Non
         )
 
 
-def settle_statistics(net: Any, x: Array, norms: list[BatchNorm]) -> None:
-    """Give every batch norm the statistics of all rows, as the last parameters have them: those of a first batch."""
+def set_statistics(net: Any, x: Array, norms: list[BatchNorm]) -> None:
+    """Give every batch norm the statistics of all rows under the final parameters."""
     rng = np.random.default_rng(0)
     for layer in norms:
         state = {key: net.backend.asarray(a, net.dtype) for key, a in layer.initial_state(rng).items()}

@@ -17,7 +17,7 @@ class HalfSquaredError(Loss):
 
 
 class HalfPoissonDeviance(Loss):
-    """Of the rate e^z: L = Σ_k [e^{z_k} - t_k z_k + t_k log t_k - t_k], 0 at best; derivative e^z - t."""
+    """For the rate e^z: L = Σ_k [e^{z_k} - t_k z_k + t_k log t_k - t_k], at least 0; derivative e^z - t."""
 
     mean_over = "rows"
 

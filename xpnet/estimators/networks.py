@@ -1,4 +1,4 @@
-"""The network for an estimator's parameters: its layers, where it starts, its first layer for sparse X."""
+"""The network for an estimator's parameters: layers, initial weights, and a first layer for sparse X."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[], Layer] | None] = {
     "leaky_relu": LeakyReLU,
     "elu": ELU,
 }
-STATISTICS_MOMENTUM = 0.9  # of the running ones: small data gives few steps to follow
+STATISTICS_MOMENTUM = 0.9  # of running statistics: on small data there are few steps
 
 
 def hidden_sizes(given: Any) -> list[int]:
@@ -55,12 +55,12 @@ def plain_network(
 
 
 def custom_network(layers: Callable[[int, int], Any], features: int, outputs: int, last: Layer | None) -> Sequential:
-    """What the user's `layers` builds, which must take n_features and give n_outputs."""
+    """The network that the `layers` parameter builds, which must take n_features and give n_outputs."""
     built = layers(features, outputs)
     given = built.layers if type(built) is Sequential else [built] if isinstance(built, Layer) else built
     if not isinstance(given, Iterable):
         raise TypeError(f"layers must build a Sequential or a list of layers, got {built!r}")
-    net = Sequential(*given).clone()  # what is fitted is not the user's own
+    net = Sequential(*given).clone()  # the user's layers stay as they are
     dense = [layer for _, layer in net.leaves() if isinstance(layer, Dense)]
     if not dense:
         raise ValueError(f"layers built {net!r}, which has no Dense layer; the last must give the {outputs} outputs")
@@ -71,10 +71,10 @@ def custom_network(layers: Callable[[int, int], Any], features: int, outputs: in
 
 
 def start(net: Sequential, random_state: Any, backend: Backend, dtype: str, logistic: bool, own: bool) -> None:
-    """Place the network with its first parameters, those that scikit-learn draws: uniform within
-    ±sqrt(6 / (in + out)), or 2 for 6 with `logistic` units, biases too. Glorot & Bengio 2010.
+    """Initialize the network as scikit-learn does: weights and biases uniform within ±sqrt(6 / (in + out)), or
+    ±sqrt(2 / (in + out)) for `logistic` units. Glorot & Bengio 2010.
 
-    With `own` layers each layer's own law is taken, from a seed drawn from `random_state`.
+    `own` layers are initialized by their own rules, with a seed drawn from `random_state`.
     """
     if own:
         net.initialize(backend, dtype, seed=seed_from(random_state), fresh=True)
@@ -98,10 +98,10 @@ def seed_from(random_state: Any) -> int:
     return int(random_state.randint(np.iinfo(np.int32).max))
 
 
-class Order:
-    """scikit-learn's order of the rows, epoch after epoch, from its kind of random state: what `net.rng` is asked for.
+class RowOrder:
+    """scikit-learn's order of the rows: stands in for `net.rng`, and draws from a RandomState.
 
-    Each order shuffles the one before. A copy is the same object: a RandomState that a user hands in moves on.
+    Each order shuffles the one before. A copy is the same object, so that the user's RandomState advances.
     """
 
     def __init__(self, random_state: Any):
@@ -109,30 +109,30 @@ class Order:
         self.order: np.ndarray | None = None
 
     def permutation(self, rows: int) -> np.ndarray:
-        """The rows' numbers in their next order."""
+        """The row numbers in the next order."""
         shuffled = np.arange(rows)
         self.random_state.shuffle(shuffled)
         self.order = shuffled if self.order is None else self.order[shuffled]
         return self.order
 
     @property
-    def bit_generator(self) -> "Order":
-        """Where a run finds the state, for checkpoints; an estimator's run has none."""
+    def bit_generator(self) -> "RowOrder":
+        """Has the `state` that a run saves in checkpoints, which an estimator's run has not."""
         return self
 
     state = None
 
-    def __deepcopy__(self, memo: Any) -> "Order":
+    def __deepcopy__(self, memo: Any) -> "RowOrder":
         return self
 
 
 # --- sparse X ---------------------------------------------------------------------------------------------------------
 
-HALF = 2**20  # a row's number is given as two, which float32 holds exactly
+HALF = 2**20  # row numbers are split in two, each of which float32 holds exactly
 
 
 class SparseDense(Dense):
-    """A Dense on the rows of a sparse matrix, whose numbers are its input (N, 2): number = first · 2²⁰ + second.
+    """A Dense on rows of a sparse matrix. Its input (N, 2) is the row numbers, split as first · 2²⁰ + second.
 
     forward:   y  = A W + b             A the batch's rows, sparse
     backward:  dW = Aᵀ dy, db = Σ_n dy
@@ -144,7 +144,7 @@ class SparseDense(Dense):
         self.input_shape = (2,)
 
     def _children(self) -> dict[str, Layer]:
-        return {}  # its arrays are its own
+        return {}  # not `dense`, whose arrays it replaces
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         numbers = (x[:, 0] * float(HALF)).astype(np.int64) + x[:, 1].astype(np.int64)
@@ -154,7 +154,7 @@ class SparseDense(Dense):
         return y, (self, y.shape, rows)
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
-        raise RuntimeError("SparseDense: the numbers of rows have no gradient")
+        raise RuntimeError("SparseDense: row numbers have no gradient")
 
     def backward_params(self, dy: Array, cache: Any) -> dict[str, Array]:
         (rows,) = self.saved(cache, dy)
@@ -165,7 +165,7 @@ class SparseDense(Dense):
 
 
 def for_sparse(net: Sequential, matrix: Any) -> tuple[Sequential, np.ndarray]:
-    """A network that reads the rows of a sparse matrix, and their numbers; all but its first layer are `net`'s own."""
+    """A network on row numbers of a sparse matrix, and these numbers. It shares all layers but the first with `net`."""
     first = net.layers[0]
     if type(first) is not Dense:
         raise TypeError(f"sparse X needs a Dense as the first layer, got {first!r}; pass X.toarray()")

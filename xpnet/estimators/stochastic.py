@@ -1,4 +1,4 @@
-"""Epochs of batches: the optimizers by their solvers' names, and scikit-learn's rules for when to stop."""
+"""Training by minibatches: optimizers by solver name, and scikit-learn's stopping rules."""
 
 import math
 import sys
@@ -17,13 +17,13 @@ from ..layers.normalization import BatchNorm
 from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop, Slots
 from ..schedules import BaseSchedule, rate_at
 from ..training.run import Run
-from .networks import Order
+from .networks import RowOrder
 
 # --- optimizers -------------------------------------------------------------------------------------------------------
 
 
 class CorrectedRate(BaseSchedule):
-    """Adam's rate with its corrections in it, η √(1 - β₂ᵗ) / (1 - β₁ᵗ): scikit-learn adds epsilon to √v itself.
+    """Adam's rate with the bias corrections, η √(1 - β₂ᵗ) / (1 - β₁ᵗ), as scikit-learn adds epsilon to √v itself.
 
     Kingma & Ba 2015, the end of section 2.
     """
@@ -38,7 +38,7 @@ class CorrectedRate(BaseSchedule):
 class NesterovMomentum(SGD):
     """v ← momentum v + η g;  w ← w - (momentum v + η g), with g at w.
 
-    `Nesterov`'s own path, told by the points where it takes the gradient. Sutskever et al. 2013, appendix A.1.
+    The same iteration as `Nesterov`, written for its lookahead points. Sutskever et al. 2013, appendix A.1.
     """
 
     def rule(self, w: Array, g: Array, slots: Slots, rate: float) -> tuple[Array, Slots]:
@@ -50,7 +50,7 @@ class NesterovMomentum(SGD):
 
 
 def sgd(model: Any, rate: Any) -> Optimizer:
-    """scikit-learn's, whose momentum may be 1."""
+    """scikit-learn's SGD, whose momentum may be 1."""
     kind = NesterovMomentum if model.nesterovs_momentum and model.momentum > 0 else SGD
     optimizer = kind(rate, momentum=0.0)
     optimizer.momentum = float(model.momentum)
@@ -58,7 +58,7 @@ def sgd(model: Any, rate: Any) -> Optimizer:
 
 
 def adam(model: Any, rate: Any) -> Optimizer:
-    """scikit-learn's."""
+    """scikit-learn's Adam."""
     corrected = CorrectedRate(rate, model.beta_1, model.beta_2)
     return Adam(corrected, model.beta_1, model.beta_2, model.epsilon, bias_correction=False)
 
@@ -71,14 +71,14 @@ OPTIMIZERS: dict[str, Callable[[Any, Any], Optimizer]] = {
     "rmsprop": lambda m, rate: RMSprop(rate, eps=m.epsilon),
     "adamw": lambda m, rate: AdamW(rate, m.beta_1, m.beta_2, m.epsilon, weight_decay=m.alpha),
 }
-SCHEDULED = ("sgd", "nesterov", "adagrad", "rmsprop")  # whose rate "invscaling" and "adaptive" change
+SCHEDULED = ("sgd", "nesterov", "adagrad", "rmsprop")  # to these "invscaling" and "adaptive" apply
 
 
 def optimizer_for(model: Any) -> Optimizer:
-    """The user's own, or the solver's."""
+    """The `optimizer` parameter, or the solver's."""
     if model.optimizer is not None:
-        own: Optimizer = model.optimizer
-        return own
+        given: Optimizer = model.optimizer
+        return given
     rate = model.learning_rate if callable(model.learning_rate) else float(model.learning_rate_init)
     return OPTIMIZERS[model.solver](model, rate)
 
@@ -86,8 +86,8 @@ def optimizer_for(model: Any) -> Optimizer:
 # --- when to stop -----------------------------------------------------------------------------------------------------
 
 
-class Rules(Callback):
-    """After each epoch: keep the books on the estimator, and stop or lower the rate when nothing gets better."""
+class StoppingRules(Callback):
+    """Updates the estimator's attributes after each epoch; without progress, stops or lowers the learning rate."""
 
     def __init__(self, model: Any, rows: int):
         self.model, self.rows = model, rows
@@ -96,7 +96,7 @@ class Rules(Callback):
 
     def epoch_begin(self, run: "Run") -> None:
         if self.model.shuffle and run.steps_per_epoch == 1:
-            run.rng.permutation(self.rows)  # of no account to a single batch; scikit-learn's random state moves on
+            run.rng.permutation(self.rows)  # unused by a single batch, but scikit-learn draws it
 
     def epoch_end(self, run: "Run") -> None:
         model = self.model
@@ -115,6 +115,9 @@ class Rules(Callback):
         if model._no_improvement_count > model.n_iter_no_change:
             self._give_up(run)
 
+    def train_end(self, run: "Run") -> None:
+        self.model._optimizer = run.optimizer  # for `partial_fit`, with the rate reached
+
     def _follow_score(self, run: "Run") -> None:
         model, score = self.model, run.history["val_score"][-1]
         model.validation_scores_.append(score)
@@ -125,7 +128,7 @@ class Rules(Callback):
         model._no_improvement_count = model._no_improvement_count + 1 if worse else 0
         if score > model.best_validation_score_:
             model.best_validation_score_ = score
-            model._best = dict(run.net.params), dict(run.net.state)  # nothing writes into what has been published
+            model._best = dict(run.net.params), dict(run.net.state)  # published arrays are never written to
 
     def _follow_loss(self) -> None:
         model = self.model
@@ -155,33 +158,25 @@ class Rules(Callback):
 
 
 def train(
-    model: Any,
-    net: Any,
-    x: Any,
-    y: Array,
-    loss: Any,
-    weight: Array | None,
-    stratify: np.ndarray | None,
-    incremental: bool,
+    model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | None, stratify: Any, incremental: bool
 ) -> None:
-    """Train `net`, which reads x, for `max_iter` epochs or one more; the estimator's books are kept."""
+    """Train `net`, which takes x, for `max_iter` epochs, or for one if `incremental`."""
     if model.early_stopping and incremental and model.stopped_early_:
         return
-    if not hasattr(model, "loss_curve_"):  # "lbfgs" went before
+    if not hasattr(model, "loss_curve_"):  # fitted by "lbfgs" before
         model.loss_curve_ = []
     if not hasattr(model, "best_loss_") or model.early_stopping == (model.best_loss_ is not None):
-        model._begin_measure()  # and where early stopping is new, or gone
+        model._begin_measure()  # early stopping was switched on or off
     held_out = None
     if model.early_stopping:
         if stratify is not None and not divisible(stratify, model.validation_fraction, strict=not incremental):
             stratify = None
         held_out, (x, y, weight) = split(model, net, (x, y, weight), stratify)
     rows = x.shape[0]
-    going_on = incremental and model._optimizer is not None
-    if not going_on:
+    if not incremental or model._optimizer is None:
         model._optimizer, model._slots = optimizer_for(model), None
-    order = net.rng = Order(model._random_state)
-    rules = Rules(model, rows)
+    order = net.rng = RowOrder(model._random_state)
+    rules = StoppingRules(model, rows)
     model.n_iter_ = 0
     history = net.fit(
         x,
@@ -196,10 +191,10 @@ def train(
         slots=model._slots,
         validation_data=None if held_out is None else held_out[:2],
         metrics=None if held_out is None else {"score": score_of(model, held_out[2])},
-        callbacks=[rules, Keep(model), *(model.callbacks or ())],
+        callbacks=[rules, *(model.callbacks or ())],
         progress=model.progress,
     )
-    order.order = None  # of every row: a fitted model's size is not the data's
+    order.order = None  # as long as the data: not to be kept in the model
     model.history_, model._slots = history, history.slots
     if model.early_stopping:
         model.stopped_early_ = rules.stopped
@@ -216,20 +211,10 @@ def train(
         )
 
 
-class Keep(Callback):
-    """Keeps the run's optimizer, its rate as the rules have left it, for `partial_fit` to go on with."""
-
-    def __init__(self, model: Any):
-        self.model = model
-
-    def train_end(self, run: "Run") -> None:
-        self.model._optimizer = run.optimizer
-
-
 def divisible(classes: np.ndarray, fraction: float, strict: bool) -> bool:
-    """Whether rows can be held out in proportion to their classes: one of each, and one of each left to train on.
+    """Whether a stratified split is possible, with a row of each class on both sides.
 
-    Two classes always can if `strict`: scikit-learn refuses those that are too small, and its words are kept.
+    If `strict`, always true for two classes: scikit-learn then refuses classes that are too small, with its message.
     """
     counts = np.unique(classes, return_counts=True)[1]
     held_out = math.ceil(fraction * len(classes))
@@ -240,7 +225,7 @@ def divisible(classes: np.ndarray, fraction: float, strict: bool) -> bool:
 def split(
     model: Any, net: Any, arrays: tuple[Any, ...], stratify: np.ndarray | None
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The rows held out, drawn as scikit-learn draws them, and the others."""
+    """The rows held out, drawn as by scikit-learn, and the others."""
     rows = np.arange(arrays[0].shape[0])
     train_rows, held_out = train_test_split(
         rows, test_size=model.validation_fraction, random_state=model._random_state, stratify=stratify
@@ -251,7 +236,7 @@ def split(
 
 
 def taken(net: Any, a: Any, rows: np.ndarray) -> Any:
-    """Those rows of an array, on the network's backend or NumPy's."""
+    """Rows of an array of NumPy's or of the network's backend."""
     if a is None or isinstance(a, np.ndarray):
         return None if a is None else a[rows]
     with net.backend.scope():
@@ -259,12 +244,12 @@ def taken(net: Any, a: Any, rows: np.ndarray) -> Any:
 
 
 def score_of(model: Any, weight: Array | None) -> Callable[[Array, Array], float]:
-    """The estimator's score as a metric of the validation rows, which have these weights."""
+    """The estimator's score as a metric for validation rows with these weights."""
     return lambda prediction, target: float(model._validation_score(prediction, target, weight))
 
 
 def batch_size(model: Any, net: Any, rows: int) -> int:
-    """Rows to a batch. With batch norm, fewer where a last batch of one row would be left over."""
+    """The batch size. With batch norm it is reduced until the last batch has more than one row."""
     norms = any(isinstance(layer, BatchNorm) and layer.trainable for _, layer in net.leaves())
     if norms and rows == 1:
         raise ValueError("batch norm needs the variance of a batch, and there is none with n_samples = 1 to train on")
