@@ -42,7 +42,7 @@ def tests_numba(session: nox.Session) -> None:
     """On NumPy with the loops that Numba compiles, and training once more in the plain step they are held against."""
     session.install("-e", ".[fast]", *group("test"))
     suite(session, "numpy", name="numba")
-    session.run("pytest", "tests/test_training.py", *PARALLEL, env=ONE_THREAD | {"XPNET_KERNELS": "reference"})
+    session.run("pytest", "tests/training", *PARALLEL, env=ONE_THREAD | {"XPNET_KERNELS": "reference"})
 
 
 @nox.session(name="tests-oldest", default=False)
@@ -51,8 +51,8 @@ def tests_oldest(session: nox.Session) -> None:
     project = PYPROJECT["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["sklearn"]]
     session.install("-e", ".", *group("test"), *[f"{one.replace('>=', '==')}.*" for one in needed])
-    names = "training", "gradients", "kernels_fit", "files", "estimators", "estimators_more", "estimators_sklearn"
-    session.run("pytest", *[f"tests/test_{name}.py" for name in names], *PARALLEL, env=ONE_THREAD)
+    subjects = "training", "files", "estimators", "kernels/test_fit.py", "test_gradients.py"
+    session.run("pytest", *[f"tests/{subject}" for subject in subjects], *PARALLEL, env=ONE_THREAD)
 
 
 @nox.session(name="tests-cupy")
@@ -104,7 +104,7 @@ def tests_jax(session: nox.Session) -> None:
 def tests_onnx(session: nox.Session) -> None:
     """ONNX files under onnxruntime; the two packages are 110 MB, so the other sessions do without."""
     session.install("-e", ".[onnx]", *group("test"), *group("onnxruntime"))
-    suite(session, "numpy", "tests/test_onnx.py", "tests/test_zoo.py", "-k", "onnx", name="onnx")
+    suite(session, "numpy", "-k", "onnx", name="onnx")
 
 
 @nox.session(default=False)

@@ -42,7 +42,7 @@ leave_out() { # leave_out NAME REASON
 say "xpnet $(git describe --always --dirty 2> /dev/null || echo 'not from git') on a GPU, $(date -u +%Y-%m-%dT%H:%MZ)"
 part driver 30 nvidia-smi
 part device 120 "$python" scripts/gpu_check.py device
-part kernels 300 "$python" -m pytest --backend=cupy -q -p no:cacheprovider tests/test_kernels_cupy.py
+part kernels 300 "$python" -m pytest --backend=cupy -q -p no:cacheprovider tests/kernels/cuda
 
 digits=("$python" scripts/train_digits.py --backend)
 part "digits, cold" 300 env CUPY_CACHE_DIR="$kernels_from_scratch" "${digits[@]}" cupy
@@ -71,7 +71,7 @@ for case in seed mini large; do
 done
 
 part "rest of the suite" 900 "$python" -m pytest --backend=cupy -q -p no:cacheprovider --durations=10 \
-    --ignore=tests/test_kernels_cupy.py
+    --ignore=tests/kernels/cuda
 
 say "" "== outcomes" "${outcomes[@]}" "" "$failed failed; the report is in $report"
 exit $((failed > 0))

@@ -5,12 +5,12 @@ import os
 
 os.environ["SCIPY_ARRAY_API"] = "1"  # before SciPy is imported: scikit-learn's array API dispatch asks for it
 
-import cupy_on_host
 import numpy as np
 import pytest
 from hypothesis import settings
 
 import xpnet as xn
+from support import cupy_on_host
 from xpnet.kernels.cpu import threads
 
 BACKENDS = ("numpy", "cupy", "torch", "jax", "array_api_strict")
@@ -25,7 +25,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     # the proof by finite differences is NumPy's; where a call costs 10 to 100 times as much, a tenth of the examples
-    # shows that it is the same code, and test_backends.py holds its numbers to NumPy's
+    # shows that it is the same code, and backends/test_agreement.py holds its numbers to NumPy's
     examples = 100 if config.getoption("--backend") in ("numpy", "torch") else 10
     settings.register_profile("xpnet", max_examples=examples, deadline=None, derandomize=True)
     settings.load_profile("xpnet")

@@ -5,14 +5,14 @@ import copy
 import importlib
 import math
 import pickle
-import types
 
 import numpy as np
 import pandas as pd
 import pytest
-from cases import FEATURES, LAYERS, Scale, ready
 
 import xpnet as xn
+from support.cases import FEATURES, LAYERS, Foreign, Scale, ready
+from support.networks import snapshot
 
 ROWS, OUTPUTS = 10, 3
 NAN, INF = math.nan, math.inf
@@ -32,23 +32,15 @@ def good(rows=ROWS):
     return rng.normal(size=(rows, FEATURES)), np.arange(rows) % OUTPUTS
 
 
-def bits(net):
-    """Everything that a failed call must leave alone."""
-    arrays = net.params | net.state
-    host = {name: net.backend.to_numpy(a) for name, a in arrays.items()}
-    order = net.rng.bit_generator.state["state"]
-    return {name: (a.dtype.name, a.shape, a.tobytes()) for name, a in host.items()}, order, net.backend, net.dtype
-
-
 @contextlib.contextmanager
 def refused(net, error, *words):
     """Exactly this error, all of these words in its message, and the network as it was, bit for bit."""
-    before = bits(net)
+    before = snapshot(net)
     with pytest.raises(error) as caught:
         yield
     assert caught.type is error
     assert [word for word in words if word not in str(caught.value)] == []
-    assert bits(net) == before
+    assert snapshot(net) == before
 
 
 def fit(net, x, y, loss=None, optimizer=None, **options):
@@ -78,20 +70,6 @@ def with_object(entry, a):
     return a
 
 
-class Foreign:
-    """The least that passes for an array of some other library."""
-
-    def __init__(self, a):
-        self.a = np.asarray(a)
-        self.shape, self.ndim, self.dtype = self.a.shape, self.a.ndim, self.a.dtype
-
-    def __len__(self):
-        return len(self.a)
-
-    def __array_namespace__(self, api_version=None):
-        return types
-
-
 # --- x ----------------------------------------------------------------------------------------------------------------
 
 BAD_VALUES = {
@@ -119,7 +97,7 @@ BAD_TYPES = {
     "strings": (lambda a: a.astype(str), "dtype str"),
     "nothing": (lambda a: np.full(a.shape, None), "dtype object, with None in it"),
     "a table": (lambda a: np.rec.fromarrays(a.T), "dtype record"),
-    "another library's": (Foreign, f"{__name__}.Foreign", "its own arrays and NumPy's", "net.to("),
+    "another library's": (Foreign, "support.cases.Foreign", "its own arrays and NumPy's", "net.to("),
 }
 
 
@@ -239,7 +217,7 @@ def test_whole_number_boolean_and_big_endian_x_and_y_are_cast(lib, net, kind):
         fit(twin, x.astype(kind), target.astype(kind), loss)
         other = network(lib.backend)
         fit(other, x.astype(float), target.astype(float), loss)
-        assert bits(twin) == bits(other)
+        assert snapshot(twin) == snapshot(other)
 
 
 def test_a_flat_x_for_one_feature_is_told_to_become_a_column():
@@ -545,14 +523,14 @@ def test_the_dicts_of_a_networks_arrays_are_to_read_and_say_how_to_write(net, wh
 
 @pytest.mark.parametrize("copied", COPIES)
 def test_writing_to_a_layer_of_a_network_takes_effect(lib, net, copied):
-    before, other = bits(net), COPIES[copied](net)
+    before, other = snapshot(net), COPIES[copied](net)
     norm, x = other.layers[1], np.ones((1, 4))
     norm.params["beta"] = norm.params["beta"] + 1.0
     norm.params |= {"gamma": norm.params["gamma"] * 0.0}
     norm.state = {"mean": norm.state["mean"], "var": norm.state["var"] + 1.0}
     changed = xn.Sequential(*other.layers[:2]).predict(x)
     np.testing.assert_array_equal(lib.to_numpy(changed), lib.to_numpy(other.params["1.beta"])[None])
-    assert (bits(net) == before) is (other is not net)
+    assert (snapshot(net) == before) is (other is not net)
 
 
 WRONG_ARRAYS = {

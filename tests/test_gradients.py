@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import FEATURES, LAYERS, LOSSES, Scale, WrongScale, ready, tutorial_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xpnet as xn
+from support.cases import FEATURES, LAYERS, LOSSES, Scale, WrongScale, ready, tutorial_network
 
 seeds = st.integers(0, 2**32 - 1)
 

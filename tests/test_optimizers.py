@@ -3,12 +3,12 @@
 import inspect
 import math
 
-import cases
 import numpy as np
 import pytest
 import sklearn.base
 
 import xpnet as xn
+from support import cases
 
 STEPS = 50
 RNG = np.random.default_rng(7)

@@ -2,17 +2,17 @@
 
 import copy
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import xpnet as xn
+from support import ROOT
 
 pytestmark = pytest.mark.numpy_only
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 FIRST, REGRESSION, BY_HAND, LAYER, OUTPUT_SHAPE, GATED, _, CHECKPOINT = BLOCKS
 

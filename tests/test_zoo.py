@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-from test_bad_input import Foreign, bits
 
 import xpnet as xn
+from support.cases import Foreign
+from support.networks import snapshot
 from xpnet import files as xn_files
 
 PACKAGE = str(Path(xn.__file__).parent)
@@ -504,7 +505,7 @@ class Call:
     def watched(self) -> Any:
         """What no refusal may change."""
         nets = [a for a in (self.subject, *self.given.values()) if isinstance(a, xn.Sequential)]
-        return [bits(net) for net in nets], repr(self.subject)
+        return [snapshot(net) for net in nets], repr(self.subject)
 
     def names(self) -> set[str]:
         """Of those who may refuse an argument, one begins the message or is in it."""
@@ -619,12 +620,12 @@ def test_layers_losses_and_optimizers_refuse_the_same_on_every_backend(lib, anim
     }
     if animal in SHAPED:
         del calls["linear"]
-    before = bits(net)
+    before = snapshot(net)
     for who, call in calls.items():
         with pytest.raises(TypeError) as caught:
             call(ZOO[animal]())
         assert str(caught.value).startswith(who)
-    assert bits(net) == before
+    assert snapshot(net) == before
 
 
 def test_slots_of_another_optimizer_or_array_are_refused(lib):

@@ -4,10 +4,10 @@ import sys
 
 import numpy as np
 import pytest
-from cases import FEATURES, LAYERS, Scale, ready, tutorial_network
 from sklearn.exceptions import NotFittedError
 
 import xpnet as xn
+from support.cases import FEATURES, LAYERS, Scale, ready, tutorial_network
 from xpnet import estimators
 
 pytestmark = [

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from cases import FEATURES, tutorial_network
 
 import xpnet as xn
+from support.cases import FEATURES, tutorial_network
 from xpnet.callbacks.doctor import ROWS, first_fault
 
 CROSS = xn.SoftmaxCrossEntropy()

@@ -15,10 +15,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from golden_networks import FOLDER, GOLDEN, numbers
 from safetensors.numpy import load_file, save_file
 
 import xpnet as xn
+from support.golden_networks import FOLDER, GOLDEN, numbers
 from xpnet.files import safetensors as container
 from xpnet.files import save_torch
 from xpnet.files.format import VERSION

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cases import FEATURES
 
 import xpnet as xn
+from support.cases import FEATURES
 from xpnet.callbacks import logs
 
 CROSS = xn.SoftmaxCrossEntropy()

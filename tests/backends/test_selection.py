@@ -10,9 +10,9 @@ import sys
 
 import numpy as np
 import pytest
-from cupy_on_host import log
 
 import xpnet as xn
+from support.cupy_on_host import log
 from xpnet.backends import base as backend_module
 from xpnet.backends.cupy import CuPy
 

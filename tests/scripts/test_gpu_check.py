@@ -5,14 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from cupy_on_host import log
 
+from support import ROOT
+from support.cupy_on_host import log
 from xpnet.kernels.cuda import kernels
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPTS = ROOT / "scripts"
 KERNELS = set(re.findall(r"__global__ void __launch_bounds__\(\d+\) (\w+)\(", kernels.source()))
 
 

@@ -1,19 +1,19 @@
 """CuPy's training counted on the host: launches of a step, waits in an epoch, transfers in a fit."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import LOSSES, Scale, tutorial_network
-from cupy_on_host import log
 
 import xpnet as xn
+from support import ROOT
+from support.cases import LOSSES, Scale, tutorial_network
+from support.cupy_on_host import log
 from xpnet.kernels import training_step
 from xpnet.training import batches
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import re
 
 import numpy as np
 import pytest
-from golden_networks import FOLDER, numbers
 from safetensors.numpy import load_file, save_file
 
 import xpnet as xn
+from support.golden_networks import FOLDER, numbers
 from xpnet.files import load_torch, save_torch
 from xpnet.files import safetensors as container
 

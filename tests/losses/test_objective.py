@@ -1,10 +1,10 @@
 """What a fit minimizes beside its loss, weighted rows and an L2 penalty; and going on with an optimizer's memory."""
 
-import cases
 import numpy as np
 import pytest
 
 import xpnet as xn
+from support import cases
 from xpnet.kernels import training_step
 from xpnet.training import inputs
 

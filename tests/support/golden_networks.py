@@ -1,17 +1,17 @@
-"""The networks whose files are in `golden/`, written once and kept: what was saved must load for good.
+"""The networks whose files are in `tests/files/golden/`, written once and kept: what was saved must load for good.
 
-`python tests/golden_networks.py NAME` writes a new one, when the format gets a new version; those of the versions
-before stay as they are.
+`PYTHONPATH=tests python -m support.golden_networks NAME` writes a new one, when the format gets a new version; those of
+the versions before stay as they are.
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 
 import xpnet as xn
+from support import ROOT
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = ROOT / "tests" / "files" / "golden"
 
 
 def filled(net, dtype):

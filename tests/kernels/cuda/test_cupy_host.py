@@ -4,23 +4,21 @@ import copy
 import importlib
 import math
 import pickle
-from pathlib import Path
 
-import cupy_on_host
 import joblib
 import numpy as np
 import pytest
-from cases import Scale
 
 import xpnet as xn
-from xpnet import kernels
+from support import ROOT, cupy_on_host
+from support.cases import Scale
+from xpnet.kernels import cuda, training_step
 from xpnet.kernels import planner as buffered
-from xpnet.kernels import training_step
 from xpnet.training import loop as training
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 log = cupy_on_host.log
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = ROOT / "scripts"
 
 
 @pytest.fixture
@@ -47,7 +45,7 @@ def same(a, b):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (33, 5), (600, 4), (1025,), (2, 3, 5)])
 def test_dropout_is_numpys_to_the_bit(shape, dtype, rate, blocks, cupy, monkeypatch):
     if blocks:
-        monkeypatch.setattr(kernels.cupy, "blocks", lambda size, most: blocks)
+        monkeypatch.setattr(cuda.kernels, "blocks", lambda size, most: blocks)
     rng, own = np.random.default_rng(0), buffered.kernels_for(cupy, True)
     x, dy = rng.normal(size=(2, *shape)).astype(dtype)
     x.flat[:4] = [np.nan, np.inf, -0.0, -1e-30][: x.size]

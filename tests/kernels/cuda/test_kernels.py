@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from cases import EXTREMES, LAYERS, assert_extreme, tutorial_network
-from cupy_on_host import log
 
 import xpnet as xn
+from support.cases import EXTREMES, LAYERS, assert_extreme, tutorial_network
+from support.cupy_on_host import log
 from xpnet.kernels import planner as buffered
 from xpnet.kernels import training_step
 from xpnet.kernels.cuda import kernels

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cupy_on_host import log
 
 import xpnet as xn
+from support.cupy_on_host import log
 from xpnet.kernels.cuda.kernels import kernel
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
@@ -161,7 +161,7 @@ def test_a_copy_to_where_no_array_is_is_told(cupy):
 
 def test_a_file_that_is_kept_is_whole_or_not_there(tmp_path, monkeypatch):
     """Several processes compile into the same folder."""
-    from cupy_on_host import compiler
+    from support.cupy_on_host import compiler
 
     monkeypatch.setattr(compiler, "FOLDER", tmp_path / "kernels")
 
@@ -181,7 +181,7 @@ def test_a_file_that_is_kept_is_whole_or_not_there(tmp_path, monkeypatch):
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch):
-    from cupy_on_host import compiler
+    from support.cupy_on_host import compiler
 
     monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
     with pytest.raises(RuntimeError, match=r"neither g\+\+ nor clang\+\+ is here: apt-get install g\+\+ .*dnf .*conda"):

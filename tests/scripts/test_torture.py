@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import xpnet as xn
+from support import ROOT
 from xpnet.files import safetensors as container
 from xpnet.training.run import Run
 
@@ -16,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="it kills by signals and limits processes as Unix does"),
 ]
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPTS = ROOT / "scripts"
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import weakref
 
 import numpy as np
 import pytest
-from cases import Scale, tutorial_network
 
 import xpnet as xn
+from support.cases import Scale, tutorial_network
 from xpnet.kernels import CHOICES, training_step
 from xpnet.kernels.cpu.calls import Calls
 from xpnet.kernels.planner import BufferedStep

@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from cases import FEATURES, LAYERS, LOSSES, OPTIMIZERS, Scale, ready, tutorial_network
 
 import xpnet as xn
+from support.cases import FEATURES, LAYERS, LOSSES, OPTIMIZERS, Scale, ready, tutorial_network
 from xpnet.kernels.reference import Step
 
 PRECISIONS = [("float64", None), ("float32", 1e-4)]  # None: what the library holds float64 to

@@ -6,14 +6,15 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from support import ROOT
+
 pytestmark = pytest.mark.numpy_only
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPTS = ROOT / "scripts"
 QUICK = ("--turns", "1", "--steps", "1")
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import FEATURES, LAYERS, LOSSES, OPTIMIZERS, Scale, probabilities
 
 import xpnet as xn
+from support.cases import FEATURES, LAYERS, LOSSES, OPTIMIZERS, Scale, probabilities
 from xpnet.kernels import training_step
 from xpnet.kernels.reference import Step
 

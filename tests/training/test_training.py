@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import cupy_on_host
 import numpy as np
 import pytest
-from cases import EXTREMES, FEATURES, LAYERS, Scale, assert_extreme, ready, tutorial_network
 
 import xpnet as xn
+from support import ROOT, cupy_on_host
+from support.cases import EXTREMES, FEATURES, LAYERS, Scale, assert_extreme, ready, tutorial_network
 from xpnet.kernels import CHOICES
 
 CROSS, SQUARED = xn.SoftmaxCrossEntropy(), xn.MeanSquaredError()
@@ -89,10 +89,10 @@ class Recorder:
 
 def python(code, *args, **env):
     """What a fresh interpreter prints, with this xpnet, and with CuPy on the host if it is there here."""
-    folders = Path(xn.__file__).parents[1], Path(__file__).parent, os.environ.get("PYTHONPATH", "")
+    folders = Path(xn.__file__).parents[1], ROOT / "tests", os.environ.get("PYTHONPATH", "")
     path = os.pathsep.join(map(str, folders))
     if cupy_on_host.installed():
-        code = f"import cupy_on_host\ncupy_on_host.install()\n{code}"
+        code = f"from support import cupy_on_host\ncupy_on_host.install()\n{code}"
     run = [sys.executable, "-c", code, *args]
     done = subprocess.run(run, env=os.environ | {"PYTHONPATH": path} | env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from cases import FEATURES, LAYERS, LOSSES, Scale, tutorial_network
 
 import xpnet as xn
+from support.cases import FEATURES, LAYERS, LOSSES, Scale, tutorial_network
 from xpnet.kernels.planner import BufferedStep
 from xpnet.kernels.reference import Step
 

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import textwrap
 
-import cases
 import numpy as np
 import pytest
 
 import xpnet as xn
+from support import cases
 from xpnet.files.safetensors import read, write
 from xpnet.training import checkpoints
 from xpnet.training.identity import own_code
@@ -695,7 +695,7 @@ def test_what_differs_is_listed_and_refused(lib, data, tmp_path):
     ):
         assert name in text
     assert "optimizer: Adam(learning_rate=<function" in text
-    assert "callbacks with a memory: [] then, [<test_checkpoints.Best object>] now" in text
+    assert f"callbacks with a memory: [] then, [<{Best.__module__}.Best object>] now" in text
     for same in ("shuffle", "network", "loss:"):
         assert f"\n  {same}" not in text
     assert " at 0x" not in text

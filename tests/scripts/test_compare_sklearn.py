@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from support import ROOT
+
 pytestmark = pytest.mark.numpy_only
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "compare_sklearn.py"
+SCRIPT = ROOT / "scripts" / "compare_sklearn.py"
 
 
 def run(*arguments):

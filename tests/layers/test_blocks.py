@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 import pytest
-from cases import Scale
 
 import xpnet as xn
+from support.cases import Scale
 
 X = np.random.default_rng(1).normal(size=(12, 4))
 T = np.random.default_rng(2).normal(size=(12, 4))

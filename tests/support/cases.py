@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import types
 
 import numpy as np
 import pytest
@@ -30,6 +31,20 @@ class WrongScale(Scale):
 
     def backward(self, dy, cache):
         return self.params["a"] * cache * dy, {"a": xn.ops.sum_over_batch(dy * cache * cache)}
+
+
+class Foreign:
+    """The least that passes for an array of some other library."""
+
+    def __init__(self, a):
+        self.a = np.asarray(a)
+        self.shape, self.ndim, self.dtype = self.a.shape, self.a.ndim, self.a.dtype
+
+    def __len__(self):
+        return len(self.a)
+
+    def __array_namespace__(self, api_version=None):
+        return types
 
 
 FEATURES = 4

@@ -1,0 +1,5 @@
+"""What the tests share: tables of cases, networks whose files are kept, CuPy on the host."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
