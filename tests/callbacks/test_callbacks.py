@@ -182,10 +182,15 @@ def test_whether_less_or_more_is_better_is_known_of_every_measure_recorded_here(
 def test_more_is_better_of_every_scorer_of_scikit_learns():
     from sklearn.metrics import get_scorer_names
 
-    from xpnet.callbacks.watching import SCORERS
+    assert not any(xn.EarlyStopping(prefix + name).falls for name in get_scorer_names() for prefix in ("", "val_"))
 
-    assert set(get_scorer_names()) == SCORERS
-    assert not any(xn.EarlyStopping(prefix + name).falls for name in SCORERS for prefix in ("", "val_"))
+
+@pytest.mark.numpy_only
+def test_without_scikit_learn_its_scorers_are_not_known(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    assert not xn.EarlyStopping("val_accuracy").falls
+    with pytest.raises(ValueError, match="whether less or more of 'val_f1_macro' is better is not known"):
+        xn.EarlyStopping("val_f1_macro")
 
 
 @pytest.mark.numpy_only

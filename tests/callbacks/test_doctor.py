@@ -249,7 +249,7 @@ def test_what_fails_in_a_look_is_a_finding_and_the_training_goes_on(lib):
     doctor = xn.Doctor(log=None)
     fit(on(lib, net), doctor, epochs=3)
     fit(on(lib, twin), epochs=3)
-    assert found(doctor) == [("the network", "no look")]
+    assert found(doctor) == [("the network", "inspection failed")]
     assert "RuntimeError: too many rows for me" in doctor.findings[0].text
     assert bits(net) == bits(twin)
 
@@ -275,9 +275,9 @@ def test_it_looks_at_the_first_epoch_and_every_so_many_and_at_rows_from_all_of_t
     looks = []
 
     class Looks(xn.Doctor):
-        def _look(self, run):
+        def _inspect(self, run):
             looks.append((run.epoch, run.x[self.rows, ...].shape[0], float(run.x[self.rows, ...][-1, 0])))
-            super()._look(run)
+            super()._inspect(run)
 
     x = np.tile(np.arange(700.0)[:, None], (1, FEATURES)) / 700
     fit(on(lib, deep(xn.Tanh, 1)), Looks(every=3, log=None), x=x, y=np.zeros(700, int), epochs=7, batch_size=350)

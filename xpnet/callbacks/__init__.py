@@ -1,4 +1,4 @@
-"""What goes on beside the training, one idea per file."""
+"""Callbacks: what runs beside the training, one subject a file."""
 
 from ..training.callback import Callback
 from ..training.history import History

@@ -1,4 +1,4 @@
-"""What goes wrong inside a network as it trains, in plain words, with the layer and the remedy."""
+"""Diagnosis of a network as it trains: what goes wrong, in which layer, and the remedy."""
 
 import copy
 import math
@@ -21,20 +21,15 @@ from ..training.history import counted
 if TYPE_CHECKING:
     from ..training.run import Run
 
-ROWS = 256  # that a look takes, spread evenly over the training data
-SHUT = 0.01  # of an activation's steepest slope: a unit less steep than that for every row lets no gradient through
-SHARE = 0.25  # of a layer's units, from which on it is worth a word
-FAST = 0.1  # of a layer's own size, moved by in one step
-SLOW = 1e-5  # the same, of the layer that moves most
-FIRST = 10  # steps, which many an optimizer takes larger than all others
-VANISHED, EXPLODED = 1e-4, 1e4  # a layer's gradient, as a multiple of the last layer's
+ROWS = 256  # training rows per inspection, evenly spaced
+SHUT = 0.01  # a unit is shut if its slope is below this fraction of the activation's steepest, for every row
+SHARE = 0.25  # report a layer when this fraction of its units is shut
+FAST = 0.1  # report a step that moves a layer by more than this fraction of its size
+SLOW = 1e-5  # report if the layer that moves most moves by less
+FIRST = 10  # steps without a report of fast updates: many optimizers start with large ones
+VANISHED, EXPLODED = 1e-4, 1e4  # a layer's gradient relative to the last layer's
 
-ONCE = {
-    "constant outputs",
-    "vanishing gradient",
-    "exploding gradient",
-    "not finite",
-}  # what spreads from layer to layer
+ONCE = {"constant outputs", "vanishing gradient", "exploding gradient", "not finite"}  # these spread between layers
 STEEPEST = {ReLU: 1.0, LeakyReLU: 1.0, ELU: 1.0, Sigmoid: 0.25, Tanh: 1.0}
 DEAD = "Lower the learning rate, put a BatchNorm before it, or use LeakyReLU"
 SATURATED = (
@@ -44,7 +39,7 @@ SATURATED = (
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong: after which epoch it was first seen, where, what, and what may mend it."""
+    """A fault: the epoch after which it was first seen, the layer, the kind, a description and a remedy."""
 
     epoch: int
     layer: str
@@ -57,7 +52,7 @@ class Finding(NamedTuple):
 
 
 class Vitals(NamedTuple):
-    """One layer at the last look: the share of units that are shut, its gradient, and how far a step moved it."""
+    """A layer at the last inspection: fraction of shut units, size of its gradient, step relative to its own size."""
 
     layer: str
     shut: float | None
@@ -66,18 +61,18 @@ class Vitals(NamedTuple):
 
 
 class Doctor(Configured, Callback):
-    """Look inside the network after the first epoch and every `every` epochs, and say what is wrong with it.
+    """Inspects the network after the first epoch and every `every` epochs, and reports what is wrong with it:
 
-    It says so once for each layer and kind of fault, through `log` (None: not at all), and where there was any it
-    gives a table at the end, which `print(doctor)` shows too. `findings` and `vitals`, layer by layer, can be read:
-
-    - dead units (ReLU, LeakyReLU, ELU) and saturated ones (Sigmoid, Tanh): no slope to speak of for any row;
-    - a layer that one step (an epoch's last) moves by far more or less of its own size than the usual thousandth;
+    - dead units (ReLU, LeakyReLU, ELU) and saturated ones (Sigmoid, Tanh), whose slope is near 0 for every row;
+    - a layer that the epoch's last step moves by far more or less than the usual thousandth of its size;
     - gradients that vanish or explode from the last layer to the first; outputs that are the same for every row;
     - the first layer whose output or gradient is not finite, and validation measures that are not.
 
-    It looks at up to 256 rows of the training data, as training sees them, in a copy: it changes nothing, and costs
-    about a step of a large network, of a small one some milliseconds. What fails in it becomes a finding, not an error.
+    Each kind of fault is reported once for each layer, through `log` (None: not at all); if there was any, a table
+    follows at the end, which `print(doctor)` shows as well. The attributes `findings` and `vitals` hold the same.
+
+    An inspection takes up to 256 training rows through a copy of the network, in training mode. It changes nothing and
+    costs about one step of a large network, some milliseconds for a small one. Its own failures become findings.
     """
 
     def __init__(self, every: int = 1, log: Callable[[str], object] | None = print):
@@ -88,14 +83,14 @@ class Doctor(Configured, Callback):
         self.findings: list[Finding] = []
         self.vitals: list[Vitals] = []
         self.before: dict[str, Array] = {}
-        self.looked_at, self.well = math.inf, True
+        self.inspected_at, self.working = math.inf, True
 
     # --- hooks ----------------------------------------------------------------------------------------------------
 
     def train_begin(self, run: "Run") -> None:
         self.findings, self.vitals, self.before = [], [], {}
-        self.looked_at = run.step
-        self.well = True
+        self.inspected_at = run.step
+        self.working = True
         n = run.x.shape[0]
         stride = max(1, n // ROWS)
         self.rows = slice(0, stride * min(n, ROWS), stride)
@@ -114,77 +109,77 @@ class Doctor(Configured, Callback):
                 remedy = "Look at the validation data's scale, and lower the learning rate"
                 self._find(run, f"history[{name!r}]", "not finite", f"it is {values[-1]}", remedy)
         if (run.epoch - 1) % self.every == 0:
-            self._safely(self._look, run)
+            self._safely(self._inspect, run)
 
     def train_end(self, run: "Run") -> None:
         self.before = {}
-        if run.step > self.looked_at:  # amid an epoch, or it blew up
-            self._safely(self._look, run)
+        if run.step > self.inspected_at:  # it ended within an epoch
+            self._safely(self._inspect, run)
         error = sys.exception()
         if getattr(error, "history", None) is run.history:  # the DivergenceError that ends this run
             text, _, remedy = str(error).removeprefix("fit: ").removesuffix(".").partition(". ")
             self._find(run, "the training", "divergence", text, remedy)
-        self.looked_at = math.inf
+        self.inspected_at = math.inf
         if self.findings:
             self._say(str(self))
 
-    # --- looking --------------------------------------------------------------------------------------------------
+    # --- inspection -----------------------------------------------------------------------------------------------
 
-    def _safely(self, look: Callable[["Run"], None], run: "Run") -> None:
-        """Training must not end for a fault in looking at it: a user's own layers may do anything."""
-        if self.well:
+    def _safely(self, inspect: Callable[["Run"], None], run: "Run") -> None:
+        """Inspect; an error, which custom layers may raise, becomes a finding and does not end the training."""
+        if self.working:
             try:
-                look(run)
+                inspect(run)
             except Exception as error:
-                self.well = False
-                text = f"it cannot be looked at ({type(error).__name__}: {error})"
-                self._find(run, "the network", "no look", text, "The training is not affected; the checks have ended")
+                self.working = False
+                text = f"it could not be inspected ({type(error).__name__}: {error})"
+                self._find(run, "the network", "inspection failed", text, "The training goes on without inspections")
 
     def _remember(self, run: "Run") -> None:
-        """The parameters before an epoch's last step."""
+        """Keep the parameters before an epoch's last step."""
         if run.epoch % self.every == 0:
             self.before = run.net.params
 
-    def _look(self, run: "Run") -> None:
-        self.looked_at = run.step
-        net, loss = copy.deepcopy((run.net, run.loss))  # a user's own layers and losses may count, or draw numbers
-        looks = probe.forward(net, run.x[self.rows, ...], training=True)
-        value = probe.backward(net, looks, run.y[self.rows, ...], loss)
-        ratios = self._ratios(run, looks)
+    def _inspect(self, run: "Run") -> None:
+        self.inspected_at = run.step
+        net, loss = copy.deepcopy((run.net, run.loss))  # custom ones may have state
+        traces = probe.forward(net, run.x[self.rows, ...], training=True)
+        value = probe.backward(net, traces, run.y[self.rows, ...], loss)
+        ratios = self._ratios(run, traces)
         host = run.net.backend.to_numpy
-        outputs = [host(look.output).reshape(look.output.shape[0], -1) for look in looks]
-        slopes = [self._slope(look, host) for look in looks]
-        gradients = [size_of(look.grads or {}, matrices=True) for look in looks]
+        outputs = [host(trace.output).reshape(trace.output.shape[0], -1) for trace in traces]
+        slopes = [self._slope(trace, host) for trace in traces]
+        gradients = [size_of(trace.grads or {}, matrices=True) for trace in traces]
         shut = [None if s is None else float((s < SHUT).mean()) for s in slopes]
-        numbers = zip(looks, shut, gradients, ratios, strict=True)
-        self.vitals = [Vitals(f"{look.name or 'network'}  {look.layer!r}", *rest) for look, *rest in numbers]
-        if fault := first_fault(looks, value):
+        numbers = zip(traces, shut, gradients, ratios, strict=True)
+        self.vitals = [Vitals(f"{trace.name or 'network'}  {trace.layer!r}", *rest) for trace, *rest in numbers]
+        if fault := first_fault(traces, value):
             remedy = "Lower the learning rate, set the optimizer's clip_norm, or scale the inputs"
             self._find(run, fault[0], "not finite", fault[1], remedy)
             return
-        for look, output, share in zip(looks, outputs, shut, strict=True):
-            self._check_units(run, look, output, share, last=look is looks[-1])
-        constant = self._check_constant(run, looks, outputs)
-        self._check_gradients(run, looks, gradients, constant)
-        self._check_ratios(run, looks, ratios, constant)
+        for trace, output, share in zip(traces, outputs, shut, strict=True):
+            self._check_units(run, trace, output, share, last=trace is traces[-1])
+        constant = self._check_constant(run, traces, outputs)
+        self._check_gradients(run, traces, gradients, constant)
+        self._check_ratios(run, traces, ratios, constant)
 
-    def _slope(self, look: probe.Look, host: Callable[[Array], np.ndarray]) -> np.ndarray | None:
-        """Of each unit of an activation, the steepest slope over the rows, as a share of what it can be."""
-        steepest = next((top for kind, top in STEEPEST.items() if isinstance(look.layer, kind)), None)
+    def _slope(self, trace: probe.Trace, host: Callable[[Array], np.ndarray]) -> np.ndarray | None:
+        """The steepest slope of each unit over the rows, relative to the activation's own; None for other layers."""
+        steepest = next((top for kind, top in STEEPEST.items() if isinstance(trace.layer, kind)), None)
         if steepest is None:
             return None
-        slope, _ = look.layer.backward(namespace(look.output).ones_like(look.output), look.cache)
+        slope, _ = trace.layer.backward(namespace(trace.output).ones_like(trace.output), trace.cache)
         steep: np.ndarray = np.abs(host(slope)).reshape(slope.shape[0], -1).max(axis=0)
         return steep / steepest
 
-    def _ratios(self, run: "Run", looks: list[probe.Look]) -> list[float | None]:
-        """How far the epoch's last step moved each layer, in units of its own size."""
+    def _ratios(self, run: "Run", traces: list[probe.Trace]) -> list[float | None]:
+        """How far the epoch's last step moved each layer, relative to its size."""
         before, after = self.before, run.net.params
         self.before = {}
         ratios: list[float | None] = []
-        for look in looks:
-            prefix = f"{look.name}." if look.name else ""
-            names = [n for n in before if n.startswith(prefix)] if look.layer.trainable else []
+        for trace in traces:
+            prefix = f"{trace.name}." if trace.name else ""
+            names = [n for n in before if n.startswith(prefix)] if trace.layer.trainable else []
             size = size_of({n: before[n] for n in names})
             moved = size_of({n: after[n] - before[n] for n in names})
             ratios.append(moved / size if size and moved is not None else None)
@@ -192,39 +187,39 @@ class Doctor(Configured, Callback):
 
     # --- judging --------------------------------------------------------------------------------------------------
 
-    def _check_units(self, run: "Run", look: probe.Look, output: np.ndarray, share: float | None, last: bool) -> None:
-        if share is None or len(output) < 2 or last:  # the last layer's may be as sure as they like
+    def _check_units(self, run: "Run", trace: probe.Trace, output: np.ndarray, share: float | None, last: bool) -> None:
+        if share is None or len(output) < 2 or last:  # outputs may saturate
             return
         units = output.shape[1]
         if share >= SHARE:
-            squashes = isinstance(look.layer, (Sigmoid, Tanh))
+            squashes = isinstance(trace.layer, (Sigmoid, Tanh))
             kind, remedy = ("saturated units", SATURATED) if squashes else ("dead units", DEAD)
             text = f"{round(share * units)} of {units} {kind}: no gradient passes them for any of {len(output)} rows"
-            self._find(run, str(look), kind, text, remedy)
-        elif isinstance(look.layer, (LeakyReLU, ELU)):
+            self._find(run, str(trace), kind, text, remedy)
+        elif isinstance(trace.layer, (LeakyReLU, ELU)):
             negative = int((output < 0).all(axis=0).sum())
             if negative >= 2 * SHARE * units:
                 text = f"{negative} of {units} units are negative for every one of {len(output)} rows"
                 remedy = "There the layer bends nothing: put a BatchNorm before it, or lower the learning rate"
-                self._find(run, str(look), "one-sided units", text, remedy)
+                self._find(run, str(trace), "one-sided units", text, remedy)
 
-    def _check_constant(self, run: "Run", looks: list[probe.Look], outputs: list[np.ndarray]) -> bool:
+    def _check_constant(self, run: "Run", traces: list[probe.Trace], outputs: list[np.ndarray]) -> bool:
         constant = [len(o) > 1 and float(np.ptp(o, axis=0).max()) <= 1e-6 * float(np.abs(o).max()) for o in outputs]
         if constant[-1]:
             first = constant.index(True)
             text = f"its outputs are the same for all {len(outputs[0])} rows: what follows cannot tell them apart"
             remedy = "Look at the layers up to it (dead units? weights of 0?) and at the inputs' scale"
-            self._find(run, str(looks[first]), "constant outputs", text, remedy)
+            self._find(run, str(traces[first]), "constant outputs", text, remedy)
         return constant[-1]
 
     def _check_gradients(
-        self, run: "Run", looks: list[probe.Look], gradients: list[float | None], constant: bool
+        self, run: "Run", traces: list[probe.Trace], gradients: list[float | None], constant: bool
     ) -> None:
-        known = [(look, g) for look, g in zip(looks, gradients, strict=True) if g is not None]
+        known = [(trace, g) for trace, g in zip(traces, gradients, strict=True) if g is not None]
         if len(known) < 2 or not known[-1][1]:
             return
         end, last = known[-1]
-        for look, g in reversed(known[:-1]):
+        for trace, g in reversed(known[:-1]):
             ratio = g / last
             if ratio < VANISHED:
                 text = f"the gradient vanishes: {g:.1e} here, {last:.1e} in {end}"
@@ -232,26 +227,26 @@ class Doctor(Configured, Callback):
                     "Put BatchNorms between the layers, use ReLU for Sigmoid and Tanh, "
                     'draw the weights with initializer="he_normal", or take fewer layers'
                 )
-                self._find(run, str(look), "vanishing gradient", text, remedy)
+                self._find(run, str(trace), "vanishing gradient", text, remedy)
                 return
-            if ratio > EXPLODED and not constant:  # else the last layer's is small: it has nothing to tell apart
+            if ratio > EXPLODED and not constant:  # then the last layer's gradient is small
                 text = f"the gradient explodes: {g:.1e} here, {last:.1e} in {end}"
                 remedy = "Put BatchNorms between the layers, draw smaller weights, or set the optimizer's clip_norm"
-                self._find(run, str(look), "exploding gradient", text, remedy)
+                self._find(run, str(trace), "exploding gradient", text, remedy)
                 return
 
-    def _check_ratios(self, run: "Run", looks: list[probe.Look], ratios: list[float | None], constant: bool) -> None:
-        known = [(look, ratio) for look, ratio in zip(looks, ratios, strict=True) if ratio is not None]
+    def _check_ratios(self, run: "Run", traces: list[probe.Trace], ratios: list[float | None], constant: bool) -> None:
+        known = [(trace, ratio) for trace, ratio in zip(traces, ratios, strict=True) if ratio is not None]
         if not known:
             return
-        for look, ratio in known:
+        for trace, ratio in known:
             if ratio > FAST and run.step >= FIRST:
                 text = f"one step moves it by {ratio:.1e} of its own size; about 1e-3 is usual"
-                self._find(run, str(look), "fast updates", text, "Lower the learning rate")
-        look, ratio = max(known, key=lambda each: each[1])
-        if ratio < SLOW and run.epoch <= 1 and not constant:  # later it may have been meant to come to rest
+                self._find(run, str(trace), "fast updates", text, "Lower the learning rate")
+        trace, ratio = max(known, key=lambda each: each[1])
+        if ratio < SLOW and run.epoch <= 1 and not constant:  # later it may have converged
             text = f"one step moves it by {ratio:.1e} of its own size, the other layers by less; about 1e-3 is usual"
-            self._find(run, str(look), "slow updates", text, "Raise the learning rate")
+            self._find(run, str(trace), "slow updates", text, "Raise the learning rate")
 
     # --- telling --------------------------------------------------------------------------------------------------
 
@@ -264,7 +259,7 @@ class Doctor(Configured, Callback):
     def _say(self, text: str) -> None:
         bars = sys.modules.get("tqdm")
         if self.log is print and bars is not None:
-            bars.tqdm.write(text, file=Outlet(sys.stdout))  # above the progress bar, not through it
+            bars.tqdm.write(text, file=Outlet(sys.stdout))  # above the progress bar
         elif self.log is print:
             tell(text, sys.stdout)
         elif self.log is not None:
@@ -287,7 +282,7 @@ class Doctor(Configured, Callback):
 
 
 def size_of(arrays: dict[str, Array], matrices: bool = False) -> float | None:
-    """The root mean square over all entries, of matrices alone if wanted, None without any. Waits for the device."""
+    """The root mean square over all entries, or those of matrices; None if there are none. Waits for the device."""
     chosen = [a for a in arrays.values() if (a.ndim > 1 or not matrices) and math.prod(a.shape)]
     if not chosen:
         return None
@@ -299,14 +294,14 @@ def size_of(arrays: dict[str, Array], matrices: bool = False) -> float | None:
     return top * math.sqrt(sum(float(xp.sum((a / top) ** 2)) for a in chosen) / count)  # squares cannot overflow
 
 
-def first_fault(looks: list[probe.Look], value: Array) -> tuple[str, str] | None:
-    """Where what is not finite first shows: the layer and what of it, in the order of the passes."""
-    for look in looks:
-        if not all_finite(look.output):
-            return str(look), "its output is not finite"
+def first_fault(traces: list[probe.Trace], value: Array) -> tuple[str, str] | None:
+    """The first output or gradient that is not finite, in the order of the two passes: its layer and a description."""
+    for trace in traces:
+        if not all_finite(trace.output):
+            return str(trace), "its output is not finite"
     if not math.isfinite(float(value)):
         return "the loss", "it is not finite"
-    for look in reversed(looks):
-        if not all(all_finite(g) for g in (look.grads or {}).values()):
-            return str(look), "its gradient is not finite"
+    for trace in reversed(traces):
+        if not all(all_finite(g) for g in (trace.grads or {}).values()):
+            return str(trace), "its gradient is not finite"
     return None

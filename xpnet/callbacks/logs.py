@@ -1,4 +1,4 @@
-"""A log in a file, and an end after so many seconds."""
+"""A CSV log, and a time limit."""
 
 import os
 import time
@@ -17,11 +17,11 @@ Row = dict[str, Any]
 
 
 class CSVLog(Configured, Callback):
-    """Write each finished epoch to a CSV file at once: its number, and a column for each measure in the history.
+    """Writes each finished epoch to a CSV file at once: its number, and a column for each measure in the history.
 
-    The file is begun anew, or with `append` added to. A run that is resumed goes on with its rows; those of epochs that
-    come again are replaced. A measure that appears later gets its column, empty above. Give this callback after those
-    that record measures.
+    The file is overwritten or, with `append`, added to. A resumed run continues it and replaces the rows of epochs that
+    it repeats. A measure that appears later gets a new column, empty above. Give this callback after those that record
+    measures.
     """
 
     def __init__(self, path: Path, append: bool = False):
@@ -30,12 +30,10 @@ class CSVLog(Configured, Callback):
     def train_begin(self, run: "Run") -> None:
         self.columns: list[str] = []
         self.begun = False
-        if run.step:  # resumed, amid an epoch perhaps: what was recorded in that has a number for it already
+        if run.step:  # resumed, perhaps within an epoch that has recorded numbers already
             self.lengths = {name: min(len(values), run.epoch) for name, values in run.history.items()}
-        there = mode_to_keep(self.path) is not None  # refuses a pipe, which opening would wait for, before it is read
-        self._rewrite(
-            self._read() if there and (self.append or run.step) else []
-        )  # or is refused before the first step
+        there = mode_to_keep(self.path) is not None  # refuses a pipe, which would block on opening
+        self._rewrite(self._read() if there and (self.append or run.step) else [])  # any error before the first step
 
     def epoch_begin(self, run: "Run") -> None:
         self.lengths = {name: len(values) for name, values in run.history.items()}
@@ -46,10 +44,10 @@ class CSVLog(Configured, Callback):
         fresh = {name: values[-1] for name, values in run.history.items() if len(values) > self.lengths.get(name, 0)}
         row: Row = {"epoch": run.epoch} | fresh
         new = [name for name in row if name not in self.columns]
-        there = os.path.exists(self.path)  # unless it was removed as the training went on
+        there = os.path.exists(self.path)  # unless it was deleted meanwhile
         if new or not self.begun or not there:
             rows = self._read() if there else []
-            again = run.epoch > 1 or not self.append  # what is added in a first epoch follows another run's rows
+            again = run.epoch > 1 or not self.append  # in a first epoch the rows are another run's
             while not self.begun and again and rows and int(rows[-1]["epoch"]) >= run.epoch:
                 rows.pop()
             self.columns += new
@@ -60,7 +58,7 @@ class CSVLog(Configured, Callback):
             csv.DictWriter(file, self.columns).writerow(row)
 
     def _read(self) -> list[Row]:
-        """The rows that are there; `columns` are theirs."""
+        """Read the file's rows, and set `columns`."""
         import csv
 
         with open(self.path, newline="", encoding="utf-8") as file:
@@ -75,7 +73,7 @@ class CSVLog(Configured, Callback):
         return rows
 
     def _rewrite(self, rows: list[Row]) -> None:
-        """All rows in a new file, which then takes the old one's place: a crash leaves one of the two, whole."""
+        """Write all rows to a new file that replaces the old one: a crash leaves one of the two intact."""
         import csv
         import io
 
@@ -89,10 +87,10 @@ class CSVLog(Configured, Callback):
 
 
 class TimeLimit(Configured, Callback):
-    """End the training as Ctrl-C does, after the step in which `seconds` have passed since it began.
+    """Ends the training, as Ctrl-C does, after the first step that finishes `seconds` or more after the start.
 
-    `history.interrupted` is then True, and the unfinished epoch has no history. The clock is the host's, and no step
-    waits for the device: where that works on its own, the steps handed to it already are still taken.
+    `history.interrupted` is then True, and the unfinished epoch is not in the history. Steps are timed on the host:
+    those already queued on a GPU are still taken.
     """
 
     def __init__(self, seconds: float):
@@ -106,4 +104,4 @@ class TimeLimit(Configured, Callback):
             run.history.interrupted = True
 
     def epoch_end(self, run: "Run") -> None:
-        self.step_end(run)  # validation may have taken long
+        self.step_end(run)  # validation takes time as well

@@ -1,4 +1,4 @@
-"""What is done when a measure stops getting better: stop, or lower the learning rate."""
+"""Callbacks that monitor a measure: stop, or lower the learning rate, when it stops improving."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,40 +12,23 @@ from ..layers.placed import Placed
 from ..training.callback import Callback
 from ..training.run import Run
 
-FALLS = frozenset(["loss", "mean_squared_error", "mean_absolute_error"])  # of the measures that are recorded here
-RISES = frozenset(["accuracy", "top_k_accuracy", "top_k", "f1", "roc_auc", "r2", "score"])
-SCORERS = frozenset(  # scikit-learn's, of each of which more is better; those of errors are negative
-    """
-    accuracy adjusted_mutual_info_score adjusted_rand_score average_precision balanced_accuracy completeness_score
-    d2_absolute_error_score d2_brier_score d2_log_loss_score explained_variance f1 f1_macro f1_micro f1_samples
-    f1_weighted fowlkes_mallows_score homogeneity_score jaccard jaccard_macro jaccard_micro jaccard_samples
-    jaccard_weighted matthews_corrcoef mutual_info_score neg_brier_score neg_log_loss neg_max_error
-    neg_mean_absolute_error neg_mean_absolute_percentage_error neg_mean_gamma_deviance neg_mean_poisson_deviance
-    neg_mean_squared_error neg_mean_squared_log_error neg_median_absolute_error neg_negative_likelihood_ratio
-    neg_root_mean_squared_error neg_root_mean_squared_log_error normalized_mutual_info_score positive_likelihood_ratio
-    precision precision_macro precision_micro precision_samples precision_weighted r2 rand_score recall recall_macro
-    recall_micro recall_samples recall_weighted roc_auc roc_auc_ovo roc_auc_ovo_weighted roc_auc_ovr
-    roc_auc_ovr_weighted top_k_accuracy v_measure_score
-    """.split()  # noqa: SIM905
-)
+FALLING = "loss", "mean_squared_error", "mean_absolute_error"  # measures of this library of which less is better
+RISING = "accuracy", "top_k_accuracy", "top_k", "f1", "roc_auc", "r2", "score"
 
 
 class Watching(Configured, Callback):
-    """The base: it compares a measure with its best so far, and counts the epochs since.
+    """The base of callbacks that compare a measure with its best so far.
 
-    `mode` is "min" where less is better, "max" where more is. "auto" knows the measures that this library records and
-    scikit-learn's scorers, with or without "val_" before the name; of any other, ValueError. An epoch is better that
-    beats the best by more than `min_delta`; NaN never does. `best`, `best_epoch` (from 1) and `wait` (the epochs
-    since) may be read at any time.
+    `best`, `best_epoch` (from 1) and `wait`, the epochs since, may be read at any time.
     """
 
     memory: tuple[str, ...] = ("best", "best_epoch", "wait")
 
     def __init__(self, monitor: str, patience: int, min_delta: float, mode: str):
-        """`monitor` names a measure of the history; `mode` says whether it should fall, "min", or rise, "max".
+        """`monitor` names a measure of the history; `mode` is "min" if less of it is better, "max" if more is.
 
-        "auto" knows of this library's own and scikit-learn's. An epoch counts as better that beats the best by more
-        than `min_delta`.
+        "auto" knows the measures of this library and scikit-learn's scorers, with or without "val_" before the name;
+        any other raises ValueError. An improvement is one by more than `min_delta`; NaN never is.
         """
         who = type(self).__name__
         if not isinstance(monitor, str):
@@ -53,16 +36,16 @@ class Watching(Configured, Callback):
         self.monitor, self.mode = monitor, mode
         self.patience = integer(f"{who}: patience", patience)
         self.min_delta = non_negative(f"{who}: min_delta", min_delta)
-        self.falls = self._direction(who) == "min"
+        self.falls = self._direction(who) == "min"  # whether less is better
         self._reset()
 
     def _direction(self, who: str) -> str:
         if choice(f"{who}: mode", self.mode, ("min", "max", "auto")) != "auto":
             return self.mode
         name = self.monitor.removeprefix("val_")
-        if name in FALLS:
+        if name in FALLING:
             return "min"
-        if name in RISES | SCORERS:
+        if name in RISING or is_scorer(name):
             return "max"
         raise ValueError(
             f"{who}: whether less or more of {self.monitor!r} is better is not known here; say which, as in "
@@ -84,7 +67,7 @@ class Watching(Configured, Callback):
         self._reset()
 
     def improved(self, run: "Run") -> bool:
-        """Whether the epoch just finished is the best so far, which is then noted."""
+        """Compare the epoch just finished with the best so far, and update it."""
         if self.monitor not in run.history:
             raise self.missing(run.history)
         value = run.history[self.monitor][-1]
@@ -96,7 +79,7 @@ class Watching(Configured, Callback):
         return True
 
     def missing(self, measures: Iterable[str]) -> ValueError:
-        """What to raise where there is nothing to monitor."""
+        """The error for a measure that is not recorded."""
         return ValueError(
             f"{type(self).__name__}: no {self.monitor!r} in the history, which has {', '.join(map(repr, measures))}. "
             "What begins with val_ needs fit's validation_data (an estimator: early_stopping=True); a callback that "
@@ -104,24 +87,29 @@ class Watching(Configured, Callback):
         )
 
 
-class EarlyStopping(Watching):
-    """Stop when `monitor` has not got better for `patience` epochs, and go back to the best epoch's network.
+def is_scorer(name: str) -> bool:
+    """Whether scikit-learn has a scorer of this name; of all its scorers more is better."""
+    try:
+        from sklearn.metrics import get_scorer_names
+    except ImportError:
+        return False
+    return name in get_scorer_names()
 
-    With `restore_best`, the parameters and running statistics of the best epoch are given back at the end, however
-    the training ended: all its epochs done, Ctrl-C, an error. After a DivergenceError this holds only if a loss with
-    them was finite; otherwise the network keeps what `fit` leaves it.
+
+class EarlyStopping(Watching):
+    """Stops when `monitor` has not improved for `patience` epochs, and restores the best epoch's network.
+
+    With `restore_best`, the parameters and running statistics of the best epoch are restored however training ended:
+    after all epochs, by Ctrl-C or by an error. After a DivergenceError only if a loss with them was finite; otherwise
+    the network is as `fit` leaves it.
     """
 
     memory = (*Watching.memory, "best_params", "best_state", "sound")
 
     def __init__(
-        self,
-        monitor: str = "val_loss",
-        patience: int = 10,
-        min_delta: float = 0.0,
-        mode: str = "auto",
+        self, monitor: str = "val_loss", patience: int = 10, min_delta: float = 0.0, mode: str = "auto",
         restore_best: bool = True,
-    ):
+    ):  # fmt: skip
         super().__init__(monitor, patience, min_delta, mode)
         self.restore_best = flag("EarlyStopping: restore_best", restore_best)
 
@@ -135,7 +123,7 @@ class EarlyStopping(Watching):
         super().check_memory(memory, net)
         if not isinstance(memory["sound"], bool):
             raise ValueError(f"EarlyStopping: sound is {memory['sound']!r:.80}, expected True or False")
-        if memory["best_params"] != {}:  # two sets of arrays are compared by whoever takes them
+        if memory["best_params"] != {}:
             net.set_params(memory["best_params"])
         if memory["best_params"] != {} or memory["best_state"] != {}:
             net.set_state(memory["best_state"])
@@ -144,7 +132,7 @@ class EarlyStopping(Watching):
         if self.improved(run):
             self.sound = math.isfinite(run.history.get("val_loss", [math.nan])[-1])
             if self.restore_best:
-                self.best_params, self.best_state = run.net.params, run.net.state  # no later step writes to them
+                self.best_params, self.best_state = run.net.params, run.net.state  # never written to
         elif self.wait >= self.patience:
             run.stop = True
 
@@ -157,26 +145,20 @@ class EarlyStopping(Watching):
 
 
 class ReduceOnPlateau(Watching):
-    """Multiply the learning rate by `factor` when `monitor` has not got better for `patience` epochs.
+    """Multiplies the learning rate by `factor` when `monitor` has not improved for `patience` epochs.
 
-    For `cooldown` epochs after that nothing is counted; the rate never falls below `min_rate`. Each epoch's rate is
-    recorded in the history, as "learning_rate". The optimizer must have a number for its rate, not a schedule.
+    The next `cooldown` epochs are not counted, and the rate never falls below `min_rate`. Each epoch's rate is recorded
+    in the history as "learning_rate". The optimizer's learning rate must be a number, not a schedule.
 
-    PyTorch's ReduceLROnPlateau does the same with patience - 1 and threshold_mode="abs", Keras's with cooldown + 1.
+    The same as PyTorch's ReduceLROnPlateau with patience - 1 and threshold_mode="abs", Keras's with cooldown + 1.
     """
 
     memory = (*Watching.memory, "cooling")
 
     def __init__(
-        self,
-        monitor: str = "val_loss",
-        factor: float = 0.2,
-        patience: int = 5,
-        min_delta: float = 0.0,
-        mode: str = "auto",
-        cooldown: int = 0,
-        min_rate: float = 0.0,
-    ):
+        self, monitor: str = "val_loss", factor: float = 0.2, patience: int = 5, min_delta: float = 0.0,
+        mode: str = "auto", cooldown: int = 0, min_rate: float = 0.0,
+    ):  # fmt: skip
         super().__init__(monitor, patience, min_delta, mode)
         self.factor = fraction("ReduceOnPlateau: factor", factor)
         if not self.factor:

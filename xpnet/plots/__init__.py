@@ -1,7 +1,7 @@
-"""Pictures: of the training, of the classes it got wrong, of what is inside the network. Only here is matplotlib used.
+"""Plots of the training, of the errors in classification, and of a network's inside. Needs matplotlib.
 
-Each function takes what it draws from any backend, draws into the axes or figure it is given, or makes its own, and
-returns it. matplotlib is imported when the first picture is drawn.
+Each function takes arrays of any backend, draws into the axes or figure that it is given or into a new one, and returns
+it. matplotlib is imported with the first plot.
 """
 
 from .classes import confusion_matrix, misclassified

@@ -1,4 +1,4 @@
-"""What the pictures share: colours, axes and figures to draw into, sizes and titles that fit."""
+"""Shared by the plots: colours, axes and figures to draw into, sizes and titles that fit."""
 
 import math
 import textwrap
@@ -19,13 +19,13 @@ def axes(ax: Any, size: tuple[float, float] | None = None) -> Any:
 
 
 def check_axes(ax: Any) -> None:
-    """Refuse what is neither axes nor None."""
+    """Raise TypeError unless `ax` is None or matplotlib's axes."""
     if not (ax is None or isinstance(ax, pyplot().Axes)):
         raise TypeError(f"xpnet.plots: ax must be matplotlib's axes, such as plt.subplots()[1], got {brief(ax)}")
 
 
 def panels(figure: Any, count: int, columns: int, size: tuple[float, float]) -> tuple["Figure", list[Any]]:
-    """The figure, given or new, and `count` axes in it, row by row, each of `size` inches where it is new."""
+    """The given or a new figure, with `count` axes in rows of `columns`, of `size` inches each in a new figure."""
     plt = pyplot()
     if not (figure is None or isinstance(figure, plt.Figure)):
         raise TypeError(f"xpnet.plots: figure must be matplotlib's, such as plt.figure(), got {brief(figure)}")
@@ -37,20 +37,20 @@ def panels(figure: Any, count: int, columns: int, size: tuple[float, float]) -> 
 
 
 def inches(height: int, width: int, side: float) -> tuple[float, float]:
-    """The height and width of an image that covers about as much as a square of this side, no side far longer."""
+    """Height and width of an image with about the area of a square of this side, and neither far longer."""
     scale = min(side / math.sqrt(height * width), 1.5 * side / max(height, width))
     return height * scale, width * scale
 
 
 def set_title(ax: Any, text: str, size: int) -> None:
-    """A title of `size` points, in lines that stay within what is the axes' of the figure's width."""
+    """Set a title of `size` points, wrapped to the axes' share of the figure's width."""
     place = ax.get_subplotspec()
     share = ax.figure.bbox.width / ax.figure.dpi / (place.get_gridspec().ncols if place else 1)
     ax.set_title(textwrap.fill(text, max(12, int(0.85 * 72 * share / (0.6 * size)))), fontsize=size)
 
 
 def pyplot() -> Any:
-    """matplotlib's pyplot; ImportError with the remedy where it is not installed."""
+    """matplotlib.pyplot; ImportError with the remedy if it is not installed."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

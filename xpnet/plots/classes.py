@@ -1,4 +1,4 @@
-"""What it took for what: the confusion matrix, and the images it got wrong."""
+"""Errors in classification: the confusion matrix, and the images that were misclassified."""
 
 import math
 from typing import Any
@@ -9,17 +9,17 @@ from ..backends import on_host
 from ..common.checks import integer
 from .canvas import GREY, ORANGE, axes, check_axes, inches
 
-WRITTEN = 25  # classes, up to which each count has room to be written, if it is short
-NAMED = 100  # classes that have room for a name; of more, every second or third has one
-DIGIT = 0.08  # inches of a digit of 8 points, and some room
-SHORT = 14  # letters, which have room in one line above an image
+WRITTEN = 25  # classes: up to so many, counts are written into the cells if they are short
+NAMED = 100  # classes: of more, only every second or third is named
+DIGIT = 0.08  # inches: the width of a digit of 8 points with some room
+SHORT = 14  # letters that fit in one line above an image
 
 
 def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
-    """How many of each class (row) were taken for each class (column); the diagonal is right, the colour the errors.
+    """Draw how many of each class (row) were predicted as each class (column), with the errors in colour.
 
-    `counts` (K, K) are those of `xn.confusion_matrix(prediction, y)`, or shares of them. With many classes they are
-    left to the colours. `names` are the classes', in their order.
+    `counts` (K, K) are those of `xn.confusion_matrix(prediction, y)`, or fractions of them; with many classes they are
+    shown by colour alone. `names` are the names of the classes in order.
     """
     counts = on_host(counts, "confusion_matrix: counts")
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
@@ -31,9 +31,8 @@ def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
     labels = None if names is None else [str(name) for name in on_host(names, "confusion_matrix: names").ravel()]
     if labels is not None and len(labels) != k:
         raise ValueError(f"confusion_matrix: {len(labels)} names for {k} classes; give one for each, in their order")
-    texts = {
-        place: f"{round(float(n), 2):g}" if counts.dtype.kind == "f" else str(n) for place, n in np.ndenumerate(counts)
-    }
+    form = (lambda n: f"{round(float(n), 2):g}") if counts.dtype.kind == "f" else str
+    texts = {place: form(n) for place, n in np.ndenumerate(counts)}
     cell = max(0.32, DIGIT * max(map(len, texts.values())))
     written = k <= WRITTEN and cell * k <= 8.5
     side = min(max(4.8, cell * k + 1.5), 10.0)

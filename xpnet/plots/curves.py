@@ -11,12 +11,12 @@ from .canvas import BLUE, GREY, ORANGE, axes, panels, pyplot
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LOSSES, RATES = "loss", "learning_rate"  # what is drawn on a log scale, where it is above 0
-APART = 11  # points between two numbers beside the curves' ends
+LOSSES, RATES = "loss", "learning_rate"  # on a log scale if above 0
+APART = 11  # points at least between two numbers at the ends of the curves
 
 
 def training(history: Mapping[str, Sequence[float]], figure: Any = None) -> "Figure":
-    """The loss, and beside it each other measure, training with validation: as `History.plot` draws it."""
+    """Plot the loss and every other measure, training and validation, as `History.plot` does."""
     check_history("plots.training", history)
     names = list(dict.fromkeys(name.removeprefix("val_") for name in history))
     if not names:
@@ -29,7 +29,7 @@ def training(history: Mapping[str, Sequence[float]], figure: Any = None) -> "Fig
 
 
 def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss", ax: Any = None) -> Any:
-    """A measure over the epochs, in training and validation where the history has them; losses on a log scale."""
+    """Plot a measure over the epochs, for training and validation if in the history; losses on a log scale."""
     check_history("learning_curves", history)
     if not isinstance(measure, str):
         raise TypeError(f'learning_curves: measure must be a name such as "loss", got {brief(measure)}')
@@ -45,7 +45,7 @@ def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss
     ax = axes(ax)
     for values, label, colour in curves:
         alone = np.isfinite(values) & ~np.isfinite(np.pad(values, 1, constant_values=np.nan)[:-2])
-        alone &= ~np.isfinite(np.pad(values, 1, constant_values=np.nan)[2:])  # no line shows a point between gaps
+        alone &= ~np.isfinite(np.pad(values, 1, constant_values=np.nan)[2:])  # a point between gaps needs a marker
         epochs = np.arange(1, len(values) + 1)
         style: dict[str, Any] = {"drawstyle": "steps-post"} if measure == RATES else {"label": label}
         if alone.any():
@@ -72,13 +72,13 @@ def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss
 
 
 def check_history(who: str, history: object) -> None:
-    """Refuse what is no history, such as the network that was fitted."""
+    """Raise TypeError for anything but a mapping, such as the network itself."""
     if not isinstance(history, Mapping):
         raise TypeError(f"{who}: expected the history that fit returned, or a dict of lists, got {brief(history)}")
 
 
 def _log_scale(ax: Any, low: float, high: float) -> None:
-    """A log scale whose numbers read as one writes them, some of them between the powers of ten."""
+    """Set a log scale with plain numbers, also between the powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     ax.set_yscale("log")
@@ -88,7 +88,7 @@ def _log_scale(ax: Any, low: float, high: float) -> None:
 
 
 def _write_ends(ax: Any, curves: list[tuple[np.ndarray, str, str]]) -> None:
-    """Each curve's last number at the right edge, moved apart where they would lie on one another."""
+    """Write each curve's last number at the right edge, moved apart if they would overlap."""
     ends = []
     for values, _, colour in curves:
         known = values[np.isfinite(values)]

@@ -1,4 +1,4 @@
-"""What is inside a network: its first weights, what its layers give, the gradients that reach them."""
+"""Inside a network: the weights of its first layer, the outputs of all layers, the gradients of their parameters."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,10 @@ BINS = 60
 def first_layer_weights(
     net: Placed, shape: tuple[int, int] | None = None, most: int = 64, columns: int = 8, ax: Any = None
 ) -> Any:
-    """The weights of the first Dense layer, each unit's as an image of `shape` (height, width); red is above 0.
+    """Draw the weights of the first Dense layer, each unit's as an image of `shape` (height, width); red is above 0.
 
-    Of the first `most` units, `columns` images in a row. Without a shape, for inputs that are no images: the weights as
-    one matrix, a row for each unit.
+    The first `most` units are drawn, `columns` images in a row. Without a shape, for inputs that are not images, the
+    weights are drawn as one matrix, a row for each unit.
     """
     check_network("first_layer_weights", net)
     most, columns = integer("first_layer_weights: most", most), integer("first_layer_weights: columns", columns)
@@ -70,33 +70,33 @@ def first_layer_weights(
 
 
 def activation_histograms(net: Placed, x: Any, columns: int = 3, figure: Any = None) -> "Figure":
-    """How the outputs of each layer for x spread, in inference: a panel for each layer, zeros left out and counted.
+    """Histograms of the outputs of each layer for x, in inference mode; zeros are left out and counted.
 
-    `columns` panels in a row.
+    A panel for each layer, `columns` panels in a row.
     """
     check_network("activation_histograms", net)
     with net.backend.scope():
         x = inputs.inputs(net, "activation_histograms: x", x)
-        looks = probe.forward(net, x, training=False)
-    arrays = [net.backend.to_numpy(look.output).ravel() for look in looks]
-    made, drawn = panels(figure, len(looks), columns, (3.6, 2.3))
-    for look, values, ax in zip(looks, arrays, drawn, strict=True):
-        _histogram(ax, values[values != 0], f"{look.name}  {look.layer!r}", f"output{zeros(values)}", BLUE)
+        traces = probe.forward(net, x, training=False)
+    arrays = [net.backend.to_numpy(trace.output).ravel() for trace in traces]
+    made, drawn = panels(figure, len(traces), columns, (3.6, 2.3))
+    for trace, values, ax in zip(traces, arrays, drawn, strict=True):
+        _histogram(ax, values[values != 0], f"{trace.name}  {trace.layer!r}", f"output{zeros(values)}", BLUE)
     return made
 
 
 def gradient_histograms(net: Placed, x: Any, y: Any, loss: "Loss", columns: int = 3, figure: Any = None) -> "Figure":
-    """How large the gradients of each layer's parameters are, in training mode: log₁₀|g|, one scale for all panels.
+    """Histograms of log₁₀|g| for the gradients of each layer's parameters, in training mode, on one scale.
 
-    Layers whose panel lies far to the left of the last one's hardly learn: the gradient vanishes on its way to them.
+    Layers far to the left of the last one hardly learn: the gradient vanishes before it reaches them.
     """
     check_network("gradient_histograms", net)
     x, y = inputs.pair(net, "gradient_histograms", x, y, loss)
     with net.backend.scope():
-        looks = probe.forward(net, x, training=True)
-        probe.backward(net, looks, y, loss)
+        traces = probe.forward(net, x, training=True)
+        probe.backward(net, traces, y, loss)
     host = net.backend.to_numpy
-    named = [(look, np.concatenate([host(g).ravel() for g in look.grads.values()])) for look in looks if look.grads]
+    named = [(t, np.concatenate([host(g).ravel() for g in t.grads.values()])) for t in traces if t.grads]
     if not named:
         raise ValueError("gradient_histograms: no layer of the network has parameters")
     sizes = []
@@ -106,14 +106,14 @@ def gradient_histograms(net: Placed, x: Any, y: Any, loss: "Loss", columns: int 
     known = np.concatenate([size[np.isfinite(size)] for size in sizes])
     low, high = (known.min(), known.max()) if known.size else (-1.0, 0.0)
     made, drawn = panels(figure, len(named), columns, (3.6, 2.3))
-    for (look, g), size, ax in zip(named, sizes, drawn, strict=True):
+    for (trace, g), size, ax in zip(named, sizes, drawn, strict=True):
         label = f"log₁₀|gradient|{zeros(g)}"
-        _histogram(ax, size[g != 0], f"{look.name}  {look.layer!r}", label, ORANGE, (low, high))
+        _histogram(ax, size[g != 0], f"{trace.name}  {trace.layer!r}", label, ORANGE, (low, high))
     return made
 
 
 def zeros(values: np.ndarray) -> str:
-    """How many of the values are exactly 0, in words."""
+    """The share of values that are exactly 0, in words."""
     share = float((values == 0).mean())
     return f", {share:.0%} exactly 0" if share else ""
 
@@ -121,7 +121,7 @@ def zeros(values: np.ndarray) -> str:
 def _histogram(
     ax: Any, values: np.ndarray, title: str, label: str, colour: str, span: tuple[float, float] | None = None
 ) -> None:
-    """One panel: the finite values in bins, and in words how many are not."""
+    """One panel: a histogram of the finite values, with the number of others in the label."""
     known = values[np.isfinite(values)].astype(np.float64)
     if known.size < values.size:
         label += f", {values.size - known.size:,} not finite"

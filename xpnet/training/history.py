@@ -1,4 +1,4 @@
-"""What a training run measured."""
+"""The history of a training run: its measures, epoch by epoch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,16 @@ from ..common.notebook import Markup, table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-POINTS = 120  # of a sparkline: more than its pixels can show
+POINTS = 120  # at most in a sparkline, which has fewer pixels
 
 
 class History(dict[str, list[float]]):
-    """One list per measure, one number per finished epoch: `history["loss"]`, `history["val_accuracy"]`, ...
+    """A list for each measure, with a number for each finished epoch: `history["loss"]`, `history["val_accuracy"]`, ...
 
-    Also `steps` (of training), `seconds` (in them, validation and callbacks left out; 0.0 in copies and pickles, so
-    that those of two equal fits are equal), `interrupted` (by Ctrl-C or a TimeLimit), and `slots`, what the optimizer
-    remembers at the end: `fit(..., slots=history.slots)` trains on with it. Printed it is one line, with each measure's
-    last number; `dict(history)` shows all of them, a notebook a table with a small curve for each measure.
+    Attributes: `steps`, the number of training steps; `seconds`, the time they took, without validation and callbacks
+    (0.0 in copies and pickles, so that those of equal fits are equal); `interrupted`, by Ctrl-C or a TimeLimit;
+    `slots`, the optimizer's state, with which `fit(..., slots=history.slots)` continues. `print` shows the last number
+    of each measure, `dict(history)` all numbers, and a notebook a table with small curves.
     """
 
     def __init__(self) -> None:
@@ -47,16 +47,16 @@ class History(dict[str, list[float]]):
         return max((len(values) for values in self.values() if hasattr(values, "__len__")), default=0)
 
     def record(self, measures: dict[str, float]) -> None:
-        """Append an epoch's number to each measure's list, which is begun if need be; TypeError for no dict."""
+        """Append an epoch's number to each measure's list; a new measure gets a list. TypeError unless a dict."""
         if not isinstance(measures, Mapping):
             raise TypeError(f'History.record: expected numbers by name, such as {{"mine": 1.0}}, got {brief(measures)}')
         for name, value in measures.items():
             self.setdefault(name, []).append(value)
 
     def plot(self) -> "Figure":
-        """Draw the loss, and beside it each other measure, training with validation; returns matplotlib's figure.
+        """Plot every measure, training and validation, as `xpnet.plots.training` does; returns matplotlib's figure.
 
-        `xpnet.plots.training` is the same. In a notebook, end the line with a semicolon, or it is shown twice.
+        In a notebook, end the line with a semicolon, or the figure is shown twice.
         """
         from .. import plots
 
@@ -75,12 +75,12 @@ class History(dict[str, list[float]]):
 
 
 def counted(number: int, what: str) -> str:
-    """A number of things, in words: "1 epoch", "2,000 steps"."""
+    """A count in words: "1 epoch", "2,000 steps"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def last(values: Any) -> str:
-    """The last of a measure's numbers, shortly; what a callback put there instead must not make `repr` fail."""
+    """The last of a measure's numbers, or "?": a callback may have put anything there, and `repr` must not fail."""
     try:
         return f"{values[-1]:.4g}"
     except (TypeError, ValueError, LookupError):
@@ -88,7 +88,7 @@ def last(values: Any) -> str:
 
 
 def sparkline(values: Sequence[float]) -> Markup:
-    """A curve as wide as a word or two, in the text's colour; where a value is not finite it has a gap."""
+    """A curve as wide as a word or two, in the text's colour, with a gap where a value is not finite."""
     real = [v for v in values if math.isfinite(v)]
     if len(real) < 2:
         return Markup("")

@@ -1,4 +1,4 @@
-"""A look inside a network: what each layer gives, and the gradients there, for some rows. Nothing is changed by it."""
+"""Outputs and gradients of every layer for some rows, without changing the network."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from ..losses.losses import Loss
 from ..losses.objective import on_encoded
 
 
-class Look:
-    """One layer: its output, what its backward needs, and after `backward` the gradients of its parameters."""
+class Trace:
+    """A layer with its output, its cache and, after `backward`, the gradients of its parameters."""
 
     def __init__(self, name: str, layer: Layer, output: Array, cache: Any):
         self.name, self.layer, self.output, self.cache = name, layer, output, cache
@@ -20,21 +20,21 @@ class Look:
         return f"layer {self.name}, {self.layer!r}" if self.name else f"the network, {self.layer!r}"
 
 
-def forward(net: Placed, x: Array, training: bool) -> list[Look]:
-    """Each layer's output, one after another; a network with a forward of its own is one layer."""
-    looks = []
+def forward(net: Placed, x: Array, training: bool) -> list[Trace]:
+    """The layers in order; a network with a custom forward counts as one layer."""
+    traces = []
     for name, layer in net.parts():
         x, cache = layer.forward(x, training)
-        looks.append(Look(name, layer, x, cache))
-    return looks
+        traces.append(Trace(name, layer, x, cache))
+    return traces
 
 
-def backward(net: Placed, looks: list[Look], y: Array, loss: Loss) -> Array:
-    """Fill in the gradients of the loss, as the training step has them, for these encoded targets; returns the loss."""
-    value, dy = on_encoded(loss, looks[-1].output, y)
+def backward(net: Placed, traces: list[Trace], y: Array, loss: Loss) -> Array:
+    """Fill in the gradients for encoded targets, as the training step takes them; returns the loss."""
+    value, dy = on_encoded(loss, traces[-1].output, y)
     idle = set(net.idle_parameters())
-    for look in reversed(looks):
-        dy, grads = look.layer.backward(dy, look.cache)
-        zeros = {k: namespace(g).zeros_like(g) for k, g in grads.items() if f"{look.name}.{k}" in idle}
-        look.grads = grads | zeros
+    for trace in reversed(traces):
+        dy, grads = trace.layer.backward(dy, trace.cache)
+        zeros = {k: namespace(g).zeros_like(g) for k, g in grads.items() if f"{trace.name}.{k}" in idle}
+        trace.grads = grads | zeros
     return value

@@ -1,4 +1,4 @@
-"""The progress of the training, for whoever is watching: a bar, or lines where a bar would fill a file."""
+"""A progress bar, or lines of progress where the output is no terminal."""
 
 import os
 import sys
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
     from .run import Run
 
 BAR, TIMES = "{desc} |{bar}| ", "{elapsed}<{remaining}{postfix}"
-FORMS = (  # the first that there is room for
+FORMS = (  # the first that fits is taken
     BAR + TIMES + ", {n_fmt}/{total_fmt}, {rate_fmt}",
     BAR + TIMES + ", {n_fmt}/{total_fmt}",
     BAR + TIMES,
     "{desc} {bar:0}" + TIMES,  # a bar of no width: without any, tqdm keeps no line within the terminal
 )
-SECONDS = 10  # between two lines
+SECONDS = 10  # between lines
 
 
 class Progress(Callback):
-    """A bar over all steps, with the last epoch's loss and metrics: tqdm's, in a terminal or a notebook.
+    """A tqdm bar over all steps, with the last epoch's loss and metrics, in a terminal or a notebook.
 
-    Where standard error goes to a file, a pipe or a terminal of no width: a line for the first and the last epoch, and
-    every ten seconds one.
+    If standard error is a file, a pipe or a terminal of no width: a line every ten seconds, and one for the first and
+    the last epoch.
     """
 
-    bar: Any = None  # what `train_end` looks at, should `train_begin` have failed
+    bar: Any = None  # for `train_end` after an error in `train_begin`
     line = ""
 
     def train_begin(self, run: "Run") -> None:
@@ -37,16 +37,14 @@ class Progress(Callback):
         self.began = self.next = time.monotonic()
         self.bar, self.line = None, ""
         notebook = "ipykernel" in sys.modules
-        if notebook or (
-            has_width(sys.stderr) and not broken(sys.stdout) and not broken(sys.stderr)
-        ):  # tqdm flushes both
-            total, done = run.epochs * run.steps_per_epoch, run.step  # a resumed run has some behind it
-            stays = True if notebook else None  # None: but within another bar
+        terminal = has_width(sys.stderr) and not broken(sys.stdout) and not broken(sys.stderr)  # tqdm flushes both
+        if notebook or terminal:
             self.bar = tqdm(
-                total=total, initial=done, unit="step", dynamic_ncols=True, leave=stays, bar_format=FORMS[0],
-                file=None if notebook else Outlet(sys.stderr),
+                total=run.epochs * run.steps_per_epoch, initial=run.step, unit="step", dynamic_ncols=True,
+                leave=True if notebook else None,  # None: unless within another bar
+                bar_format=FORMS[0], file=None if notebook else Outlet(sys.stderr),
             )  # fmt: skip
-            self._name(run, -(-run.step // run.steps_per_epoch))  # the epoch that it is in the middle of
+            self._name(run, -(-run.step // run.steps_per_epoch))  # the current epoch of a resumed run
             self._fit_in(run, last(run))
 
     def epoch_begin(self, run: "Run") -> None:
@@ -71,7 +69,7 @@ class Progress(Callback):
         if self.bar is None:
             self._write()
             return
-        if run.stop and not run.history.interrupted:  # stopped early, as a callback wanted: no fault to show in red
+        if run.stop and not run.history.interrupted:  # stopped early: not an error, to be shown in red
             self.bar.total = self.bar.n
         self.bar.close()
 
@@ -79,23 +77,17 @@ class Progress(Callback):
         self.bar.set_description_str(f"epoch {epoch}/{run.epochs}", refresh=False)
 
     def _fit_in(self, run: "Run", measures: list[str]) -> None:
-        """Show the measures, and leave out what a narrow terminal would cut off: what is behind them, then the bar,
-        then the last of them.
-        """
+        """Show the measures; in a narrow terminal leave out what follows them, then the bar, then the last of them."""
         columns, form, count = getattr(self.bar, "ncols", None), FORMS[0], len(measures)
-        if isinstance(columns, int):  # a notebook's has none, nor one that is switched off
+        if isinstance(columns, int):  # None in a notebook or if disabled
             total, done = self.bar.total, self.bar.n - self.bar.initial
-            whole = (time.monotonic() - self.began) * total / max(done, 1)
-            widest = {  # until the next epoch's end
-                "desc": f"epoch {run.epochs}/{run.epochs}",
-                "elapsed": self.bar.format_interval(2 * whole),  # tqdm's estimates go up and down
-                "remaining": self.bar.format_interval(2 * whole),
-                "n_fmt": total,
-                "total_fmt": total,
-                "rate_fmt": "1000.00step/s",
-            }
+            longest = self.bar.format_interval(2 * (time.monotonic() - self.began) * total / max(done, 1))
+            widest = {  # until the next epoch ends; tqdm's estimates of time vary
+                "desc": f"epoch {run.epochs}/{run.epochs}", "elapsed": longest, "remaining": longest,
+                "n_fmt": total, "total_fmt": total, "rate_fmt": "1000.00step/s",
+            }  # fmt: skip
             choices = [(form, count) for count in range(len(measures), -1, -1) for form in FORMS]
-            for form, count in choices:  # the last is taken where none fits
+            for form, count in choices:  # the last if none fits
                 postfix = "".join(f", {measure}" for measure in measures[:count])
                 if len(form.format(bar="x", postfix=postfix, **widest)) < columns:
                     break
@@ -109,15 +101,15 @@ class Progress(Callback):
 
 
 def has_width(stream: Any) -> bool:
-    """Whether it is a terminal, and not one of 0 columns, such as scripts open: tqdm shows nothing there."""
+    """Whether the stream is a terminal with columns; scripts may open one of 0, in which tqdm shows nothing."""
     try:
         if stream is None or not stream.isatty():
             return False
-    except ValueError:  # it is closed
+    except ValueError:  # closed
         return False
     try:
         return os.get_terminal_size(stream.fileno()).columns > 0
-    except (AttributeError, OSError, ValueError):  # no file of the system's
+    except (AttributeError, OSError, ValueError):  # not a file of the operating system
         return True
 
 
@@ -127,5 +119,5 @@ def last(run: "Run") -> list[str]:
 
 
 def brief(value: float) -> str:
-    """A measure in few characters, of the same number from epoch to epoch."""
+    """A measure in few characters, as many from epoch to epoch."""
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
