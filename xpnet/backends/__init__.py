@@ -1,4 +1,4 @@
-"""Where arrays live: one file for each library, each imported when it is first asked for."""
+"""Backends: array libraries and their devices, one library a file, imported on first use."""
 
 from .arrays import (
     DTYPES,
@@ -16,10 +16,31 @@ from .arrays import (
 )
 from .base import Backend, BackendUnavailableError, backend_of, get_backend, on_host, shape_of
 from .choice import default_backend, resolve, use_backend
-from .held import Guarded, Held, Named
+from .dicts import LayerArrays, NetworkArrays, ReadOnlyDict
 
 __all__ = [
-    "DTYPES", "Array", "Backend", "BackendUnavailableError", "Guarded", "Held", "Named", "Namespace", "backend_of",
-    "default_backend", "device_of", "dtype_name", "floating", "get_backend", "is_array", "is_compiled", "is_plain",
-    "library_of", "namespace", "on_host", "resolve", "scans", "shape_of", "use_backend",
+    "DTYPES",
+    "Array",
+    "Backend",
+    "BackendUnavailableError",
+    "LayerArrays",
+    "Namespace",
+    "NetworkArrays",
+    "ReadOnlyDict",
+    "backend_of",
+    "default_backend",
+    "device_of",
+    "dtype_name",
+    "floating",
+    "get_backend",
+    "is_array",
+    "is_compiled",
+    "is_plain",
+    "library_of",
+    "namespace",
+    "on_host",
+    "resolve",
+    "scans",
+    "shape_of",
+    "use_backend",
 ]  # fmt: skip

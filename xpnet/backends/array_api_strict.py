@@ -1,4 +1,4 @@
-"""array_api_strict: nothing but the standard, and a second device that refuses access from the host."""
+"""array_api_strict: only what the standard has, and a second device that refuses access from the host."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from .base import Backend
 
 
 class Strict(Backend):
-    """array_api_strict: nothing but the standard; its "device1" refuses host access, as a GPU would."""
+    """array_api_strict; its "device1" refuses host access, as a GPU would."""
 
     name, install = "array_api_strict", "pip install array-api-strict"
 

@@ -1,4 +1,4 @@
-"""Arrays of any library: their functions, library, device and dtype."""
+"""Properties of an array of any library: its functions, library, device and dtype."""
 
 import functools
 import importlib
@@ -18,7 +18,7 @@ DTYPES = ("float32", "float64")
 
 
 class Library(NamedTuple):
-    """The module with a library's array functions, and what its calls are like."""
+    """The module of a library's array functions, and properties of these."""
 
     module: str
     plain: bool = False  # see `is_plain`
@@ -38,10 +38,7 @@ _floating: dict[tuple[type, Any], Namespace] = {}
 
 
 def namespace(x: Array, who: object = "xpnet") -> Namespace:
-    """The array API functions for array `x`: a dict look-up, once its type has been seen.
-
-    Raises TypeError for what is no array; `who` begins the message.
-    """
+    """The array API functions for array `x`; cached by type. TypeError if it is no array; `who` begins the message."""
     try:
         return _namespaces[type(x)]
     except KeyError:
@@ -54,10 +51,10 @@ def namespace(x: Array, who: object = "xpnet") -> Namespace:
 
 
 def floating(x: Array, who: object) -> Namespace:
-    """`namespace` of an array of float32 or float64; TypeError for any other."""
+    """`namespace` of a float32 or float64 array; TypeError for anything else."""
     try:
         return _floating[type(x), x.dtype]
-    except (AttributeError, KeyError, TypeError):  # no array, one not seen yet, a dtype without a hash
+    except (AttributeError, KeyError, TypeError):  # not cached, no array, or a dtype without a hash
         xp = namespace(x, who)
     if library(xp) is None or isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{who}: expected a plain array of {', '.join(LIBRARIES)}, got {kind_of(x)}")
@@ -68,17 +65,17 @@ def floating(x: Array, who: object) -> Namespace:
 
 
 def is_array(x: object) -> bool:
-    """Whether `x` is an array of any library here: no list, number or data frame."""
+    """Whether `x` is an array of a library known to array-api-compat."""
     return bool(importlib.import_module("array_api_compat").is_array_api_obj(x))
 
 
 def library(xp: Namespace) -> str | None:
-    """The name of the library whose functions these are, None for one that is not supported."""
+    """The name of the library with these functions, None if it is not supported."""
     return next((name for name, library in LIBRARIES.items() if library.module == xp.__name__), None)
 
 
 def library_of(x: Array, who: str = "xpnet") -> str:
-    """The name of the library that array `x` belongs to; TypeError for one that is not supported."""
+    """The name of the library of array `x`; TypeError if it is not supported."""
     name = library(namespace(x, who))
     if name is None:
         raise TypeError(f"{who}: expected an array of {', '.join(LIBRARIES)}, got {kind_of(x)}")
@@ -86,14 +83,14 @@ def library_of(x: Array, who: str = "xpnet") -> str:
 
 
 def is_compiled(xp: Namespace) -> bool:
-    """Whether a compiler fuses many of these calls into one loop."""
+    """Whether a compiler fuses these calls (JAX)."""
     return bool(xp.__name__ == LIBRARIES["jax"].module)
 
 
 @functools.cache
 def is_plain(xp: Namespace) -> bool:
-    """Whether the plainest formula is the fastest: a compiler fuses the calls (JAX), or each call is a kernel whose
-    result lies in C order, whatever order its arguments have (CuPy).
+    """Whether the plainest formula is the fastest: a compiler fuses the calls (JAX), or each call launches a kernel
+    and returns C order whatever the order of its arguments (CuPy).
     """
     name = library(xp)
     return name is not None and LIBRARIES[name].plain
@@ -101,27 +98,27 @@ def is_plain(xp: Namespace) -> bool:
 
 @functools.cache
 def scans(xp: Namespace) -> bool:
-    """Whether `isfinite` and `all` take one quick pass each (NumPy), and no longer than finding the largest entry."""
+    """Whether `all(isfinite(x))` is as fast as `max(abs(x))`, each call being one quick pass."""
     name = library(xp)
     return name is not None and LIBRARIES[name].scans
 
 
 def device_of(x: Array) -> Any:
-    """The device that array `x` lives on, as creation functions take it."""
+    """The device of array `x`, as creation functions take it."""
     return importlib.import_module("array_api_compat").device(x)
 
 
 def dtype_name(dtype: object) -> str:
-    """The plain name of a dtype given as a name or as any library's dtype object: numpy.float32 -> "float32"."""
+    """The name of a dtype, given as a name or as any library's dtype object: numpy.float32 -> "float32"."""
     try:
         return _dtype_name(dtype)
-    except TypeError:  # a list, which has no hash
+    except TypeError:  # not hashable, such as a list
         return str(dtype)
 
 
-@functools.lru_cache(typed=True)  # array_api_strict warns where its dtypes are compared with NumPy's
+@functools.lru_cache(typed=True)  # typed: array_api_strict warns if its dtypes are compared with NumPy's
 def _dtype_name(dtype: object) -> str:
-    if dtype is None:  # NumPy's float64
+    if dtype is None:  # np.dtype(None) is float64
         return "None"
     try:
         return np.dtype(dtype).name  # type: ignore[call-overload, no-any-return]

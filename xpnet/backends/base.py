@@ -1,4 +1,4 @@
-"""What a backend is, and where arrays come from: one library on one device, found by name or by an array of its own."""
+"""Backends: one array library on one device each, found by name or by one of its arrays."""
 
 import contextlib
 import importlib
@@ -12,21 +12,21 @@ import numpy as np
 from ..common.checks import brief, kind_of
 from .arrays import DTYPES, LIBRARIES, Array, device_of, dtype_name, is_array, library_of, namespace
 
-KINDS = re.compile("bool|(u?int|float|bfloat|complex)[0-9]+")  # the names of dtypes
-BUFFER = 1024  # entries: where two rows of a matrix fit into its buffer, NumPy copies them before it adds a column
+KINDS = re.compile("bool|(u?int|float|bfloat|complex)[0-9]+")  # names of dtypes
+BUFFER = 1024  # entries: NumPy copies rows of a matrix before it adds a column if two fit into its buffer
 
 
 class BackendUnavailableError(RuntimeError):
-    """A backend that cannot be had here: what is missing, and the command that mends it."""
+    """A backend that is not available: what is missing, and the command that installs it."""
 
 
 class Backend:
-    """One array library on one device. Ask `get_backend` for it rather than building it."""
+    """One array library on one device; `get_backend` returns it."""
 
     name: str
     install: str
     device: Any
-    immediate: bool = False  # whether a result is ready when the call returns, so that to look at it costs no waiting
+    immediate: bool = False  # whether calls are synchronous, so that reading a result does not wait
 
     def __init__(self, device: Any = None):
         self.requested_device = device
@@ -34,13 +34,13 @@ class Backend:
         try:
             importlib.import_module(self.name)
             self.xp = importlib.import_module(LIBRARIES[self.name].module)
-        except (ImportError, OSError, RuntimeError) as error:  # not there, or its own libraries are not
+        except (ImportError, OSError, RuntimeError) as error:  # not installed, or its own libraries are not
             raise BackendUnavailableError(
                 f"backend {self.name!r}: the library cannot be imported ({error}). To install it: {self.install}"
             ) from error
 
     def asarray(self, x: Any, dtype: object = None) -> Array:
-        """`x` (NumPy array, list, number or an array of this backend) here; memory is shared where it can be."""
+        """`x`, a NumPy array, list, number or array of this library, as an array here; may share memory."""
         return self.xp.asarray(x, dtype=self.dtype(dtype), device=self.device)
 
     def dtype(self, dtype: object) -> Any:
@@ -53,11 +53,11 @@ class Backend:
         return getattr(self.xp, name)
 
     def adopt(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
-        """A user's `x` as an array of real numbers here: from NumPy, a list, or this library's own array.
+        """A user's `x`, an array of NumPy or of this library, or a list, as an array of real numbers here.
 
-        Raises TypeError for what is no array, another library's array and dtypes that are not bool, integer, float32 or
-        float64, ValueError for masked entries and rows of different lengths; `who` begins the message, `remedy` ends it
-        where numbers are missing.
+        Raises TypeError for an array of another library and for dtypes other than bool, integers, float32 and float64,
+        ValueError for masked entries and rows of different lengths. `who` begins the message; `remedy` ends that for a
+        wrong dtype.
         """
         if not isinstance(x, np.ndarray) and is_array(x):
             if namespace(x) is not self.xp:
@@ -71,11 +71,11 @@ class Backend:
             x = on_host(x, who)
             kind = dtype_name(x.dtype)
             real = kind in DTYPES or x.dtype.kind in "biu"
-            if not x.dtype.isnative:  # as in files of other machines, or FITS
+            if not x.dtype.isnative:  # as in FITS files
                 x = x.astype(x.dtype.newbyteorder("="))
         if not real:
             if kind.startswith(("str", "bytes")):
-                kind = kind.rstrip("0123456789")  # not str672, an array of words
+                kind = kind.rstrip("0123456789")  # "str", not "str672"
             if kind == "object":
                 strangers = (f"{entry!r:.60}" for entry in x.flat if not isinstance(entry, Real))
                 kind += f", with {next(strangers, 'nothing but numbers')} in it"
@@ -97,16 +97,15 @@ class Backend:
         return self.to_numpy(self.xp.stack([self.asarray(value) for value in values])).astype(np.float64)
 
     def synchronize(self) -> None:
-        """Wait until all work handed to the device is done."""
+        """Wait until the device has finished all queued work."""
 
     @contextlib.contextmanager
     def scope(self, autograd: bool = False) -> Iterator[None]:
-        """What must hold while a network runs here: the current device, the network's own dtype, and no warnings where
-        numbers overflow. The library's autograd records nothing, unless it is to go through what is computed.
+        """The context in which a network runs: on this device, in its own dtype, without warnings of overflow.
 
-        Only NumPy warns; whoever enters the scope looks for what is not finite, and raises.
+        Autograd records nothing, unless `autograd` lets it. Only NumPy warns; the caller checks for NaN and infinity.
         """
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # the buffer's old size comes back, too
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # restores the buffer size as well
             np.setbufsize(BUFFER)
             yield
 
@@ -122,13 +121,13 @@ class Backend:
     def __repr__(self) -> str:
         return f"Backend({self.name!r}, device={self.device_name!r})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Backend":  # the default device may be another one by now
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Backend":  # the default device may have changed
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:  # modules cannot be pickled: find the backend again
+    def __reduce__(self) -> tuple[Any, ...]:  # modules cannot be pickled
         return get_backend, (self.name, self.__getstate__()["device"])
 
-    def __getstate__(self) -> dict[str, Any]:  # for skops, which calls no function of a file's choice
+    def __getstate__(self) -> dict[str, Any]:  # for skops, which does not call `__reduce__`
         return {"device": None if self.requested_device is None else self.portable_device}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -136,7 +135,7 @@ class Backend:
 
     @property
     def portable_device(self) -> Any:
-        """The device as another process understands it."""
+        """The device in a form for other processes."""
         return self.requested_device
 
     def _no_device(self, reason: object, remedy: str) -> BackendUnavailableError:
@@ -145,18 +144,17 @@ class Backend:
         return BackendUnavailableError(f"backend {self.name!r}: {wanted} ({reason}). {remedy}")
 
 
-# --- finding one ------------------------------------------------------------------------------------------------------
+# --- by name and by array ---------------------------------------------------------------------------------------------
 
 _made: dict[tuple[str, str], Backend] = {}
 
 
 def get_backend(name: str, device: Any = None) -> Backend:
-    """The backend called `name`, on `device` (that library's own name for one; None: its default).
+    """The backend `name` on `device`, as the library names it; None is the library's default device.
 
-    The default is what the library takes by itself: CuPy's current device, `torch.get_default_device()`, JAX's
-    `jax_default_device`. Names: "numpy", "cupy", "torch", "jax", "array_api_strict", and "auto": CuPy where a CUDA
-    device really answers, else NumPy. Raises ValueError for another name, BackendUnavailableError for one that cannot
-    be had here.
+    The default is CuPy's current device, `torch.get_default_device()`, JAX's `jax_default_device`. Names: "numpy",
+    "cupy", "torch", "jax", "array_api_strict", and "auto": CuPy if a CUDA device computes, else NumPy. Raises
+    ValueError for any other name, BackendUnavailableError if the library or device is not available.
     """
     if isinstance(name, str) and name == "auto":
         try:
@@ -169,7 +167,7 @@ def get_backend(name: str, device: Any = None) -> Backend:
         hint = f"; that is a device, as in backend='torch', device={name!r}" if device else ""
         raise ValueError(f"get_backend: no backend {brief(name)}; {known}{hint}")
     kind: type[Backend] = importlib.import_module(f".{name}", __package__).KIND
-    default = kind() if device is None else None  # where it is now: it may change
+    default = kind() if device is None else None  # resolved now: the default may change
     key = name, f"default {default.device!r}" if default else repr(device)
     if key not in _made:
         _made[key] = default or kind(device)
@@ -177,16 +175,16 @@ def get_backend(name: str, device: Any = None) -> Backend:
 
 
 def backend_of(x: Array, who: str = "xpnet") -> Backend:
-    """The backend that array `x` belongs to, on its device; TypeError for another library's array."""
+    """The backend of array `x`, on its device; TypeError if its library is not supported."""
     return get_backend(library_of(x, who), device_of(x))
 
 
 def on_host(a: Any, who: str = "xpnet: an argument") -> np.ndarray:
-    """Any library's array, or a list or data frame, as a NumPy array.
+    """An array of any library, a list or a data frame as a NumPy array.
 
-    Raises TypeError for what is no array, ValueError for rows of different lengths and masked entries.
+    Raises TypeError for anything else, ValueError for rows of different lengths and masked entries.
     """
-    if type(a) is np.ndarray:  # as nearly always
+    if type(a) is np.ndarray:  # the usual case
         return a
     if isinstance(a, np.ndarray):
         if np.ma.is_masked(a):
@@ -196,9 +194,9 @@ def on_host(a: Any, who: str = "xpnet: an argument") -> np.ndarray:
         return backend_of(a, who).to_numpy(a)
     try:
         array = np.asarray(a)
-    except ValueError as error:  # a list of lists that are not of one length
+    except ValueError as error:  # rows of different lengths
         raise ValueError(f"{who} is no array: {error}") from error
-    if array.ndim == 0 and array.dtype == object:  # of a generator, a dict, None
+    if array.ndim == 0 and array.dtype == object:  # a generator, a dict, None
         raise TypeError(f"{who} is {kind_of(a)}, expected an array, a list of rows or a pandas frame")
     return array
 

@@ -1,4 +1,4 @@
-"""The default backend: what `use_backend` and XPNET_BACKEND choose."""
+"""The default backend, chosen by `use_backend` or XPNET_BACKEND."""
 
 import contextvars
 import os
@@ -12,7 +12,7 @@ from .base import Backend, get_backend
 Choice = tuple[str, Any]  # a backend's name and device
 
 _blocks: contextvars.ContextVar[tuple[Choice, ...]] = contextvars.ContextVar("blocks", default=())  # around the caller
-# the process's default is the last of these; each comes with a reference to the `use_backend` that chose it
+# the process's default is the last of these; each has a weak reference to the `use_backend` that chose it
 _process: list[tuple[Choice, Callable[[], object]]] = [
     ((os.environ.get("XPNET_BACKEND") or "numpy", None), lambda: None)
 ]
@@ -20,18 +20,18 @@ _changing = threading.Lock()
 
 
 class use_backend:  # noqa: N801  # reads as the function it is used as
-    """Set the backend that `initialize()` takes when it is given none.
+    """Set the default backend, which `initialize()` takes without an argument.
 
-    `use_backend("cupy")` holds for the process; `with use_backend("cupy"):` until the block ends, in its thread or
-    asynchronous task, and the process's default stays as it was. The environment variable XPNET_BACKEND sets it at
-    import; with neither it is NumPy. Raises as `get_backend` does.
+    `use_backend("cupy")` sets it for the process; `with use_backend("cupy"):` for a block, in its own thread or
+    asynchronous task alone. The environment variable XPNET_BACKEND sets it at import; otherwise it starts as NumPy.
+    Raises as `get_backend` does.
     """
 
     def __init__(self, name: str, device: Any = None):
         self.backend = get_backend(name, device)
         self._choice = name, device
         with _changing:
-            final = [i for i, (_, chosen_by) in enumerate(_process) if chosen_by() is None]  # no block can begin now
+            final = [i for i, (_, chosen_by) in enumerate(_process) if chosen_by() is None]  # begin no block any more
             del _process[: final[-1]]
             _process.append((self._choice, weakref.ref(self)))
 
@@ -39,7 +39,7 @@ class use_backend:  # noqa: N801  # reads as the function it is used as
         return f"use_backend({self.backend!r})"
 
     def __enter__(self) -> Backend:
-        with _changing:  # the choice is the block's, not the process's
+        with _changing:  # chosen for the block, not for the process
             _process[:] = [(choice, chosen_by) for choice, chosen_by in _process if chosen_by() is not self]
         _blocks.set((*_blocks.get(), self._choice))
         return self.backend
@@ -54,7 +54,7 @@ def default_backend() -> Backend:
 
 
 def resolve(backend: str | Backend | None, device: Any) -> Backend:
-    """The backend that a user means by a name, a Backend, or None: the default."""
+    """The backend for a name, a Backend, or None: the default."""
     if isinstance(backend, Backend):
         if device is not None:
             raise ValueError(f"{backend!r} has its device; give device={device!r} with a name, or neither")

@@ -25,9 +25,9 @@ class CuPy(Backend):
         try:
             if device is not None and not hasattr(device, "id"):
                 device = int(str(device).removeprefix("cuda").removeprefix(":") or 0)
-            self.device = cupy.cuda.Device(getattr(device, "id", device))  # of None, the current one
+            self.device = cupy.cuda.Device(getattr(device, "id", device))  # None: the current device
             works = self._computes(self.device.id)
-        except Exception as error:  # whatever CuPy, the driver or the compiler raise, it is theirs to explain
+        except Exception as error:  # anything that CuPy, the driver or the compiler raise
             raise self._no_device(f"{type(error).__name__}: {error}", remedy) from error
         if not works:
             raise self._no_device("a sum of three numbers came out wrong", remedy)
@@ -35,7 +35,7 @@ class CuPy(Backend):
     @staticmethod
     @functools.cache
     def _computes(number: int) -> bool:
-        """Whether this device does, found out once: a driver may be there, and its compiler or the card not."""
+        """Whether this device computes, tried once: a driver may be installed without a compiler or a working GPU."""
         cupy = importlib.import_module("cupy")
         with cupy.cuda.Device(number):
             return int(cupy.arange(3).sum()) == 3

@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import Array, dtype_name
 from .base import Backend
-from .held import Held, Named
+from .dicts import LayerArrays, NetworkArrays
 
 
 class JAX(Backend):
@@ -31,19 +31,19 @@ class JAX(Backend):
                 raise self._no_device(error, "jax.devices() lists what there is.") from error
 
     def dtype(self, dtype: object) -> Any:
-        """As everywhere; JAX has a float64 only with `jax_enable_x64` set, so asking for float64 here sets it."""
+        """As in `Backend`; float64 sets `jax_enable_x64`, without which JAX has none."""
         if dtype is not None and dtype_name(dtype) == "float64" and not self._jax.config.jax_enable_x64:
             self._jax.config.update("jax_enable_x64", True)
         return super().dtype(dtype)
 
     def asarray(self, x: Any, dtype: object = None) -> Array:
-        """As everywhere; integers of 64 bits that JAX would wrap around, without `jax_enable_x64`, become floats."""
+        """As in `Backend`; 64-bit integers that would wrap around without `jax_enable_x64` become floats."""
         if isinstance(x, np.ndarray) and x.dtype in (np.int64, np.uint64) and not self._jax.config.jax_enable_x64:
             x = x if (x == x.astype(f"{x.dtype.kind}4")).all() else x.astype(np.float64)
-        if isinstance(x, self._jax.Array):  # JAX's own asarray refuses one that lies on another device, or on several
-            one = self._jax.sharding.SingleDeviceSharding  # a device alone would leave the mesh in the array's type
+        if isinstance(x, self._jax.Array):  # jnp.asarray refuses arrays of another device, or of several
+            one = self._jax.sharding.SingleDeviceSharding  # a bare device would leave the mesh in the array's type
             x = self._jax.device_put(x, one(self.device) if isinstance(self.device, self._jax.Device) else self.device)
-        with np.errstate(over="ignore"):  # JAX casts to float32 unasked; who takes it looks for infinite ones
+        with np.errstate(over="ignore"):  # JAX casts to float32; callers check for infinities
             return super().asarray(x, dtype)
 
     @property
@@ -51,19 +51,19 @@ class JAX(Backend):
         return f"{self.device.platform}:{self.device.id}"
 
     def stack(self, values: Sequence[Any]) -> np.ndarray:
-        """As everywhere, but one by one: jnp.stack takes 5 µs for each, and half a second when their number is new."""
+        """As in `Backend`, but one by one: jnp.stack takes 5 µs for each, and compiles for each new number of them."""
         if getattr(self.device, "platform", "cpu") != "cpu":
-            values = self._jax.device_get(values)  # pragma: no cover  # needs a GPU: all transfers at a time
+            values = self._jax.device_get(values)  # pragma: no cover  # on a GPU in one transfer
         return np.array([np.asarray(value) for value in values], dtype=np.float64)
 
     def synchronize(self) -> None:
-        self._jax.block_until_ready(self._jax.device_put(0.0, self.device) + 0.0)  # a device works in order
+        self._jax.block_until_ready(self._jax.device_put(0.0, self.device) + 0.0)  # a device computes in order
 
 
 @functools.cache
 def _register(tree_util: Any) -> None:
-    """Have JAX look into dicts of ours as into any dict."""
-    for cls in (Named, Held):
+    """Register our dicts of arrays as pytrees."""
+    for cls in (NetworkArrays, LayerArrays):
         tree_util.register_pytree_with_keys(
             cls,
             lambda arrays: (

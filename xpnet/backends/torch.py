@@ -30,14 +30,14 @@ class Torch(Backend):
     @staticmethod
     @functools.cache
     def _has_numbers(device: Any) -> float:
-        """Fail on a device without, such as "meta"; looked at once."""
+        """Raise on a device without data, such as "meta"; tried once."""
         return float(importlib.import_module("torch").zeros(1, device=device))
 
     def asarray(self, x: Any, dtype: object = None) -> Array:
         if isinstance(x, self._torch.Tensor):
-            x = x.detach()  # the gradients are written out here, autograd has nothing to record
+            x = x.detach()  # gradients are computed here, not by autograd
         else:
-            x = np.require(x, requirements=["C", "W"])  # torch shares neither read-only nor negatively strided memory
+            x = np.require(x, requirements=["C", "W"])  # torch shares no read-only memory and no negative strides
         return self.xp.asarray(x, dtype=self.dtype(dtype), device=self.device)
 
     def adopt(self, who: str, x: Any, remedy: str = "convert it first") -> Array:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from ..backends import Array, Guarded, Held, Named, Namespace, floating
+from ..backends import Array, LayerArrays, Namespace, NetworkArrays, ReadOnlyDict, floating
 from ..common.checks import flag, kind_of, mapping_from, pair_from
 from ..common.publication import published
 from ..common.settings import Configured
@@ -21,7 +21,7 @@ Shape = tuple[int | str | None, ...]  # a batch axis may be None or a letter
 ARRAYS = "params", "state"
 
 
-class NotYet(Guarded):
+class NotYet(ReadOnlyDict):
     """The arrays of a layer that has none so far: empty, unchangeable, and clear about what is missing."""
 
     remedy = "assign the whole dict, as in layer.params = {name: array}: this one is shared by all layers"
@@ -48,7 +48,7 @@ class Collected:
         if layer is None or not layer._children():
             return NOT_YET
         with published.lock:
-            return Named(
+            return NetworkArrays(
                 self.kind, {f"{p}.{k}": a for p, leaf in layer._leaves() for k, a in getattr(leaf, self.kind).items()}
             )
 
@@ -99,7 +99,7 @@ class Layer(Configured, ABC):
                 raise AttributeError(
                     f"{name} of a layer that holds layers are theirs: set it there, or all with set_{name}"
                 )
-            if isinstance(held := vars(self).get(name), Held):
+            if isinstance(held := vars(self).get(name), LayerArrays):
                 value = held.replaced(value)
         super().__setattr__(name, value)
 
@@ -107,14 +107,14 @@ class Layer(Configured, ABC):
         """What copies and files of objects are made from: the arrays in plain dicts, copies of the layers within."""
         with published.lock:
             own = {name: mapped(value, Layer.clone) for name, value in vars(self).items()}
-        held = {name: value for name, value in own.items() if isinstance(value, Held)}
+        held = {name: value for name, value in own.items() if isinstance(value, LayerArrays)}
         plain = {name: dict(arrays) for name, arrays in held.items()}
         return own | plain | {"_drawn": {name: arrays.drawn for name, arrays in held.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own = dict(state)
         for name, drawn in own.pop("_drawn", {}).items():
-            own[name] = Held(own[name])
+            own[name] = LayerArrays(own[name])
             own[name].drawn = drawn
         vars(self).update(own)
 
@@ -228,7 +228,7 @@ class Layer(Configured, ABC):
 
     def _take(self, kind: str, arrays: dict[str, Array]) -> None:
         held = vars(self).get(kind, NOT_YET)
-        vars(self)[kind] = Held({name: arrays[name] for name in held if name in arrays} | arrays)
+        vars(self)[kind] = LayerArrays({name: arrays[name] for name in held if name in arrays} | arrays)
 
     def _shares(self, arrays: Mapping[str, Array]) -> list[tuple["Layer", dict[str, Array]]]:
         """Each leaf with its share of these arrays, under its own names; leaves without one left out."""
@@ -253,9 +253,9 @@ class Layer(Configured, ABC):
         for held in self._held():
             held.drawn = value
 
-    def _held(self) -> list[Held]:
+    def _held(self) -> list[LayerArrays]:
         found = [vars(leaf).get(kind) for _, leaf in self._leaves() for kind in ARRAYS]
-        return [arrays for arrays in found if isinstance(arrays, Held)]
+        return [arrays for arrays in found if isinstance(arrays, LayerArrays)]
 
     def _check_drawn(self, arrays: Mapping[str, Any]) -> None:
         """Refuse initial arrays of a layer that holds layers, if they are none of theirs."""

@@ -1,15 +1,16 @@
-"""Arrays by name: a network's, to read, and a layer's, which others of their kind may replace."""
+"""Dicts of arrays by name: a network's, which is read-only, and a layer's, which takes arrays of the same kind."""
 
 from collections.abc import Mapping
 from typing import Any, NoReturn, Self
 
+from ..common.checks import kind_of
 from .arrays import Array, device_of, dtype_name, is_array, is_compiled, library_of, namespace
 
 
-class Guarded(dict[str, Array]):
-    """A dict of arrays that cannot be written to, and says what to do instead. Copies of it are plain dicts."""
+class ReadOnlyDict(dict[str, Array]):
+    """A dict of arrays that raises TypeError with a remedy when written to. Its copies are plain dicts."""
 
-    remedy = ""  # what to do instead
+    remedy = ""
 
     def _refuse(self, *given: Any, **named: Any) -> NoReturn:
         raise TypeError(self.remedy)
@@ -23,8 +24,8 @@ class Guarded(dict[str, Array]):
         return dict, (dict(self),)
 
 
-class Named(Guarded):
-    """All parameters or all statistics of a network, `what` it calls them, by name."""
+class NetworkArrays(ReadOnlyDict):
+    """All parameters or all statistics of a network; `what` is the network's attribute."""
 
     def __init__(self, what: str, arrays: Mapping[str, Array]):
         super().__init__(arrays)
@@ -34,21 +35,19 @@ class Named(Guarded):
         )
 
     def __setitem__(self, name: str, array: Array) -> None:
-        if array is not self.get(name):  # as it is after net.params[name] *= 2, which NumPy does in place
+        if array is not self.get(name):  # as after net.params[name] *= 2, in place on NumPy
             self._refuse()
 
 
-class Held(Guarded):
-    """A layer's arrays, as a network holds them. Others may be assigned in their place: of the same library, device,
-    shape and dtype.
-    """
+class LayerArrays(ReadOnlyDict):
+    """The arrays of a layer in a network. Arrays of the same library, device, shape and dtype may replace them."""
 
     remedy = "a layer of a network has always the same arrays by name: none can be added or taken out"
-    drawn = False  # by `initialize`, and not trained, loaded or set since
+    drawn = False  # whether the arrays are as `initialize` drew them
 
     def __setitem__(self, name: str, array: Array) -> None:
         self._check(name, array)
-        super(Guarded, self).__setitem__(name, array)
+        super(ReadOnlyDict, self).__setitem__(name, array)
         self.drawn = False
 
     def update(self, *given: Any, **named: Array) -> None:  # type: ignore[override]
@@ -59,18 +58,15 @@ class Held(Guarded):
         self.update(other)
         return self
 
-    def replaced(self, arrays: Any) -> "Held":
-        """These arrays in place of all of its own."""
+    def replaced(self, arrays: Any) -> "LayerArrays":
+        """A copy with these arrays in place of all its own."""
         if not isinstance(arrays, Mapping) or arrays.keys() != self.keys():
-            came = (
-                ", ".join(map(str, arrays)) or "none" if isinstance(arrays, Mapping) else f"a {type(arrays).__name__}"
-            )
-            raise TypeError(
-                f"a layer of a network has the arrays {', '.join(self)}: expected a dict of them, got {came}"
-            )
+            given = ", ".join(map(str, arrays)) or "none" if isinstance(arrays, Mapping) else kind_of(arrays)
+            expected = f"a layer of a network has the arrays {', '.join(self)}: expected a dict of them"
+            raise TypeError(f"{expected}, got {given}")
         for name, array in arrays.items():
             self._check(name, array)
-        return Held(arrays)
+        return LayerArrays(arrays)
 
     def _check(self, name: str, array: Any) -> None:
         if name not in self:
@@ -78,15 +74,15 @@ class Held(Guarded):
         old = self[name]
         if array is old:
             return
-        expected, came = kind_of(old), kind_of(array) if is_array(array) else f"a {type(array).__name__}"
-        if came != expected:
+        expected, given = described(old), described(array) if is_array(array) else kind_of(array)
+        if given != expected:
             raise TypeError(
-                f"{name} of a layer of a network is {expected}, got {came}; net.set_params and net.set_state convert "
+                f"{name} of a layer of a network is {expected}, got {given}; net.set_params and net.set_state convert "
                 "what they are given, net.to(...) moves a network"
             )
 
 
-def kind_of(a: Array) -> str:
+def described(a: Array) -> str:
     """Library, dtype, shape and device of an array, in words."""
     device = "" if is_compiled(namespace(a)) else f" on {device_of(a)}"  # JAX's tracers have none
     return f"an array of {library_of(a)}, {dtype_name(a.dtype)}, of shape {tuple(a.shape)}{device}"
