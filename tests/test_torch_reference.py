@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import xpnet as xn
 from xpnet.kernels import training_step
 from xpnet.losses.objective import Objective
+from xpnet.training.batches import Batch
 
 pytestmark = pytest.mark.torch_only
 
@@ -374,7 +375,7 @@ def test_no_step_waits_for_a_device(torch, rng, monkeypatch, name):
                 if backend is device:
                     patch.setattr(torch.Tensor, method, refuse)
             for start in range(0, 40, 10):
-                value, carry = step.on_rows(carry, x, y, slice(start, start + 10), keep=(step.start, carry))
+                value, carry = step.on_rows(carry, Batch(x, y), slice(start, start + 10), keep=(step.start, carry))
                 values.append(value)
         found[backend] = [*map(float, values), *usual.to_numpy(carry.weights)]
     np.testing.assert_array_equal(found[device], found[usual])

@@ -3,10 +3,12 @@
 from typing import Any
 
 from .backends import Array
+from .common.checks import non_negative
 from .files.safetensors import Path
 from .kernels.reference import must_check_range, out_of_range
 from .layers.placed import Placed
 from .losses.losses import Loss
+from .losses.objective import Objective
 from .training import inputs, loop
 
 
@@ -45,17 +47,18 @@ class Sequential(Placed):
         `sample_weight` and `l2` as in `fit`. Raises ValueError or TypeError for what it cannot take.
         """
         x, y = inputs.pair(self, "value_and_grad", x, y, loss)
-        objective, y = inputs.weighted(self, "value_and_grad", loss, y, sample_weight, l2)
+        weight = inputs.weights_for(self, "value_and_grad", loss, y, sample_weight)
+        objective = Objective(loss, non_negative("value_and_grad: l2", l2))
         with self.backend.scope():
             prediction, cache = self.forward(x, training=True)
             if must_check_range(self, loss) and (misfit := out_of_range(loss, prediction)):
                 raise ValueError(f"value_and_grad: {misfit}")
-            value, dy = objective.reduced(prediction, y)
+            value, dy = objective.reduced(prediction, y, weight)
             grads = self.backward_params(dy, cache)
             if l2:
                 trained = [(prefix, layer.params) for prefix, layer in self.leaves() if layer.trainable]
                 params = {f"{prefix}.{key}": a for prefix, own in trained for key, a in own.items()}
-                value, grads = objective.penalized(value, grads, params, y)
+                value, grads = objective.penalized(value, grads, params, y, weight)
             return value, grads
 
     fit = loop.fit  # with their arguments and docstrings

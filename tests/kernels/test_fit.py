@@ -417,15 +417,15 @@ def test_what_was_gathered_is_let_go_before_the_next(backend, choice, gather, fi
     layers = [first, *([] if isinstance(first, xn.Dense) else [xn.Dense(4, 8)]), xn.Tanh(), xn.Dense(8, 3)]
     net = xn.Sequential(*layers).initialize(backend, "float64", seed=2)
     monkeypatch.setattr(batches, "GATHER", gather)
-    take_rows, taken = batches.take_rows, []
+    gathered, taken = batches.Batch.gathered, []
 
     def watched(*arguments):
         assert [a() for a in taken] == [None] * len(taken)
-        x, y = take_rows(*arguments)
-        taken.append(weakref.ref(x))
-        return x, y
+        batch = gathered(*arguments)
+        taken.append(weakref.ref(batch.x))
+        return batch
 
-    monkeypatch.setattr(batches, "take_rows", watched)
+    monkeypatch.setattr(batches.Batch, "gathered", watched)
     net.fit(X, Y, loss=CROSS, optimizer=xn.SGD(0.01), epochs=3, batch_size=7)
     assert len(taken) == (6 if gather == 0 else 3)
 

@@ -13,6 +13,7 @@ import xpnet as xn
 from support.cases import FEATURES, LAYERS, LOSSES, OPTIMIZERS, Scale, probabilities
 from xpnet.kernels import training_step
 from xpnet.kernels.reference import Step
+from xpnet.training.batches import Batch
 
 pytestmark = pytest.mark.jax_only
 
@@ -158,7 +159,7 @@ def test_float32_stays_float32_where_float64_is_switched_on(lib):
     lib.backend.dtype("float64")
     net = xn.Sequential(xn.Dense(FEATURES, 3)).initialize(lib.backend, "float32")
     step = training_step(net, xn.MeanSquaredError(), xn.Adam())
-    value, carry = step(step.start, *(lib.asarray(a, "float32") for a in problem(3)))
+    value, carry = step(step.start, Batch(*(lib.asarray(a, "float32") for a in problem(3))))
     memory = [a for own in carry.slots["memory"] for a in own.values()]
     assert {a.dtype.name for a in (value, *carry.weights, *memory)} == {"float32"}
 
@@ -238,7 +239,7 @@ def test_frozen_parameters_are_those_of_the_network_that_is_trained(lib, traces)
         net = xn.Sequential(xn.Dense(FEATURES, 7, trainable=False), xn.Dense(7, 3)).initialize(lib.backend, seed=seed)
         step = training_step(net, xn.MeanSquaredError(), xn.SGD())
         x, y = (lib.asarray(a, "float32") for a in problem(3))
-        value, _ = step(step.start, x, y)
+        value, _ = step(step.start, Batch(x, y))
         return float(value), float(xn.MeanSquaredError()(net.predict(x), y))
 
     for seed in (0, 1):
@@ -280,10 +281,10 @@ def test_a_carry_is_written_over_unless_it_is_to_be_kept(lib, monkeypatch, kerne
     net, step = donating(lib, monkeypatch, kernels, *frozen_layers())
     x, y = (lib.asarray(a, "float64") for a in problem(3))
     rows = slice(0, BATCH)
-    _, kept = step.on_rows(step.start, x, y, rows, (step.start,))
+    _, kept = step.on_rows(step.start, Batch(x, y), rows, (step.start,))
     before = [lib.to_numpy(a).copy() for a in (*kept.weights, *kept.state.values())]
-    _, middle = step.on_rows(kept, x, y, rows, (step.start, kept))
-    _, last = step.on_rows(middle, x, y, rows, (step.start, kept))
+    _, middle = step.on_rows(kept, Batch(x, y), rows, (step.start, kept))
+    _, last = step.on_rows(middle, Batch(x, y), rows, (step.start, kept))
     assert [step.finite(c) for c in (step.start, kept, middle, last)] == [True, True, False, True]
     for a, old in zip((*kept.weights, *kept.state.values()), before, strict=True):
         np.testing.assert_array_equal(lib.to_numpy(a), old)

@@ -7,6 +7,7 @@ import xpnet as xn
 from support.cases import FEATURES, LAYERS, LOSSES, Scale, tutorial_network
 from xpnet.kernels.planner import BufferedStep
 from xpnet.kernels.reference import Step
+from xpnet.training.batches import Batch
 
 pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only, pytest.mark.usefixtures("small_blocks")]
 
@@ -33,7 +34,7 @@ def taken(step, batches):
     host, carry, seen = step.backend.to_numpy, step.start, []
     with step.backend.scope():
         for x, y in batches:
-            value, carry = step.on_rows(carry, x, y, slice(0, x.shape[0]), (carry,))
+            value, carry = step.on_rows(carry, Batch(x, y), slice(0, x.shape[0]), (carry,))
             slots = {f"slot {name}": carry.slots[name] for name in getattr(step.optimizer, "memory", ())}
             arrays = {"weights": carry.weights} | slots | step.state(carry)
             seen.append((float(value), carry.slots["step"], {k: np.array(host(a)) for k, a in arrays.items()}))
@@ -335,7 +336,7 @@ def test_a_bias_before_a_batch_norm_stays(kernels, backend, dtype):
         for step in (Step(net, CROSS, xn.Adam(0.01)), BufferedStep(net, CROSS, xn.Adam(0.01), kernels())):
             carry, twin = step.start, net.clone()
             for _ in range(5):
-                _, carry = step(carry, x, y)
+                _, carry = step(carry, Batch(x, y))
             step.publish(carry, twin)
             ends.append({name: np.array(backend.to_numpy(a)) for name, a in (twin.params | twin.state).items()})
             for name, bias in biases.items():
@@ -356,7 +357,7 @@ def test_the_running_mean_holds_the_bias_that_the_batch_does_without(kernels, ba
         for step in BufferedStep(net, CROSS, xn.SGD(0.1), kernels()), Step(net, CROSS, xn.SGD(0.1)):
             carry = step.start
             for _ in range(3):
-                carry = step(carry, x, y)[1]
+                carry = step(carry, Batch(x, y))[1]
             means.append(backend.to_numpy(step.state(carry)["1.mean"]))
     atol = ROUNDINGS * EPS["float64"] * np.abs(means[1]).max()
     np.testing.assert_allclose(means[0], means[1], rtol=0, atol=atol)
@@ -371,7 +372,7 @@ def test_statistics_that_a_network_has_are_gone_on_from(mean, var, kernels, back
     x, y = backend.asarray(rng.normal(size=(20, 6))), backend.asarray(np.eye(3)[rng.integers(3, size=20)])
     with backend.scope():
         steps = BufferedStep(net, CROSS, xn.SGD(0.1), kernels()), Step(net, CROSS, xn.SGD(0.1))
-        fast, plain = (step.state(step(step.start, x, y)[1]) for step in steps)
+        fast, plain = (step.state(step(step.start, Batch(x, y))[1]) for step in steps)
     for name, a in plain.items():
         np.testing.assert_allclose(backend.to_numpy(fast[name]), backend.to_numpy(a), rtol=0, atol=1e-13 * (mean + var))
 
@@ -382,10 +383,10 @@ def test_a_step_called_by_itself_keeps_the_start_and_what_it_is_given(kernels, b
     x, y = backend.asarray(rng.normal(size=(20, 6))), backend.asarray(np.eye(3)[rng.integers(3, size=20)])
     with backend.scope():
         step = BufferedStep(net, CROSS, xn.SGD(0.1), kernels())
-        after = step(step.start, x, y)[1]
+        after = step(step.start, Batch(x, y))[1]
         carries = step.start, after
         before = [[np.array(backend.to_numpy(a)) for a in (c.weights, c.slots["velocity"])] for c in carries]
-        step(after, x, y)
+        step(after, Batch(x, y))
     for carry, arrays in zip(carries, before, strict=True):
         for a, kept in zip((carry.weights, carry.slots["velocity"]), arrays, strict=True):
             np.testing.assert_array_equal(backend.to_numpy(a), kept)
@@ -399,12 +400,12 @@ def test_carries_that_are_to_be_kept_are(kernels, backend):
         step = BufferedStep(net, CROSS, xn.Nesterov(0.1), kernels())
         kept = [step.start]
         for _ in range(4):
-            kept.append(step.on_rows(kept[-1], x, y, slice(0, 20), tuple(kept))[1])
+            kept.append(step.on_rows(kept[-1], Batch(x, y), slice(0, 20), tuple(kept))[1])
         expected = [step.start]
         twin = Step(net, CROSS, xn.Nesterov(0.1))
         carry = twin.start
         for _ in range(4):
-            carry = twin(carry, x, y)[1]
+            carry = twin(carry, Batch(x, y))[1]
             expected.append(carry)
     for a, b in zip(kept, expected, strict=True):
         for one, other in [(a.weights, b.weights), (a.slots["velocity"], b.slots["velocity"])]:
@@ -453,7 +454,7 @@ def test_arrays_that_do_not_fit_are_refused_and_no_kernel_sees_them(misfit, mess
     x, y = backend.asarray(np.ones((8, 5)), "float32"), backend.asarray(np.eye(8, 6), "float32")
     who = rf"fit: layer \d, Misfit\(.*\): {'backward' if 'dx' in misfit else 'forward'} gave an array of "
     with backend.scope(), pytest.raises(ValueError, match=f"{who}.*{message}"):
-        step(step.start, x, y)
+        step(step.start, Batch(x, y))
 
 
 class KeepsGradient(xn.SGD):
@@ -469,7 +470,7 @@ def test_an_optimizer_may_keep_its_gradient(kernels, backend):
     x, y = backend.asarray(np.ones((5, 4))), backend.asarray(np.eye(5, 3) + np.eye(5, 3, -3))
     with backend.scope():
         step = BufferedStep(net, CROSS, KeepsGradient(0.1), kernels())
-        _, carry = step.on_rows(step.start, x, y, slice(0, 5), ())
+        _, carry = step.on_rows(step.start, Batch(x, y), slice(0, 5), ())
     assert not np.array_equal(backend.to_numpy(carry.slots["last"]), backend.to_numpy(carry.weights))
 
 

@@ -6,7 +6,9 @@ import pytest
 import xpnet as xn
 from support import cases
 from xpnet.kernels import training_step
+from xpnet.losses.objective import Objective
 from xpnet.training import inputs
+from xpnet.training.batches import Batch
 
 N, D, K = 12, 4, 3
 LOSSES = {name: case for name, case in cases.LOSSES.items() if "probabilities" not in case[1].__name__}
@@ -119,12 +121,12 @@ BATCHED = cases.LOSSES | {name: (make, cases.values, cases.values) for name, mak
 def steps_of(net, x, y, loss, slices, sample_weight, l2):
     """The loss and the gradient of each batch at the network's parameters: by SGD, a step of rate 1 is the gradient."""
     x, y = inputs.pair(net, "fit", x, y, loss)
-    objective, y = inputs.weighted(net, "fit", loss, y, sample_weight, l2)
+    batch = Batch(x, y, inputs.weights_for(net, "fit", loss, y, sample_weight))
     to_numpy, before = net.backend.to_numpy, net.params
     with net.backend.scope():
-        step = training_step(net, objective, xn.SGD(1.0, momentum=0.0))
+        step = training_step(net, Objective(loss, l2), xn.SGD(1.0, momentum=0.0))
         for rows in slices:
-            value, carry = step.on_rows(step.start, x, y, rows, (step.start,))
+            value, carry = step.on_rows(step.start, batch, rows, (step.start,))
             twin = net.clone()
             step.publish(carry, twin)
             yield float(value), {k: to_numpy(before[k]) - to_numpy(a) for k, a in twin.params.items()}
@@ -219,14 +221,14 @@ def test_a_batch_whose_weights_are_all_0_has_the_penalty_alone(
 def test_a_step_gives_the_gradient_alone(lib, rng, monkeypatch, kernels, optimizer):
     monkeypatch.setenv("XPNET_KERNELS", kernels)
     x, y = data(cases.one_hot, rng)
-    net, loss = network(lib), xn.losses.objective.Objective(xn.SoftmaxCrossEntropy(), l2=0.3)
+    net, loss = network(lib), Objective(xn.SoftmaxCrossEntropy(), l2=0.3)
     with lib.backend.scope():
         step = training_step(net, loss, optimizer())
         for _ in range(2):
             net.set_params({k: lib.to_numpy(a) + 0.1 for k, a in net.params.items()})
             expected, grads = net.value_and_grad(x, y, xn.SoftmaxCrossEntropy(), l2=0.3)
             weights = xn.ops.join([net.params[name] for name in step.names])
-            value, gradient = step.gradient(weights, lib.asarray(x), lib.asarray(y, "float64"))
+            value, gradient = step.gradient(weights, Batch(lib.asarray(x), lib.asarray(y, "float64")))
             assert float(value) == pytest.approx(float(expected), rel=1e-12)
             for name, g in zip(step.names, xn.ops.split(gradient, step.shapes), strict=True):
                 if name != "0.bias":  # 0 but for rounding

@@ -173,6 +173,18 @@ def test_a_finished_run_that_is_resumed_is_the_one_on_file(lib, data, tmp_path, 
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_checkpoint_tells_weights_apart_and_says_nothing_of_none(lib, data, tmp_path, weighted):
+    """Files of runs without weights are those of versions that knew none apart from y."""
+    weights = np.linspace(0.5, 1.5, len(data[0]))
+    fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path), **({"sample_weight": weights} if weighted else {}))
+    told = json.loads(read(tmp_path / "step-000000000020.safetensors")[1]["training"])
+    assert ("weight" in told["facts"]) == weighted
+    if weighted:
+        with pytest.raises(ValueError, match=r"this one differs in \n  weight: "):
+            fit(network(lib), data, checkpoint=xn.Checkpoint(tmp_path), resume=True, sample_weight=weights**2)
+
+
 class InEpochBegin(xn.Callback):
     """Counts, and slows the optimizer, at the beginning of each epoch."""
 

@@ -893,13 +893,13 @@ class Claims(set):
 def test_of_two_threads_that_begin_to_train_a_network_one_is_refused(lib, monkeypatch):
     """The second passes the first look before the other begins, and reads the parameters only when it may train."""
     net, twin, usual = small(lib), small(lib), xn.training.loop.training_step
-    weighted, refused = xn.training.inputs.weighted, []
+    weights_for, refused = xn.training.inputs.weights_for, []
     monkeypatch.setattr(xn.training.guards, "TRAINED", Claims())
 
     def begin_another(*given):
-        monkeypatch.setattr(xn.training.inputs, "weighted", weighted)
+        monkeypatch.setattr(xn.training.inputs, "weights_for", weights_for)
         fit(net, callbacks=[On(train_begin=lambda run: refused.append(claimed_by_another()))])
-        return weighted(*given)
+        return weights_for(*given)
 
     def claimed_by_another():
         with pytest.raises(RuntimeError, match="is being trained"), xn.training.guards.claimed(net):
@@ -910,7 +910,7 @@ def test_of_two_threads_that_begin_to_train_a_network_one_is_refused(lib, monkey
         assert xn.training.guards.TRAINED
         return usual(*given)
 
-    monkeypatch.setattr(xn.training.inputs, "weighted", begin_another)
+    monkeypatch.setattr(xn.training.inputs, "weights_for", begin_another)
     monkeypatch.setattr(xn.training.loop, "training_step", step)
     fit(net)
     fit(twin)

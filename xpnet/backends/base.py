@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from typing import Any
 
@@ -95,6 +95,11 @@ class Backend:
         if self.immediate:
             return np.array([float(value) for value in values])
         return self.to_numpy(self.xp.stack([self.asarray(value) for value in values])).astype(np.float64)
+
+    def gatherer(self, order: np.ndarray) -> Callable[[Array, slice, int], Array]:
+        """A function that takes those of an array's rows along an axis that stand in a slice of this order."""
+        index = self.asarray(order)  # in one piece: the host may have to wait for the device
+        return lambda a, rows, axis: self.xp.take(a, index[rows], axis=axis)
 
     def synchronize(self) -> None:
         """Wait until the device has finished all queued work."""

@@ -143,8 +143,9 @@ class Doctor(Configured, Callback):
     def _inspect(self, run: "Run") -> None:
         self.inspected_at = run.step
         net, loss = copy.deepcopy((run.net, run.loss))  # custom ones may have state
-        traces = probe.forward(net, run.x[self.rows, ...], training=True)
-        value = probe.backward(net, traces, run.y[self.rows, ...], loss)
+        x, *targets = run.data.rows(self.rows)
+        traces = probe.forward(net, x, training=True)
+        value = probe.backward(net, traces, loss, *targets)
         ratios = self._ratios(run, traces)
         host = run.net.backend.to_numpy
         outputs = [host(trace.output).reshape(trace.output.shape[0], -1) for trace in traces]

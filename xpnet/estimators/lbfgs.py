@@ -13,8 +13,10 @@ from ..common.warn import warn
 from ..kernels import training_step
 from ..layers.dropout import Dropout
 from ..layers.normalization import BatchNorm
+from ..losses.objective import Objective
 from ..optimizers import SGD
-from ..training.inputs import pair, weighted
+from ..training.batches import Batch
+from ..training.inputs import pair, weights_for
 
 
 def train(model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | None) -> None:
@@ -27,13 +29,13 @@ def train(model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | Non
         raise ValueError("solver='lbfgs' has no epochs and steps to call callbacks after; use another solver")
     backend = net.backend
     x, y = pair(net, "fit", x, y, loss)
-    objective, y = weighted(net, "fit", loss, y, weight, float(model.alpha))
-    step = training_step(net, objective, SGD(momentum=0.0))
+    batch = Batch(x, y, weights_for(net, "fit", loss, y, weight))
+    step = training_step(net, Objective(loss, float(model.alpha)), SGD(momentum=0.0))
     norms = [layer for _, layer in net.leaves() if isinstance(layer, BatchNorm) and layer.trainable]
 
     def loss_and_gradient(w: np.ndarray) -> tuple[float, np.ndarray]:
         with backend.scope():
-            value, gradient = step.gradient(backend.asarray(w.astype(net.dtype)), x, y)
+            value, gradient = step.gradient(backend.asarray(w.astype(net.dtype)), batch)
             return float(value), backend.to_numpy(gradient).astype(np.float64)
 
     def report(intermediate_result: Any) -> None:

@@ -31,6 +31,7 @@ from ..layers.placed import Placed
 from ..losses.losses import Loss
 from ..losses.objective import Objective
 from ..optimizers import Optimizer, Slots
+from ..training.batches import Batch
 from .reference import Carry, Step
 
 jax: Any = importlib.import_module("jax")
@@ -41,7 +42,7 @@ Function = Callable[..., Any]
 ALONE = 2**14  # entries from which a parameter is a vector of its own: joining it costs more than handing it over
 DONATE = 2**18  # entries of all parameters from which old ones are written over: fewer are not worth compiling twice
 PROGRAMS = 64  # compiled steps that are kept
-SIZE = 8  # the argument of `Recipe.step` that a program is compiled for, the others being arrays and numbers
+SIZE = 7  # the argument of `Recipe.step` that a program is compiled for, the others being arrays and numbers
 
 
 def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool) -> Step:
@@ -58,8 +59,6 @@ class CompiledStep(Step):
     The `weights` of its carries are a tuple of vectors, large parameters each alone and the small ones in one; their
     `slots` are the count of steps and, under "memory", what the optimizer keeps for each vector.
     """
-
-    gathers = True
 
     def __init__(self, net: Placed, loss: Loss, optimizer: Optimizer):
         super().__init__(net, loss, optimizer)
@@ -97,23 +96,21 @@ class CompiledStep(Step):
         own = [a for name, a in vars(self.optimizer).items() if name not in self.handed]
         return own + [a for attributes in self.of_loss for a in attributes.values()]
 
-    def __call__(self, carry: Carry, x: Array, y: Array) -> tuple[Array, Carry]:
-        return self.on_rows(carry, x, y, slice(0, x.shape[0]), (self.start, carry))
+    def __call__(self, carry: Carry, batch: Batch) -> tuple[Array, Carry]:
+        return self.on_rows(carry, batch, slice(0, batch.x.shape[0]), (self.start, carry))
 
-    def on_rows(
-        self, carry: Carry, x: Array, y: Array, rows: slice | np.ndarray, keep: tuple[Carry, ...]
-    ) -> tuple[Array, Carry]:
+    def on_rows(self, carry: Carry, batch: Batch, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
         if self.compiles:
             step, memory = carry.slots["step"], carry.slots["memory"]
             numbers = self.optimizer.coefficients(step)
-            first, size = (rows.start, rows.stop - rows.start) if isinstance(rows, slice) else (rows, None)
-            args = carry.weights, memory, carry.state, self.fixed, numbers, x, y, first, size
+            size = rows.stop - rows.start
+            args = carry.weights, memory, carry.state, self.fixed, numbers, batch, rows.start, size
             function = self._function(self.donates and all(kept is not carry for kept in keep), args)
             if function is not None:
                 value, weights, memory, state = function(*args)
                 return value, Carry(weights, {"step": step + 1, "memory": memory}, state)
             self.compiles = False
-        return self.by_layers(self._flat(carry), x[rows, ...], y[rows, ...])
+        return self.by_layers(self._flat(carry), batch.rows(rows))
 
     def _function(self, donate: bool, args: tuple[Any, ...]) -> Function | None:
         """The compiled step for such arguments; None where it cannot be compiled."""
@@ -122,8 +119,8 @@ class CompiledStep(Step):
             if self.key is None:
                 return None
             self._look()
-        *_, x, y, first, size = args
-        signature = donate, x.shape, y.shape, size or first.shape
+        *_, (x, y, weight), _, size = args
+        signature = donate, x.shape, y.shape, weight is None, size
         if signature not in self.functions:
             recipe = recipe_of(self.key, *self.parts, self.groups, args)
             if recipe is None:
@@ -151,8 +148,8 @@ class CompiledStep(Step):
     def sound(self, carry: Carry) -> bool:
         return are_finite(carry.weights, carry.state, carry.slots)
 
-    def gradient(self, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
-        return self.by_layers.gradient(weights, x, y)
+    def gradient(self, weights: Array, batch: Batch) -> tuple[Array, Array]:
+        return self.by_layers.gradient(weights, batch)
 
     def _remember(self, slots: Slots) -> None:
         names = [k for k in slots if k != "step"]
@@ -176,8 +173,8 @@ class CompiledStep(Step):
     def misfit(self, carry: Carry, x: Array) -> str:
         return self.by_layers.misfit(self._flat(carry), x)
 
-    def fault(self, carry: Carry, x: Array, y: Array) -> str:
-        return self.by_layers.fault(self._flat(carry), x, y)
+    def fault(self, carry: Carry, batch: Batch) -> str:
+        return self.by_layers.fault(self._flat(carry), batch)
 
 
 class UntraceableError(Exception):
@@ -212,25 +209,21 @@ class Recipe:
         state: dict[str, Array],
         fixed: dict[str, Array],
         numbers: tuple[Any, ...],
-        x: Array,
-        y: Array,
+        batch: Batch,
         first: Array,
-        size: int | None,
+        size: int,
     ) -> tuple[Array, tuple[Array, ...], tuple[Slots, ...], dict[str, Array]]:
-        """What is traced. The batch is `size` rows from `first` on, or where `size` is None the rows numbered `first`.
+        """What is traced, on `size` rows of the batch from `first` on.
 
         Gives the loss and the next weights, memory and state.
         """
-        if size is None:
-            x, y = (a.at[first].get(mode="promise_in_bounds") for a in (x, y))
-        else:
-            x, y = (jax.lax.dynamic_slice_in_dim(a, first, size) for a in (x, y))
+        own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), batch)
         net, optimizer, groups = self.net.clone(), self.optimizer, self.groups
         points = list(map(optimizer.lookahead, weights, memory))
         net.assign_params(fixed | named(points, groups))
         net.assign_state(state)
         step = Step(net, self.loss, optimizer)
-        value, gradients, state = step.passes(x, y)
+        value, gradients, state = step.passes(own)
         if self.before is not None and settings(step.worker, self.loss, optimizer) != self.before:
             raise UntraceableError("tracing has changed a user's own part")
         vectors = [ops.join([gradients[name] for name, _ in group]) for group in groups]

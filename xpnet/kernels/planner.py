@@ -20,6 +20,7 @@ from ..layers.normalization import BatchNorm
 from ..layers.placed import Placed
 from ..losses.losses import Loss, SoftmaxCrossEntropy
 from ..optimizers import Optimizer, Slots
+from ..training.batches import Batch
 from .reference import Carry, Step, checked, is_within
 
 
@@ -302,7 +303,7 @@ class BufferedStep(Step):
         super().__init__(net, loss, optimizer)
         self.kernels = kernels
         weights, xp, device = self.start.weights, self.backend.xp, self.backend.device
-        plain = None if self.objective.weighted else self.objective.loss
+        plain = self.objective.loss
         self.softmax: Any = plain if type(plain) is SoftmaxCrossEntropy else None
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
         self.stages = self._stages(lambda: Workspace(xp, weights.dtype, device))
@@ -398,19 +399,19 @@ class BufferedStep(Step):
                 return True
         return super().sound(carry)
 
-    def __call__(self, carry: Carry, x: Array, y: Array) -> tuple[Array, Carry]:
-        return self._take(carry, x, y, (self.start, carry))
+    def __call__(self, carry: Carry, batch: Batch) -> tuple[Array, Carry]:
+        return self._take(carry, batch, (self.start, carry))
 
-    def on_rows(self, carry: Carry, x: Array, y: Array, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
-        return self._take(carry, x[rows, ...], y[rows, ...], keep)
+    def on_rows(self, carry: Carry, batch: Batch, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
+        return self._take(carry, batch.rows(rows), keep)
 
-    def _take(self, carry: Carry, x: Array, y: Array, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
+    def _take(self, carry: Carry, batch: Batch, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
         at = self._side_of(carry)
-        value, da = self._forward(at, carry.state, x, y)
+        value, da = self._forward(at, carry.state, batch)
         if self.backend.immediate and not math.isfinite(value):
             return value, carry
         side = self._free_side(carry, keep)  # the gradient first, then what it makes of the parameters
-        value = self._backward(at, side, value, da, y)
+        value = self._backward(at, side, value, da, batch)
         slots = self.kernels.update(
             self.optimizer, carry.weights, carry.slots, side.flat, self._free_slots(carry, keep)
         )
@@ -419,34 +420,39 @@ class BufferedStep(Step):
             stage.cache = None
         return value, Carry(side.flat, slots, state)
 
-    def gradient(self, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    def gradient(self, weights: Array, batch: Batch) -> tuple[Array, Array]:
         at = self._side_of(self.start)
         at.flat[...] = weights
-        value, da = self._forward(at, self.start.state, x, y)
+        value, da = self._forward(at, self.start.state, batch)
         side = self._free_side(self.start, ())
-        return self._backward(at, side, value, da, y), side.flat
+        return self._backward(at, side, value, da, batch), side.flat
 
-    def _forward(self, at: Side, state: dict[str, Array], x: Array, y: Array) -> tuple[Array, Array]:
+    def _forward(self, at: Side, state: dict[str, Array], batch: Batch) -> tuple[Array, Array]:
         """The loss, and its derivative with respect to the outputs, (K, N)."""
         for stage in self.singles:
             stage.set_state(state)
+        x, y, weight = batch
         a = turned(x)
         for stage, own in zip(self.stages, at.views, strict=True):
             a = stage.forward(a, own)
-        if self.softmax is not None:
+        if self.softmax is not None and weight is None:
             found: tuple[Array, Array] = self.kernels.softmax_cross_entropy(a, y.T, self._scale(a), self.work)
             return found
-        value, dy = self.loss(turned(a), y)
-        return value, turned(dy)
+        value, dy = self.loss(turned(a), y, weight)
+        if self.softmax is None:
+            return value, turned(dy)
+        own = self.work("dy", tuple(a.shape))  # the last stage takes it to be in order and ours, as the kernel's is
+        own[...] = turned(dy)
+        return value, own
 
-    def _backward(self, at: Side, gradient: Side, value: Array, da: Array, y: Array) -> Array:
+    def _backward(self, at: Side, gradient: Side, value: Array, da: Array, batch: Batch) -> Array:
         """The gradient, and the loss with the penalty in it."""
         for i in range(len(self.stages) - 1, self.first - 1, -1):
             da = self.stages[i].backward(da, at.views[i], gradient.views[i], self.turns[i])
         for name in self.idle:
             gradient.arrays[name][...] = 0.0
         if self.objective.l2:
-            more, slopes = self.objective.penalty(at.arrays, y)
+            more, slopes = self.objective.penalty(at.arrays, batch.y, batch.weight)
             value = value + (float(more) if self.backend.immediate else more)
             for name, slope in slopes.items():
                 gradient.arrays[name] += slope

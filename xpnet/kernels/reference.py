@@ -17,6 +17,7 @@ from ..layers.placed import Placed
 from ..losses.losses import Loss
 from ..losses.objective import Objective
 from ..optimizers import Optimizer, Slots
+from ..training.batches import Batch
 
 
 class Carry(NamedTuple):
@@ -28,7 +29,7 @@ class Carry(NamedTuple):
 
 
 class Step:
-    """`step(carry, x, y) -> value of the loss, next carry`, for one network, loss and optimizer.
+    """`step(carry, batch) -> value of the loss, next carry`, for one network, loss and optimizer.
 
     It works on a clone, so the network is as it was until a carry is published to it. All trained parameters stand in
     one vector, of which the clone's layers hold views: the optimizer's work is then a handful of array calls.
@@ -36,8 +37,6 @@ class Step:
     This one calls the layers one after another and is the reference for those in `kernels`, which take the same step
     faster. They may write over the arrays of old carries; `on_rows` is told which to leave alone.
     """
-
-    gathers = False  # whether `on_rows` takes the numbers of rows in place of a slice, and is faster with them
 
     def __init__(self, net: Placed, loss: Loss, optimizer: Optimizer):
         self.backend = net.backend
@@ -103,22 +102,23 @@ class Step:
         """The optimizer's memory as `Optimizer.init` has it, in arrays that later steps may write to."""
         return carry.slots
 
-    def __call__(self, carry: Carry, x: Array, y: Array) -> tuple[Array, Carry]:
+    def __call__(self, carry: Carry, batch: Batch) -> tuple[Array, Carry]:
         self._bind(carry)
-        value, gradients, state = self.passes(x, y)
+        value, gradients, state = self.passes(batch)
         weights, slots = updated(self.optimizer, carry.weights, ops.join([*gradients.values()]), carry.slots)
         return value, Carry(weights, slots, state)
 
-    def gradient(self, weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    def gradient(self, weights: Array, batch: Batch) -> tuple[Array, Array]:
         """The loss at these parameters, one vector, and its derivative, which the next call may write over."""
         self._bind(self.start._replace(weights=weights))
-        value, gradients, _ = self.passes(x, y)
+        value, gradients, _ = self.passes(batch)
         return value, ops.join([*gradients.values()])
 
-    def passes(self, x: Array, y: Array) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+    def passes(self, batch: Batch) -> tuple[Array, dict[str, Array], dict[str, Array]]:
         """Forward, loss and backward: the loss, the gradients in the order of `names`, the next statistics."""
+        x, *targets = batch
         prediction, cache = self.worker.forward(x, training=True)
-        value, dy = self.loss(prediction, y)
+        value, dy = self.loss(prediction, *targets)
         grads = self.worker.backward_params(dy, cache, *self.lowest)
         dtype = self.start.weights.dtype
         gradients = {
@@ -126,23 +126,23 @@ class Step:
         }
         if self.objective.l2:
             params = {name: layer.params[key] for name, (layer, key) in self.trained.items()}
-            value, gradients = self.objective.penalized(value, gradients, params, y)
+            value, gradients = self.objective.penalized(value, gradients, params, *targets)
         before, after = self.worker.state, self.worker.next_state(cache)
         state = {k: checked("next_state", after, k, tuple(a.shape), a.dtype) for k, a in before.items()}
         return value, gradients, state
 
-    def _within_range(self, prediction: Array, target: Array) -> tuple[Array, Array]:
+    def _within_range(self, prediction: Array, *targets: Array | None) -> tuple[Array, Array]:
         """The loss and its derivative, the loss NaN where a prediction is no probability: nobody waits to find out."""
-        value, gradient = self.objective.reduced(prediction, target)
+        value, gradient = self.objective.reduced(prediction, *targets)
         xp = namespace(prediction)
         furthest = xp.max(xp.abs(prediction - 0.5))
         return xp.where(furthest > 0.5 + ROUNDED, xp.nan, xp.zeros_like(furthest)) + value, gradient
 
-    def on_rows(self, carry: Carry, x: Array, y: Array, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
-        """The step on these rows of x and y. It may write over all arrays that earlier steps gave, except those of the
+    def on_rows(self, carry: Carry, batch: Batch, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
+        """The step on these rows of a batch. It may write over all arrays that earlier steps gave, except those of the
         carries in `keep` and, until its own loss has turned out finite, those of the last two.
         """
-        return self(carry, x[rows, ...], y[rows, ...])
+        return self(carry, batch.rows(rows))
 
     def state(self, carry: Carry) -> dict[str, Array]:
         """The running statistics by name."""
@@ -187,9 +187,10 @@ class Step:
         self._bind(carry)
         return out_of_range(self.objective.loss, self.worker.forward(x, training=True)[0])
 
-    def fault(self, carry: Carry, x: Array, y: Array) -> str:
+    def fault(self, carry: Carry, batch: Batch) -> str:
         """Where a step that does not stay finite first fails, in words; "" if its forward and backward do not."""
         self._bind(carry)
+        x, *targets = batch
         parts, caches = self.worker.parts(), []
         lowest = next(i for i, (prefix, _) in enumerate(parts) if is_within(self.names[0], prefix))
         layers = [(f"layer {name}, {layer!r}" if name else f"the network, {layer!r}", layer) for name, layer in parts]
@@ -200,7 +201,7 @@ class Step:
                 return f"the output of {name}"
             if not all(ops.all_finite(a) for a in layer.next_state(cache).values()):
                 return f"the running statistics of {name}"
-        value, dy = self.loss(x, y)
+        value, dy = self.loss(x, *targets)
         if not (math.isfinite(float(value)) and ops.all_finite(dy)):
             return "the loss"
         for (name, layer), cache in reversed(list(zip(layers, caches, strict=True))[lowest:]):

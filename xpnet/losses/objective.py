@@ -12,10 +12,13 @@ from ..common.checks import non_negative, pair_from
 from .losses import Loss, checked_reduction, checked_terms
 
 
-def on_encoded(loss: Loss, prediction: Array, target: Array) -> tuple[Array, Array]:
-    """The loss and its derivative for an encoded target; one not derived from `Loss` has only its `value_and_grad`."""
+def on_encoded(loss: Loss, prediction: Array, target: Array, *weight: Array | None) -> tuple[Array, Array]:
+    """The loss and its derivative for an encoded target; one not derived from `Loss` has only its `value_and_grad`.
+
+    An `Objective` takes the rows' `weight`, too.
+    """
     if hasattr(loss, "reduced"):
-        return loss.reduced(prediction, target)
+        return loss.reduced(prediction, target, *weight)
     value, gradient = pair_from(loss, "value_and_grad", loss.value_and_grad(prediction, target))
     if shape := tuple(np.shape(value)):
         raise ValueError(f"{loss!r}: value_and_grad gave a value of shape {shape}, expected one number")
@@ -23,57 +26,65 @@ def on_encoded(loss: Loss, prediction: Array, target: Array) -> tuple[Array, Arr
 
 
 class Objective(Loss):
-    """What a training run minimizes: a loss, its rows weighted where they are to be, and an L2 penalty on the weights.
+    """What a training run minimizes: a loss, its rows weighted where they have weights, and an L2 penalty.
 
     "sum":   J = Σ_n w_n L_n + l2/2 Σ W²           ∂J/∂W = Σ_n w_n ∂L_n/∂W + l2 W
     "mean":  J = (Σ_n w_n L_n + l2/2 Σ W²) / N     over the N rows of a batch
 
-    The targets of a `weighted` one carry their row's weight w as one more column. For "mean", `fit` has divided the
-    weights by their mean over all its rows, so that the batches' data terms, each times its N, add up to those of all
-    rows. For a loss whose mean is over elements, the data's term is divided by N K.
+    For "mean", `fit` has divided the weights by their mean over all its rows, so that the batches' data terms, each
+    times its N, add up to those of all rows. For a loss whose mean is over elements, the data's term is divided by N K.
 
     A loss whose `weights_over` is "batch" is divided by the batch's Σ_n w_n in place of N, as scikit-learn's MLPs do;
     a batch whose weights are all 0 then has value and gradient 0.
     """
 
-    def __init__(self, loss: Any, l2: float = 0.0, weighted: bool = False):
+    def __init__(self, loss: Any, l2: float = 0.0):
         self.reduction = checked_reduction(loss, getattr(loss, "reduction", "mean"))
-        if weighted and not isinstance(loss, Loss):
-            raise TypeError(f"sample_weight needs a loss that derives from xn.Loss, got {loss!r}")
-        self.loss, self.weighted = loss, weighted
+        self.loss = loss
         self.l2 = non_negative("l2", l2)
 
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
-        weights = target[:, -1]
-        terms, gradient = checked_terms(self.loss, prediction, target[:, :-1])
-        return terms * (weights if terms.ndim == 1 else weights[:, None]), gradient * weights[:, None]
+        return checked_terms(self.loss, prediction, target)
 
-    def reduced(self, prediction: Array, target: Array) -> tuple[Array, Array]:
-        if not self.weighted:
+    def reduced(self, prediction: Array, target: Array, weight: Array | None = None) -> tuple[Array, Array]:
+        if weight is None:
             return on_encoded(self.loss, prediction, target)
-        return super().reduced(prediction, target)
+        terms, gradient = self.terms(prediction, target)
+        terms, gradient = (a * spread(weight, a) for a in (terms, gradient))
+        value = namespace(terms).sum(terms)
+        if self.reduction == "sum":
+            return value, gradient
+        each = self.loss.divisor(prediction, target) / target.shape[0]  # of a row
+        divisor = self.rows(target, weight) * each
+        return value / divisor, gradient / divisor
 
-    def divisor(self, prediction: Array, target: Array) -> Any:
-        terms = self.loss.divisor(prediction, target[:, :-1]) / target.shape[0]  # of a row
-        return self.rows(target) * terms
-
-    def rows(self, target: Array) -> Any:
+    def rows(self, target: Array, weight: Array | None) -> Any:
         """N, or for `weights_over="batch"` the sum of the batch's weights, infinity in place of 0."""
-        if not (self.weighted and self.loss.weights_over == "batch"):
+        if weight is None or self.loss.weights_over != "batch":
             return target.shape[0]
         xp = namespace(target)
-        total = xp.sum(target[:, -1])
+        total = xp.sum(weight)
         return xp.where(total > 0.0, total, math.inf)
 
-    def penalty(self, params: Mapping[str, Array], target: Array) -> tuple[Any, dict[str, Array]]:
+    def penalty(self, params: Mapping[str, Array], target: Array, weight: Array | None) -> tuple[Any, dict[str, Array]]:
         """The L2 penalty on those of the trained parameters that are weights, and its derivative by their names."""
-        scale = self.l2 / (1.0 if self.reduction == "sum" else self.rows(target))
+        scale = self.l2 / (1.0 if self.reduction == "sum" else self.rows(target, weight))
         weights = {name: a for name, a in params.items() if a.ndim > 1}  # biases, gammas and betas have one axis
         return 0.5 * scale * sum(map(ops.sum_of_squares, weights.values())), {k: scale * w for k, w in weights.items()}
 
     def penalized(
-        self, value: Array, grads: dict[str, Array], params: Mapping[str, Array], target: Array
+        self,
+        value: Array,
+        grads: dict[str, Array],
+        params: Mapping[str, Array],
+        target: Array,
+        weight: Array | None,
     ) -> tuple[Array, dict[str, Array]]:
         """The value and the gradients of the data's part, with the penalty's added."""
-        more, slopes = self.penalty(params, target)
+        more, slopes = self.penalty(params, target, weight)
         return value + more, grads | {name: grads[name] + slope for name, slope in slopes.items()}
+
+
+def spread(weight: Array, a: Array) -> Array:
+    """Weights (N, ...) of terms or gradients that have these axes and perhaps further ones, as they multiply them."""
+    return weight[(..., *[None] * (a.ndim - weight.ndim))]

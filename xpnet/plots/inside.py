@@ -94,7 +94,7 @@ def gradient_histograms(net: Placed, x: Any, y: Any, loss: "Loss", columns: int 
     x, y = inputs.pair(net, "gradient_histograms", x, y, loss)
     with net.backend.scope():
         traces = probe.forward(net, x, training=True)
-        probe.backward(net, traces, y, loss)
+        probe.backward(net, traces, loss, y)
     host = net.backend.to_numpy
     named = [(t, np.concatenate([host(g).ravel() for g in t.grads.values()])) for t in traces if t.grads]
     if not named:

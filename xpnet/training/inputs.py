@@ -7,10 +7,9 @@ import numpy as np
 
 from .. import ops
 from ..backends import Array, shape_of
-from ..common.checks import kind_of, non_negative, require
+from ..common.checks import kind_of, require
 from ..layers.placed import Placed
 from ..losses.losses import LOSSES, Loss
-from ..losses.objective import Objective
 
 
 def inputs(net: Placed, who: str, x: Any) -> Array:
@@ -81,11 +80,13 @@ def validation_pair(net: Placed, given: Any, loss: Loss) -> tuple[Array, Array, 
         raise
 
 
-def weighted(net: Placed, who: str, loss: Loss, y: Array, sample_weight: Any, l2: float) -> tuple[Objective, Array]:
-    """What to minimize, and the targets it takes."""
+def weights_for(net: Placed, who: str, loss: Loss, y: Array, sample_weight: Any) -> Array | None:
+    """The rows' weights as the objective takes them: of mean 1, or for a sum as given; None for none."""
     if sample_weight is None:
-        return Objective(loss, non_negative(f"{who}: l2", l2)), y
-    objective, backend = Objective(loss, non_negative(f"{who}: l2", l2), weighted=True), net.backend
+        return None
+    if not isinstance(loss, Loss):
+        raise TypeError(f"{who}: sample_weight needs a loss that derives from xn.Loss, got {loss!r}")
+    backend = net.backend
     weights = backend.to_numpy(backend.adopt(f"{who}: sample_weight", sample_weight)).astype(np.float64)
     shape, expected = weights.shape, (y.shape[0],)
     if shape != expected or y.ndim != 2:
@@ -94,8 +95,7 @@ def weighted(net: Placed, who: str, loss: Loss, y: Array, sample_weight: Any, l2
     largest = float(backend.xp.finfo(backend.dtype(net.dtype)).max)
     if not (((weights >= 0.0) & (weights <= largest)).all() and weights.any()):
         raise ValueError(f"{who}: sample_weight must be finite, at least 0, and not all 0")
-    if objective.reduction == "mean" and loss.weights_over == "fit":
+    if loss.reduction == "mean" and loss.weights_over == "fit":
         weights /= weights.max()  # first: a sum of large ones would overflow
         weights /= weights.mean()
-    with backend.scope():
-        return objective, backend.xp.concat([y, backend.asarray(weights[:, None], net.dtype)], axis=1)
+    return backend.asarray(weights, net.dtype)

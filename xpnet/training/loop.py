@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backends import Array, namespace
 from ..callbacks import Callback, Doctor, History, Progress
-from ..common.checks import brief, flag, integer, require
+from ..common.checks import brief, flag, integer, non_negative, require
 from ..common.publication import published
 from ..common.warn import warn
 from ..data import minibatches
@@ -22,6 +22,7 @@ from ..losses.objective import Objective, on_encoded
 from ..metrics import OF_CLASSES, accuracy
 from ..optimizers import OPTIMIZERS, Optimizer, Slots
 from . import arguments, inputs
+from .batches import Batch
 from .checkpoints import Checkpoint, held_to
 from .guards import check_not_trained, claimed, signals_stop
 from .run import Run
@@ -97,7 +98,8 @@ def fit(
     batch_size = rows if batch_size is None else integer("fit: batch_size", batch_size)
     slices = minibatches(rows, batch_size)
     arguments.check_smallest_batch(net, rows, slices[-1].stop - slices[-1].start)
-    objective, y = inputs.weighted(net, "fit", loss, y, sample_weight, l2)
+    objective = Objective(loss, non_negative("fit: l2", l2))
+    data = Batch(x, y, inputs.weights_for(net, "fit", loss, y, sample_weight))
     held_out = inputs.validation_pair(net, validation_data, loss)
     arguments.warn_of_squashed_logits(net, "fit", loss)
     hooks = [*([Progress()] if progress else []), *own, *([checkpoint] if checkpoint else [])]
@@ -109,7 +111,8 @@ def fit(
             try_metrics(net, *held_out, loss, metrics)
         saved = None
         if checkpoint:
-            arrays = {"x": x, "y": y} | dict(zip(("validation x", "validation y"), held_out or (), strict=False))
+            arrays = {name: a for name, a in data._asdict().items() if a is not None}
+            arrays |= dict(zip(("validation x", "validation y"), held_out or (), strict=False))
             settings = {"loss": loss, "l2": l2, "optimizer": optimizer, "batch_size": batch_size, "shuffle": shuffle}
             saved = checkpoint.open(net, arrays, settings | {"metrics": dict(metrics or {})}, own, len(slices), resume)
         if saved:
@@ -119,7 +122,7 @@ def fit(
             step = training_step(net, objective, copy.copy(optimizer))
             if slots is not None:
                 step.go_on(slots)
-        run = Run(net, step, x, y, slices, epochs)
+        run = Run(net, step, data, slices, epochs)
         one_by_one = held_out or net.backend.immediate or any(map(arguments.looks_at_epochs, hooks))
         most, together = 1 if one_by_one or len(slices) > 1 else AHEAD, 1  # epochs before the next look at them
         if saved:
@@ -180,9 +183,7 @@ def warn_of_constant_outputs(run: Run) -> None:
     if len(losses) < 2 or losses[-1] < AT_REST * losses[-2]:
         return
     rows = slice(0, None, max(1, run.x.shape[0] // 64))
-    x, y = run.x[rows, ...], run.y[rows, ...]
-    if run.loss.weighted:
-        y = y[:, :-1]
+    x, y, _ = run.data.rows(rows)
     if not differ(run.net._infer(x)) and differ(x) and differ(y):
         warn(
             "fit: the network has ended with one output for all rows: it tells nothing apart, as where every unit of a "

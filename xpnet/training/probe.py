@@ -29,9 +29,12 @@ def forward(net: Placed, x: Array, training: bool) -> list[Trace]:
     return traces
 
 
-def backward(net: Placed, traces: list[Trace], y: Array, loss: Loss) -> Array:
-    """Fill in the gradients for encoded targets, as the training step takes them; returns the loss."""
-    value, dy = on_encoded(loss, traces[-1].output, y)
+def backward(net: Placed, traces: list[Trace], loss: Loss, y: Array, *weight: Array | None) -> Array:
+    """Fill in the gradients for encoded targets, as the training step takes them; returns the loss.
+
+    A loss that is an `Objective` also takes the rows' `weight`.
+    """
+    value, dy = on_encoded(loss, traces[-1].output, y, *weight)
     idle = set(net.idle_parameters())
     for trace in reversed(traces):
         dy, grads = trace.layer.backward(dy, trace.cache)

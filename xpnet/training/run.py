@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import Array
 from ..kernels.reference import Carry, Step
 from ..layers.placed import Placed
 from ..optimizers import Slots
@@ -37,13 +36,14 @@ class Run:
     """A training run, as callbacks see it.
 
     `epoch` and `step` count what is finished, `step` over the whole run. `net` is the network as trained so far.
-    `optimizer` is the run's own copy: a `learning_rate` that is set there holds from the next step on. `x`, `y` (as
-    the loss encodes it, and where rows are weighted one more column with the weights as the loss takes them: of mean 1,
-    or for a sum as given) and `loss` are what it trains on.
+    `optimizer` is the run's own copy: a `learning_rate` that is set there holds from the next step on. `x`, `y` as the
+    loss encodes it, `weight` as the loss takes it (of mean 1, or for a sum as given; None where rows have none) and
+    `loss` are what it trains on; `data` is the three of them.
     """
 
-    def __init__(self, net: Placed, step_function: Step, x: Array, y: Array, slices: list[slice], epochs: int):
-        self.x, self.y, self.loss = x, y, step_function.objective
+    def __init__(self, net: Placed, step_function: Step, data: Batch, slices: list[slice], epochs: int):
+        self.data, self.loss = data, step_function.objective
+        self.x, self.y, self.weight = data
         self.epochs, self.steps_per_epoch = epochs, len(slices)
         self.epoch = self.step = 0
         self.history = History()
@@ -141,14 +141,14 @@ class Run:
         left = (self._slices * epochs)[done:]
         self._start = before = self._carry
         self._began = time.perf_counter()
-        for batch in batches_of(step, self.x, self.y, left, order):
+        for batch, rows in batches_of(step.backend, self.data, left, order):
             number, before = number + 1, self._carry
             keep = () if immediate else (self._start, self._safe, *[before] * (number == last))
-            value, after = step.on_rows(before, *batch, keep)
+            value, after = step.on_rows(before, batch, rows, keep)
             if immediate:
                 if not (math.isfinite(value) and step.sound(after)):
                     self._count()
-                    raise self._fault_in_step(number, before, batch, math.isfinite(value), after)
+                    raise self._fault_in_step(number, before, batch.rows(rows), math.isfinite(value), after)
                 self._safe = before
             self._carry = after
             self._values.append(value)
@@ -170,7 +170,7 @@ class Run:
         self._count()
         if not immediate:
             if not (sound and np.isfinite(losses).all()):
-                raise self._fault_in_epoch(batches_of(step, self.x, self.y, left, order), losses, done)
+                raise self._fault_in_epoch(batches_of(step.backend, self.data, left, order), losses, done)
             self._safe = before if number == last else self._start
         return losses
 
@@ -179,14 +179,16 @@ class Run:
         self.history.steps = self.step
         self.history.seconds += time.perf_counter() - self._began
 
-    def _fault_in_epoch(self, batches: Iterator[Batch], losses: np.ndarray, done: int) -> DivergenceError | ValueError:
+    def _fault_in_epoch(
+        self, batches: Iterator[tuple[Batch, slice]], losses: np.ndarray, done: int
+    ) -> DivergenceError | ValueError:
         """Take the epoch's steps again, up to the first that does not stay finite."""
         carry, step = self._start, self._step_function
-        for number, batch in enumerate(batches, done + 1):
-            value, after = step.on_rows(carry, *batch, (self._start, self._safe, carry))
+        for number, (batch, rows) in enumerate(batches, done + 1):
+            value, after = step.on_rows(carry, batch, rows, (self._start, self._safe, carry))
             finite = math.isfinite(float(value))
             if not (finite and step.sound(after)):
-                return self._fault_in_step(number, carry, batch, finite, after)
+                return self._fault_in_step(number, carry, batch.rows(rows), finite, after)
             self._safe, carry = carry, after
         self._carry = self._safe
         return self._divergence(int(np.isfinite(losses).argmin()) + 1, "the loss, once and not again")
@@ -195,14 +197,13 @@ class Run:
         self, number: int, carry: Carry, batch: Batch, finite: bool, after: Carry
     ) -> DivergenceError | ValueError:
         """The step from `carry` to `after` on batch `number` does not stay finite, though its loss may be."""
-        x, y, rows = batch
-        if not finite and (misfit := self._step_function.misfit(carry, x[rows, ...])):
+        if not finite and (misfit := self._step_function.misfit(carry, batch.x)):
             self._carry = carry
             self._forget(number)
             before, place = divmod(number - 1, self.steps_per_epoch)
             return ValueError(f"fit: in epoch {self.epoch + before + 1}, batch {place + 1}, {misfit}")
         self._carry = carry if finite else self._safe
-        fault = self._step_function.fault(carry, x[rows, ...], y[rows, ...])
+        fault = self._step_function.fault(carry, batch)
         if not fault and not finite:
             fault = "the loss, once and not again"
         elif not fault:

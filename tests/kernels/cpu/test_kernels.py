@@ -473,6 +473,7 @@ def test_optimizer_keeps_nan_even_where_it_clips(rule, size, bench):
 def test_what_is_not_finite_shows_wherever_it_stands(bench, request):
     """However the steps look for it, in vectors of one block or many; numbers too large to add up are no fault."""
     from xpnet.kernels.planner import BufferedStep
+    from xpnet.training.batches import Batch
 
     huge = float(np.finfo(bench.dtype).max) / 2
     for inputs in (3, 40_000):
@@ -485,7 +486,7 @@ def test_what_is_not_finite_shows_wherever_it_stands(bench, request):
             g = np.zeros(size, bench.dtype)
             if poison is not None:
                 g[at] = poison
-            _, carry = step.on_rows(step.start, x, y, slice(0, 4), ())
+            _, carry = step.on_rows(step.start, Batch(x, y), slice(0, 4), ())
             carry.weights[...] = bench.put(g)
             slots = {"step": 0, "velocity": bench.put(np.zeros(size, bench.dtype))}
             bench.kernels.update(step.optimizer, bench.put(w), slots, carry.weights, slots)

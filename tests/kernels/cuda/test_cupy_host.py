@@ -15,6 +15,7 @@ from support.cases import Scale
 from xpnet.kernels import cuda, training_step
 from xpnet.kernels import planner as buffered
 from xpnet.training import loop as training
+from xpnet.training.batches import Batch
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 log = cupy_on_host.log
@@ -152,7 +153,7 @@ def test_dropout_is_a_launch_each_way(cupy, monkeypatch):
     carry = step.start
     for _ in range(3):
         log.clear()
-        _, carry = step.on_rows(carry, x, y, slice(0, 32), (carry,))
+        _, carry = step.on_rows(carry, Batch(x, y), slice(0, 32), (carry,))
     assert log.launches.count("dropout<float>") == 4
     assert len(log.launches) == 21, log.launches
     assert log.waits == log.transfers == []

@@ -11,6 +11,7 @@ from support.cases import LOSSES, Scale, tutorial_network
 from support.cupy_on_host import log
 from xpnet.kernels import training_step
 from xpnet.training import batches
+from xpnet.training.batches import Batch
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 README = ROOT / "README.md"
@@ -53,7 +54,7 @@ def launches_of_a_step(cupy, net, optimizer):
         carry = step.start
         for _ in range(3):
             log.launches.clear()
-            _, carry = step.on_rows(carry, x, y, slice(0, 32), (carry,))
+            _, carry = step.on_rows(carry, Batch(x, y), slice(0, 32), (carry,))
     return list(log.launches)
 
 
