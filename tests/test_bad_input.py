@@ -559,7 +559,9 @@ def test_arrays_that_do_not_fit_are_not_written_to_a_layer_of_a_network(lib, net
         lambda: arrays.update({name: bad}),
         lambda: setattr(layer, what, arrays | {name: bad}),
     ):
-        with refused(net, TypeError, f"{name} of a layer of a network is an array of", "got None" if bad is None else "got a"):
+        with refused(
+            net, TypeError, f"{name} of a layer of a network is an array of", "got None" if bad is None else "got a"
+        ):
             write()
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a training run's whole state in a file, from which it goes on as if it had never stopped."""
+"""Checkpoints: the whole state of a training run in a file, from which it resumes as if never interrupted."""
 
 import contextlib
 import errno
@@ -35,45 +35,44 @@ if TYPE_CHECKING:
 from ..version import __version__
 from .run import Run
 
-KEPT = 2
-HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}  # what locking fails with where another process has the lock
+KEPT = 2  # files
+BUSY = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}  # errors of locking if another process has the lock
 NAME = re.compile(r"step-(\d{12})\.safetensors")
-ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in a repr: of this process only
-TEXT = 2**15  # letters of JSON for one thing that a callback remembers: all of them and more must fit into a header
-CODED = {"network", "loss", "optimizer", "metrics"}  # what else the run depends on by its code
-ACCOUNT = {
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in a repr: differs between processes
+TEXT = 2**15  # characters of JSON for one attribute in a callback's memory: together they must fit into a header
+CODED = {"network", "loss", "optimizer", "metrics"}  # may contain the user's code, on which the run depends as well
+KEYS = {  # of `training` in the metadata
     "xpnet", "facts", "epoch", "step", "stopped", "seconds", "threads", "optimizer", "rng", "slots", "history",
     "callbacks",
 }  # fmt: skip
 
 
 class Checkpoint(Configured, Callback):
-    """Saves a run to files in `folder` as it goes: `fit(..., checkpoint=xn.Checkpoint("runs/a"), resume=True)`.
+    """Saves a run to files in `folder`: `fit(..., checkpoint=xn.Checkpoint("runs/a"), resume=True)`.
 
-    `every` is "epoch", or a number of steps, which may end in the middle of an epoch. A file holds all that the rest of
-    the run depends on: parameters, statistics (Dropout's counter among them), the optimizer's slots and settings, the
-    epoch, the losses so far in it, the generator of the order of rows, the history, and what the callbacks name in
-    their `memory`, such as the best weights so far. On the same machine and backend a run that was killed at any moment
-    and resumed ends with the same bits as one that was not. Another one may go on too, to within its rounding.
+    `every` is "epoch" or a number of steps, which need not divide an epoch. A file holds everything that the rest of
+    the run depends on: parameters, statistics (Dropout's counter included), the optimizer's slots and settings, the
+    epoch and its losses so far, the generator of the order of rows, the history, and the attributes that callbacks name
+    in `memory`, such as the best weights. On the same machine and backend, a run that is killed at any moment and
+    resumed ends with the same bits as one that is not; elsewhere it resumes to within rounding.
 
-    The same bits need as many threads of BLAS as before. A file says how many there were, and a resumed run takes as
-    many where threadpoolctl is installed; otherwise it warns where they differ.
+    The same bits need the same number of BLAS threads. A resumed run sets the number from the file if threadpoolctl is
+    installed; otherwise it warns if the numbers differ.
 
-    With `resume=True`, `fit` goes on from the newest file, or begins where there is none, so the same command starts a
-    run and restarts it. A file that turns out damaged is passed over for the one before, with a warning; the last two
-    are kept. `epochs` may differ from before; other data or settings are refused with the list of what differs, as is
-    a folder with files in it without `resume=True`, and one that another run is using.
+    With `resume=True`, `fit` resumes from the newest file or, if there is none, starts: the same command does both. A
+    damaged file is skipped, with a warning, for the one before; the last two are kept. `epochs` may change; other data
+    or settings are refused with a list of the differences, as are a folder that has files, without `resume=True`, and
+    one that another run is using.
 
-    Settings are the network, loss, optimizer and metrics, with the code of your own classes and functions among them:
-    their defaults, closures, and the global names that they read. Another version of Python compiles them to other
-    code, so a run with such code is resumed by the version that began it. Of callbacks those that have a `memory` are
-    compared, by their repr: they may be mended between two starts.
+    Settings are the network, loss, optimizer and metrics, including the code of custom classes and functions with its
+    defaults, closures and globals. Python versions differ in byte code, so a run with such code must be resumed by the
+    version that started it. Callbacks with a `memory` are compared by their repr alone: their code may change.
 
-    SIGTERM and Ctrl-C write a file after the step under way and leave by SystemExit, with 143 and 130.
+    SIGTERM and Ctrl-C write a file after the current step and raise SystemExit, with 143 and 130.
 
-    Every file is a model file too, written beside and renamed: `xn.load(path)` is the network as it was. Raises
-    ValueError for a wrong `every`; `fit` raises OSError where the folder cannot be written to, FormatError where no
-    file in it is sound, ValueError for what differs.
+    Every file is a model file as well, written under a temporary name and renamed: `xn.load(path)` loads the network.
+    Raises ValueError for a wrong `every`; `fit` raises OSError if the folder cannot be written to, FormatError if no
+    file in it is sound, ValueError for differences.
     """
 
     def __init__(self, folder: AnyPath, every: int | str = "epoch"):
@@ -90,46 +89,37 @@ class Checkpoint(Configured, Callback):
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """The folder, made if need be, is this run's alone until the block ends, or the process, however it does."""
+        """Create the folder if needed, and lock it until the block or the process ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / ".lock", "a+b") as file:
             try:
                 lock(file)
             except OSError as error:
-                if error.errno not in HELD:
-                    raise OSError(
-                        error.errno,
+                reason = "another run writes its checkpoints here; wait for it or choose another folder"
+                if error.errno not in BUSY:
+                    reason = (
                         "files cannot be locked here, so two runs might use the folder at once; choose one on another "
-                        f"file system ({error.strerror})",
-                        str(self.folder),
-                    ) from error
-                raise BlockingIOError(
-                    error.errno,
-                    "another run writes its checkpoints here; wait for it or choose another folder",
-                    str(self.folder),
-                ) from error
+                        f"file system ({error.strerror})"
+                    )
+                kind = BlockingIOError if error.errno in BUSY else OSError
+                raise kind(error.errno, reason, str(self.folder)) from error
             LOCKED.add(file)
             try:
-                for stale in self.folder.glob(".step-*.tmp"):  # of a run that was killed as it wrote
+                for stale in self.folder.glob(".step-*.tmp"):  # of a run killed while writing
                     stale.unlink()
                 yield
             finally:
                 LOCKED.discard(file)
 
     def open(
-        self,
-        net: Placed,
-        arrays: Mapping[str, Array],
-        settings: Mapping[str, Any],
-        callbacks: Sequence[Callback],
-        steps_per_epoch: int,
-        resume: bool,
-    ) -> "Saved | None":
-        """What to go on from, None to begin with; remembers what the run depends on."""
+        self, net: Placed, arrays: Mapping[str, Array], settings: Mapping[str, Any], callbacks: Sequence[Callback],
+        steps_per_epoch: int, resume: bool,
+    ) -> "Saved | None":  # fmt: skip
+        """The checkpoint to resume from, or None; also records what the run depends on."""
         self._callbacks = [c for c in callbacks if c.memory]
-        told = {"network": net, "dtype": net.dtype, **settings, "callbacks with a memory": self._callbacks}
+        depends = {"network": net, "dtype": net.dtype, **settings, "callbacks with a memory": self._callbacks}
         self._facts = {}
-        for name, value in told.items():
+        for name, value in depends.items():
             self._facts[name] = shortened(ADDRESS.sub("", repr(list(value) if isinstance(value, dict) else value)))
             if name in CODED and (code := own_code(value)):
                 self._facts[f"code of {name}"] = code
@@ -155,7 +145,7 @@ class Checkpoint(Configured, Callback):
         return None
 
     def _files(self) -> "list[Path]":
-        """The checkpoints in the folder, the newest last."""
+        """The checkpoints in the folder, newest last."""
         return sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
 
     # --- during the run ---
@@ -169,41 +159,34 @@ class Checkpoint(Configured, Callback):
             self.save(run)
 
     def save(self, run: "Run") -> None:
-        """Write the state that the run is in, unless it is written already or not finite: then `fit` will say so."""
+        """Write the run's state, unless it is written already or not finite, which `fit` will report."""
         if self._saved == (run.epoch, run.step) or not run.finite:
             return
 
         net, history = run.net, run.history
         arrays, metadata = arrays_of(net), {"format": FORMAT, "version": VERSION}
-        with contextlib.suppress(TypeError):  # a user's own network that JSON cannot describe is resumed all the same
+        with contextlib.suppress(TypeError):  # a network that JSON cannot describe can be resumed, not loaded
             metadata = metadata_of(net, run.rng)
         arrays["training.losses"] = run.losses
-        measures = {
-            name: [v if isinstance(v, int | float) else float(v) for v in values] for name, values in history.items()
-        }
+        measures = {k: [v if isinstance(v, int | float) else float(v) for v in values] for k, values in history.items()}
         training = {
-            "xpnet": __version__,
-            "facts": self._facts,
-            "epoch": run.epoch,
-            "step": run.step,
-            "stopped": run.stopped,
-            "seconds": history.seconds,
-            "threads": threads(),
+            "xpnet": __version__, "facts": self._facts, "epoch": run.epoch, "step": run.step, "stopped": run.stopped,
+            "seconds": history.seconds, "threads": threads(),
             "optimizer": {k: self.setting(v) for k, v in settings_of(run.optimizer).items()},
             "rng": run.rng_before or run.rng.bit_generator.state,
             "slots": pack("training.slots", run.slots, arrays, net.backend),
             "history": pack("training.history", measures, arrays, net.backend),
             "callbacks": [self._remembered(i, c, arrays, net.backend) for i, c in enumerate(self._callbacks)],
-        }
+        }  # fmt: skip
         path = self.folder / f"step-{run.step:012d}.safetensors"
         write(path, arrays, metadata | {"training": plain_json.dumps(training)})
         self._saved = run.epoch, run.step
-        for old in [file for file in self._files() if file.name <= path.name][:-KEPT]:  # later ones were passed over
+        for old in [file for file in self._files() if file.name <= path.name][:-KEPT]:  # later ones are damaged
             old.unlink()
 
     @staticmethod
     def setting(value: Any) -> dict[str, Any]:
-        """An optimizer's setting for JSON: a number as it is, of a schedule what tells it from others."""
+        """An optimizer's setting for JSON: a number as it is, a schedule by its repr and code."""
         if isinstance(value, bool | int | float | str | None):
             return pack("", value, {})
         return {"same": shortened(f"{ADDRESS.sub('', repr(value))} {own_code(value)}")}
@@ -211,7 +194,7 @@ class Checkpoint(Configured, Callback):
     def _remembered(
         self, i: int, callback: Callback, arrays: dict[str, np.ndarray], backend: Backend
     ) -> dict[str, dict[str, Any]]:
-        """What a callback remembers, for JSON and `arrays`."""
+        """The attributes in a callback's `memory`, as JSON and `arrays`."""
         memory = {}
         for name in callback.memory:
             who = f"a callback's memory, {type(callback).__name__}.{name}"
@@ -231,16 +214,15 @@ class Checkpoint(Configured, Callback):
         return memory
 
     def leave(self, run: "Run") -> NoReturn:
-        """After a signal has stopped the run: say where it stands, and exit as the shell expects."""
+        """Report where a signal stopped the run, and exit with the code that shells expect."""
         tell(f"fit: stopped at step {run.step}; {self.folder} has its state, resume=True goes on from it", sys.stderr)
         raise SystemExit(128 + run.signal)
 
 
 class Saved:
-    """A checkpoint that was read. FormatError for a file that is not a sound one."""
+    """A checkpoint read from a file; FormatError if it is not sound."""
 
     def __init__(self, path: "Path", backend: Backend):
-
         self.path = path
         arrays, metadata = read(path)
         if metadata.get("format") != FORMAT or "training" not in metadata:
@@ -248,13 +230,13 @@ class Saved:
         if metadata.get("version") != VERSION:
             raise FormatError(path, f"format version {metadata.get('version')!r:.80}, this xpnet reads {VERSION!r}")
         try:
-            self._read(only("it", plain_json.loads(metadata["training"]), ACCOUNT), arrays, backend)
+            self._read(only("it", plain_json.loads(metadata["training"]), KEYS), arrays, backend)
         except UNSOUND as error:
             raise self._unsound(error) from None
         self.params, self.state = under("params", arrays), under("state", arrays)
 
     def _read(self, told: dict[str, Any], arrays: dict[str, np.ndarray], backend: Backend) -> None:
-        """Take in the account of the training. Raises what `UNSOUND` names where it is none."""
+        """Read the training's state; raises one of `UNSOUND` if it is not sound."""
         self.facts = told["facts"]
         if not isinstance(told["xpnet"], str):
             raise ValueError(f"it is of xpnet {told['xpnet']!r:.80}")
@@ -271,8 +253,9 @@ class Saved:
         if self.losses.dtype != np.float64 or self.losses.ndim != 1 or not np.isfinite(self.losses).all():
             raise ValueError("its losses are no finite numbers")
         self.slots: Slots = unpack("training.slots", told["slots"], arrays, backend)
-        for name in [name for name, value in self.slots.items() if isinstance(value, int)]:
-            count(name, self.slots[name])
+        for name, value in self.slots.items():
+            if isinstance(value, int):
+                count(name, value)
         self.history = History()
         measures = unpack("training.history", told["history"], arrays, backend)
         self.history.update(measures)
@@ -281,9 +264,7 @@ class Saved:
         ):
             raise ValueError("its history is no lists of numbers")
         self.history.seconds = seconds
-        self.settings = {
-            k: packed if "same" in packed else unpack("", packed, {}) for k, packed in told["optimizer"].items()
-        }
+        self.settings = {k: v if "same" in v else unpack("", v, {}) for k, v in told["optimizer"].items()}
         self.callbacks = [
             {
                 name: unpack(f"training.callbacks.{i}.{as_name(name)}", packed, arrays, backend)
@@ -296,7 +277,7 @@ class Saved:
         return FormatError(self.path, f"its account of the training is unsound: {error!r}")
 
     def check_facts(self, now: dict[str, str]) -> None:
-        """Refuse a run that depends on other things, with the list of them."""
+        """Raise ValueError with the list of differences if the run depends on anything else."""
         names = [name for name in self.facts | now if self.facts.get(name) != now.get(name)]
         if names:
             then, now = ({k: printable(v, 600) for k, v in facts.items()} for facts in (self.facts, now))
@@ -310,7 +291,7 @@ class Saved:
             )
 
     def check(self, optimizer: Any, callbacks: Sequence[Callback], steps_per_epoch: int) -> None:
-        """Refuse an account that is not one of such a run. FormatError."""
+        """Raise FormatError if the state is not one of such a run."""
         done, own = len(self.losses), settings_of(optimizer)
         if done > steps_per_epoch or self.step != self.epoch * steps_per_epoch + done:
             raise self._unsound(f"step {self.step} is not the step after {done} of {steps_per_epoch} in its epoch")
@@ -323,9 +304,7 @@ class Saved:
             raise self._unsound("its callbacks remember other things")
 
     def begin(self, net: Placed, callbacks: Sequence[Callback], begin: Callable[[Placed], Step]) -> Step:
-        """The training step that goes on from here, and the network as it was here. Where that turns out impossible,
-        FormatError, and the network is as before.
-        """
+        """Restore the network and return the training step that continues; a FormatError changes nothing."""
         twin = net.clone()
         try:
             twin.set_params(self.params)
@@ -341,13 +320,14 @@ class Saved:
         return step
 
     def restore(self, run: "Run") -> None:
-        """Put the run where this one was; the network and the slots are there already."""
+        """Restore the run's position and history; network and slots are restored by `begin`."""
         run.go_on(self.epoch, self.step, self.history, self.rng_state, self.losses)
         run.stop = self.stopped
 
     def restore_callbacks(self, run: "Run", callbacks: Sequence[Callback]) -> None:
-        """Give back what `train_begin` reads and sets as at any beginning: the optimizer's settings and callbacks'
-        memory. ValueError where a schedule is another one than it was, and the network is then as before `begin`.
+        """Restore the optimizer's settings and the callbacks' memory, after `train_begin`, which resets them.
+
+        Raises ValueError if a schedule has changed; the network is then as before `begin`.
         """
         for name, value in self.settings.items():
             now = getattr(run.optimizer, name)
@@ -366,14 +346,14 @@ class Saved:
 
 
 def count(name: str, value: object, low: int = 0, high: int = 2**53) -> int:
-    """A whole number from a file. ValueError for anything else."""
+    """Return a whole number from a file; ValueError for anything else."""
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"its {name} is {value!r:.80}, expected a whole number from {low} to {high}")
     return value
 
 
 def fault_in(optimizer: Any, name: str, value: Any, own: Any) -> str | None:
-    """What is wrong with an optimizer's setting from a file, None where a callback may have set it."""
+    """Why an optimizer's setting from a file is wrong; None if a callback may have set it."""
     if isinstance(value, dict):  # a schedule's description
         sound = [*map(type, value.values())] == [str] and (callable(own) or name == "learning_rate")
     elif isinstance(own, bool) or isinstance(value, float):
@@ -396,23 +376,23 @@ def fault_in(optimizer: Any, name: str, value: Any, own: Any) -> str | None:
     return None
 
 
-# --- what it is held to -----------------------------------------------------------------------------------------------
+# --- what a run depends on --------------------------------------------------------------------------------------------
 
 
 def shortened(text: str) -> str:
-    """A description that may be long, in at most 600 letters that still tell it from others."""
+    """The text, or its first 500 characters and a hash if it has more than 600."""
     import hashlib
 
     return text if len(text) <= 600 else f"{text[:500]}... ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
 
 
 def settings_of(optimizer: Any) -> dict[str, Any]:
-    """The optimizer's settings as they are now: those of the constructor, or all attributes where it tells of none."""
+    """The optimizer's current settings: the constructor's arguments, or all attributes if it is not ours."""
     return dict(optimizer.settings() if isinstance(optimizer, Configured) else vars(optimizer))
 
 
 def threads() -> dict[str, int]:
-    """How many threads BLAS and OpenMP take, as far as that can be known: their sums depend on it."""
+    """The numbers of threads of BLAS and OpenMP, on which their rounding depends, as far as known."""
     try:
         from threadpoolctl import threadpool_info
     except ImportError:
@@ -426,8 +406,8 @@ def threads() -> dict[str, int]:
     return found
 
 
-def held_to(wanted: Mapping[str, int]) -> contextlib.AbstractContextManager[object]:
-    """A context that takes as many threads. Without threadpoolctl it only warns where they are not as many."""
+def with_threads(wanted: Mapping[str, int]) -> contextlib.AbstractContextManager[object]:
+    """A context with these numbers of threads; without threadpoolctl it only warns if the numbers differ."""
     other = {api: n for api, n in threads().items() if wanted.get(api, n) != n}
     if not other:
         return contextlib.nullcontext()
@@ -450,11 +430,11 @@ def held_to(wanted: Mapping[str, int]) -> contextlib.AbstractContextManager[obje
     return context
 
 
-LOCKED: set[Any] = set()  # the files that fits under way have locked
+LOCKED: set[Any] = set()  # lock files of fits in progress
 
 
 def leave_locked() -> None:
-    """In a process that was forked: the lock is its parent's, for as long as any process has the file open."""
+    """Close inherited lock files in a forked process: the lock is the parent's, but lasts while any process has it."""
     while LOCKED:
         LOCKED.pop().close()
 
@@ -464,7 +444,7 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none
 
 
 def lock(file: Any) -> None:
-    """Lock an open file for as long as it is open. OSError where another process has."""
+    """Lock an open file until it is closed; OSError if another process has locked it."""
     if sys.platform == "win32":  # pragma: no cover
         import msvcrt
 

@@ -1,6 +1,6 @@
-"""What tells two functions or objects of the same name apart: their code and the constants it uses.
+"""Digests of the user's code, which tell functions and objects of the same name apart.
 
-Code of xpnet, of Python and of installed packages counts by its name alone.
+Code of xpnet, of Python and of installed packages is identified by its name alone.
 """
 
 import functools
@@ -15,20 +15,21 @@ import numpy as np
 from ..backends import on_host
 from ..common.settings import Configured, defaults
 
-PARTS = ("__func__", "__self__", "__wrapped__", "fget", "fset", "fdel", "func", "args", "keywords")  # of a wrapper
+PARTS = "__func__", "__self__", "__wrapped__", "fget", "fset", "fdel", "func", "args", "keywords"  # of wrappers
 PLAIN = (type(None), type(...), bool, float, complex, str, bytes)
 
 
 def fingerprint(a: np.ndarray) -> str:
-    """What tells an array from others: dtype, shape and SHA-256."""
+    """An array's dtype, shape and SHA-256."""
     import hashlib
 
     return f"{a.dtype} {a.shape} {hashlib.sha256(np.ascontiguousarray(a).data).hexdigest()[:16]}"
 
 
 def own_code(value: object) -> str:
-    """A digest of the user's own code in `value`, of its defaults, closures, settings and the globals that it reads;
-    "" where there is none. Equal in all processes of one version of Python, whose name it bears.
+    """A digest of the user's code in `value`, with its defaults, closures, settings and globals; "" if there is none.
+
+    It is the same in all processes of one version of Python, which it names.
     """
     walk = Walk()
     digest = walk.digest(value)
@@ -36,11 +37,11 @@ def own_code(value: object) -> str:
 
 
 class Walk:
-    """A walk through values, functions and classes, each function, class and object once."""
+    """A walk through values, functions and classes that visits each object once."""
 
     def __init__(self) -> None:
-        self.found = False  # whether any code was the user's own
-        self.seen: dict[int, tuple[int, object]] = {}  # with the objects, or their ids might be given anew
+        self.found = False  # whether any code was the user's
+        self.seen: dict[int, tuple[int, object]] = {}  # with the objects, so that ids are not reused
 
     def digest(self, value: object) -> str:
         import hashlib
@@ -51,7 +52,7 @@ class Walk:
         return found.hexdigest()[:16]
 
     def apart(self, value: object) -> str:
-        """A digest of what is one of a set, the same whichever came before it."""
+        """A digest of an element of a set, independent of the order of elements."""
         walk = Walk()
         walk.seen = dict(self.seen)
         digest = walk.digest(value)
@@ -64,12 +65,12 @@ class Walk:
         if kind in PLAIN:
             yield repr(value)
         elif kind is int:
-            yield hex(value)  # repr has a limit
+            yield hex(value)  # repr has a limit of digits
         elif kind is tuple:
             yield str(len(value))
             for each in value:
                 yield from self.words(each)
-        elif kind in (frozenset, set):  # in an order that differs from process to process
+        elif kind in (frozenset, set):  # their order differs between processes
             yield from sorted(map(self.apart, value))
         elif kind is types.CodeType:
             yield from self.words(code_of(value))
@@ -80,7 +81,7 @@ class Walk:
             yield from self.words(self.parts(value))
 
     def parts(self, value: Any) -> tuple[Any, ...]:
-        """What an object consists of, as far as it matters."""
+        """The parts of an object that determine what it does."""
         if isinstance(value, types.ModuleType):
             return (value.__name__,)
         if isinstance(value, (list, dict)):
@@ -109,27 +110,27 @@ class Walk:
         return type(value), getattr(value, "__name__", None), wrapped, self.own_attributes(value)
 
     def own_attributes(self, value: object) -> tuple[tuple[str, Any], ...]:
-        """The attributes of an object of the user's own class; a layer's arrays are its training's, not its own."""
+        """The attributes of an object of a user's class, without a layer's arrays, which change in training."""
         if of_a_library(type(value).__module__):
             return ()
         return tuple((k, v) for k, v in getattr(value, "__dict__", {}).items() if k not in ("params", "state", "rng"))
 
 
 def is_about(name: str, attribute: object) -> bool:
-    """Whether a class's attribute tells something of the class, such as its module, and is no part of what it does."""
-    told = name.startswith("__") and not hasattr(attribute, "__get__")
-    return told or name.startswith(("__annot", "_abc_")) or isinstance(attribute, types.GetSetDescriptorType)
+    """Whether a class's attribute describes the class, such as its module, and does not determine what it does."""
+    describes = name.startswith("__") and not hasattr(attribute, "__get__")
+    return describes or name.startswith(("__annot", "_abc_")) or isinstance(attribute, types.GetSetDescriptorType)
 
 
 def code_of(code: types.CodeType) -> tuple[Any, ...]:
-    """What a code object does, wherever it stands and whatever its variables are called."""
+    """The parts of a code object that determine what it does: not its place and the names of its variables."""
     counts = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     return code.co_code, code.co_consts, code.co_names, arguments, counts, code.co_exceptiontable
 
 
 def global_names(code: types.CodeType) -> set[str]:
-    """The names that a function's code, and the functions within it, look up in its module."""
+    """The global names that a function's code, with the functions in it, looks up."""
     import dis
 
     names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
@@ -137,7 +138,7 @@ def global_names(code: types.CodeType) -> set[str]:
 
 
 def contents(cell: types.CellType) -> Any:
-    """What a closure holds; an empty cell is of a name that is not bound yet."""
+    """The value in a closure's cell; the cell of a name that is not bound yet is empty."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -146,13 +147,10 @@ def contents(cell: types.CellType) -> Any:
 
 @functools.cache
 def of_a_library(module: str | None) -> bool:
-    """Whether a module is xpnet's, Python's own or of an installed package."""
+    """Whether a module is of xpnet, the standard library or an installed package."""
     top = (module or "").partition(".")[0]
     if top in sys.stdlib_module_names or top == __name__.partition(".")[0]:
         return True
     file = getattr(sys.modules.get(module or ""), "__file__", None)
-    return (
-        top != "__main__"
-        and file is not None
-        and not {"site-packages", "dist-packages"}.isdisjoint(PurePath(file).parts)
-    )
+    installed = file is not None and not {"site-packages", "dist-packages"}.isdisjoint(PurePath(file).parts)
+    return installed and top != "__main__"

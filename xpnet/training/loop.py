@@ -23,7 +23,7 @@ from ..metrics import OF_CLASSES, accuracy
 from ..optimizers import OPTIMIZERS, Optimizer, Slots
 from . import arguments, inputs
 from .batches import Batch
-from .checkpoints import Checkpoint, held_to
+from .checkpoints import Checkpoint, with_threads
 from .guards import check_not_trained, claimed, signals_stop
 from .run import Run
 
@@ -116,7 +116,7 @@ def fit(
             settings = {"loss": loss, "l2": l2, "optimizer": optimizer, "batch_size": batch_size, "shuffle": shuffle}
             saved = checkpoint.open(net, arrays, settings | {"metrics": dict(metrics or {})}, own, len(slices), resume)
         if saved:
-            threads.enter_context(held_to(saved.threads))
+            threads.enter_context(with_threads(saved.threads))
             step = saved.begin(net, own, lambda twin: training_step(twin, objective, copy.copy(optimizer)))
         else:
             step = training_step(net, objective, copy.copy(optimizer))

@@ -1,12 +1,12 @@
-"""Python values as JSON with arrays beside it, and back exactly: numbers, strings, None, arrays, lists, tuples, dicts.
+"""Exact serialization of numbers, strings, None, arrays, lists, tuples and dicts as JSON with arrays beside it.
 
-A value is an object of one key, which says how to read it:
+Each value is an object of one key, its kind:
 
     {"value": 3}                   None, True, 3, 0.5 or "text", as JSON has it
-    {"float": "inf"}               a float that JSON has no word for
-    {"array": "host"}              an array of that name in the file: NumPy's; "device": the network's library's;
-                                   "scalar": a NumPy number
-    {"numbers": ["list", "int"]}   a list of numbers in an array of that name; ["list", "tuple", "float"]: of tuples
+    {"float": "inf"}               NaN or infinity
+    {"array": "host"}              an array of that name in the file, for NumPy; "device": for the network's backend;
+                                   "scalar": a NumPy scalar
+    {"numbers": ["list", "int"]}   a list of numbers, as an array of that name; ["list", "tuple", "float"]: of tuples
     {"list": [...]}, {"tuple": [...]}, {"dict": {"name": ...}}
 """
 
@@ -20,14 +20,15 @@ from ..backends import Backend
 from ..files.header import AXES_LIMIT, CODES
 
 KINDS = {type(None): "none", bool: "bool", int: "int", float: "float"}
-DTYPES = {"bool": "bool", "int": "int64", "float": "float64"}  # "mixed": a row of kinds, and one of their 64 bits
+DTYPES = {"bool": "bool", "int": "int64", "float": "float64"}
+# "mixed": a row of indices into KINDS, and a row of 64-bit patterns
 NESTS: dict[str, type] = {"list": list, "tuple": tuple}
 
 
 def pack(name: str, value: Any, arrays: dict[str, np.ndarray], backend: Backend | None = None) -> dict[str, Any]:
-    """The value for JSON; arrays and lists of numbers go to `arrays` under the name, or names that begin with it.
+    """The value as JSON; arrays and lists of numbers are put into `arrays`, under `name` or names that begin with it.
 
-    Raises TypeError for any other kind of value, with that value alone.
+    Raises TypeError for a value of any other kind, with that value as its argument.
     """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         on_host = isinstance(value, np.ndarray | np.generic)
@@ -52,7 +53,7 @@ def pack(name: str, value: Any, arrays: dict[str, np.ndarray], backend: Backend 
 
 
 def unpack(name: str, packed: Any, arrays: Mapping[str, np.ndarray], backend: Backend | None = None) -> Any:
-    """`pack` undone. Raises ValueError, TypeError and LookupError for what it never gave."""
+    """The inverse of `pack`. Raises ValueError, TypeError or LookupError for anything that `pack` does not return."""
     ((kind, told),) = packed.items()
     if kind == "value":
         if not isinstance(told, bool | int | float | str | None):
@@ -73,14 +74,14 @@ def unpack(name: str, packed: Any, arrays: Mapping[str, np.ndarray], backend: Ba
 
 
 def as_name(text: str) -> str:
-    """Any string as a part of an array's name: what such a name cannot have, and the dot, are written %2F."""
+    """Any string as a part of an array's name, percent-encoded, dots included."""
     from urllib.parse import quote
 
     return quote(text, safe="", errors="surrogatepass").replace(".", "%2E")
 
 
 def _numbers(name: str, values: Sequence[Any], arrays: dict[str, np.ndarray]) -> list[str]:
-    """Put numbers, or sequences of them of equal length, into an array; how to read it, [] for anything else."""
+    """Put numbers, or nested sequences of equal length, into an array; returns its description, [] if it is neither."""
     nests, shape, entries = [type(values)], [len(values)], list(values)
     while entries and len(found := {type(each) for each in entries}) == 1 and found <= set(NESTS.values()):
         lengths = {len(each) for each in entries}
@@ -107,16 +108,14 @@ def _numbers(name: str, values: Sequence[Any], arrays: dict[str, np.ndarray]) ->
 
 
 def _listed(told: Sequence[str], array: np.ndarray) -> Any:
-    """The numbers in an array as they were."""
+    """The inverse of `_numbers`."""
     *nests, kind = told
     if kind == "mixed":
         readings: list[Any] = [lambda bits: None, bool, int, lambda bits: float(np.int64(bits).view(np.float64))]
         if array.dtype != np.int64 or array.shape[0] != 2 or not ((array[0] >= 0) & (array[0] < len(KINDS))).all():
-            raise ValueError("a list of mixed numbers is none")
-        entries = [
-            readings[k](bits) for k, bits in zip(array[0].ravel().tolist(), array[1].ravel().tolist(), strict=True)
-        ]
-        shape = array.shape[1:]
+            raise ValueError("a list of mixed numbers is unsound")
+        kinds, bits = (row.ravel().tolist() for row in array)
+        entries, shape = [readings[k](b) for k, b in zip(kinds, bits, strict=True)], array.shape[1:]
     else:
         if array.dtype != DTYPES[kind]:
             raise ValueError(f"a list of {kind}s is {array.dtype}")
