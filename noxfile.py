@@ -51,7 +51,7 @@ def tests_oldest(session: nox.Session) -> None:
     project = PYPROJECT["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["sklearn"]]
     session.install("-e", ".", *group("test"), *[f"{one.replace('>=', '==')}.*" for one in needed])
-    subjects = "training", "files", "estimators", "kernels/test_fit.py", "test_gradients.py"
+    subjects = "training", "files", "estimators", "layers", "kernels/test_fit.py", "test_network.py"
     session.run("pytest", *[f"tests/{subject}" for subject in subjects], *PARALLEL, env=ONE_THREAD)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 
 os.environ["SCIPY_ARRAY_API"] = "1"  # before SciPy is imported: scikit-learn's array API dispatch asks for it
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 import xpnet as xn
-from support import cupy_on_host
+from support import cupy_on_host, networks
 from xpnet.kernels.cpu import threads
 
 BACKENDS = ("numpy", "cupy", "torch", "jax", "array_api_strict")
@@ -148,3 +149,26 @@ def digits():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def net(lib):
+    """A small network on the backend under test."""
+    return networks.network(lib.backend)
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as an interactive Python has it, whatever started pytest."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """CuPy's backend, with its own kernels unless a test says otherwise."""
+    monkeypatch.delenv("XPNET_KERNELS", raising=False)
+    backend = xn.get_backend("cupy")
+    with backend.scope():
+        yield backend

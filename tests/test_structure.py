@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import xpnet as xn
+from support.processes import python
 from xpnet.common.warn import warn
 
 PACKAGE = Path(xn.__file__).parent
@@ -137,3 +138,29 @@ def test_every_name_taken_from_xp_exists(xp):
 def test_public_names_are_all_there():
     assert [name for name in xn.__all__ if not hasattr(xn, name)] == []
     assert len(set(xn.__all__)) == len(xn.__all__)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("version", ["1.26.4", "2.0.2", "2.1.0", "2.10.0.dev0+git"])
+def test_a_numpy_that_is_too_old_is_told_at_import(version):
+    code = "import sys, numpy; numpy.__version__ = sys.argv[1]\ntry: import xpnet\nexcept ImportError as e: print(e)"
+    told = f"xpnet needs NumPy 2.1 or later, found {version}: pip install -U numpy"
+    assert python(code, version) == (told if version < "2.1" else "")
+
+
+@pytest.mark.numpy_only
+def test_importing_xpnet_imports_no_backend_and_no_extra():
+    extras = (
+        "cupy",
+        "torch",
+        "jax",
+        "array_api_strict",
+        "sklearn",
+        "matplotlib",
+        "scipy",
+        "tqdm",
+        "safetensors",
+        "pandas",
+    )
+    assert python("import sys, xpnet; print(*sorted(set(sys.argv) & set(sys.modules)))", *extras) == ""
+    assert python("import sys, xpnet; print('numpy' in sys.modules)") == "True"

@@ -256,6 +256,7 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "Backend.dtype.dtype": kind("float32", left=["another library's array", "None"]),
     "Backend.owns.x": kind(lambda: numbers(3), *ZOO),
     "Backend.to_numpy.a": kind(lambda: numbers(3), left=ZOO),
+    "Backend.gatherer.order": kind(lambda: np.arange(3), left=ZOO),  # a permutation that the loop drew
     "seed": SEED,
     "check_gradients.x": X._replace(errors=(xn.GradientError,)),
     "compare_backends.optimizer": kind(None, "None", "an optimizer"),

@@ -15,6 +15,7 @@ import pytest
 
 import xpnet as xn
 from support.cases import FEATURES
+from support.training import On
 from xpnet.callbacks import logs
 
 CROSS = xn.SoftmaxCrossEntropy()
@@ -22,13 +23,6 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, FEATURES))
 Y = (X @ RNG.normal(size=(FEATURES, 3))).argmax(axis=1)
 STEPS = 3  # an epoch
-
-
-class On(xn.Callback):
-    """A callback from functions: On(step_end=lambda run: ...)."""
-
-    def __init__(self, **hooks):
-        vars(self).update(hooks)
 
 
 class Scripted(xn.Callback):

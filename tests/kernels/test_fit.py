@@ -14,6 +14,7 @@ import pytest
 
 import xpnet as xn
 from support.cases import Scale, tutorial_network
+from support.training import On
 from xpnet.kernels import CHOICES, training_step
 from xpnet.kernels.cpu.calls import Calls
 from xpnet.kernels.planner import BufferedStep
@@ -57,13 +58,6 @@ def assert_alike(arrays, expected, rtol=1e-10):
     for name, a in expected.items():
         scale = max(1.0, float(np.abs(a).max()))
         np.testing.assert_allclose(arrays[name], a, rtol=0, atol=rtol * scale, err_msg=name)
-
-
-class On(xn.Callback):
-    """A callback from functions."""
-
-    def __init__(self, **hooks):
-        vars(self).update(hooks)
 
 
 def both(monkeypatch, act):
@@ -144,13 +138,6 @@ def test_an_explosion_ends_at_the_plain_steps_parameters_without_a_warning(size,
     (told, arrays), (expected, expected_arrays) = both(monkeypatch, act)
     assert told == expected
     assert_alike(arrays, expected_arrays)
-
-
-@pytest.fixture
-def ctrl_c():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -295,12 +295,17 @@ EXTREMES = [  # the loss, its p, the classes, the sum in units of the large numb
 
 @pytest.mark.parametrize(("kind", "p", "classes", "multiple", "rest"), EXTREMES)
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 1e4), ("float32", 5e37), ("float64", 1e300)])
-def test_extreme_logits_give_finite_values_and_exactly_p_minus_t(lib, kind, p, classes, multiple, rest, dtype, size):
+@pytest.mark.parametrize(("reduction", "n"), [("sum", 1), ("mean", 3)])
+def test_extreme_logits_give_finite_values_and_exactly_p_minus_t(
+    lib, kind, p, classes, multiple, rest, dtype, size, reduction, n
+):
     z = lib.asarray(LOGITS * size, dtype)
-    value, gradient = kind(reduction="sum").value_and_grad(z, np.array(classes))
-    np.testing.assert_allclose(lib.to_numpy(value), multiple * size + rest, rtol=4 * np.finfo(dtype).eps)
-    smallest = np.finfo(dtype).smallest_normal  # where e^-z ends, and the only rounding there is
-    np.testing.assert_allclose(lib.to_numpy(gradient), p - np.eye(3)[classes], rtol=0, atol=smallest)
+    value, gradient = kind(reduction).value_and_grad(z, np.array(classes))
+    assert value.dtype == gradient.dtype == lib.backend.dtype(dtype)
+    rtol = 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(lib.to_numpy(value), (multiple * size + rest) / n, rtol=rtol)
+    smallest = np.finfo(dtype).smallest_normal  # where e^-z ends, and the only rounding there is beside that of 1 / n
+    np.testing.assert_allclose(lib.to_numpy(gradient), (p - np.eye(3)[classes]) / n, rtol=rtol * (n > 1), atol=smallest)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 1.6e38), ("float64", 0.8e308)])

@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 import xpnet as xn
 
@@ -74,6 +75,17 @@ LAYERS = {
         xn.Softmax(),
     ),
 }
+
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def some_inputs(rng, n):
+    """Rows of every size, with exact zeros, where ReLU has its corner, among them."""
+    x = rng.normal(size=(n, FEATURES)) * 10.0 ** rng.uniform(-1, 1)
+    x[rng.random(x.shape) < 0.05] = 0.0
+    x[0, 0] = 1.0  # which ReLU lets pass: derivatives that are all 0 prove nothing
+    return x
 
 
 def classes(rng, n, k):

@@ -23,6 +23,7 @@ from sklearn.exceptions import ConvergenceWarning
 from tqdm.std import tqdm
 
 import xpnet as xn
+from support import training
 from xpnet.estimators import MLPClassifier
 from xpnet.training import progress
 from xpnet.training.history import POINTS
@@ -408,3 +409,25 @@ def test_a_notebook_has_a_bar_though_its_standard_error_is_no_terminal(lib, caps
     shown = capsys.readouterr().err
     assert "epoch 4/4 |" in shown
     assert "12/12" in shown
+
+
+def test_progress_that_cannot_begin_says_why(lib, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(ImportError, match="tqdm"):
+        training.fit(training.small(lib), progress=True)
+
+
+def test_the_progress_bar_shows_epoch_loss_and_metrics(lib, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "30")
+    history = training.fit(training.small(lib), epochs=2, validation_data=(training.X, training.Y), progress=True)
+    shown = sys.stderr.getvalue()
+    assert "epoch 2/2" in shown
+    assert "6/6" in shown
+    for name in ("loss", "val_loss", "val_accuracy"):
+        assert f"{name}={history[name][-1]:.4f}" in shown
+    sys.stderr.truncate(0)
+    training.fit(training.small(lib), epochs=2)
+    assert sys.stderr.getvalue() == ""
+    assert capsys.readouterr() == ("", "")

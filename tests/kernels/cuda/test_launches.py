@@ -1,6 +1,8 @@
 """CuPy's training counted on the host: launches of a step, waits in an epoch, transfers in a fit."""
 
+import importlib
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -11,16 +13,11 @@ from support.cases import LOSSES, Scale, tutorial_network
 from support.cupy_on_host import log
 from xpnet.kernels import training_step
 from xpnet.training import batches
+from xpnet.training import loop as training
 from xpnet.training.batches import Batch
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 README = ROOT / "README.md"
-
-
-@pytest.fixture
-def cupy(monkeypatch):
-    monkeypatch.delenv("XPNET_KERNELS", raising=False)  # the launches of a choice are those of that choice
-    return xn.get_backend("cupy")
 
 
 def mlp(*sizes, norm):
@@ -190,3 +187,145 @@ def test_all_work_on_a_network_is_done_on_its_device(cupy):
     xn.confusion_matrix(second.asarray(y), y)
     for measure in xn.metrics.OF_NUMBERS:
         measure(prediction, np.eye(5)[y])
+
+
+def test_dropout_is_a_launch_each_way(cupy, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    net = importlib.import_module("train_digits").network().initialize(cupy, seed=0)
+    x = cupy.asarray(np.random.default_rng(0).normal(size=(40, 64)), "float32")
+    y = xn.ops.one_hot(cupy.asarray(np.arange(40) % 10), 10, x.dtype)
+    step = training_step(net, xn.SoftmaxCrossEntropy(), xn.Adam())
+    carry = step.start
+    for _ in range(3):
+        log.clear()
+        _, carry = step.on_rows(carry, Batch(x, y), slice(0, 32), (carry,))
+    assert log.launches.count("dropout<float>") == 4
+    assert len(log.launches) == 21, log.launches
+    assert log.waits == log.transfers == []
+
+
+MATRIX = np.random.default_rng(0).normal(size=(50, 4))
+
+
+CALLS = {  # what is launched
+    "linear": (lambda x: xn.ops.linear(x, x.T), ["gemm"]),
+    "sum_over_batch": (xn.ops.sum_over_batch, ["cupy_sum"]),
+    "dot_over_batch": (lambda x: xn.ops.dot_over_batch(x, x), ["cupy_multiply__float64_float64_float64", "cupy_sum"]),
+    "sum_of_squares": (xn.ops.sum_of_squares, ["_tensordot_core_mul_sum"]),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_operation_on_the_batch_is_a_launch_or_two(name, cupy):
+    operation, launches = CALLS[name]
+    x = cupy.asarray(MATRIX)
+    expected = operation(MATRIX)
+    log.clear()
+    result = operation(x)
+    assert log.launches == launches
+    assert log.waits == log.transfers == []
+    np.testing.assert_allclose(cupy.to_numpy(result), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_long_sum_takes_no_launch_for_a_span(cupy):
+    x = cupy.xp.ones((3 * xn.ops.LONG, 2), dtype=cupy.xp.float32)
+    for operation in (xn.ops.sum_over_batch, lambda x: xn.ops.dot_over_batch(x, x)):
+        log.clear()
+        np.testing.assert_array_equal(cupy.to_numpy(operation(x)), 3 * xn.ops.LONG)
+        assert len(log.launches) <= 3
+
+
+@pytest.mark.parametrize("layer", [xn.Dense(4, 3), xn.BatchNorm(4), xn.Dropout(), xn.ELU(), xn.Softmax()], ids=repr)
+def test_layers_keep_to_the_order_that_cupys_functions_give(layer, cupy):
+    """A function that is given both orders reads one of them across memory."""
+    (layer,) = xn.Sequential(layer).initialize(cupy, "float64").layers
+    y, cache = layer.forward(cupy.asarray(MATRIX), training=True)
+    dx, _ = layer.backward(y, cache)
+    assert y.flags.c_contiguous
+    assert dx.flags.c_contiguous
+
+
+# --- waits ------------------------------------------------------------------------------------------------------------
+
+
+TARGETS = {  # what may be given for 3 classes, and the waits that it costs
+    "integers": (np.arange(50) % 3, 1),
+    "a column of floats": ((np.arange(50.0) % 3)[:, None], 1),
+    "one-hot rows": (np.eye(3)[np.arange(50) % 3], 2),  # for whether they are finite, and for their sums
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_is_looked_at_once(name, cupy):
+    (target, waits), prediction = TARGETS[name], cupy.xp.zeros((50, 3))
+    target = cupy.asarray(target)
+    log.clear()
+    xn.SoftmaxCrossEntropy().encode(target, prediction)
+    assert len(log.waits) == waits
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (5,), (2, 3)])
+def test_whether_all_is_finite_is_one_wait(shape, cupy):
+    arrays = [cupy.xp.ones(shape), cupy.xp.ones((7, 2), dtype="float32"), cupy.xp.arange(3)]
+    log.clear()
+    assert xn.ops.all_finite(*arrays)
+    assert len(log.waits) == 1
+    for bad in (np.nan, -np.inf, np.inf):
+        poisoned = np.ones((7, 2))
+        poisoned[6, 1] = bad
+        assert not xn.ops.all_finite(arrays[0], cupy.asarray(poisoned), arrays[2])
+
+
+def test_labels_are_looked_up_without_a_wait(cupy):
+    labels = importlib.import_module("xpnet.estimators.labels").Labels.known(np.arange(3), "multiclass")
+    choices, classes = cupy.asarray(np.array([0, 5, 1])), cupy.asarray(np.array([3.0, 4.0, 7.0]))
+    log.clear()
+    predicted = labels.predicted(choices, classes)
+    assert log.waits == []
+    np.testing.assert_array_equal(cupy.to_numpy(predicted), [3, 7, 4])
+
+
+class Steps(xn.Callback):
+    """The counts of epochs and steps at each step's end."""
+
+    def __init__(self, stop=None):
+        self.seen, self.stop = [], stop
+
+    def step_end(self, run):
+        self.seen.append((run.epoch, run.step))
+        run.stop = run.step == self.stop
+
+
+class Epochs(Steps):
+    """The same, with a hook for each epoch."""
+
+    def epoch_end(self, run):
+        assert len(run.history["loss"]) == run.epoch == run.step
+
+
+CALLBACKS = None, xn.TimeLimit(1e6), xn.Callback(), Steps(), Epochs()
+
+
+@pytest.mark.parametrize("progress", [True, False])
+@pytest.mark.parametrize("callback", CALLBACKS, ids=lambda c: type(c).__name__)
+def test_full_batches_are_waited_for_only_where_each_epoch_is_looked_at(callback, progress, cupy, monkeypatch):
+    monkeypatch.setattr(training, "PACE", math.inf)  # 1, 2, 4, ... 32 epochs at a time
+    x, y, waits = np.ones((8, 3)), np.zeros(8, int), []
+    for epochs in (1, 31, 63):
+        net = xn.Sequential(xn.Dense(3, 2)).initialize(cupy, seed=0)
+        log.clear()
+        how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.SGD(), "batch_size": None}
+        history = net.fit(x, y, epochs=epochs, callbacks=[callback] if callback else [], progress=progress, **how)
+        assert len(history["loss"]) == history.steps == epochs
+        waits.append(len(log.waits))
+    once = waits[0] - 2  # an epoch's losses, and whether the parameters are finite
+    looks = [31, 63] if type(callback) is Epochs else [5, 6]
+    assert [wait - once for wait in waits[1:]] == [2 * count for count in looks]
+
+
+def test_a_callback_stops_full_batches_after_the_epoch_and_sees_the_counts(cupy):
+    steps, net = Steps(stop=20), xn.Sequential(xn.Dense(3, 2)).initialize(cupy, seed=0)
+    how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.SGD(), "batch_size": None}
+    history = net.fit(np.ones((8, 3)), np.zeros(8, int), epochs=63, callbacks=[steps], **how)
+    assert steps.seen == [(step - 1, step) for step in range(1, 21)]
+    assert len(history["loss"]) == history.steps == 20

@@ -1,104 +1,17 @@
-"""Every derivative against central differences, in any memory order; and mutants found out."""
+"""What `check_gradients` and `compare_backends` tell of one's own layers and losses, right and wrong."""
 
 import functools
 import importlib
 import importlib.util
 import math
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import xpnet as xn
-from support.cases import FEATURES, LAYERS, LOSSES, Scale, WrongScale, ready, tutorial_network
-
-seeds = st.integers(0, 2**32 - 1)
-
-
-def c_ordered(x):
-    return np.ascontiguousarray(x)
-
-
-def f_ordered(x):
-    return np.asfortranarray(x)
-
-
-def strided(x):
-    """Every second entry of a larger array, backwards."""
-    room = np.zeros((2 * x.shape[0], 3 * x.shape[1]))
-    view = room[::-2, ::3]
-    view[...] = x
-    return view
-
-
-def read_only(x):
-    x = x.copy()
-    x.flags.writeable = False
-    return x
-
-
-LAYOUTS = [c_ordered, f_ordered, strided, read_only]
-
-
-def some_inputs(rng, n):
-    """Rows of every size, with exact zeros, where ReLU has its corner, among them."""
-    x = rng.normal(size=(n, FEATURES)) * 10.0 ** rng.uniform(-1, 1)
-    x[rng.random(x.shape) < 0.05] = 0.0
-    x[0, 0] = 1.0  # which ReLU lets pass: derivatives that are all 0 prove nothing
-    return x
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
-@pytest.mark.parametrize("name", LAYERS)
-@given(seed=seeds, n=st.integers(2, 6))
-def test_layer_derivatives_are_those_of_its_forward(lib, name, training, seed, n):
-    rng = np.random.default_rng(seed)
-    layer = ready(LAYERS[name](), lib, seed=seed)
-    x = lib.asarray(some_inputs(rng, n))
-    errors = xn.check_gradients(layer, x, training=training, seed=seed)
-    assert errors.keys() == {"x", *layer.params}
-    assert max(errors.values()) < 1e-6
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("name", LOSSES)
-@given(seed=seeds, n=st.integers(1, 6), k=st.integers(2, 5))
-def test_loss_derivative_is_that_of_its_value(lib, name, reduction, seed, n, k):
-    loss, prediction, target = LOSSES[name]
-    rng = np.random.default_rng(seed)
-    errors = xn.check_gradients(loss(reduction=reduction), lib.asarray(prediction(rng, n, k)), target(rng, n, k))
-    assert errors["prediction"] < 1e-6
-
-
-@pytest.mark.numpy_only
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", LAYERS)
-@given(seed=seeds, n=st.integers(2, 6))
-def test_memory_order_changes_no_derivative(name, layout, seed, n):
-    rng = np.random.default_rng(seed)
-    layer = ready(LAYERS[name](), seed=seed)
-    x = some_inputs(rng, n)
-    y, cache = layer.forward(c_ordered(x), training=True)
-    dy = rng.normal(size=y.shape)
-    dx, grads = layer.backward(c_ordered(dy), cache)
-
-    y_too, cache = layer.forward(layout(x), training=True)
-    dx_too, grads_too = layer.backward(layout(dy), cache)
-    for one, other in [(y, y_too), (dx, dx_too), *((grads[k], grads_too[k]) for k in grads)]:
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-13 * max(1.0, np.abs(one).max()))
-
-
-@pytest.mark.not_on_host
-def test_whole_digits_network_with_its_loss(lib, digits):
-    x, y = digits
-    net = tutorial_network().initialize(lib.backend, "float64")
-    errors = xn.check_gradients(net, lib.asarray(x[:12]), y[:12], xn.SoftmaxCrossEntropy())
-    assert errors.keys() == {"x", *net.params}
-    assert max(errors.values()) < 1e-6
+from support.cases import FEATURES, LAYERS, Scale, WrongScale, ready, seeds, some_inputs
 
 
 def test_gradient_of_params_alone_is_the_same(lib, rng):
@@ -128,9 +41,6 @@ def test_jax_is_checked_in_float64_also_where_nobody_has_asked_for_it_yet(lib, r
             assert max(check().values()) < 1e-6
     finally:
         config.update("jax_enable_x64", before)
-
-
-# --- a user's own -----------------------------------------------------------------------------------------------------
 
 
 def test_a_users_layer_is_proved(lib, rng):
@@ -682,52 +592,3 @@ def test_a_backend_is_not_compared_with_itself(rng):
             xn.compare_backends(net, x, x, xn.MeanSquaredError(), backends)
     with pytest.raises(ValueError, match=r"give at least two backends in a list, got \(\)"):
         xn.compare_backends(net, x, x, xn.MeanSquaredError(), ())
-
-
-# --- mutants: a line of a backward changed, and the check must see it -------------------------------------------------
-
-MUTANTS = [  # module, the line's part, what stands there instead, the case that must turn red
-    ("layers/normalization.py", 'dx -= grads["beta"] / n', "pass", "batch norm"),
-    ("layers/normalization.py", 'centred * (scale * grads["gamma"] / -n)', "0.0 * centred", "batch norm"),
-    ("layers/normalization.py", "dx += dy", "pass", "batch norm"),
-    ("layers/normalization.py", "dx *= slope", "pass", "batch norm"),
-    ("layers/normalization.py", 'slope = self.params["gamma"] * scale', "slope = scale", "batch norm"),
-    ("layers/normalization.py", "return dy * slope, grads", "return dy * scale, grads", "batch norm, frozen"),
-    (
-        "layers/normalization.py",
-        "ops.dot_over_batch(dy, centred) * scale",
-        "ops.dot_over_batch(dy, centred)",
-        "batch norm",
-    ),
-    ("layers/dense.py", "x.T @ dy", "x.T @ dy / dy.shape[0]", "dense"),
-    ("layers/dense.py", '"bias": ops.sum_over_batch(dy)', '"bias": ops.sum_over_batch(dy) / dy.shape[0]', "dense"),
-    ("layers/activations.py", "dx *= y\n", "pass\n", "sigmoid"),
-    ("layers/activations.py", "1.0 - y * y", "1.0 - y", "tanh"),
-    ("layers/activations.py", "where(positive, dy, 0.0)", "where(positive, dy, 0.001 * dy)", "relu"),
-    ("layers/activations.py", "where(positive, dy, self.alpha * dy)", "where(positive, dy, 0.0 * dy)", "leaky relu"),
-    ("layers/activations.py", "self.alpha * xp.exp(", "self.alpha * xp.expm1(", "elu"),
-    (
-        "layers/activations.py",
-        "y * (dy - namespace(y).sum(dy * y, axis=-1, keepdims=True))",
-        "dy * y * (1.0 - y)",
-        "softmax",
-    ),
-    ("layers/dropout.py", "(dy if mask is None else dy * mask)", "dy", "dropout"),
-]
-
-
-@pytest.mark.numpy_only
-@pytest.mark.parametrize(("module", "line", "instead", "case"), MUTANTS, ids=[f"{m[3]}: {m[1]}" for m in MUTANTS])
-def test_a_mutant_is_found_out(module, line, instead, case, monkeypatch, rng):
-    path = Path(xn.__file__).parent / module
-    source = path.read_text()
-    assert source.count(line) == 1
-    spec = importlib.util.spec_from_file_location("xpnet.layers.mutant", path)
-    mutant = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "xpnet.layers.mutant", mutant)
-    exec(compile(source.replace(line, instead), str(path), "exec"), vars(mutant))
-
-    sound = LAYERS[case]()
-    layer = getattr(mutant, type(sound).__name__)(**sound.settings())
-    with pytest.raises(xn.GradientError, match="the gradient of"):
-        xn.check_gradients(ready(layer), rng.normal(size=(5, FEATURES)))

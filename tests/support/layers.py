@@ -1,0 +1,40 @@
+"""Layers, losses and optimizers of their own that the tests share."""
+
+import xpnet as xn
+
+
+class Linear(xn.Layer):
+    """y = x W, whose gradient `twist` spoils."""
+
+    def __init__(self, twist):
+        self.twist = twist
+
+    def initial_params(self, rng):
+        return {"inner.w": rng.normal(size=(4, 4))}
+
+    def forward(self, x, training=False):
+        return x @ self.params["inner.w"], x
+
+    def backward(self, dy, cache):
+        return dy @ self.params["inner.w"].T, self.twist(xn.backends.namespace(dy), cache.T @ dy)
+
+
+class Beside(xn.Sequential):
+    """A Sequential of one's own: its two layers stand side by side, (n, 4) to (n, 8), and its cache is its own."""
+
+    def forward(self, x, training=False):
+        (a, first), (b, second) = (layer.forward(x, training) for layer in self.layers)
+        return xn.ops.namespace(x).concat([a, b], axis=1), (first, second)
+
+    def backward(self, dy, cache):
+        (dx, a), (more, b) = (
+            layer.backward(dy[:, 4 * i : 4 * i + 4], own)
+            for i, (layer, own) in enumerate(zip(self.layers, cache, strict=True))
+        )
+        return dx + more, {f"{i}.{name}": g for i, grads in enumerate((a, b)) for name, g in grads.items()}
+
+    def backward_params(self, dy, cache):
+        return self.backward(dy, cache)[1]
+
+    def output_shape(self, input_shape):
+        return (*input_shape[:-1], 8)
