@@ -1,4 +1,4 @@
-"""Proof by numbers: derivatives against central differences, and one backend against another."""
+"""Numerical checks: derivatives by central differences, and one backend by another."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,52 +16,46 @@ from .losses.objective import on_encoded
 from .network import Sequential
 from .optimizers import SGD, Optimizer, Slots
 
-STEP = float(np.finfo(np.float64).eps ** (1 / 3))  # where a central difference's truncation and rounding balance
-ROUNDINGS = 2 * float(np.finfo(np.float64).eps)  # of a value, that a difference of two of them has at least
-ZERO = 1e-3  # of the largest gradient's size: an array whose own is smaller has its error measured against this
+STEP = float(np.finfo(np.float64).eps ** (1 / 3))  # balances a central difference's truncation and rounding errors
+ROUNDINGS = 2 * float(np.finfo(np.float64).eps)  # the least relative error of a difference of two values
+ZERO = 1e-3  # times the largest gradient: errors are relative to this if an array's own gradient is smaller
 CORNER = "; a corner lies there: if several units have theirs, move x a little"
 HIDDEN = "; the value's rounding hides it: scale what is large in it, or choose other inputs"
 
 
 class GradientError(AssertionError):
-    """A derivative that is not its function's, or two backends that disagree: which array, entry, and numbers."""
+    """A wrong derivative, or two backends that disagree: in which array and entry, and the numbers."""
 
 
 Arrays = dict[str, np.ndarray]
 
 
 def check_gradients(
-    thing: Layer | Loss,
-    x: Any,
-    y: Any = None,
-    loss: Loss | None = None,
-    *,
-    training: bool = True,
-    tolerance: float = 1e-6,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Compare every derivative of `thing` with central differences in float64; returns the worst error by name.
+    thing: Layer | Loss, x: Any, y: Any = None, loss: Loss | None = None, *,
+    training: bool = True, tolerance: float = 1e-6, seed: int = 0,
+) -> dict[str, float]:  # fmt: skip
+    """Check every derivative of `thing` by central differences in float64; returns the worst error by name.
 
     check_gradients(layer, x)              a layer or network: the derivatives of Σ dy·y, for a random dy
     check_gradients(net, x, y, loss)       a network with its loss
     check_gradients(loss, prediction, y)   a loss
 
-    Names: "x" for the input, "prediction" for a loss's, and the parameters'. An error is relative to the largest entry
-    of its array, or to a thousandth of the largest of all where that is more. At a corner, such as ReLU's at 0, any
-    slope between the two sides' is right; where several units have theirs at one point, as in a row of zeros, a right
-    sum may lie outside them, and the error says so. It says, too, where nothing can be told: the value, as with targets
-    of millions, is so large beside its slopes that its rounding hides them.
+    The names are "x" or, for a loss, "prediction", and those of the parameters. Errors are relative to the largest
+    entry of the array, or to a thousandth of the largest of all arrays if that is more. At a corner, such as ReLU's at
+    0, any slope between those of the two sides is accepted; if several units have corners at one point, as in a row of
+    zeros, a correct sum may lie outside, and the message says so. It also says if rounding hides the derivative because
+    the value is large compared with its slopes, as with targets of millions.
 
-    An x of integers, such as the ids of an embedding, is given as it is and not varied, unless backward gives a
-    derivative by it; dx may be None or zeros.
+    Integer x, such as the ids of an embedding, is not varied unless backward returns a derivative with respect to it;
+    dx may be None or zeros.
 
-    It works on copies; parameters not yet there are drawn from `seed` and moved off the ones and zeros that hide
-    errors. Between forward and backward comes a forward of the same rows in another order, as evaluating in the middle
-    of a step would. On JAX it sets `jax_enable_x64`, without which there is no float64.
+    The check works on copies. Missing parameters are drawn from `seed`, with noise added, since ones and zeros hide
+    errors. Between forward and backward the same rows go forward in reverse order, as an evaluation within a step
+    would. On JAX it sets `jax_enable_x64`, without which there is no float64.
 
-    Raises GradientError for the worst entry above `tolerance`, for gradients whose names or shapes are not `params`'
-    own, for what writes into the arrays it is given, and where all derivatives are 0, which proves nothing; ValueError
-    or TypeError for arguments that it cannot take, such as an x without rows, of complex numbers or with masked ones.
+    Raises GradientError with the worst entry above `tolerance`, for gradients with other names or shapes than `params`,
+    for writing into an array that was given, and if all derivatives are 0, which proves nothing; ValueError or
+    TypeError for arguments of the wrong kind, such as an x that has no rows, or is complex or masked.
     """
     tolerance = proportion("check_gradients: tolerance", tolerance)
     checks.seed("check_gradients: seed", seed)
@@ -101,7 +95,7 @@ def _check_layer(
     given = _inputs("x", x)
     whole_numbers = given.dtype.kind != "f"
     ours = isinstance(layer, Sequential) or type(layer).__module__.startswith("xpnet.")
-    if ours or not whole_numbers:  # a network and the layers here take floating x alone
+    if ours or not whole_numbers:  # networks and the layers here take floating x
         given = given.astype(np.float64)
     arrays = {"x": given} | {name: _host(a) for name, a in params.items()}
 
@@ -130,23 +124,23 @@ def _check_layer(
             return value_at(forward(changed)[0])
 
     kept = _host(dy)
-    forward(arrays | {"x": arrays["x"][::-1].copy()})  # who keeps what a call needs has lost the first one's now
+    forward(arrays | {"x": arrays["x"][::-1].copy()})  # state kept from the first call is overwritten
     dx, grads = pair_from(twin, "backward", twin.backward(dy, cache))
     _check_untouched(repr(layer), arrays | {"dy": kept}, placed | {"dy": dy})
     if grads.keys() != params.keys():
         raise GradientError(f"{layer!r}: backward gives gradients {sorted(grads)}, the parameters are {sorted(params)}")
-    for name, alone in twin.backward_params(dy, cache).items():  # which training calls where it needs no dx
+    for name, alone in twin.backward_params(dy, cache).items():  # called in training if dx is not needed
         exact = _host(grads[name])
         if np.shape(alone) != exact.shape or _largest(_host(alone) - exact) > tolerance * _largest(exact):
             raise GradientError(f"{layer!r}: backward_params gives another gradient of {name} than backward")
-    if whole_numbers and dx is not None and _host(dx).any():  # numbers after all
+    if whole_numbers and dx is not None and _host(dx).any():  # differentiable after all
         return _check_layer(layer, arrays["x"].astype(np.float64), y, loss, training, tolerance, seed)
     varied = arrays if not whole_numbers else {name: arrays[name] for name in params}
     return _compare(repr(layer), lambda changed: value(arrays | changed), varied, {"x": dx} | grads, tolerance)
 
 
 def _loss_for(loss: Loss, y: Any, prediction: Array) -> Callable[[Array], float]:
-    """The loss as a function of predictions like this one alone: y is checked and encoded once."""
+    """The loss as a function of predictions like this one, with y checked and encoded once."""
     target = loss.encode(y, prediction) if hasattr(loss, "encode") else y
     backend = backend_of(prediction)
 
@@ -158,7 +152,7 @@ def _loss_for(loss: Loss, y: Any, prediction: Array) -> Callable[[Array], float]
 
 
 def _check_untouched(who: str, given: Arrays, now: Mapping[str, Array]) -> None:
-    """Refuse what writes into the arrays it is given, which the layers beside it have kept."""
+    """Raise GradientError if arrays that were given have changed; other layers may have kept them."""
     for name, array in given.items():
         if not np.array_equal(_host(now[name]), array, equal_nan=True):
             raise GradientError(f"{who} writes into {name}, an array that it was given; return a new one")
@@ -167,7 +161,7 @@ def _check_untouched(who: str, given: Arrays, now: Mapping[str, Array]) -> None:
 def _compare(
     who: str, value: Callable[[Arrays], float], arrays: Arrays, gradients: Mapping[str, Array], tolerance: float
 ) -> dict[str, float]:
-    """The worst relative error of each gradient; GradientError naming the worst of all if it is too large."""
+    """The worst relative error of each gradient; GradientError with the worst of all if it is too large."""
     exact = {name: _host(gradients[name]) for name in arrays}
     for name, array in arrays.items():
         if exact[name].shape != array.shape:
@@ -215,7 +209,7 @@ def _compare(
 
 
 def _central_differences(value: Callable[[Arrays], float], arrays: Arrays, name: str) -> np.ndarray:
-    """(f(v + h) - f(v - h)) / 2h for every entry v of one array, h being STEP times v's size."""
+    """(f(v + h) - f(v - h)) / 2h for every entry v of one array, with h = STEP · max(1, |v|)."""
     slopes = np.empty(arrays[name].shape)
     for entry in np.ndindex(slopes.shape):
         h = STEP * max(1.0, abs(float(arrays[name][entry])))
@@ -237,7 +231,7 @@ def _beside(
 
 
 class Slope(NamedTuple):
-    """What a derivative lies between, two numbers at a corner only, and how far they may be off."""
+    """Bounds of a derivative, which differ at a corner only, and their possible error."""
 
     low: float
     high: float
@@ -245,26 +239,26 @@ class Slope(NamedTuple):
 
 
 def _slope(value: Callable[[Arrays], float], arrays: Arrays, name: str, entry: tuple[int, ...], sure: float) -> Slope:
-    """The slope at one entry v, where a single step did not show it: from steps h of every size, each a quarter of the
-    one before.
+    """The slope at one entry v for which a single step was not enough, from steps h that shrink by a factor of 4.
 
-    In a smooth function the two sides' slopes close up as h shrinks. Their mean D, the central difference, is off by
-    its rounding, which grows as h shrinks, and by a multiple of h², which (16 D(h) - D(4h)) / 15 is free of (Richardson
-    1911). The one that differs least from the two before it counts; it is in doubt by that difference, and at least by
-    the value's rounding over h.
+    For a smooth function the slopes of the two sides converge as h shrinks. Their mean D(h), the central difference,
+    has a rounding error, which grows as h shrinks, and an error of order h², of which (16 D(h) - D(4h)) / 15 is free
+    (Richardson 1911). The estimate that differs least from the two before it is taken, with this difference as its
+    error, or the value's rounding error over h if that is more.
 
-    If that is not `sure`, corners may lie near v, as among the many units of a convolution. The slope of each side
-    then counts from the smallest h that rounding, seen in the second differences at the finest steps, leaves sure, if
-    4h gives the same: no corner lies between. One side is enough, since v is on its piece of the function. Where both
-    count and differ, the corner is at v, and the slope may be anything between them.
+    If the error is above `sure`, there may be corners near v, as among the many units of a convolution. Then each
+    side's slope is taken at the smallest h for which the rounding error, seen in the second differences at the finest
+    steps, is below `sure`, provided that 4h gives the same slope: no corner lies between. One side is enough, since v
+    is on its piece of the function. If both sides have slopes and these differ, the corner is at v, and any slope
+    between them is right.
     """
     unit = 2.0 ** math.frexp(max(1.0, abs(float(arrays[name][entry]))))[1]  # v ± h are then exact
     steps = [unit * 2.0**-k for k in range(5, 53, 2)]
     middle = value(arrays)
-    with np.errstate(all="ignore"):  # a large step may leave the function's domain
+    with np.errstate(all="ignore"):  # large steps may leave the function's domain
         values = [_beside(value, arrays, name, entry, h) for h in steps]
     noise = max(abs(low + high - 2 * middle) for low, high in values[-4:])
-    least = 0.0  # that a value changes by: of a sum with larger numbers, what these are rounded to
+    least = 0.0  # the least change of the value: the rounding unit of larger terms in its sum
     if all(pair == (middle, middle) for pair in values[-4:]):
         least = min((abs(v - middle) for pair in values for v in pair if v != middle), default=ROUNDINGS)
     best = Slope(0.0, 0.0, math.inf)
@@ -289,25 +283,18 @@ def _slope(value: Callable[[Arrays], float], arrays: Arrays, name: str, entry: t
 
 
 def compare_backends(
-    net: Sequential,
-    x: Any,
-    y: Any,
-    loss: Loss,
-    backends: Sequence[str | Backend] = ("numpy", "cupy"),
-    steps: int = 5,
-    tolerance: float | None = None,
-    learning_rate: float = 0.01,
-    optimizer: Optimizer | None = None,
-) -> dict[str, float]:
+    net: Sequential, x: Any, y: Any, loss: Loss, backends: Sequence[str | Backend] = ("numpy", "cupy"), steps: int = 5,
+    tolerance: float | None = None, learning_rate: float = 0.01, optimizer: Optimizer | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Train copies of `net` side by side, on all rows at each step; returns the worst difference by name.
 
-    After each step the loss, every gradient and every parameter of the other backends are compared with the first's.
-    A difference is relative to the largest of its kind, loss, gradients or parameters, not of its own array.
-    `tolerance` None: 1e-10 in float64, 1e-4 in float32. `optimizer` None: SGD(learning_rate, momentum=0.0). Adam and
-    its like divide a gradient by its own size, and so show where one is nothing but rounding.
+    After each step the loss, every gradient and every parameter are compared with those of the first backend.
+    Differences are relative to the largest entry of all losses, gradients or parameters, not of the single array.
+    `tolerance` is 1e-10 in float64 and 1e-4 in float32 by default, `optimizer` SGD(learning_rate, momentum=0.0). Adam
+    and the like divide a gradient by its own size, and so amplify a gradient that is nothing but rounding.
 
-    Raises GradientError naming the first step and array that differ by more, ValueError for fewer than two backends,
-    one that is given twice, and numbers out of range.
+    Raises GradientError with the first step and array that differ by more, ValueError for fewer than two backends, for
+    a backend that is given twice, and for numbers out of range.
     """
     check_network("compare_backends", net)
     steps = integer("compare_backends: steps", steps)
@@ -351,7 +338,7 @@ def compare_backends(
 def _one_step(
     net: Sequential, x: Any, y: Any, loss: Loss, optimizer: Optimizer, slots: Slots | None
 ) -> tuple[Arrays, Slots | None]:
-    """Train one step: the loss and gradients before it and the parameters after, on the host, and the next slots."""
+    """Train for one step; returns the loss, gradients and new parameters on the host, and the next slots."""
     host = net.backend.to_numpy
     value, grads = net.value_and_grad(x, y, loss)
     history = net.fit(x, y, loss=loss, optimizer=optimizer, batch_size=None, slots=slots)
@@ -367,12 +354,12 @@ def _one_step(
 
 
 def _backend_for(x: Any) -> Backend:
-    """The backend of an array, the default one for a list."""
+    """The backend of an array, or the default one for a list."""
     return backend_of(x, "check_gradients") if is_array(x) else default_backend()
 
 
 def _inputs(name: str, x: Any) -> np.ndarray:
-    """A copy in NumPy of what is given to be checked at: real numbers, one at least."""
+    """A NumPy copy of the inputs, which must be real numbers, at least one."""
     array = np.array(on_host(_backend_for(x).adopt(f"check_gradients: {name}", x)))
     if not array.size:
         raise ValueError(f"check_gradients: {name} has shape {array.shape}, so nothing would be checked; give it rows")
@@ -380,7 +367,7 @@ def _inputs(name: str, x: Any) -> np.ndarray:
 
 
 def _host(a: Any, dtype: str | None = "float64") -> np.ndarray:
-    """A copy in NumPy."""
+    """A NumPy copy."""
     return np.array(on_host(a), dtype=dtype)
 
 

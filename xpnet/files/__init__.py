@@ -1,4 +1,4 @@
-"""Files: networks and training runs, and those that PyTorch and ONNX know."""
+"""Files: networks and training runs, and the formats of PyTorch and ONNX."""
 
 import importlib
 from typing import Any
@@ -7,6 +7,6 @@ __all__ = ["load_torch", "save_torch"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:  # these are found when they are asked for: they import networks, which import this folder
+    if name not in __all__:  # imported on first use: torch.py imports networks, which import this folder
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(".torch", __name__), name)

@@ -1,12 +1,12 @@
-"""Model files: architecture, parameters and running statistics in one signed safetensors file (`container`).
+"""Model files: architecture, parameters and running statistics in one signed file (`safetensors`).
 
-The metadata: `format` "xpnet", `version` "1", and `network`, JSON: {"dtype": ..., "layers": [...]}, a layer being
-{"layer": "Dense", "settings": {...}, "trainable": true} or {"layer": Placed, "layers": [...]}, with settings as
-well where it has some. A layer of the user's own that holds layers has "frozen", the names of those that are, in place
-of "trainable". A network of the user's own class is described as such a layer. The arrays: "params.0.weight",
-"state.1.mean", ... `order`, in the metadata, is the state of the generator of the order of rows; without it the order
-is that of a new network with seed 0. Loading runs nothing that a file says: a layer's name is looked up in a table.
-A checkpoint is such a file with a training run's state beside: `training` in the metadata, arrays "training....".
+The metadata are `format` "xpnet", `version` "1", and `network` in JSON: {"dtype": ..., "layers": [...]}. A layer is
+{"layer": "Dense", "settings": {...}, "trainable": true} or {"layer": "Residual", "layers": [...]}, with settings if it
+has any. A custom layer that contains layers has "frozen", the names of the frozen ones, in place of "trainable"; a
+network of a custom class is described as such a layer. Arrays are named "params.0.weight", "state.1.mean", ...
+`order` in the metadata is the state of the generator of the order of rows, by default that of a new network with seed
+0. Loading runs nothing that a file contains: a layer's name is looked up in a table. A checkpoint is such a file with
+the state of a training run: `training` in the metadata, and arrays "training....".
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ from .strict_json import only
 FORMAT = "xpnet"
 VERSION = "1"
 
-# what building from an unsound description raises, constructors of a user's own layers included
+# errors of building from an unsound description, those of custom constructors included
 UNSOUND = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError, MemoryError,
 )  # fmt: skip
@@ -42,7 +42,7 @@ def arrays_of(net: Placed) -> dict[str, np.ndarray]:
 
 
 def metadata_of(net: Placed, order: Any) -> dict[str, str]:
-    """The metadata of a model file, `order` being the generator. TypeError for a network that JSON cannot describe."""
+    """The metadata of a model file; `order` is the generator. TypeError for a network that JSON cannot describe."""
     try:
         described = describe(net)
         if described["layer"] == "Sequential":
@@ -53,49 +53,49 @@ def metadata_of(net: Placed, order: Any) -> dict[str, str]:
             f"save: {net!r} cannot be described in JSON: {error}; keep each of the constructor's arguments, plain "
             "numbers and names, as an attribute of its name"
         ) from error
-    return {"format": FORMAT, "version": VERSION, "network": network} | told_order(order)
+    return {"format": FORMAT, "version": VERSION, "network": network} | order_metadata(order)
 
 
 def describe(layer: Layer) -> dict[str, Any]:
-    """A layer as JSON: the name of its class, its settings, the layers it was made of, and what is frozen."""
+    """A layer as JSON: the name of its class, its settings, the layers in it, and which are frozen."""
     described: dict[str, Any] = {"layer": type(layer).__name__}
-    children = layer._children()
-    if of_layers(type(layer)):
+    children, takes_layers = layer._children(), of_layers(type(layer))
+    if takes_layers:
         described["layers"] = [describe(child) for child in children.values()]
     settings = {name: mapped(value, describe) for name, value in layer.settings().items()}
-    if settings or not of_layers(type(layer)):
+    if settings or not takes_layers:
         described["settings"] = settings
-    if not children and not of_layers(type(layer)):
+    if not children and not takes_layers:
         described["trainable"] = bool(layer.trainable)
-    elif not of_layers(type(layer)):
+    elif not takes_layers:
         described["frozen"] = [name for name, leaf in layer._leaves() if not leaf.trainable]
     return described
 
 
 def of_layers(cls: type) -> bool:
-    """Whether a class's constructor takes `*layers`, as `Container`'s does."""
+    """Whether the class is a container whose constructor takes `*layers`."""
     return issubclass(cls, Container) and takes_arguments(cls)
 
 
 # --- the order of rows ------------------------------------------------------------------------------------------------
 
 
-def told_order(rng: Any) -> dict[str, str]:
-    """The metadata on the generator of the order of rows: none where it stands as in a new network of seed 0, nor of
-    an estimator's, whose order comes from scikit-learn's random state.
+def order_metadata(rng: Any) -> dict[str, str]:
+    """The metadata of the generator of the order of rows; {} if it is as in a new network with seed 0, or an
+    estimator's, which uses scikit-learn's random state.
     """
     state = rng.bit_generator.state
     return {} if state in (None, streams(0)[1].bit_generator.state) else {"order": strict_json.dumps(state)}
 
 
 def restored_order(state: object) -> "np.random.Generator":
-    """The generator in this state, as `told_order` has it. ValueError for anything that is not one."""
-    told = only("its order", state, {"bit_generator", "state", "has_uint32", "uinteger"})
-    numbers = told | only("its order's state", told["state"], {"state", "inc"})
+    """The generator with the state that `order_metadata` gave; ValueError for anything else."""
+    given = only("its order", state, {"bit_generator", "state", "has_uint32", "uinteger"})
+    numbers = given | only("its order's state", given["state"], {"state", "inc"})
     limits = {"state": 2**128, "inc": 2**128, "has_uint32": 2, "uinteger": 2**32}
     sound = all(type(numbers[name]) is int and 0 <= numbers[name] < limit for name, limit in limits.items())
-    if told["bit_generator"] != "PCG64" or not sound:
-        raise ValueError(f"its order is {told!r:.200}, no state of NumPy's PCG64")
+    if given["bit_generator"] != "PCG64" or not sound:
+        raise ValueError(f"its order is {given!r:.200}, no state of NumPy's PCG64")
     rng = np.random.default_rng(0)
-    rng.bit_generator.state = told
+    rng.bit_generator.state = given
     return rng

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: composed, and parsed without trust."""
+"""The header of a safetensors file: composing it, and parsing it from untrusted files."""
 
 import math
 import re
@@ -7,10 +7,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-HEADER_LIMIT = 2**20  # bytes of a header
-ARRAY_LIMIT = 2**14  # arrays in a file
+HEADER_LIMIT = 2**20  # bytes
+ARRAY_LIMIT = 2**14
 AXES_LIMIT = 32
-NUMBER_LIMIT = 2**63  # no number in a file is as large, nor is what a shape multiplies to
+NUMBER_LIMIT = 2**63  # bytes of an array are fewer
 
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BOOL": "bool",
@@ -23,22 +23,22 @@ TOKEN = re.compile(
     rb'[ \t\r\n]*+(?:(?P<string>"(?:[^"\\\x00-\x1f]++|\\.)*+")'
     rb"|(?P<number>(?:0|[1-9][0-9]{0,18}+)(?![0-9.eE]))|(?P<mark>[{}\[\]:,]))"
 )
-HALF = re.compile("[\ud800-\udfff]")  # of a pair of surrogates
+HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate
 
-Entry = tuple[str, tuple[int, ...], int, int]  # dtype, shape, where the data begin and end
+Entry = tuple[str, tuple[int, ...], int, int]  # dtype, shape, begin and end of the data
 
 
 class UnsoundError(Exception):
-    """Why a file is refused."""
+    """The reason why a file is refused."""
 
 
 # --- composing --------------------------------------------------------------------------------------------------------
 
 
 def compose(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
-    """The header, and the names in the order of the data: larger items first, which keeps every array aligned.
+    """The header, and the names in the order of the data: larger items first, so that every array is aligned.
 
-    Raises ValueError and TypeError for what no file can hold.
+    Raises ValueError and TypeError for arrays and metadata that no file can hold.
     """
     import json
 
@@ -71,7 +71,7 @@ def compose(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> tu
 
 
 def _problem(name: str) -> str:
-    """What is wrong with the name of an array, if anything."""
+    """The fault in the name of an array, "" if there is none."""
     if not isinstance(name, str) or not name or name == "__metadata__":
         return "is none for an array"
     if not name.isprintable() or ".." in name or "/" in name or "\\" in name:
@@ -83,9 +83,9 @@ def _problem(name: str) -> str:
 
 
 def parse(header: bytearray, size: int) -> tuple[list[tuple[str, Entry]], dict[str, str]]:
-    """The arrays in the order of their data, which must fill `size` bytes without gap or overlap, and the metadata.
+    """The arrays in the order of their data, and the metadata.
 
-    Raises UnsoundError for anything else.
+    Raises UnsoundError unless the header is sound and the data fill `size` bytes without gaps or overlaps.
     """
     entries, metadata = _Parser(header).parse()
     layout = sorted(entries.items(), key=lambda item: item[1][2:])
@@ -109,7 +109,7 @@ def parse(header: bytearray, size: int) -> tuple[list[tuple[str, Entry]], dict[s
 
 
 class _Parser:
-    """A parser of headers and nothing else: it builds what a sound header can hold, and refuses the rest at sight."""
+    """A parser of headers alone: it refuses anything else at its first byte, before memory is taken for it."""
 
     def __init__(self, text: bytearray):
         self.text, self.at = text, 0
@@ -151,7 +151,7 @@ class _Parser:
         return dtype, shape, *offsets
 
     def _members(self) -> Iterator[str]:
-        """The keys of an object; whoever asks for the next one has read the value."""
+        """The keys of an object; the caller reads the value before it takes the next key."""
         seen = set()
         self._mark(b"{")
         if self._next_is(b"}"):

@@ -1,4 +1,4 @@
-"""Reading model files. Nothing that a file names is imported or run: a layer's class is looked up in a table."""
+"""Loading model files. Nothing that a file names is imported or run: classes of layers are looked up in a table."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -28,19 +28,17 @@ LAYERS: tuple[type[Layer], ...] = (
 
 
 def load(
-    path: Path,
-    backend: str | Backend | None = None,
-    device: Any = None,
+    path: Path, backend: str | Backend | None = None, device: Any = None,
     custom_layers: Iterable[type[Layer]] | None = None,
-) -> Sequential:
-    """The network in a file that `save` or a `Checkpoint` wrote, on `backend`.
+) -> Sequential:  # fmt: skip
+    """Load the network in a file that `save` or a `Checkpoint` wrote, onto `backend`.
 
-    Layers come from this package and from `custom_layers`, classes of your own; nothing that a file names is imported.
-    Arrays are held against the shapes that the layers' settings say before anything is made of them. A class of your
-    own gets its settings from the file, or where it derives from `Sequential` its layers, and unless it has a
-    `param_shapes`, makes its initial parameters once: have it check its settings, if your files come from strangers.
+    Layers are of this package or of `custom_layers`, a list of classes; nothing that a file names is imported. Shapes
+    of arrays are checked against the layers' settings before memory is taken for them. A custom class is constructed
+    with the settings or layers in the file and, unless it defines `param_shapes`, makes its initial parameters once:
+    if files come from strangers, it should check its settings.
 
-    Raises FormatError for anything that is not such a file, OSError where it cannot be read.
+    Raises FormatError for anything but a sound model file, OSError if it cannot be read.
     """
     path = checks.path("load: path", path)
     place = resolve(backend, device)
@@ -66,17 +64,17 @@ def load(
         check(net, dtype, arrays)
     except UNSOUND as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise FormatError(path, f"{kind}{error}") from None  # what the file names would reach the terminal in a chain
+        raise FormatError(path, f"{kind}{error}") from None  # a chained error could print names from the file
 
     params = {k: place.asarray(a, dtype) for k, a in safetensors.under("params", arrays).items()}
-    # copied: alone, they would keep the whole file's buffer once the parameters are trained
+    # copied, or they would keep the whole buffer of the file in memory
     state = {k: place.asarray(a.copy(), a.dtype) for k, a in safetensors.under("state", arrays).items()}
     net.hold(place, dtype, {k: params[k] for k in net.param_shapes()}, {k: state[k] for k in net.state_shapes()})
     return net
 
 
 def known(custom_layers: Iterable[type[Layer]] | None) -> dict[str, type[Layer]]:
-    """The classes that a file may name. ValueError where two have one name."""
+    """The classes that a file may name; ValueError if two have the same name."""
     table = {cls.__name__: cls for cls in LAYERS}
     given = () if custom_layers is None else custom_layers
     if isinstance(given, type):
@@ -92,7 +90,7 @@ def known(custom_layers: Iterable[type[Layer]] | None) -> dict[str, type[Layer]]
 
 
 def restored(metadata: Mapping[str, str], table: Mapping[str, type[Layer]]) -> tuple[Sequential, str]:
-    """The network that the metadata describe, as yet without arrays, and its dtype."""
+    """The network that the metadata describe, without arrays, and its dtype."""
     if metadata.get("format") != FORMAT:
         raise ValueError("it does not say that it holds an xpnet network")
     if metadata.get("version") != VERSION:
@@ -111,7 +109,7 @@ def restored(metadata: Mapping[str, str], table: Mapping[str, type[Layer]]) -> t
 
 
 def build(described: object, table: Mapping[str, type[Layer]]) -> Layer:
-    """`describe` undone, with the classes in `table`."""
+    """The inverse of `describe`, with the classes in `table`."""
     name = described.get("layer") if isinstance(described, dict) else None
     if not isinstance(described, dict) or not isinstance(name, str):
         raise ValueError(f"{described!r:.200} is no layer: it has no name under 'layer'")
@@ -152,7 +150,7 @@ def built(value: Any, table: Mapping[str, type[Layer]]) -> Any:
 
 
 def check(net: Sequential, dtype: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Refuse arrays that are not exactly those that the network has by its settings, finite. Makes none of its own."""
+    """Raise ValueError unless the arrays are those of the network by name, shape and dtype, and finite."""
     shapes = {f"params.{k}": shape for k, shape in net.param_shapes().items()}
     shapes |= {f"state.{k}": shape for k, shape in net.state_shapes().items()}
     if missing := shapes.keys() - arrays.keys():
@@ -163,17 +161,17 @@ def check(net: Sequential, dtype: str, arrays: Mapping[str, np.ndarray]) -> None
         if arrays[name].shape != shape:
             raise ValueError(f"{name} has shape {arrays[name].shape}, expected {shape}")
     least = least_of(net)
-    start = net.initial_state(np.random.default_rng(0))  # no larger than what the file has, as is known by now
-    whole = {f"state.{k}": a.dtype.name for k, a in start.items() if a.dtype.kind != "f"}
+    start = net.initial_state(np.random.default_rng(0))  # no larger than the arrays in the file, as just checked
+    integers = {f"state.{k}": a.dtype.name for k, a in start.items() if a.dtype.kind != "f"}
     for name, a in arrays.items():
-        if a.dtype.name != (expected := whole.get(name, dtype)):
+        if a.dtype.name != (expected := integers.get(name, dtype)):
             raise ValueError(f"{name} has dtype {a.dtype.name}, expected {expected}")
-        if a.size and not (np.isfinite(a.min()) and np.isfinite(a.max())):  # both are NaN where any entry is
+        if a.size and not (np.isfinite(a.min()) and np.isfinite(a.max())):  # NaN if any entry is
             raise ValueError(f"{name} has NaN or infinite entries")
         if name in least:
             check_least(name, a, least[name])
 
 
 def least_of(net: Sequential) -> dict[str, float]:
-    """The least that entries may be, by the names in a model file."""
+    """The lower bounds of arrays' entries, by the names in a model file."""
     return {f"state.{name}": least for name, least in net.least_entries().items()}

@@ -1,4 +1,4 @@
-"""A network as an ONNX file, for the runtimes that read one. Needs the `onnx` package."""
+"""Export of networks to ONNX files. Needs the `onnx` package."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -15,11 +15,10 @@ from ..layers.normalization import BatchNorm
 from ..layers.placed import Placed
 from .safetensors import Path, replacing
 
-OPSET = 18  # and the file's version: old enough for the runtimes in use, new enough for every operator here
-IR_VERSION = 9
-SIZE_LIMIT = 2**31 - 2**24  # bytes of parameters: the file is one message of Protocol Buffers, which are below 2 GiB
+OPSET, IR_VERSION = 18, 9  # old enough for the runtimes in use, new enough for the operators here
+SIZE_LIMIT = 2**31 - 2**24  # bytes of parameters: a Protocol Buffers message is below 2 GiB
 
-# of each layer: the operator, its arrays in the operator's order, its attributes; "" is none at all
+# for each layer: the operator, its arrays in order, its attributes; without an operator the layer is left out
 OPERATORS: dict[type[Layer], tuple[str, tuple[str, ...], Callable[[Any], dict[str, Any]]]] = {
     Dense: ("Gemm", ("weight", "bias"), lambda layer: {}),
     BatchNorm: ("BatchNormalization", ("gamma", "beta", "mean", "var"), lambda layer: {"epsilon": layer.eps}),
@@ -33,11 +32,11 @@ OPERATORS: dict[type[Layer], tuple[str, tuple[str, ...], Callable[[Any], dict[st
 }
 
 Node = tuple[str, list[str], str, dict[str, Any]]  # operator, inputs, output, attributes
-RAW = "raw"  # as an ending's input: the network's output
+RAW = "raw"  # the network's output, as an input of an ending's nodes
 
 
 class Ending(NamedTuple):
-    """What a file does with the network's output: nodes, their constants, and of each output dtype and shape."""
+    """Nodes after the network's output, their constants, and the dtype and shape of each output of the file."""
 
     nodes: list[Node]
     constants: Mapping[str, np.ndarray]
@@ -53,13 +52,13 @@ class Graph:
         self.arrays: dict[str, np.ndarray] = {}
 
     def chain(self, parts: Iterable[tuple[str, Layer]], x: str) -> str:
-        """Layers one after another, given x: the name of what they give."""
+        """Add layers in sequence; returns the name of their output."""
         for prefix, layer in parts:
             x = self.layer(prefix, layer, x)
         return x
 
     def layer(self, prefix: str, layer: Layer, x: str) -> str:
-        """One layer given x: the name of what it gives."""
+        """Add one layer; returns the name of its output."""
         if type(layer) is Residual:
             return self.node("Add", [x, self.chain(layer._flat(f"{prefix}."), x)], prefix)
         if type(layer) is Branches:
@@ -79,7 +78,7 @@ class Graph:
         return self.node(operator, [x, *own], prefix, attributes(layer))
 
     def node(self, operator: str, inputs: list[str], prefix: str, attributes: dict[str, Any] | None = None) -> str:
-        """An operator: the name of its output."""
+        """Add an operator; returns the name of its output."""
         self.nodes.append((operator, inputs, f"{prefix}.y", attributes or {}))
         return f"{prefix}.y"
 
@@ -87,12 +86,12 @@ class Graph:
 def export_onnx(
     net: Placed, path: Path, who: str = "export_onnx", given: str = "x", ending: Ending | None = None
 ) -> None:
-    """Write the network's inference to `path`: from "x" (N, features) to "y", N free, in the network's dtype.
+    """Write the network's inference to `path`, from "x" (N, features) to "y", for any N, in the network's dtype.
 
-    `who` begins the messages, `given` names the input, and an `ending` computes other outputs from "y".
+    `who` begins messages, `given` names the input, and an `ending` replaces "y" by other outputs.
 
-    Raises TypeError for a layer that ONNX has no operator for, such as a user's own, ImportError without the `onnx`
-    package, ValueError for a network beyond the 2 GiB that such a file can have, OSError where the file system refuses.
+    Raises TypeError for a layer without an ONNX operator, such as a custom one, ImportError without the `onnx` package,
+    ValueError above the 2 GiB that such a file can have, OSError if the file system refuses.
     """
     path = checks.path(f"{who}: path", path)
     try:

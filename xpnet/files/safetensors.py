@@ -1,14 +1,14 @@
-"""A file of named arrays and strings, in the safetensors layout, signed, and written whole or not at all.
+"""Files of named arrays and strings in the safetensors layout, signed, and written atomically.
 
-The layout, which `safetensors` and whatever reads its files can read:
+The layout, which the `safetensors` library reads as well:
 
     8 bytes     the header's length, little endian, a multiple of 8
     header      JSON, padded with spaces: {"__metadata__": {name: string}, name: {"dtype", "shape", "data_offsets"}}
     data        the arrays in C order, little endian, one after the other without a gap, larger items first
 
 The signature: a signed file's header begins with `{"__metadata__":{"sha256":"` and 64 lower-case hexadecimal digits.
-They are the SHA-256 of the whole file, first byte to last, with those 64 digits replaced by 64 zeros. It tells a file
-that was damaged; whoever changes a file on purpose can sign it anew, so nothing in a signed file is trusted either.
+They are the SHA-256 of the whole file with those 64 digits replaced by zeros. The signature detects damage, not
+malice: anyone can sign a changed file again, so the contents of a signed file are not trusted either.
 """
 
 import contextlib
@@ -31,26 +31,23 @@ SIGNATURE = b'{"__metadata__":{"sha256":"'
 SIGNED_AT = 8 + len(SIGNATURE)
 UNSIGNED = b"0" * 64
 
-STRANGERS = {  # what other files begin with; as a header's length, each is beyond the limit
-    b"\x80\x02": "a pickle, which can run any program and is not opened",
-    b"\x80\x03": "a pickle, which can run any program and is not opened",
-    b"\x80\x04": "a pickle, which can run any program and is not opened",
-    b"\x80\x05": "a pickle, which can run any program and is not opened",
+STRANGERS = {  # first bytes of other formats; as the length of a header, each is beyond the limit
+    **{bytes([0x80, protocol]): "a pickle, which can run any program and is not opened" for protocol in (2, 3, 4, 5)},
     b"PK": "a zip archive, such as torch.save, Keras and numpy.savez write",
     b"\x89HDF": "an HDF5 file",
     b"\x93NUMPY": "a file of numpy.save",
     b"\x1f\x8b": "compressed with gzip",
 }
-TEMPORARY = re.compile("[0-9a-f]{16}\\.tmp")  # after its beginning
-STALE = 86_400  # seconds: no write that is still to be renamed has stood still for so long
-BLOCK = 2**20  # bytes: what was just read is hashed while it is in the cache; more is written while it is hashed
+TEMPORARY = re.compile("[0-9a-f]{16}\\.tmp")  # after the prefix
+STALE = 86_400  # seconds after which a temporary file is taken to be abandoned
+BLOCK = 2**20  # bytes read and hashed at a time, while in the cache; longer arrays are hashed while they are written
 
 
 class FormatError(ValueError):
-    """A file that is not a sound one of its kind: which file, and why, in one printable line."""
+    """A file that is not a sound one of its kind; the message names the file and the reason in one printable line."""
 
     def __init__(self, path: Path, reason: object):
-        super().__init__(os.fsdecode(path), printable(reason, 300))  # from which a copy is made, in another process too
+        super().__init__(os.fsdecode(path), printable(reason, 300))  # so that it can be pickled
 
     def __str__(self) -> str:
         path, reason = self.args
@@ -61,15 +58,15 @@ class FormatError(ValueError):
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write `arrays` and `metadata` to the file `path`, signed: whole, or not at all.
+    """Write `arrays` and `metadata` to the file `path`, signed and atomically.
 
-    A new file is written beside it, flushed to the disk and renamed; it is as readable as the file it replaces, or as
-    a new one by the umask. A symbolic link stays, and the file it points to is replaced. Whatever happens, also a full
-    disk or Ctrl-C, the file that was there is intact and no other is left. A process killed in the middle leaves
-    `.NAME.*.tmp` behind, which nothing reads, and which a later write of the same name removes once it is a day old.
+    A new file is written beside it, flushed to the disk and renamed, with the permissions of the file it replaces, or
+    those of the umask. Through a symbolic link the file it points to is replaced. On any error, such as a full disk or
+    Ctrl-C, the old file is intact and no new one is left. A killed process leaves `.NAME.*.tmp` behind, which a later
+    write of the same name removes once it is a day old.
 
-    Raises OSError naming `path` where the file system refuses, and where `path` is a folder, a device or a pipe;
-    ValueError and TypeError for names and dtypes that no such file can hold, before any file is touched.
+    Raises OSError naming `path` if the file system refuses, and if `path` is a folder, a device or a pipe; ValueError
+    and TypeError for names and dtypes that the layout does not have, before any file is touched.
     """
     import hashlib
 
@@ -91,10 +88,10 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
 
 
 def _beside(work: Callable[[memoryview], None], data: memoryview) -> Callable[[], None]:
-    """Begin the work on many data in another thread. What comes back is to be called: it waits, or does the work."""
+    """Start the work in another thread if the data are large; the function returned waits for it, or does it."""
     if data.nbytes > BLOCK:
         thread = threading.Thread(target=work, args=(data,))
-        with contextlib.suppress(RuntimeError):  # as the interpreter ends, and where no thread can be had
+        with contextlib.suppress(RuntimeError):  # no thread can be started, as at the interpreter's exit
             thread.start()
             return thread.join
     return lambda: work(data)
@@ -102,7 +99,7 @@ def _beside(work: Callable[[memoryview], None], data: memoryview) -> Callable[[]
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends well; when it does not, nothing has happened."""
+    """A new file that replaces `path` when the block ends; on an error, `path` is unchanged."""
     path = os.fsdecode(path)
     temporary = ""
     try:
@@ -123,7 +120,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         _flush_folder(folder)
         _clear(folder, beginning, now - STALE)
     except BaseException as error:
-        with contextlib.suppress(OSError, ValueError):  # it is not there, or the path is none
+        with contextlib.suppress(OSError, ValueError):  # not created, or not a path
             os.unlink(temporary)
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror or str(error), path) from error
@@ -131,26 +128,24 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def mode_to_keep(path: str) -> int | None:
-    """The permissions of the file to be replaced, None for a new one. OSError for what must not be replaced."""
+    """The permissions of the file to be replaced, None for a new one. OSError if it must not be replaced."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
-        if path.endswith(tuple(filter(None, (os.sep, os.altsep)))):  # a folder is meant
+        if path.endswith(tuple(filter(None, (os.sep, os.altsep)))):  # the path of a folder
             raise
         return None
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "Not a regular file", path)
-    if not os.access(path, os.W_OK):  # a rename would not ask
+    if not os.access(path, os.W_OK):  # which a rename does not check
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
     return stat.S_IMODE(found.st_mode) & 0o777
 
 
 def _clear(folder: str, beginning: str, before: float) -> None:
-    """Remove the temporaries of killed writes: not written to since `before`, by the clock of their own file system,
-    which is another than this machine's where the folder is on a network.
-    """
+    """Remove temporary files of killed writes, not modified since `before` by the clock of their file system."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:  # the file is there, whatever becomes of these
         for entry in entries:
             if entry.name.startswith(beginning) and TEMPORARY.fullmatch(entry.name, len(beginning)):
@@ -160,7 +155,7 @@ def _clear(folder: str, beginning: str, before: float) -> None:
 
 
 def _flush_folder(folder: str) -> None:
-    """Have the rename itself on the disk."""
+    """Flush the rename to the disk."""
     if os.name == "nt":
         return  # pragma: no cover  # Windows opens no folders
     handle = os.open(folder, os.O_RDONLY)
@@ -176,11 +171,11 @@ def _flush_folder(folder: str) -> None:
 def read(path: Path, signed: bool = True) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays and the metadata, without the signature, of a file.
 
-    With `signed=False`, of a file that another program wrote, whose signature, if any, is not looked at. The arrays
-    are writable views of one buffer, in the order of the data, which lives as long as any of them does.
+    `signed=False` reads a file of another program, without checking a signature. The arrays are writable views of one
+    buffer, in the order of the data; the buffer lives as long as any of them.
 
-    Raises FormatError for a file that is not sound in every byte; it takes no more memory than the file is long, and
-    less than 16 MiB for the header. OSError where `path` cannot be read or is no regular file.
+    Raises FormatError unless every byte is sound, taking no more memory than the size of the file and 16 MiB; OSError
+    if `path` cannot be read or is not a regular file.
     """
     with open(path, "rb", buffering=0, opener=_open) as file:
         found = os.fstat(file.fileno())
@@ -193,12 +188,12 @@ def read(path: Path, signed: bool = True) -> tuple[dict[str, np.ndarray], dict[s
 
 
 def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays whose names begin with the prefix and a dot, without these."""
+    """The arrays with names "prefix.name", by name."""
     return {k.removeprefix(f"{prefix}."): a for k, a in arrays.items() if k.startswith(f"{prefix}.")}
 
 
 def _open(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # or opening a pipe would wait for its writer
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would block until it has a writer
 
 
 def _read(file: Any, size: int, signed: bool) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -8,6 +8,6 @@ from .safetensors import Path
 
 
 def save(net: Placed, path: Path) -> None:
-    """Write `net` to `path`, whole or not at all. OSError where the file system refuses."""
+    """Write `net` to `path` atomically; OSError if the file system refuses."""
     path = checks.path("save: path", path)
     safetensors.write(path, arrays_of(net), metadata_of(net, net.rng))

@@ -1,4 +1,4 @@
-"""JSON that is read without trust: no repeated keys, no NaN or infinity, no depth or number of parts to exhaust us."""
+"""JSON from untrusted files: no repeated keys, no NaN or infinity, limited depth and size."""
 
 import math
 import re
@@ -12,7 +12,7 @@ MARKS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]|[:,]', re.DOTALL)
 
 
 def loads(text: str) -> Any:
-    """The value in `text`. ValueError for what is not strict JSON, or deeper or larger than the limits."""
+    """The value in `text`. ValueError if it is not strict JSON, or exceeds the limits."""
     import json
 
     _measure(text)
@@ -20,7 +20,7 @@ def loads(text: str) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """`value` as JSON that `loads` reads. TypeError and ValueError for what JSON has no words for, and for NaN."""
+    """`value` as JSON that `loads` reads. TypeError or ValueError for values that JSON does not have, such as NaN."""
     import json
 
     text = json.dumps(value, allow_nan=False)
@@ -29,7 +29,7 @@ def dumps(value: Any) -> str:
 
 
 def only(who: str, given: object, names: set[str]) -> Any:
-    """`given`, a dict with these names and no others."""
+    """Return `given` if it is a dict with exactly these names."""
     if not isinstance(given, Mapping):
         raise ValueError(f"{who} is {given!r:.80}, expected {', '.join(sorted(names))}")
     if given.keys() != names:
@@ -39,7 +39,7 @@ def only(who: str, given: object, names: set[str]) -> Any:
 
 
 def _measure(text: str) -> None:
-    """Refuse what is too deep or too large before anything is made of it."""
+    """Raise ValueError for text beyond the limits, before it is parsed."""
     depth = parts = 0
     for found in MARKS.finditer(text):
         mark = found[0][0]

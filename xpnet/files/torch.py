@@ -28,17 +28,18 @@ COUNTER = "num_batches_tracked"
 def load_torch(net: Sequential, path: Path) -> Sequential:
     """Set the arrays of `net` from the state dict of the matching `torch.nn.Sequential`; returns the network.
 
-    `safetensors.torch.save_file(model.state_dict(), path)` writes such a file. Matching is a model whose layer i is
-    torch's twin of layer i: Linear of Dense, its weight transposed, BatchNorm1d of BatchNorm, any without arrays of an
-    activation or Dropout, and Sequential of Sequential, an empty one of what only torch has, such as Flatten. Numbers
-    are converted to the network's dtype; `net` must be initialized, and is unchanged where anything fails.
+    `safetensors.torch.save_file(model.state_dict(), path)` writes such a file. Layer i of the model must match layer i
+    of the network: Linear matches Dense (its weight is transposed), BatchNorm1d matches BatchNorm, any layer without
+    arrays an activation or Dropout, Sequential a Sequential, and an empty Sequential() any layer that only torch has,
+    such as Flatten. Numbers are converted to the network's dtype; `net` must be initialized, and an error leaves it
+    unchanged.
 
-    A state dict has no settings: eps, momentum, slopes and rates are the network's own. For the predictions of torch's
-    defaults say `BatchNorm(features, momentum=0.9, eps=1e-5)`, `LeakyReLU(0.01)` and `ELU(1.0)`; torch's momentum=0.1
-    is 0.9 here. Trained on, they differ: torch's running variance has N - 1 where ours has N below the sum, and starts
-    from ones where ours starts from the first batch.
+    A state dict has no settings: eps, momentum, slopes and rates are the network's own. torch's defaults correspond to
+    `BatchNorm(features, momentum=0.9, eps=1e-5)` (torch's momentum=0.1), `LeakyReLU(0.01)` and `ELU(1.0)`. Further
+    training differs: torch's running variance divides by N - 1, ours by N, and it starts from ones, ours from the first
+    batch.
 
-    Raises FormatError for a file that is not exactly that, TypeError for a network with a layer that torch has not.
+    Raises FormatError for any other file, TypeError for a network with a layer that torch does not have.
     """
     path = checks.path("load_torch: path", path)
     check_network("load_torch", net)
@@ -84,7 +85,7 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
 
 
 def check_torch_names(net: Sequential, expected: set[str], names: Set[str]) -> None:
-    """Refuse a state dict with other names than these; a note says what would do."""
+    """Raise ValueError for a state dict with other names than expected, with a note on the remedy."""
     missing, strangers = (", ".join(sorted(some)) for some in (expected - names, names - expected))
     if not (missing or strangers):
         return
@@ -104,11 +105,11 @@ def check_torch_names(net: Sequential, expected: set[str], names: Set[str]) -> N
 
 
 def save_torch(net: Sequential, path: Path) -> None:
-    """Write the state dict of the `torch.nn.Sequential` that matches `net`, as `load_torch` says.
+    """Write the state dict of the `torch.nn.Sequential` that matches `net`, as described in `load_torch`.
 
-    `model.load_state_dict(safetensors.torch.load_file(path))` takes it. torch's count of batches, which it looks at
-    only where its momentum is None, is 0 for statistics as they start and else 1. Raises TypeError for a network with
-    a layer that torch has not, OSError where the file system refuses.
+    `model.load_state_dict(safetensors.torch.load_file(path))` loads it. torch's count of batches, which it uses with
+    momentum=None only, is 0 for initial statistics, else 1. Raises TypeError for a network with a layer that torch does
+    not have, OSError if the file system refuses.
     """
     path = checks.path("save_torch: path", path)
     check_network("save_torch", net)
@@ -122,7 +123,7 @@ def save_torch(net: Sequential, path: Path) -> None:
 
 
 def torch_names(net: Sequential) -> dict[str, str]:
-    """From the names in a model file, "params.0.weight", to torch's. Dropout's key has none, and needs none."""
+    """torch's names by those in a model file, such as "params.0.weight". Dropout's key has none and needs none."""
     for prefix, layer in net.parts():
         if isinstance(layer, Container):
             who = f"layer {prefix}, {layer!r:.80}," if prefix else f"the network, {type(layer).__name__},"
