@@ -4,16 +4,12 @@ Each initializer takes a Generator and the shape (in_features, out_features) and
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .common.checks import brief, integer
 
-if TYPE_CHECKING:
-    from numpy.random import Generator
-
-Initializer = Callable[["Generator", tuple[int, ...]], np.ndarray]
+Initializer = Callable[["np.random.Generator", tuple[int, ...]], np.ndarray]
 
 
 def _check(who: str, rng: object, shape: object) -> None:
@@ -26,21 +22,21 @@ def _check(who: str, rng: object, shape: object) -> None:
         integer(f"{who}: each size of shape", size)
 
 
-def fan_in_uniform(rng: "Generator", shape: tuple[int, ...]) -> np.ndarray:
+def fan_in_uniform(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
     """Uniform within ±1/sqrt(in), as torch.nn.Linear draws them."""
     _check("fan_in_uniform", rng, shape)
     limit = shape[0] ** -0.5
     return rng.uniform(-limit, limit, shape)
 
 
-def glorot_uniform(rng: "Generator", shape: tuple[int, ...]) -> np.ndarray:
+def glorot_uniform(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
     """Uniform within ±sqrt(6 / (in + out)), for tanh and sigmoid. Glorot & Bengio 2010, eq. 16."""
     _check("glorot_uniform", rng, shape)
     limit = (6 / (shape[0] + shape[1])) ** 0.5
     return rng.uniform(-limit, limit, shape)
 
 
-def he_normal(rng: "Generator", shape: tuple[int, ...]) -> np.ndarray:
+def he_normal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
     """Normal with variance 2 / in, for ReLU. He et al. 2015, eq. 10."""
     _check("he_normal", rng, shape)
     return rng.normal(0.0, (2 / shape[0]) ** 0.5, shape)

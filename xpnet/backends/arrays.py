@@ -18,19 +18,20 @@ DTYPES = ("float32", "float64")
 
 
 class Library(NamedTuple):
-    """The module of a library's array functions, and properties of these."""
+    """The module of a library's array functions, and its class of backends; properties of these functions."""
 
     module: str
+    backend: str
     plain: bool = False  # see `is_plain`
     scans: bool = False  # see `scans`
 
 
 LIBRARIES = {
-    "numpy": Library("array_api_compat.numpy", scans=True),
-    "cupy": Library("array_api_compat.cupy", plain=True),
-    "torch": Library("array_api_compat.torch"),
-    "jax": Library("jax.numpy", plain=True),
-    "array_api_strict": Library("array_api_strict", scans=True),
+    "numpy": Library("array_api_compat.numpy", "NumPy", scans=True),
+    "cupy": Library("array_api_compat.cupy", "CuPy", plain=True),
+    "torch": Library("array_api_compat.torch", "Torch"),
+    "jax": Library("jax.numpy", "JAX", plain=True),
+    "array_api_strict": Library("array_api_strict", "Strict", scans=True),
 }
 
 _namespaces: dict[type, Namespace] = {}

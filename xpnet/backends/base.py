@@ -171,7 +171,7 @@ def get_backend(name: str, device: Any = None) -> Backend:
         device = str(name).partition(":")[0] in ("cuda", "gpu", "cpu", "mps")
         hint = f"; that is a device, as in backend='torch', device={name!r}" if device else ""
         raise ValueError(f"get_backend: no backend {brief(name)}; {known}{hint}")
-    kind: type[Backend] = importlib.import_module(f".{name}", __package__).KIND
+    kind: type[Backend] = getattr(importlib.import_module(f".{name}", __package__), LIBRARIES[name].backend)
     default = kind() if device is None else None  # resolved now: the default may change
     key = name, f"default {default.device!r}" if default else repr(device)
     if key not in _made:

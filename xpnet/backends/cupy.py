@@ -63,6 +63,3 @@ class CuPy(Backend):
     def device_name(self) -> str:
         properties = importlib.import_module("cupy").cuda.runtime.getDeviceProperties(self.device.id)
         return f"cuda:{self.device.id} {properties['name'].decode()}"
-
-
-KIND = CuPy

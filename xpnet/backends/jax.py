@@ -88,6 +88,3 @@ def _register(tree_util: Any) -> None:
             ),
             lambda names, arrays: dict(zip(names, arrays, strict=True)),
         )
-
-
-KIND = JAX

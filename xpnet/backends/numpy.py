@@ -15,6 +15,3 @@ class NumPy(Backend):
         super().__init__(device)
         if device is not None and not (isinstance(device, str) and device == "cpu"):
             raise self._no_device("NumPy computes on the CPU only", 'Use device=None, or backend="cupy" for a GPU.')
-
-
-KIND = NumPy

@@ -61,6 +61,3 @@ class Torch(Backend):
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             self._torch.cuda.synchronize(self.device)  # pragma: no cover  # needs a GPU
-
-
-KIND = Torch

@@ -4,7 +4,7 @@ import copy
 import math
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,7 @@ from ..ops import all_finite
 from ..training import probe
 from ..training.callback import Callback
 from ..training.history import counted
-
-if TYPE_CHECKING:
-    from ..training.run import Run
+from ..training.run import Run
 
 ROWS = 256  # training rows per inspection, evenly spaced
 SHUT = 0.01  # a unit is shut if its slope is below this fraction of the activation's steepest, for every row
@@ -87,7 +85,7 @@ class Doctor(Configured, Callback):
 
     # --- hooks ----------------------------------------------------------------------------------------------------
 
-    def train_begin(self, run: "Run") -> None:
+    def train_begin(self, run: Run) -> None:
         self.findings, self.vitals, self.before = [], [], {}
         self.inspected_at = run.step
         self.working = True
@@ -95,15 +93,15 @@ class Doctor(Configured, Callback):
         stride = max(1, n // ROWS)
         self.rows = slice(0, stride * min(n, ROWS), stride)
 
-    def epoch_begin(self, run: "Run") -> None:
+    def epoch_begin(self, run: Run) -> None:
         if run.steps_per_epoch == 1:
             self._remember(run)
 
-    def step_end(self, run: "Run") -> None:
+    def step_end(self, run: Run) -> None:
         if (run.step + 1) % run.steps_per_epoch == 0 and run.steps_per_epoch > 1:
             self._remember(run)
 
-    def epoch_end(self, run: "Run") -> None:
+    def epoch_end(self, run: Run) -> None:
         for name, values in run.history.items():
             if name.startswith("val_") and not math.isfinite(values[-1]):
                 remedy = "Look at the validation data's scale, and lower the learning rate"
@@ -111,7 +109,7 @@ class Doctor(Configured, Callback):
         if (run.epoch - 1) % self.every == 0:
             self._safely(self._inspect, run)
 
-    def train_end(self, run: "Run") -> None:
+    def train_end(self, run: Run) -> None:
         self.before = {}
         if run.step > self.inspected_at:  # it ended within an epoch
             self._safely(self._inspect, run)
@@ -125,7 +123,7 @@ class Doctor(Configured, Callback):
 
     # --- inspection -----------------------------------------------------------------------------------------------
 
-    def _safely(self, inspect: Callable[["Run"], None], run: "Run") -> None:
+    def _safely(self, inspect: Callable[[Run], None], run: Run) -> None:
         """Inspect; an error, which custom layers may raise, becomes a finding and does not end the training."""
         if self.working:
             try:
@@ -135,12 +133,12 @@ class Doctor(Configured, Callback):
                 text = f"it could not be inspected ({type(error).__name__}: {error})"
                 self._find(run, "the network", "inspection failed", text, "The training goes on without inspections")
 
-    def _remember(self, run: "Run") -> None:
+    def _remember(self, run: Run) -> None:
         """Keep the parameters before an epoch's last step."""
         if run.epoch % self.every == 0:
             self.before = run.net.params
 
-    def _inspect(self, run: "Run") -> None:
+    def _inspect(self, run: Run) -> None:
         self.inspected_at = run.step
         net, loss = copy.deepcopy((run.net, run.loss))  # custom ones may have state
         x, *targets = run.data.rows(self.rows)
@@ -173,7 +171,7 @@ class Doctor(Configured, Callback):
         steep: np.ndarray = np.abs(host(slope)).reshape(slope.shape[0], -1).max(axis=0)
         return steep / steepest
 
-    def _ratios(self, run: "Run", traces: list[probe.Trace]) -> list[float | None]:
+    def _ratios(self, run: Run, traces: list[probe.Trace]) -> list[float | None]:
         """How far the epoch's last step moved each layer, relative to its size."""
         before, after = self.before, run.net.params
         self.before = {}
@@ -188,7 +186,7 @@ class Doctor(Configured, Callback):
 
     # --- judging --------------------------------------------------------------------------------------------------
 
-    def _check_units(self, run: "Run", trace: probe.Trace, output: np.ndarray, share: float | None, last: bool) -> None:
+    def _check_units(self, run: Run, trace: probe.Trace, output: np.ndarray, share: float | None, last: bool) -> None:
         if share is None or len(output) < 2 or last:  # outputs may saturate
             return
         units = output.shape[1]
@@ -204,7 +202,7 @@ class Doctor(Configured, Callback):
                 remedy = "There the layer bends nothing: put a BatchNorm before it, or lower the learning rate"
                 self._find(run, str(trace), "one-sided units", text, remedy)
 
-    def _check_constant(self, run: "Run", traces: list[probe.Trace], outputs: list[np.ndarray]) -> bool:
+    def _check_constant(self, run: Run, traces: list[probe.Trace], outputs: list[np.ndarray]) -> bool:
         constant = [len(o) > 1 and float(np.ptp(o, axis=0).max()) <= 1e-6 * float(np.abs(o).max()) for o in outputs]
         if constant[-1]:
             first = constant.index(True)
@@ -214,7 +212,7 @@ class Doctor(Configured, Callback):
         return constant[-1]
 
     def _check_gradients(
-        self, run: "Run", traces: list[probe.Trace], gradients: list[float | None], constant: bool
+        self, run: Run, traces: list[probe.Trace], gradients: list[float | None], constant: bool
     ) -> None:
         known = [(trace, g) for trace, g in zip(traces, gradients, strict=True) if g is not None]
         if len(known) < 2 or not known[-1][1]:
@@ -236,7 +234,7 @@ class Doctor(Configured, Callback):
                 self._find(run, str(trace), "exploding gradient", text, remedy)
                 return
 
-    def _check_ratios(self, run: "Run", traces: list[probe.Trace], ratios: list[float | None], constant: bool) -> None:
+    def _check_ratios(self, run: Run, traces: list[probe.Trace], ratios: list[float | None], constant: bool) -> None:
         known = [(trace, ratio) for trace, ratio in zip(traces, ratios, strict=True) if ratio is not None]
         if not known:
             return
@@ -251,7 +249,7 @@ class Doctor(Configured, Callback):
 
     # --- telling --------------------------------------------------------------------------------------------------
 
-    def _find(self, run: "Run", layer: str, kind: str, text: str, remedy: str) -> None:
+    def _find(self, run: Run, layer: str, kind: str, text: str, remedy: str) -> None:
         known = [finding.layer for finding in self.findings if finding.kind == kind]
         if layer not in known and not (known and kind in ONCE):
             self.findings.append(Finding(run.epoch, layer, kind, text, remedy))

@@ -2,16 +2,14 @@
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..common import checks
 from ..common.checks import positive
 from ..common.settings import Configured
 from ..files.safetensors import Path, mode_to_keep, replacing
 from ..training.callback import Callback
-
-if TYPE_CHECKING:
-    from ..training.run import Run
+from ..training.run import Run
 
 Row = dict[str, Any]
 
@@ -27,7 +25,7 @@ class CSVLog(Configured, Callback):
     def __init__(self, path: Path, append: bool = False):
         self.path, self.append = checks.path("CSVLog: path", path), checks.flag("CSVLog: append", append)
 
-    def train_begin(self, run: "Run") -> None:
+    def train_begin(self, run: Run) -> None:
         self.columns: list[str] = []
         self.begun = False
         if run.step:  # resumed, perhaps within an epoch that has recorded numbers already
@@ -35,10 +33,10 @@ class CSVLog(Configured, Callback):
         there = mode_to_keep(self.path) is not None  # refuses a pipe, which would block on opening
         self._rewrite(self._read() if there and (self.append or run.step) else [])  # any error before the first step
 
-    def epoch_begin(self, run: "Run") -> None:
+    def epoch_begin(self, run: Run) -> None:
         self.lengths = {name: len(values) for name, values in run.history.items()}
 
-    def epoch_end(self, run: "Run") -> None:
+    def epoch_end(self, run: Run) -> None:
         import csv
 
         fresh = {name: values[-1] for name, values in run.history.items() if len(values) > self.lengths.get(name, 0)}
@@ -96,12 +94,12 @@ class TimeLimit(Configured, Callback):
     def __init__(self, seconds: float):
         self.seconds = positive("TimeLimit: seconds", seconds)
 
-    def train_begin(self, run: "Run") -> None:
+    def train_begin(self, run: Run) -> None:
         self.end = time.monotonic() + self.seconds
 
-    def step_end(self, run: "Run") -> None:
+    def step_end(self, run: Run) -> None:
         if time.monotonic() >= self.end and run.step < run.epochs * run.steps_per_epoch:
             run.history.interrupted = True
 
-    def epoch_end(self, run: "Run") -> None:
+    def epoch_end(self, run: Run) -> None:
         self.step_end(run)  # validation takes time as well

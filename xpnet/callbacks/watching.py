@@ -63,10 +63,10 @@ class Watching(Configured, Callback):
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError(f"{type(self).__name__}: it counts {counts!r:.80}, expected whole numbers of at least 0")
 
-    def train_begin(self, run: "Run") -> None:
+    def train_begin(self, run: Run) -> None:
         self._reset()
 
-    def improved(self, run: "Run") -> bool:
+    def improved(self, run: Run) -> bool:
         """Compare the epoch just finished with the best so far, and update it."""
         if self.monitor not in run.history:
             raise self.missing(run.history)
@@ -128,7 +128,7 @@ class EarlyStopping(Watching):
         if memory["best_params"] != {} or memory["best_state"] != {}:
             net.set_state(memory["best_state"])
 
-    def epoch_end(self, run: "Run") -> None:
+    def epoch_end(self, run: Run) -> None:
         if self.improved(run):
             self.sound = math.isfinite(run.history.get("val_loss", [math.nan])[-1])
             if self.restore_best:
@@ -136,7 +136,7 @@ class EarlyStopping(Watching):
         elif self.wait >= self.patience:
             run.stop = True
 
-    def train_end(self, run: "Run") -> None:
+    def train_end(self, run: Run) -> None:
         if self.best_params and (self.sound or run.epoch > self.best_epoch or run.history.interrupted):
             with published:
                 run.net.set_params(self.best_params)
@@ -170,7 +170,7 @@ class ReduceOnPlateau(Watching):
         super()._reset()
         self.cooling = 0
 
-    def train_begin(self, run: "Run") -> None:
+    def train_begin(self, run: Run) -> None:
         super().train_begin(run)
         rate: Any = getattr(run.optimizer, "learning_rate", None)
         if not isinstance(rate, (int, float)):
@@ -179,7 +179,7 @@ class ReduceOnPlateau(Watching):
                 "schedule or this callback"
             )
 
-    def epoch_end(self, run: "Run") -> None:
+    def epoch_end(self, run: Run) -> None:
         rate: Any = run.optimizer.learning_rate
         run.history.record({"learning_rate": rate})
         if self.improved(run) or self.cooling:

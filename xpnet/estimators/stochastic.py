@@ -94,11 +94,11 @@ class StoppingRules(Callback):
         self.stopped = False
         self.schedule = model.learning_rate if model.optimizer is None and model.solver in SCHEDULED else "constant"
 
-    def epoch_begin(self, run: "Run") -> None:
+    def epoch_begin(self, run: Run) -> None:
         if self.model.shuffle and run.steps_per_epoch == 1:
             run.rng.permutation(self.rows)  # unused by a single batch, but scikit-learn draws it
 
-    def epoch_end(self, run: "Run") -> None:
+    def epoch_end(self, run: Run) -> None:
         model = self.model
         model.n_iter_ += 1
         model.t_ += self.rows
@@ -115,10 +115,10 @@ class StoppingRules(Callback):
         if model._no_improvement_count > model.n_iter_no_change:
             self._give_up(run)
 
-    def train_end(self, run: "Run") -> None:
+    def train_end(self, run: Run) -> None:
         self.model._optimizer = run.optimizer  # for `partial_fit`, with the rate reached
 
-    def _follow_score(self, run: "Run") -> None:
+    def _follow_score(self, run: Run) -> None:
         model, score = self.model, run.history["val_score"][-1]
         model.validation_scores_.append(score)
         model.validation_loss_curve_.append(run.history["val_loss"][-1])
@@ -136,7 +136,7 @@ class StoppingRules(Callback):
         model._no_improvement_count = model._no_improvement_count + 1 if worse else 0
         model.best_loss_ = min(model.best_loss_, model.loss_)
 
-    def _give_up(self, run: "Run") -> None:
+    def _give_up(self, run: Run) -> None:
         model = self.model
         what = "Validation score" if model.early_stopping else "Training loss"
         message = f"{what} did not improve more than tol={model.tol:f} for {model.n_iter_no_change} consecutive epochs."

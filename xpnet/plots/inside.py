@@ -8,13 +8,12 @@ import numpy as np
 from ..common.checks import brief, integer
 from ..layers.dense import Dense
 from ..layers.placed import Placed, check_network
+from ..losses.losses import Loss
 from ..training import inputs, probe
 from .canvas import BLUE, ORANGE, axes, inches, panels, set_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-from ..losses.losses import Loss
 
 BINS = 60
 
@@ -85,7 +84,7 @@ def activation_histograms(net: Placed, x: Any, columns: int = 3, figure: Any = N
     return made
 
 
-def gradient_histograms(net: Placed, x: Any, y: Any, loss: "Loss", columns: int = 3, figure: Any = None) -> "Figure":
+def gradient_histograms(net: Placed, x: Any, y: Any, loss: Loss, columns: int = 3, figure: Any = None) -> "Figure":
     """Histograms of log₁₀|g| for the gradients of each layer's parameters, in training mode, on one scale.
 
     Layers far to the left of the last one hardly learn: the gradient vanishes before it reaches them.

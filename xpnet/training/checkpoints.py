@@ -7,7 +7,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -26,13 +27,9 @@ from ..files.strict_json import only
 from ..kernels.reference import Step
 from ..layers.placed import Placed
 from ..optimizers import Slots
+from ..version import __version__
 from .identity import fingerprint, own_code
 from .packing import as_name, pack, unpack
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-from ..version import __version__
 from .run import Run
 
 KEPT = 2  # files
@@ -76,8 +73,6 @@ class Checkpoint(Configured, Callback):
     """
 
     def __init__(self, folder: AnyPath, every: int | str = "epoch"):
-        from pathlib import Path
-
         self.folder = Path(checks.path("Checkpoint: folder", folder))
         by_epoch = isinstance(every, str) and every == "epoch"
         self.every = "epoch" if by_epoch else integer('Checkpoint: every, if not "epoch",', every)
@@ -144,21 +139,21 @@ class Checkpoint(Configured, Callback):
                 warn(f"fit: {error}: going on from the checkpoint before it", RuntimeWarning)
         return None
 
-    def _files(self) -> "list[Path]":
+    def _files(self) -> list[Path]:
         """The checkpoints in the folder, newest last."""
         return sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
 
     # --- during the run ---
 
-    def step_end(self, run: "Run") -> None:
+    def step_end(self, run: Run) -> None:
         if self.every != "epoch" and run.step % self.every == 0:  # type: ignore[operator]
             self.save(run)
 
-    def epoch_end(self, run: "Run") -> None:
+    def epoch_end(self, run: Run) -> None:
         if self.every == "epoch":
             self.save(run)
 
-    def save(self, run: "Run") -> None:
+    def save(self, run: Run) -> None:
         """Write the run's state, unless it is written already or not finite, which `fit` will report."""
         if self._saved == (run.epoch, run.step) or not run.finite:
             return
@@ -213,7 +208,7 @@ class Checkpoint(Configured, Callback):
                 )
         return memory
 
-    def leave(self, run: "Run") -> NoReturn:
+    def leave(self, run: Run) -> NoReturn:
         """Report where a signal stopped the run, and exit with the code that shells expect."""
         tell(f"fit: stopped at step {run.step}; {self.folder} has its state, resume=True goes on from it", sys.stderr)
         raise SystemExit(128 + run.signal)
@@ -222,7 +217,7 @@ class Checkpoint(Configured, Callback):
 class Saved:
     """A checkpoint read from a file; FormatError if it is not sound."""
 
-    def __init__(self, path: "Path", backend: Backend):
+    def __init__(self, path: Path, backend: Backend):
         self.path = path
         arrays, metadata = read(path)
         if metadata.get("format") != FORMAT or "training" not in metadata:
@@ -319,12 +314,12 @@ class Saved:
         net.assign(twin.params, twin.state)
         return step
 
-    def restore(self, run: "Run") -> None:
+    def restore(self, run: Run) -> None:
         """Restore the run's position and history; network and slots are restored by `begin`."""
         run.go_on(self.epoch, self.step, self.history, self.rng_state, self.losses)
         run.stop = self.stopped
 
-    def restore_callbacks(self, run: "Run", callbacks: Sequence[Callback]) -> None:
+    def restore_callbacks(self, run: Run, callbacks: Sequence[Callback]) -> None:
         """Restore the optimizer's settings and the callbacks' memory, after `train_begin`, which resets them.
 
         Raises ValueError if a schedule has changed; the network is then as before `begin`.

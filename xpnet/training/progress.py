@@ -3,13 +3,11 @@
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..common.terminal import Outlet, broken, tell
 from .callback import Callback
-
-if TYPE_CHECKING:
-    from .run import Run
+from .run import Run
 
 BAR, TIMES = "{desc} |{bar}| ", "{elapsed}<{remaining}{postfix}"
 FORMS = (  # the first that fits is taken
@@ -31,7 +29,7 @@ class Progress(Callback):
     bar: Any = None  # for `train_end` after an error in `train_begin`
     line = ""
 
-    def train_begin(self, run: "Run") -> None:
+    def train_begin(self, run: Run) -> None:
         from tqdm.auto import tqdm
 
         self.began = self.next = time.monotonic()
@@ -47,15 +45,15 @@ class Progress(Callback):
             self._name(run, -(-run.step // run.steps_per_epoch))  # the current epoch of a resumed run
             self._fit_in(run, last(run))
 
-    def epoch_begin(self, run: "Run") -> None:
+    def epoch_begin(self, run: Run) -> None:
         if self.bar is not None:
             self._name(run, run.epoch + 1)
 
-    def step_end(self, run: "Run") -> None:
+    def step_end(self, run: Run) -> None:
         if self.bar is not None:
             self.bar.update()
 
-    def epoch_end(self, run: "Run") -> None:
+    def epoch_end(self, run: Run) -> None:
         if self.bar is not None:
             self._fit_in(run, last(run))
             return
@@ -65,7 +63,7 @@ class Progress(Callback):
             self.next = now + SECONDS
             self._write()
 
-    def train_end(self, run: "Run") -> None:
+    def train_end(self, run: Run) -> None:
         if self.bar is None:
             self._write()
             return
@@ -73,10 +71,10 @@ class Progress(Callback):
             self.bar.total = self.bar.n
         self.bar.close()
 
-    def _name(self, run: "Run", epoch: int) -> None:
+    def _name(self, run: Run, epoch: int) -> None:
         self.bar.set_description_str(f"epoch {epoch}/{run.epochs}", refresh=False)
 
-    def _fit_in(self, run: "Run", measures: list[str]) -> None:
+    def _fit_in(self, run: Run, measures: list[str]) -> None:
         """Show the measures; in a narrow terminal leave out what follows them, then the bar, then the last of them."""
         columns, form, count = getattr(self.bar, "ncols", None), FORMS[0], len(measures)
         if isinstance(columns, int):  # None in a notebook or if disabled
@@ -113,7 +111,7 @@ def has_width(stream: Any) -> bool:
         return True
 
 
-def last(run: "Run") -> list[str]:
+def last(run: Run) -> list[str]:
     """The last epoch's measures."""
     return [f"{name}={brief(values[-1])}" for name, values in run.history.items()]
 
