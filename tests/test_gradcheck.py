@@ -343,7 +343,9 @@ def test_what_the_values_rounding_hides_is_not_called_wrong(rng):
     x, y = rng.normal(size=(6, 3)), 1e9 * (3.0 + rng.normal(size=(6, 1)))
     net = xn.Sequential(xn.Dense(3, 8), xn.Tanh(), xn.Dense(8, 1)).initialize(dtype="float64", seed=1)
     for thing, *data in ((net, x, y, xn.MeanSquaredError()), (xn.Sigmoid(), 1e6 * np.abs(x) * [1.0, 1.0, -1.0])):
-        with pytest.raises(xn.GradientError, match=r"cannot be told at \[.*; the value's rounding hides it: scale"):
+        with pytest.raises(
+            xn.GradientError, match=r"cannot be determined at \[.*; the value's rounding hides it: scale"
+        ):
             xn.check_gradients(thing, *data)
     with pytest.raises(xn.GradientError, match="is wrong"):  # by more than what is hidden
         xn.check_gradients(Told(lambda x: x + 1e10, -1.0), x)
@@ -536,7 +538,7 @@ def test_derivatives_that_are_all_zero_prove_nothing(lib):
 @pytest.mark.parametrize("gap", [20.0, 36.0, 60.0])
 def test_a_loss_whose_value_ends_in_rounding_is_not_called_wrong(gap):
     """Its slope is e^-gap beside a sum of which the 1 hides all that is below 2e-16."""
-    with pytest.raises(xn.GradientError, match=r"cannot be told.* or choose other inputs"):
+    with pytest.raises(xn.GradientError, match=r"cannot be determined.* or choose other inputs"):
         xn.check_gradients(xn.SoftmaxCrossEntropy(), [[gap, 0.0, -1.0]], [0])
 
 

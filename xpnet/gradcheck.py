@@ -192,7 +192,7 @@ def _compare(
             if found.low < found.high:
                 remarks[name, entry] = "is wrong", CORNER
             elif off <= found.doubt:
-                remarks[name, entry] = "cannot be told", HIDDEN
+                remarks[name, entry] = "cannot be determined", HIDDEN
     report = {name: float(error.max(initial=0.0)) for name, error in errors.items()}
     worst = max(report, key=lambda name: report[name], default="")
     if worst and report[worst] > tolerance:

@@ -230,42 +230,42 @@ class Saved:
             raise self._unsound(error) from None
         self.params, self.state = under("params", arrays), under("state", arrays)
 
-    def _read(self, told: dict[str, Any], arrays: dict[str, np.ndarray], backend: Backend) -> None:
+    def _read(self, saved: dict[str, Any], arrays: dict[str, np.ndarray], backend: Backend) -> None:
         """Read the training's state; raises one of `UNSOUND` if it is not sound."""
-        self.facts = told["facts"]
-        if not isinstance(told["xpnet"], str):
-            raise ValueError(f"it is of xpnet {told['xpnet']!r:.80}")
+        self.facts = saved["facts"]
+        if not isinstance(saved["xpnet"], str):
+            raise ValueError(f"it is of xpnet {saved['xpnet']!r:.80}")
         if not isinstance(self.facts, dict) or not all(isinstance(fact, str) for fact in self.facts.values()):
             raise ValueError(f"its facts are {self.facts!r:.80}")
-        self.epoch, self.step = (count(name, told[name]) for name in ("epoch", "step"))
-        self.stopped, seconds = told["stopped"], told["seconds"]
+        self.epoch, self.step = (count(name, saved[name]) for name in ("epoch", "step"))
+        self.stopped, seconds = saved["stopped"], saved["seconds"]
         if not isinstance(self.stopped, bool) or type(seconds) is not float or seconds < 0:
             raise ValueError(f"it stopped: {self.stopped!r:.80}, after {seconds!r:.80} seconds")
-        self.threads = {str(api): count("threads", n, 1, 1024) for api, n in told["threads"].items()}
-        self.rng_state = told["rng"]
+        self.threads = {str(api): count("threads", n, 1, 1024) for api, n in saved["threads"].items()}
+        self.rng_state = saved["rng"]
         restored_order(self.rng_state)
         self.losses = arrays["training.losses"]
         if self.losses.dtype != np.float64 or self.losses.ndim != 1 or not np.isfinite(self.losses).all():
             raise ValueError("its losses are no finite numbers")
-        self.slots: Slots = unpack("training.slots", told["slots"], arrays, backend)
+        self.slots: Slots = unpack("training.slots", saved["slots"], arrays, backend)
         for name, value in self.slots.items():
             if isinstance(value, int):
                 count(name, value)
         self.history = History()
-        measures = unpack("training.history", told["history"], arrays, backend)
+        measures = unpack("training.history", saved["history"], arrays, backend)
         self.history.update(measures)
         if not isinstance(measures, dict) or not all(
             type(v) is list and all(type(n) in (bool, int, float) for n in v) for v in self.history.values()
         ):
             raise ValueError("its history is no lists of numbers")
         self.history.seconds = seconds
-        self.settings = {k: v if "same" in v else unpack("", v, {}) for k, v in told["optimizer"].items()}
+        self.settings = {k: v if "same" in v else unpack("", v, {}) for k, v in saved["optimizer"].items()}
         self.callbacks = [
             {
                 name: unpack(f"training.callbacks.{i}.{as_name(name)}", packed, arrays, backend)
                 for name, packed in memory.items()
             }
-            for i, memory in enumerate(told["callbacks"])
+            for i, memory in enumerate(saved["callbacks"])
         ]
 
     def _unsound(self, error: object) -> FormatError:
@@ -329,11 +329,11 @@ class Saved:
             if not isinstance(value, dict):
                 if type(now) is not type(value) or now != value:
                     setattr(run.optimizer, name, value)
-            elif (told := Checkpoint.setting(now)) != value:
+            elif (description := Checkpoint.setting(now)) != value:
                 run.net.assign(*self._before)
                 raise ValueError(
                     f"fit: the optimizer's {name} was {printable(value['same'], 200)} in {self.path} and is "
-                    f"{told.get('same', now)} now; a checkpoint keeps numbers alone: have train_begin set it"
+                    f"{description.get('same', now)} now; a checkpoint keeps numbers alone: have train_begin set it"
                 )
         for callback, memory in zip([c for c in callbacks if c.memory], self.callbacks, strict=True):
             for name, value in memory.items():
@@ -392,9 +392,9 @@ def threads() -> dict[str, int]:
         from threadpoolctl import threadpool_info
     except ImportError:
         names = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"
-        told = [os.environ[name] for name in names if os.environ.get(name, "").isdigit()]
+        counts = [os.environ[name] for name in names if os.environ.get(name, "").isdigit()]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return {"blas": int(told[0]) if told else cores}
+        return {"blas": int(counts[0]) if counts else cores}
     found: dict[str, int] = {}
     for pool in threadpool_info():
         found[pool["user_api"]] = max(pool["num_threads"], found.get(pool["user_api"], 1))

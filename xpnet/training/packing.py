@@ -42,8 +42,8 @@ def pack(name: str, value: Any, arrays: dict[str, np.ndarray], backend: Backend 
             raise TypeError(value)
         return {"dict": {key: pack(f"{name}.{as_name(key)}", each, arrays, backend) for key, each in value.items()}}
     if type(value) in (list, tuple):
-        if told := _numbers(name, value, arrays):
-            return {"numbers": told}
+        if layout := _numbers(name, value, arrays):
+            return {"numbers": layout}
         return {type(value).__name__: [pack(f"{name}.{i}", each, arrays, backend) for i, each in enumerate(value)]}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
@@ -54,23 +54,23 @@ def pack(name: str, value: Any, arrays: dict[str, np.ndarray], backend: Backend 
 
 def unpack(name: str, packed: Any, arrays: Mapping[str, np.ndarray], backend: Backend | None = None) -> Any:
     """The inverse of `pack`. Raises ValueError, TypeError or LookupError for anything that `pack` does not return."""
-    ((kind, told),) = packed.items()
+    ((kind, content),) = packed.items()
     if kind == "value":
-        if not isinstance(told, bool | int | float | str | None):
-            raise ValueError(f"a value is {told!r:.80}")
-        return told
-    if kind == "float" and told in ("nan", "inf", "-inf"):
-        return float(told)
+        if not isinstance(content, bool | int | float | str | None):
+            raise ValueError(f"a value is {content!r:.80}")
+        return content
+    if kind == "float" and content in ("nan", "inf", "-inf"):
+        return float(content)
     if kind == "array":
         array = arrays[name]
-        if told == "device" and backend is not None:
+        if content == "device" and backend is not None:
             return backend.asarray(array)
-        return {"host": array, "scalar": array[()]}[told]
+        return {"host": array, "scalar": array[()]}[content]
     if kind == "numbers":
-        return _listed(told, arrays[name])
+        return _from_numbers(content, arrays[name])
     if kind == "dict":
-        return {key: unpack(f"{name}.{as_name(key)}", each, arrays, backend) for key, each in told.items()}
-    return NESTS[kind](unpack(f"{name}.{i}", each, arrays, backend) for i, each in enumerate(told))
+        return {key: unpack(f"{name}.{as_name(key)}", each, arrays, backend) for key, each in content.items()}
+    return NESTS[kind](unpack(f"{name}.{i}", each, arrays, backend) for i, each in enumerate(content))
 
 
 def as_name(text: str) -> str:
@@ -107,9 +107,9 @@ def _numbers(name: str, values: Sequence[Any], arrays: dict[str, np.ndarray]) ->
     return [*(nest.__name__ for nest in nests), kind]
 
 
-def _listed(told: Sequence[str], array: np.ndarray) -> Any:
+def _from_numbers(layout: Sequence[str], array: np.ndarray) -> Any:
     """The inverse of `_numbers`."""
-    *nests, kind = told
+    *nests, kind = layout
     if kind == "mixed":
         readings: list[Any] = [lambda bits: None, bool, int, lambda bits: float(np.int64(bits).view(np.float64))]
         if array.dtype != np.int64 or array.shape[0] != 2 or not ((array[0] >= 0) & (array[0] < len(KINDS))).all():
