@@ -20,6 +20,8 @@ from .common.checks import flag, fraction, kind_of, non_negative, pair_from, pos
 from .common.settings import Adjustable, defaults
 from .schedules import Schedule, checked_rate
 
+__all__ = ["SGD", "Nesterov", "Adagrad", "RMSprop", "Adam", "AdamW"]  # noqa: RUF022  # as they are offered
+
 Slots = dict[str, Any]
 
 
@@ -265,6 +267,3 @@ class AdamW(Adam):
 
     def rule(self, w: Array, g: Array, slots: Slots, rate: float, size: float, shift: float) -> tuple[Array, Slots]:
         return super().rule(w * (1 - rate * self.weight_decay), g, slots, rate, size, shift)
-
-
-OPTIMIZERS = [cls.__name__ for cls in (SGD, Nesterov, Adagrad, RMSprop, Adam, AdamW)]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from support.cases import FEATURES
+from support.cases import CALLBACKS, FEATURES
 from support.training import On
 from xpnet.callbacks import logs
 
@@ -58,6 +58,20 @@ def fit(net, callbacks=(), epochs=1, x=X, y=Y, loss=CROSS, optimizer=None, **opt
 
 def bits(net):
     return {k: net.backend.to_numpy(a).tobytes() for k, a in (net.params | net.state).items()}
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_a_callback_with_nothing_to_do_leaves_the_training_as_it_is(lib, name, tmp_path):
+    net, twin = network(lib), network(lib)
+    expected = fit(twin, epochs=3)
+    callback = CALLBACKS[name](tmp_path)
+    for again in range(2):  # and serves one fit after another
+        history = fit(net, [callback], epochs=3) if not again else fit(network(lib), [callback], epochs=3)
+        assert {key: values for key, values in history.items() if key in expected} == expected
+    assert bits(net) == bits(twin)
 
 
 # --- early stopping ---------------------------------------------------------------------------------------------------

@@ -53,13 +53,6 @@ def test_every_layer_predicts_the_same_under_onnxruntime(tmp_path, kind, dtype):
     agree(net, tmp_path / "net.onnx", FEATURES)
 
 
-def test_every_layer_of_the_package_is_in_the_table():
-    from xpnet.files.load import LAYERS as SAVED
-    from xpnet.files.onnx import OPERATORS
-
-    assert OPERATORS.keys() | {xn.Sequential, xn.Residual, xn.Branches} == set(SAVED)
-
-
 @onnx_only
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_trained_network_predicts_the_same_under_onnxruntime(tmp_path, digits, dtype):

@@ -65,6 +65,9 @@ LAYERS = {
     "elu": xn.ELU,
     "elu, alpha 1": lambda: xn.ELU(alpha=1.0),
     "softmax": xn.Softmax,
+    "residual": lambda: xn.Residual(xn.Dense(FEATURES, FEATURES), xn.BatchNorm(FEATURES), xn.Tanh()),
+    "branches, added": lambda: xn.Branches(xn.Dense(FEATURES, 3), xn.Sequential(xn.Dense(FEATURES, 3), xn.Sigmoid())),
+    "branches, side by side": lambda: xn.Branches(xn.Dense(FEATURES, 2), xn.BatchNorm(FEATURES), merge="concat"),
     "a user's": lambda: Scale(FEATURES),
     "network": lambda: xn.Sequential(
         xn.Dense(FEATURES, 5, initializer="glorot_uniform"),
@@ -136,6 +139,14 @@ OPTIMIZERS = {
     "rmsprop": lambda: xn.RMSprop(0.001),
     "adam": xn.Adam,
     "adamw, warmed up": lambda: xn.AdamW(xn.WarmUp(xn.CosineDecay(0.002, 20), 5), clip_norm=1.0),
+}
+
+CALLBACKS = {  # of a folder; none of them has anything to do in a few epochs
+    "csv log": lambda folder: xn.CSVLog(folder / "log.csv"),
+    "doctor": lambda folder: xn.Doctor(log=None),
+    "early stopping": lambda folder: xn.EarlyStopping("loss", patience=100, restore_best=False),
+    "reduce on plateau": lambda folder: xn.ReduceOnPlateau("loss", patience=100),
+    "time limit": lambda folder: xn.TimeLimit(1e6),
 }
 
 

@@ -1,10 +1,7 @@
-"""Callbacks: what runs beside the training, one subject a file."""
+"""Callbacks: what runs beside the training, one subject a file. `__all__` is the one list of them."""
 
-from ..training.callback import Callback
-from ..training.history import History
-from ..training.progress import Progress
 from .doctor import Doctor
 from .logs import CSVLog, TimeLimit
 from .watching import EarlyStopping, ReduceOnPlateau
 
-__all__ = ["CSVLog", "Callback", "Doctor", "EarlyStopping", "History", "Progress", "ReduceOnPlateau", "TimeLimit"]
+__all__ = ["CSVLog", "Doctor", "EarlyStopping", "ReduceOnPlateau", "TimeLimit"]

@@ -17,12 +17,12 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ..backends import Array, Backend, backend_of, get_backend, is_array, namespace
-from ..callbacks import History
 from ..files.safetensors import Path
 from ..layers.activations import Sigmoid, Softmax
 from ..layers.base import Layer
 from ..layers.dense import Dense
 from ..network import Sequential
+from ..training.history import History
 from ..training.inputs import inputs
 from ..training.run import DivergenceError
 from . import convert, lbfgs, stochastic

@@ -10,12 +10,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
 from ..backends import Array
-from ..callbacks import Callback
 from ..common.terminal import tell
 from ..common.warn import warn
 from ..layers.normalization import BatchNorm
 from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop, Slots
 from ..schedules import BaseSchedule, rate_at
+from ..training.callback import Callback
 from ..training.run import Run
 from .networks import RowOrder
 

@@ -6,25 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from .. import layers as ours
 from ..backends import DTYPES, Backend, resolve
 from ..common import checks
 from ..common.settings import defaults
-from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
 from ..layers.base import Layer
-from ..layers.blocks import Branches, Residual
-from ..layers.dense import Dense
-from ..layers.dropout import Dropout
-from ..layers.normalization import BatchNorm
 from ..layers.placed import check_least, streams
 from ..network import Sequential
 from . import safetensors, strict_json
 from .format import FORMAT, UNSOUND, VERSION, of_layers, restored_order
 from .safetensors import FormatError, Path
 from .strict_json import only
-
-LAYERS: tuple[type[Layer], ...] = (
-    Sequential, Residual, Branches, Dense, BatchNorm, Dropout, Sigmoid, Tanh, ReLU, LeakyReLU, ELU, Softmax,
-)  # fmt: skip
 
 
 def load(
@@ -75,7 +67,8 @@ def load(
 
 def known(custom_layers: Iterable[type[Layer]] | None) -> dict[str, type[Layer]]:
     """The classes that a file may name; ValueError if two have the same name."""
-    table = {cls.__name__: cls for cls in LAYERS}
+    table: dict[str, type[Layer]] = {name: getattr(ours, name) for name in ours.__all__}
+    table["Sequential"] = Sequential
     given = () if custom_layers is None else custom_layers
     if isinstance(given, type):
         raise TypeError(f"load: custom_layers is a list of classes: give [{given.__name__}]")

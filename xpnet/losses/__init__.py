@@ -1,1 +1,16 @@
-"""Losses: each gives a value and the exact derivative of that value."""
+"""Losses: each gives a value and the exact derivative of that value. `__all__` is the one list of them."""
+
+from .losses import (
+    BinaryCrossEntropy,
+    BinaryCrossEntropyWithLogits,
+    CategoricalCrossEntropy,
+    Huber,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    SoftmaxCrossEntropy,
+)
+
+__all__ = [  # noqa: RUF022  # in this order they are offered where something else is given
+    "SoftmaxCrossEntropy", "CategoricalCrossEntropy", "BinaryCrossEntropyWithLogits", "BinaryCrossEntropy",
+    "MeanSquaredError", "MeanAbsoluteError", "Huber",
+]  # fmt: skip

@@ -210,9 +210,3 @@ def _clipped(p: Array) -> Array:
     xp = namespace(p)
     eps = 1e-15 if p.dtype == xp.float64 else float(xp.finfo(p.dtype).eps)
     return ops.clip(p, eps, 1.0 - eps)
-
-
-LOSSES = [cls.__name__ for cls in (
-    SoftmaxCrossEntropy, CategoricalCrossEntropy, BinaryCrossEntropyWithLogits, BinaryCrossEntropy, MeanSquaredError,
-    MeanAbsoluteError, Huber,
-)]  # fmt: skip

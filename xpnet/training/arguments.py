@@ -3,16 +3,19 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..callbacks import Callback, CSVLog, Doctor, EarlyStopping, Progress, ReduceOnPlateau, TimeLimit
+from .. import callbacks as known
+from ..callbacks import TimeLimit
 from ..callbacks.watching import Watching
 from ..common.checks import brief
 from ..common.warn import warn
 from ..kernels.reference import squashing
 from ..layers.placed import Placed
 from ..metrics import BY_NAME
+from .callback import Callback
 from .checkpoints import Checkpoint
+from .progress import Progress
 
-SILENT = {CSVLog, Doctor, EarlyStopping, ReduceOnPlateau, TimeLimit}  # callbacks that record no measure of validation
+SILENT = {getattr(known, name) for name in known.__all__}  # callbacks that record no measure of validation
 PACED = {Progress, TimeLimit}  # those that may be told of several epochs at a time
 HOOKS = "train_begin", "epoch_begin", "step_end", "epoch_end", "train_end"
 

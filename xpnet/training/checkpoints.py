@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..backends import Array, Backend
-from ..callbacks import Callback, History
 from ..common import checks
 from ..common.checks import integer, printable
 from ..common.settings import Configured
@@ -28,6 +27,8 @@ from ..kernels.reference import Step
 from ..layers.placed import Placed
 from ..optimizers import Slots
 from ..version import __version__
+from .callback import Callback
+from .history import History
 from .identity import fingerprint, own_code
 from .packing import as_name, pack, unpack
 from .run import Run

@@ -9,7 +9,8 @@ from .. import ops
 from ..backends import Array, shape_of
 from ..common.checks import kind_of, require
 from ..layers.placed import Placed
-from ..losses.losses import LOSSES, Loss
+from ..losses import __all__ as known_losses
+from ..losses.losses import Loss
 
 
 def inputs(net: Placed, who: str, x: Any) -> Array:
@@ -44,7 +45,7 @@ def inputs(net: Placed, who: str, x: Any) -> Array:
 
 def pair(net: Placed, who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Array]:
     """x and y checked and moved to the network's backend, y encoded as its loss takes it."""
-    require(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", LOSSES)
+    require(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", known_losses)
     with net.backend.scope():
         x = inputs(net, f"{who}: x", x)
         shape = shape_of(y, f"{who}: y")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array, namespace
-from ..callbacks import Callback, Doctor, History, Progress
+from ..callbacks import Doctor
 from ..common.checks import brief, flag, integer, non_negative, require
 from ..common.publication import published
 from ..common.warn import warn
@@ -20,11 +20,15 @@ from ..layers.placed import Placed
 from ..losses.losses import Loss
 from ..losses.objective import Objective, on_encoded
 from ..metrics import OF_CLASSES, accuracy
-from ..optimizers import OPTIMIZERS, Optimizer, Slots
+from ..optimizers import Optimizer, Slots
+from ..optimizers import __all__ as known_optimizers
 from . import arguments, inputs
 from .batches import Batch
+from .callback import Callback
 from .checkpoints import Checkpoint, with_threads
 from .guards import check_not_trained, claimed, signals_stop
+from .history import History
+from .progress import Progress
 from .run import Run
 
 AT_REST = 0.99  # an epoch's loss, as a multiple of that before, from which on it has come to rest
@@ -86,7 +90,8 @@ def fit(
     epochs = integer("fit: epochs", epochs)
     shuffle, progress = flag("fit: shuffle", shuffle), flag("fit: progress", progress)
     resume = flag("fit: resume", resume)
-    require("fit: optimizer", optimizer, ("init", "lookahead", "update"), "xn.Adam(learning_rate=0.001)", OPTIMIZERS)
+    methods = "init", "lookahead", "update"
+    require("fit: optimizer", optimizer, methods, "xn.Adam(learning_rate=0.001)", known_optimizers)
     metrics = arguments.check_metrics("fit", metrics)
     if metrics and validation_data is None:
         raise ValueError("fit: metrics are taken on validation_data alone, and there is none; evaluate takes any data")

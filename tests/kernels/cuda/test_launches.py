@@ -9,7 +9,7 @@ import pytest
 
 import xpnet as xn
 from support import ROOT
-from support.cases import LOSSES, Scale, tutorial_network
+from support.cases import CALLBACKS, LOSSES, Scale, tutorial_network
 from support.cupy_on_host import log
 from xpnet.kernels import training_step
 from xpnet.training import batches
@@ -123,14 +123,14 @@ def test_no_wait_in_an_epoch_and_one_transfer_of_the_data(optimizer, choice, shu
 @pytest.mark.parametrize("choice", ["auto", "reference"])
 def test_no_callback_waits_in_an_epoch(choice, cupy, monkeypatch, tmp_path):
     monkeypatch.setenv("XPNET_KERNELS", choice)
-    rng, watch, doctor = np.random.default_rng(0), Watch(), xn.Doctor(log=None)
-    watchers = [xn.EarlyStopping("loss"), xn.ReduceOnPlateau("loss"), xn.CSVLog(tmp_path / "log.csv")]
+    rng, watch = np.random.default_rng(0), Watch()
+    callbacks = {name: make(tmp_path) for name, make in CALLBACKS.items()}
     net = every_layer().initialize(cupy, seed=0)
-    hooks = [*watchers, xn.TimeLimit(1e6), doctor, watch]
+    hooks = [*callbacks.values(), watch]
     net.fit(rng.normal(size=(30, 6)), rng.integers(5, size=30), loss=xn.SoftmaxCrossEntropy(), optimizer=xn.SGD(),
             epochs=3, batch_size=8, callbacks=hooks)  # fmt: skip
     assert watch.waits == [[], [], []]
-    assert any(vital.ratio for vital in doctor.vitals)
+    assert any(vital.ratio for vital in callbacks["doctor"].vitals)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -303,11 +303,11 @@ class Epochs(Steps):
         assert len(run.history["loss"]) == run.epoch == run.step
 
 
-CALLBACKS = None, xn.TimeLimit(1e6), xn.Callback(), Steps(), Epochs()
+WATCHERS = None, xn.TimeLimit(1e6), xn.Callback(), Steps(), Epochs()
 
 
 @pytest.mark.parametrize("progress", [True, False])
-@pytest.mark.parametrize("callback", CALLBACKS, ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("callback", WATCHERS, ids=lambda c: type(c).__name__)
 def test_full_batches_are_waited_for_only_where_each_epoch_is_looked_at(callback, progress, cupy, monkeypatch):
     monkeypatch.setattr(training, "PACE", math.inf)  # 1, 2, 4, ... 32 epochs at a time
     x, y, waits = np.ones((8, 3)), np.zeros(8, int), []
