@@ -2,6 +2,8 @@
 
     reference.py   the plain step, which calls the layers' own forward and backward
     planner.py     the step in stages that write into arrays made once: NumPy, PyTorch, CuPy
+    table.py       the pointwise functions and the optimizers' rules, as formulas
+    formulas.py    formulas made into array calls, Python for Numba, CUDA
     cpu/           a stage's work in the calls of NumPy or PyTorch, and in loops that Numba compiles
     cuda/          a stage's work in CUDA kernels
     jit.py         the step compiled as a whole by jax.jit, from the layers' own code: JAX

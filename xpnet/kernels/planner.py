@@ -169,7 +169,8 @@ class Block:
 
     def _with_ones(self, h: int, n: int) -> Array:
         """The place of y and a row of ones below it, (H + 1, N)."""
-        place: Array = self.work("y" if self.norm else "z", (h + 1, n))
+        in_place = not self.norm and self.kernels.in_place(self.function)
+        place: Array = self.work("z" if in_place else "y", (h + 1, n))
         if self.ones_for != n:  # another size's numbers may stand there
             place[h] = 1.0
             self.ones_for = n

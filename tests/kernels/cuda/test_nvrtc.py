@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from xpnet.kernels.cuda import kernels
+from xpnet.kernels.table import POINTWISE, RULES
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 
 OVER_ROWS = "activation", "activation_backward", "batch_norm", "batch_norm_backward"
-FUNCTIONS = "Identity", "Sigmoid", "Tanh", "ReLU", "LeakyReLU", "ELU"
-OTHERS = "statistics", "dropout", "softmax_cross_entropy", "gradient_norm", "sgd", "look_ahead"
+FUNCTIONS = "Identity", *(kind.__name__ for kind in POINTWISE)
+RULE_NAMES = [kernels.rule_name(kind, decays) for kind in RULES for decays in (False, True)]
+OTHERS = "statistics", "dropout", "softmax_cross_entropy", "gradient_norm", "look_ahead", *RULE_NAMES
 EXPRESSIONS = [f"{k}<{t}, {f}>" for t in ("float", "double") for k in OVER_ROWS for f in FUNCTIONS]
-EXPRESSIONS += [f"{k}<{t}>" for t in ("float", "double") for k in (*OTHERS, "root_mean_square", "adam")]
+EXPRESSIONS += [f"{k}<{t}>" for t in ("float", "double") for k in OTHERS]
 
 # CuPy's options for a RawModule, and one that has the assembler say what each kernel takes
 OPTIONS = ["-std=c++17", "-ftz=true", "--device-as-default-execution-space", "--ptxas-options=-v"]

@@ -1,30 +1,98 @@
 """A stage's work in the calls of NumPy or PyTorch, whose functions write into arrays that are there.
 
 Axes: N batch, H features, K classes. Matrices are (H, N), a feature's batch in one row of memory; vectors are (H,).
-Every function here has twins of the same name and arguments in `numba.py` and `cupy.py`.
+Every method of `Calls` has twins of the same name and arguments in `numba.py` and `cuda/kernels.py`.
 """
 
 import copy
+import functools
 import importlib
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ... import ops
 from ...backends import Array, Backend
-from ...layers.activations import ReLU, Sigmoid, Tanh
 from ...layers.base import Layer
 from ...optimizers import Optimizer, Slots
+from ..formulas import Program, names_in
 from ..reference import updated
-from ..rules import RULES
+from ..table import POINTWISE, RULES, lines_of, numbers_in, numbers_of
 from . import threads
 from .products import product
 
-Work = Any  # buffered.Workspace: an array by name and shape, made once
+Work = Any  # planner.Workspace: an array by name and shape, made once
 SMALL = 2**16  # numbers of a matrix up to which one of zeros is worth its memory: a row of them takes more calls within
+
+
+class Compiled(NamedTuple):
+    """A program: the function, and the names of its arguments and the constants, in their order."""
+
+    function: Callable[..., None]
+    names: list[str]
+    constants: list[float]
+
+
+class Function:
+    """A pointwise function in a library's calls: x, which stands in y's place, becomes y.
+
+    A slope that is a formula of x is found in forward and kept, as a mask where it is 1 or 0. One of y alone is found
+    in backward.
+    """
+
+    def __init__(self, lib: Any, kind: type[Layer]):
+        value, slope = POINTWISE[kind]
+        condition = re.fullmatch(r"where\((.*), 1, 0\)", slope)
+        self.keeps, self.masks = "x" in names_in(slope), condition is not None
+        self.settings = sorted((names_in(value) | names_in(slope)) - {"x", "y"})
+        self.value = self._compiled(lib, "y", value)
+        self.slope_of = self._compiled(lib, "slope", condition[1] if condition else slope)
+        self.negated = None  # of -(x + shift), in one call less
+        if len(re.findall(r"\bx\b", value)) == value.count("-x"):
+            self.negated = self._compiled(lib, "y", value.replace("-x", "(minus_shift - x)"), "minus_shift")
+
+    def _compiled(self, lib: Any, place: str, formula: str, *last: str) -> Compiled:
+        program = Program([(place, formula)], {place: place}, {"x": "y"})
+        names = list(dict.fromkeys(["y", place, *self.settings]))
+        return Compiled(program.function(lib, *names, last=last), [*names, *program.spare], [*program.constants])
+
+    @property
+    def programs(self) -> list[Compiled]:
+        """All of them."""
+        return [self.value, self.slope_of, *([self.negated] if self.negated else [])]
+
+
+@functools.cache
+def function(lib: Any, kind: type[Layer]) -> Function:
+    """It, compiled once."""
+    return Function(lib, kind)
+
+
+@functools.cache
+def rule(lib: Any, kind: type[Optimizer], decays: bool) -> Compiled:
+    """An optimizer's lines as a function of g, which becomes the next w, of w, the slots, the next ones, numbers.
+
+    `names` are those of the numbers, then of spare arrays.
+    """
+    lines, slots = lines_of(kind, decays), kind.memory
+    new = {name: f"new_{name}" for name in slots}
+    program = Program(lines, {"g": "g", "w": "g", **new}, shared=[(place, name) for name, place in new.items()])
+    arrays = ["g", "w", *slots, *new.values()]
+    numbers = numbers_in(lines, slots)
+    return Compiled(program.function(lib, *arrays, *numbers), [*numbers, *program.spare], [])
 
 
 class Bound:
     """What the calls of one block write into for one size of batch, found once: (H, N) arrays and (H,) vectors."""
+
+    value: Callable[[], None]
+    slope_of: Callable[[], None]
+    y: Array
+    slope: Array
+    centred: Array
+    deviation: Array
+    gain: Array
+    small: Array
 
     def __init__(self, calls: "Calls", f: Layer | None, z: Array, work: Work, own: bool, eps: float | None):
         h, n = shape = tuple(z.shape)
@@ -34,24 +102,41 @@ class Bound:
         self.sums, self.row_dot = calls.sums, calls.row_dot
         if n > ops.LONG:
             self.sums, self.row_dot = spanned(calls.sums), spanned(calls.row_dot)
-        self.zero, self.one = calls.number(work, 0.0), calls.number(work, 1.0)
         self.ones = calls.filled(work, "ones", (n,), 1.0)
-        self.y = z if eps is None else work("y", shape)
-        if type(f) is ReLU:
-            self.mask = work("mask", shape, calls.xp.bool)
-            self.zeros = calls.filled(work, "zeros", (h if h * n <= SMALL else 1, n), 0.0)
-        elif f is not None:
-            self.slope = work("slope", shape)
+        self.arrays = {"y": z if eps is None else work("y", shape)}  # those with rows, by name
+        self.numbers: dict[Any, Array] = {}
+        self.f = None if f is None else function(calls.lib, type(f))
+        self.negated: Callable[..., None] | None = None
+        if self.f is not None:
+            names = {name for program in self.f.programs for name in program.names}
+            self.numbers |= {name: calls.number(work, getattr(f, name)) for name in self.f.settings}
+            for name in names - self.numbers.keys() - {"y"}:
+                flags = name.startswith("mask") or (name == "slope" and self.f.masks)
+                self.arrays[name] = work(
+                    "mask" if name == "slope" and flags else name, shape, calls.xp.bool if flags else None
+                )
+            for constant in {constant for program in self.f.programs for constant in program.constants}:
+                self.numbers[constant] = calls.number(work, constant)
+            if 0.0 in self.numbers:  # which NumPy compares with, and takes the maximum with, at several times the speed
+                self.numbers[0.0] = calls.filled(work, "zeros", (h if h * n <= SMALL else 1, n), 0.0)
         if eps is not None:
             self.average = calls.filled(work, f"1/{n}", (n,), 1.0 / n)
             self.share, self.eps = calls.number(work, 1.0 / n), calls.number(work, eps)
-            self.centred = z if own else work("centred", shape)
-            self.deviation, self.gain, self.small = (work(name, (h,)) for name in ("deviation", "gain", "small"))
-            self._columns()
+            self.arrays["centred"] = z if own else work("centred", shape)
+            self.arrays |= {name: work(name, (h,)) for name in ("deviation", "gain", "small")}
         self.parts: dict[int, Bound] = {}
+        self._bind()
 
-    def _columns(self) -> None:
-        self.gain_column, self.small_column = self.gain[:, None], self.small[:, None]
+    def _bind(self) -> None:
+        vars(self).update(self.arrays)
+        if "gain" in self.arrays:
+            self.gain_column, self.small_column = self.arrays["gain"][:, None], self.arrays["small"][:, None]
+        if self.f is not None:
+            there = self.arrays | self.numbers
+            for name in ("value", "slope_of", "negated"):
+                if program := getattr(self.f, name):
+                    arguments = [there[key] for key in (*program.names, *program.constants)]
+                    setattr(self, name, functools.partial(program.function, *arguments))
 
     def part(self, rows: slice) -> "Bound":
         """Those rows of all that has rows."""
@@ -59,13 +144,9 @@ class Bound:
             return self.parts[rows.start]
         except KeyError:
             part = self.parts[rows.start] = copy.copy(self)
-            for name in ("y", "mask", "slope", "centred", "deviation", "gain", "small"):
-                if hasattr(self, name):
-                    setattr(part, name, getattr(self, name)[rows])
-            if hasattr(self, "zeros"):
-                part.zeros = self.zeros[: rows.stop - rows.start]
-            if hasattr(self, "gain"):
-                part._columns()
+            part.arrays = {name: a[rows] for name, a in self.arrays.items()}
+            part.numbers = self.numbers | {k: a[: rows.stop - rows.start] for k, a in self.numbers.items() if a.ndim}
+            part._bind()
             return part
 
 
@@ -80,11 +161,11 @@ def spanned(product: Callable[..., Array]) -> Callable[..., Array]:
 
 
 class Calls:
-    """The work of `buffered.Block`, one library call after another."""
+    """The work of `planner.Block`, one library call after another."""
 
-    functions: tuple[type[Layer], ...] = (Sigmoid, Tanh, ReLU)
-    drops = False  # whether Dropout is a stage of its own: there is nothing to gain where calls cost little
+    functions = tuple(POINTWISE)
     joins_from: float = 0  # from so many weights on, the bias of a Dense may be the product's work, and is None here
+    drops = False
     product: Callable[..., Array]
     top: Callable[..., Array]
 
@@ -134,6 +215,10 @@ class Calls:
                 b.rows,
             )
 
+    def in_place(self, f: Layer | None) -> bool:
+        """Whether `activation` writes y where z was."""
+        return True
+
     # --- activation ---
 
     def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work) -> Array:
@@ -144,23 +229,16 @@ class Calls:
 
     def _function(self, b: Bound, f: Layer | None, shift: Array | None) -> None:
         """y ← f(y + shift), f(y) without a shift"""
-        lib, y = self.lib, b.y
-        if type(f) is Sigmoid:
-            if shift is None:
-                lib.negative(y, out=y)
-            else:
-                lib.subtract(-shift[:, None], y, out=y)  # -(y + shift), to the bit
-            lib.exp(y, out=y)  # may be infinite, and y then 0
-            y += b.one
-            lib.divide(b.one, y, out=y)
-            return
         if shift is not None:
+            if b.negated is not None:
+                b.negated(-shift[:, None])
+                return
+            y = b.y
             y += shift[:, None]
-        if type(f) is ReLU:
-            lib.greater_equal(y, b.zero, out=b.mask)
-            lib.maximum(y, b.zeros, out=y)  # several times as fast as with a number
-        elif type(f) is Tanh:
-            lib.tanh(y, out=y)
+        if b.f is not None:
+            if b.f.keeps:
+                b.slope_of()
+            b.value()
 
     def activation_backward(
         self,
@@ -188,16 +266,15 @@ class Calls:
 
     def _slope(self, b: Bound, f: Layer | None, dy: Array, dz: Array) -> Array:
         """dz = dy f'; dy itself without an f."""
-        lib, y = self.lib, b.y
-        if f is None:
+        if b.f is None:
             return dy
-        if type(f) is ReLU:  # dy or 0, even where dy is infinite: its bits times 1 or 0; `where` takes 10 times as long
+        if b.f.masks:  # dy or 0, even where dy is infinite: its bits times 1 or 0; `where` takes 10 times as long
             bits = dy.view(self.integers[dy.itemsize])
-            lib.multiply(bits, b.mask, out=bits if dz is dy else dz.view(bits.dtype))
+            self.lib.multiply(bits, b.slope, out=bits if dz is dy else dz.view(bits.dtype))
             return dz
-        slope = lib.multiply(y, y, out=b.slope)
-        slope = lib.subtract(b.one if type(f) is Tanh else y, slope, out=slope)  # 1 - y², or y (1 - y)
-        return lib.multiply(dy, slope, out=dz)
+        if not b.f.keeps:
+            b.slope_of()
+        return self.lib.multiply(dy, b.slope, out=dz)
 
     # --- batch norm ---
 
@@ -317,102 +394,25 @@ class Calls:
     def update(self, optimizer: Optimizer, w: Array, slots: Slots, new: Array, new_slots: Slots) -> Slots:
         """The optimizer's step from w to `new`, which holds the gradient, its slots to `new_slots`, perhaps `slots`.
 
-        The rules work in the gradient's place: no vector beside those that stay.
+        The rules work in the gradient's place: hardly a vector beside those that stay.
         """
         if type(optimizer) not in RULES:
             new[...], slots = updated(optimizer, w, self.xp.asarray(new, copy=True), slots)  # which may keep it
             return slots
-        step, names, size = slots["step"], optimizer.memory, w.shape[0]
-        name, *numbers = RULES[type(optimizer)](optimizer, *optimizer.coefficients(step))
-        rule, g = getattr(self, f"_{name}"), optimizer.limited(new)
+        step, memory, size = slots["step"], optimizer.memory, w.shape[0]
+        numbers = numbers_of(optimizer, step)
+        program, names, _ = rule(self.lib, type(optimizer), optimizer.weight_decay != 0.0)
+        values, spare = [numbers[name] for name in names if name in numbers], [n for n in names if n not in numbers]
+        g = optimizer.limited(new)
         if g is not new:
             new[...] = g
-        arrays = [new, w, *[slots[key] for key in names], *[new_slots[key] for key in names]]
+        arrays = [new, w, *[slots[key] for key in memory], *[new_slots[key] for key in memory]]
         length = threads.BLOCK if self.immediate else size  # blocks are for a processor's cache
 
         def advance(block: slice) -> Any:
-            new_w, *others = [a[block] for a in arrays] if size > length else arrays
-            rule(new_w, *others, *numbers)
-            return self.scalar(self.lib.dot(new_w, others[-1]))  # slots that overflow leave w finite, no others do
+            parts = [a[block] for a in arrays] if size > length else arrays
+            program(*parts, *values, *[self.lib.empty_like(parts[0]) for _ in spare])
+            return self.scalar(self.lib.dot(parts[0], parts[-1]))  # slots that overflow leave w finite, no others do
 
         self.checked = new, sum(threads.in_blocks(advance, size, length, shared=size > threads.LARGE))
-        return {"step": step + 1} | {key: new_slots[key] for key in names}
-
-    # each takes the gradient from g, limited, and leaves the new parameters there
-
-    def _sgd(
-        self,
-        g: Array,
-        w: Array,
-        v: Array,
-        new_v: Array,
-        decay: float,
-        ahead: float,
-        momentum: float,
-        rate: float,
-    ) -> None:
-        lib = self.lib
-        if decay:
-            g += decay * (w - ahead * v)
-        g *= rate
-        lib.multiply(v, momentum, out=new_v)
-        new_v += g
-        lib.subtract(w, new_v, out=g)
-
-    def _root_mean_square(
-        self,
-        g: Array,
-        w: Array,
-        s: Array,
-        new_s: Array,
-        decay: float,
-        kept: float,
-        added: float,
-        rate: float,
-        eps: float,
-    ) -> None:
-        lib = self.lib
-        if decay:
-            g += decay * w
-        t = added * g
-        t *= g
-        lib.multiply(s, kept, out=new_s)
-        new_s += t
-        lib.add(new_s, eps, out=t)
-        lib.sqrt(t, out=t)
-        g /= t
-        g *= rate
-        lib.subtract(w, g, out=g)
-
-    def _adam(
-        self,
-        g: Array,
-        w: Array,
-        m: Array,
-        v: Array,
-        new_m: Array,
-        new_v: Array,
-        decay: float,
-        left: float,
-        kept_m: float,
-        added_m: float,
-        kept_v: float,
-        added_v: float,
-        size: float,
-        shift: float,
-    ) -> None:
-        lib = self.lib
-        if decay:
-            g += decay * w
-        g *= added_m
-        lib.multiply(m, kept_m, out=new_m)
-        new_m += g
-        g *= added_v**0.5 / added_m  # before the square, which overflows then where what is added does
-        g *= g
-        lib.multiply(v, kept_v, out=new_v)
-        new_v += g
-        root = lib.sqrt(new_v, out=g)
-        root += shift
-        update = lib.divide(new_m, root, out=g)
-        update *= size
-        lib.subtract(w if left == 1.0 else left * w, update, out=g)
+        return {"step": step + 1} | {key: new_slots[key] for key in memory}

@@ -6,6 +6,7 @@ it is compiled anew in each process.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,23 +19,27 @@ from numba.extending import intrinsic, overload
 from ... import ops
 from ...backends import Array, Backend
 from ...common.warn import warn
-from ...layers.activations import ReLU, Sigmoid, Tanh
+from ...layers.activations import ReLU
 from ...layers.base import Layer
 from ...optimizers import Optimizer, Slots
-from ..rules import RULES
-from . import threads
+from ..formulas import functions_in, names_in, python, times
+from ..table import POINTWISE, RULES, Pointwise, lines_of, numbers_in, numbers_of
+from . import calls, threads
 from .calls import Calls, Work
 
 if config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, so it compiles nothing")
 
-IDENTITY, SIGMOID, RELU, TANH = range(4)  # Tanh is NumPy's to compute, in place
-KINDS = {type(None): IDENTITY, Sigmoid: SIGMOID, ReLU: RELU, Tanh: TANH}
 TILE = 256  # columns of the loss at a time
 
 
 class Cache(FunctionCache):
     """A function's compiled code on disk, which is made anew where files are damaged or the disk is full."""
+
+    formulas: object = None  # that are compiled into it beside its own source
+
+    def _index_key(self, sig, codegen):
+        return sig, codegen.magic_tuple(), repr(self.formulas)
 
     def load_overload(self, sig, target_context):
         try:
@@ -55,12 +60,16 @@ class Cache(FunctionCache):
             )
 
 
-def compiling(fastmath: Any) -> Callable[[Any], Any]:
-    """The decorator that has Numba compile a function when it is first called, to be kept in a `Cache`."""
+def compiling(fastmath: Any, formulas: object = None) -> Callable[[Any], Any]:
+    """The decorator that has Numba compile a function when it is first called, to be kept in a `Cache`.
+
+    A function of the same source may stand for several, which the `formulas` that are compiled into it tell apart.
+    """
 
     def decorate(function: Any) -> Any:
         dispatcher = njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
         dispatcher._cache = Cache(function)  # as cache=True sets Numba's own
+        dispatcher._cache.formulas = formulas
         return dispatcher
 
     return decorate
@@ -88,13 +97,6 @@ def is_negative(typing: Any, x: Any) -> Any:
         return builder.icmp_signed("<", builder.bitcast(args[0], kind), ir.Constant(kind, 0))
 
     return types.boolean(x), code
-
-
-@exact
-def relu(u):
-    """max(u, 0), as -0.0 where u is below 0: its sign tells backward which. NaN stays."""
-    zero = type(u)(0.0)
-    return -zero if u < zero else u + zero
 
 
 @exact
@@ -135,134 +137,131 @@ def _exp(x):
     return (lambda x: exp32(x)) if x == types.float32 else (lambda x: exp64(x))
 
 
-# --- rows: features ---------------------------------------------------------------------------------------------------
+# --- pointwise functions ----------------------------------------------------------------------------------------------
+
+# ReLU's y is -0.0 where x is below 0: its sign tells backward which, in x's place
+FORMULAS = POINTWISE | {ReLU: Pointwise("where(x < 0, -0.0, x + 0)", "where(is_negative(y), 0, 1)")}
+INSIDE = {"exp", "where", "is_negative"}  # the functions that stand in the loops; others are NumPy's to call
+
+
+class Function:
+    """A pointwise function's loops; without a `kind`, of the identity."""
+
+    def __init__(self, kind: type[Layer] | None):
+        value, slope = FORMULAS[kind] if kind else ("x", "1")
+        self.settings = sorted((names_in(value) | names_in(slope)) - {"x", "y"})
+        self.inside = functions_in(value) <= INSIDE  # else the loops leave x, and NumPy makes y of it
+        self.keeps = "x" in names_in(slope)  # backward needs x, so y takes another place
+        formulas = value if self.inside else "x", times(slope), *self.settings
+        self.activation, self.activation_backward, self.batch_norm, self.batch_norm_backward = loops(*formulas)
+
+
+@functools.cache
+def function(kind: type[Layer] | None) -> Function:
+    """It, compiled once."""
+    return Function(kind)
+
+
+def scalar(formula: str, arguments: str, settings: tuple[str, ...]) -> Any:
+    """A formula as a function of numbers of one type and of the settings, a tuple, which becomes part of the loops."""
+    scope = {"exp": exp, "is_negative": is_negative, "expm1": np.expm1, "tanh": np.tanh}
+    source = [f"def f({arguments}, s):", f"    T = type({arguments.partition(',')[0]})"]
+    source += [f"    {name} = s[{i}]" for i, name in enumerate(settings)]
+    exec("\n".join([*source, f"    return {python(formula)}"]), scope)
+    return njit(inline="always")(scope["f"])
 
 
 # Arrays that are changed in place are one argument, not two of the same memory, which no compiler may vectorise.
 # Sums begin at `wide`, the zero of float64, and are taken in it; where it is None, in the numbers' own dtype.
 
 
-@compiled
-def activation(kind, z, bias):
-    """z ← f(z + bias), f(z) without a bias"""
-    one = z.dtype.type(1.0)
-    for i in range(z.shape[0]):
-        b = z.dtype.type(0.0) if bias is None else bias[i]
-        if kind == RELU:
+def loops(formula: str, backward: str, *settings: str) -> tuple[Any, ...]:
+    """The loops over rows, a feature's batch, that have these formulas of y and of dy times the slope in them."""
+    value, back = scalar(formula, "x", settings), scalar(backward, "dy, x, y", settings)
+    made_of = compiling({"reassoc", "contract"}, (formula, backward))
+
+    @made_of
+    def activation(z, bias, s, y):
+        """y = f(z + bias), f(z) without a bias; y None is z"""
+        for i in range(z.shape[0]):
+            b = z.dtype.type(0.0) if bias is None else bias[i]
             for j in range(z.shape[1]):
-                z[i, j] = relu(z[i, j] + b)
-        elif kind == SIGMOID:
-            for j in range(z.shape[1]):
-                z[i, j] = one / (one + exp(-(z[i, j] + b)))
-        else:
-            for j in range(z.shape[1]):
-                z[i, j] += b
+                if y is None:
+                    z[i, j] = value(z[i, j] + b, s)
+                else:
+                    y[i, j] = value(z[i, j] + b, s)
 
-
-@compiled
-def activation_backward(kind, y, d, dbias, wide):
-    """d ← d f', dbias = Σ_n d unless it is None"""
-    one = y.dtype.type(1.0)
-    zero = y.dtype.type(0.0)
-    none = zero if wide is None else wide
-    for i in range(y.shape[0]):
-        total = none
-        if kind == RELU:
-            for j in range(y.shape[1]):
-                d[i, j] = zero if is_negative(y[i, j]) else d[i, j]
+    @made_of
+    def activation_backward(z, bias, s, y, d, dbias, wide):
+        """d ← d f', dbias = Σ_n d unless it is None"""
+        none = d.dtype.type(0.0) if wide is None else wide
+        for i in range(d.shape[0]):
+            b = d.dtype.type(0.0) if bias is None else bias[i]
+            total = none
+            for j in range(d.shape[1]):
+                d[i, j] = back(d[i, j], z[i, j] + b, y[i, j], s)
                 total += d[i, j]
-        elif kind == IDENTITY:
-            for j in range(y.shape[1]):
-                total += d[i, j]
-        else:
-            for j in range(y.shape[1]):
-                v = y[i, j]
-                d[i, j] *= v * (one - v) if kind == SIGMOID else one - v * v
-                total += d[i, j]
-        if dbias is not None:
-            dbias[i] = total
+            if dbias is not None:
+                dbias[i] = total
 
+    @made_of
+    def batch_norm(z, gamma, beta, eps, s, mean, var, scale, y, wide):
+        """y = f(γ (z - μ) scale + β), scale = 1 / √(v + eps)"""
+        n = z.shape[1]
+        one = y.dtype.type(1.0)
+        none = y.dtype.type(0.0) if wide is None else wide
+        share = one / y.dtype.type(n)
+        for i in range(z.shape[0]):
+            total = none
+            for j in range(n):
+                total += z[i, j]
+            m = y.dtype.type(total * share)
+            rest = none
+            for j in range(n):
+                rest += z[i, j] - m
+            m += y.dtype.type(rest * share)  # what a sum of large numbers loses of its mean
+            total = none
+            rest = none
+            for j in range(n):
+                c = z[i, j] - m
+                total += c * c
+                rest += c
+            rest *= share  # what is less than the mean's last digit
+            v = y.dtype.type(total * share - rest * rest)
+            scale[i] = one / np.sqrt(v + y.dtype.type(eps))
+            mean[i] = m
+            var[i] = v
+            gain = gamma[i] * scale[i]
+            b = beta[i]
+            for j in range(n):
+                y[i, j] = value((z[i, j] - m) * gain + b, s)
 
-@compiled
-def batch_norm(kind, z, gamma, beta, eps, mean, var, scale, y, wide):
-    """y = f(γ (z - μ) scale + β), scale = 1 / √(v + eps)"""
-    n = z.shape[1]
-    one = y.dtype.type(1.0)
-    zero = y.dtype.type(0.0)
-    none = zero if wide is None else wide
-    share = one / y.dtype.type(n)
-    for i in range(z.shape[0]):
-        total = none
-        for j in range(n):
-            total += z[i, j]
-        m = y.dtype.type(total * share)
-        rest = none
-        for j in range(n):
-            rest += z[i, j] - m
-        m += y.dtype.type(rest * share)  # what a sum of large numbers loses of its mean
-        total = none
-        rest = none
-        for j in range(n):
-            c = z[i, j] - m
-            total += c * c
-            rest += c
-        rest *= share  # what is less than the mean's last digit
-        v = y.dtype.type(total * share - rest * rest)
-        s = one / np.sqrt(v + y.dtype.type(eps))
-        mean[i] = m
-        var[i] = v
-        scale[i] = s
-        gain = gamma[i] * s
-        b = beta[i]
-        if kind == RELU:
+    @made_of
+    def batch_norm_backward(z, gamma, beta, s, mean, scale, y, d, dgamma, dbeta, wide):
+        """du = d f', dβ = Σ_n du, dγ = Σ_n du x̂, d ← γ scale (du - dβ / N - x̂ dγ / N) with x̂ = (z - μ) scale"""
+        n = z.shape[1]
+        none = y.dtype.type(0.0) if wide is None else wide
+        share = y.dtype.type(1.0) / y.dtype.type(n)
+        for i in range(z.shape[0]):
+            m = mean[i]
+            gain = gamma[i] * scale[i]
+            b = beta[i]
+            sum_u = none
+            sum_uc = none
             for j in range(n):
-                y[i, j] = relu((z[i, j] - m) * gain + b)
-        elif kind == SIGMOID:
-            for j in range(n):
-                y[i, j] = one / (one + exp(-((z[i, j] - m) * gain + b)))
-        else:
-            for j in range(n):
-                y[i, j] = (z[i, j] - m) * gain + b
-
-
-@compiled
-def batch_norm_backward(kind, z, gamma, mean, scale, y, d, dgamma, dbeta, wide):
-    """du = d f', dβ = Σ_n du, dγ = Σ_n du x̂, d ← γ scale (du - dβ / N - x̂ dγ / N) with x̂ = (z - μ) scale"""
-    n = z.shape[1]
-    one = y.dtype.type(1.0)
-    zero = y.dtype.type(0.0)
-    none = zero if wide is None else wide
-    share = one / y.dtype.type(n)
-    for i in range(z.shape[0]):
-        m = mean[i]
-        s = scale[i]
-        gain = gamma[i] * s
-        sum_u = none
-        sum_uc = none
-        if kind == RELU:
-            for j in range(n):
-                u = zero if is_negative(y[i, j]) else d[i, j]
+                c = z[i, j] - m
+                u = back(d[i, j], c * gain + b, y[i, j], s)
                 d[i, j] = u
                 sum_u += u
-                sum_uc += u * (z[i, j] - m)
-        elif kind == IDENTITY:
+                sum_uc += u * c
+            dbeta[i] = sum_u
+            dgamma[i] = sum_uc * scale[i]
+            shift = y.dtype.type(sum_u * share)
+            slope = y.dtype.type(sum_uc * scale[i] * scale[i] * share)
             for j in range(n):
-                u = d[i, j]
-                sum_u += u
-                sum_uc += u * (z[i, j] - m)
-        else:
-            for j in range(n):
-                v = y[i, j]
-                u = d[i, j] * (v * (one - v) if kind == SIGMOID else one - v * v)
-                d[i, j] = u
-                sum_u += u
-                sum_uc += u * (z[i, j] - m)
-        dbeta[i] = sum_u
-        dgamma[i] = sum_uc * s
-        shift = y.dtype.type(sum_u * share)
-        slope = y.dtype.type(sum_uc * s * s * share)
-        for j in range(n):
-            d[i, j] = gain * (d[i, j] - shift - (z[i, j] - m) * slope)
+                d[i, j] = gain * (d[i, j] - shift - (z[i, j] - m) * slope)
+
+    return activation, activation_backward, batch_norm, batch_norm_backward
 
 
 # --- columns: rows of the batch ---------------------------------------------------------------------------------------
@@ -321,97 +320,71 @@ def softmax_slope(e, over, factor, target):
 
 # --- optimizers: any stretch of the vectors, the slots in place -------------------------------------------------------
 
-
-@compiled
-def clip(g, limit):
-    """g ← g within ±limit, NaN where it is not finite; as it is where the limit is infinite"""
-    if limit < np.inf:
-        zero = g.dtype.type(0.0)
-        for i in range(g.size):
-            low = -limit if g[i] < -limit else g[i]
-            g[i] = (limit if low > limit else low) + zero * g[i]
+CLIP = "where(g < -limit, -limit, where(g >= limit, limit, g)) + 0 * g"  # NaN where g is not finite
 
 
-@exact
-def square(share, g):
-    """share g², which overflows only where that does."""
-    return share * g * g
+@functools.cache
+def rule(kind: type[Optimizer], decays: bool, clips: bool) -> tuple[Any, list[str]]:
+    """An optimizer's lines as a loop, and the names of the numbers it takes.
 
-
-@compiled
-def sgd(w, v, new, c):
-    """See `rules`; `new` holds the gradient, and then the new w. In c stand the clip value, λ and the rule's numbers.
-
-    The sum that it returns is finite only if w and the slots are.
+    Its arguments are w, the slots, which become the next ones, g, which becomes the next w, and the numbers. The sum
+    that it returns is finite only if the next w and slots are.
     """
-    total = w.dtype.type(0.0)
-    clip(new, c[0])
-    for i in range(w.size):
-        d = new[i] + c[1] * (w[i] - c[2] * v[i])
-        velocity = c[3] * v[i] + c[4] * d
-        v[i] = velocity
-        moved = w[i] - velocity
-        new[i] = moved
-        total += moved * velocity
-    return total
+    lines, slots = lines_of(kind, decays), kind.memory
+    if clips:
+        lines = (("g", CLIP), *lines)
+    numbers = numbers_in(lines, slots)
+    body = [f"{name} = {python(formula)}" for name, formula in lines]
+    source = [
+        f"def rule(vector_w, {', '.join(f'vector_{name}' for name in slots)}, vector_g, numbers):",
+        "    T = vector_w.dtype.type",
+        *[f"    {name} = T(numbers[{i}])" for i, name in enumerate(numbers)],
+        "    total = T(0.0)",
+        "    for i in range(vector_w.size):",
+        *[f"        {name} = vector_{name}[i]" for name in ("w", *slots, "g")],
+        *[f"        {line}" for line in body],
+        *[f"        vector_{name}[i] = {name}" for name in slots],
+        "        vector_g[i] = w",
+        f"        total += w * {slots[-1]}",
+        "    return total",
+    ]
+    scope: dict[str, Any] = {"sqrt": np.sqrt}
+    exec(compile("\n".join(source), __file__, "exec"), scope)
+    return compiling({"reassoc", "contract"}, lines)(scope["rule"]), numbers
 
 
-@compiled
-def root_mean_square(w, s, new, c):
-    """As `sgd`."""
-    total = w.dtype.type(0.0)
-    clip(new, c[0])
-    for i in range(w.size):
-        d = new[i] + c[1] * w[i]
-        squares = c[2] * s[i] + square(c[3], d)
-        s[i] = squares
-        moved = w[i] - c[4] * d / np.sqrt(squares + c[5])
-        new[i] = moved
-        total += moved * squares
-    return total
-
-
-@compiled
-def adam(w, m, v, new, c):
-    """As `sgd`."""
-    total = w.dtype.type(0.0)
-    clip(new, c[0])
-    for i in range(w.size):
-        d = new[i] + c[1] * w[i]
-        mean = c[3] * m[i] + c[4] * d
-        squares = c[5] * v[i] + square(c[6], d)
-        m[i] = mean
-        v[i] = squares
-        moved = c[2] * w[i] - c[7] * mean / (np.sqrt(squares) + c[8])
-        new[i] = moved
-        total += moved * squares
-    return total
-
-
-# --- as `buffered.Block` calls them -----------------------------------------------------------------------------------
+# --- as `planner.Block` calls them ------------------------------------------------------------------------------------
 
 
 class Bound:
-    """What the kernels of one block write into, for one size of batch, and what the backward ones want of forward."""
+    """What the loops of one block write into, for one size of batch, and what the backward ones want of forward."""
 
-    def __init__(self, z: Array, work: Work, own: bool):
+    def __init__(self, f: Layer | None, z: Array, work: Work, own: bool):
         h, n = shape = z.shape
-        self.y = z if own else work("y", shape)
+        self.f = function(None) if f is None else function(type(f))
+        self.settings = tuple(z.dtype.type(getattr(f, name)) for name in self.f.settings)
+        self.y = work("y", shape) if self.f.keeps or not own else z
         self.mean, self.scale = work("mean", (h,)), work("scale", (h,))
         self.wide = 0.0 if n > ops.LONG else None
         self.shared = h * n > threads.LARGE
         self.block = max(1, threads.BLOCK // n)  # rows
+        if f is not None and not self.f.inside:
+            outside = calls.function(np, type(f))
+            made = {"y": self.y} | dict(zip(outside.settings, self.settings, strict=True))
+            program, names, constants = outside.value
+            made |= {n: work(n, shape, np.bool if n.startswith("mask") else None) for n in names if n not in made}
+            self.outside = program, *[made[name] for name in names], *constants
 
-
-def by_rows(kernel: Callable[..., None], b: Bound, *arrays: Any) -> None:
-    """The kernel on all rows, of much data on several cores."""
-    if not b.shared:
-        kernel(*arrays)
-        return
-    kind, *rest = arrays
-    threads.in_blocks(
-        lambda rows: kernel(kind, *[a[rows] if isinstance(a, np.ndarray) else a for a in rest]), b.y.shape[0], b.block
-    )
+    def by_rows(self, loop: Callable[..., None], *arrays: Any) -> None:
+        """A loop over all rows, of much data on several cores."""
+        if not self.shared:
+            loop(*arrays)
+            return
+        threads.in_blocks(
+            lambda rows: loop(*[a[rows] if isinstance(a, np.ndarray) else a for a in arrays]),
+            self.y.shape[0],
+            self.block,
+        )
 
 
 class NumbaKernels(Calls):
@@ -423,14 +396,26 @@ class NumbaKernels(Calls):
         super().__init__(backend)
         higher(np.zeros(1), np.zeros(1))  # where Numba compiles nothing, that shows before there is a step to fail
 
-    def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work) -> Array:
+    def bound(self, f: Layer | None, z: Array, work: Work, own: bool = True, eps: float | None = None) -> Any:
         try:
-            b = work.bound[z.shape[1]]
+            return work.bound[z.shape[1]]
         except KeyError:
-            b = work.bound[z.shape[1]] = Bound(z, work, own=True)
-        kind = KINDS[type(f)]
-        by_rows(activation, b, kind, z, bias)
-        return np.tanh(z, out=z) if kind == TANH else z
+            found = work.bound[z.shape[1]] = Bound(f, z, work, own and eps is None)
+            return found
+
+    def in_place(self, f: Layer | None) -> bool:
+        return f is None or not function(type(f)).keeps
+
+    def _finished(self, b: Bound) -> Array:
+        """y, of the x that the loops have left in its place where the function is NumPy's to call."""
+        if not b.f.inside:
+            b.by_rows(*b.outside)
+        return b.y
+
+    def activation(self, f: Layer | None, z: Array, bias: Array | None, work: Work) -> Array:
+        b = self.bound(f, z, work)
+        b.by_rows(b.f.activation, z, bias, b.settings, None if b.y is z else b.y)
+        return self._finished(b)
 
     def activation_backward(
         self,
@@ -446,7 +431,7 @@ class NumbaKernels(Calls):
         if dz is not dy:
             np.copyto(dz, dy)
         b = work.bound[dy.shape[1]]
-        by_rows(activation_backward, b, KINDS[type(f)], y, dz, dbias, b.wide)
+        b.by_rows(b.f.activation_backward, z, bias, b.settings, y, dz, dbias, b.wide)
         return dz
 
     def batch_norm(
@@ -462,14 +447,10 @@ class NumbaKernels(Calls):
         own: bool,
         bias: Array | None = None,
     ) -> Array:
-        try:
-            b = work.bound[z.shape[1]]
-        except KeyError:
-            b = work.bound[z.shape[1]] = Bound(z, work, own=False)
-        kind = KINDS[type(f)]
-        by_rows(batch_norm, b, kind, z, gamma, beta, eps, b.mean, var, b.scale, b.y, b.wide)
+        b = self.bound(f, z, work, own, eps)
+        b.by_rows(b.f.batch_norm, z, gamma, beta, eps, b.settings, b.mean, var, b.scale, b.y, b.wide)
         np.add(b.mean, 0.0 if bias is None else bias, out=mean)
-        return np.tanh(b.y, out=b.y) if kind == TANH else b.y
+        return self._finished(b)
 
     def batch_norm_backward(
         self,
@@ -490,7 +471,7 @@ class NumbaKernels(Calls):
             dbias[...] = 0.0
         if dz is not dy:
             np.copyto(dz, dy)
-        by_rows(batch_norm_backward, b, KINDS[type(f)], z, gamma, b.mean, b.scale, y, dz, dgamma, dbeta, b.wide)
+        b.by_rows(b.f.batch_norm_backward, z, gamma, beta, b.settings, b.mean, b.scale, y, dz, dgamma, dbeta, b.wide)
         return dz
 
     def softmax_cross_entropy(self, z: Array, target: Array, scale: float, work: Work) -> tuple[float, Array]:
@@ -507,24 +488,23 @@ class NumbaKernels(Calls):
     def update(self, optimizer: Optimizer, w: Array, slots: Slots, new: Array, new_slots: Slots) -> Slots:
         if type(optimizer) not in RULES:
             return super().update(optimizer, w, slots, new, new_slots)
-        step, names = slots["step"], optimizer.memory
-        name, *numbers = RULES[type(optimizer)](optimizer, *optimizer.coefficients(step))
-        limit = np.inf if optimizer.clip_value is None else optimizer.clip_value
+        step, memory = slots["step"], optimizer.memory
+        numbers, limit = numbers_of(optimizer, step), optimizer.clip_value
         if optimizer.clip_norm is not None:
             np.copyto(new, optimizer.limited(new))
-            limit = np.inf
-        for key in names:
+            limit = None
+        elif limit is not None:
+            numbers["limit"] = limit
+        for key in memory:
             if new_slots[key] is not slots[key]:
                 np.copyto(new_slots[key], slots[key])
-        arrays = [w, *[new_slots[key] for key in names], new]
-        kernel, c = KERNELS[name], np.array((limit, *numbers), dtype=w.dtype)
+        arrays = [w, *[new_slots[key] for key in memory], new]
+        loop, names = rule(type(optimizer), optimizer.weight_decay != 0.0, limit is not None)
+        values = np.array([numbers[name] for name in names], dtype=w.dtype)
         if w.size <= threads.LARGE:
-            total = kernel(*arrays, c)
+            total = loop(*arrays, values)
         else:
-            blocks = threads.in_blocks(lambda part: kernel(*[a[part] for a in arrays], c), w.size, threads.BLOCK)
+            blocks = threads.in_blocks(lambda part: loop(*[a[part] for a in arrays], values), w.size, threads.BLOCK)
             total = sum(blocks)
         self.checked = new, float(total)
-        return {"step": step + 1} | {key: new_slots[key] for key in names}
-
-
-KERNELS = {"sgd": sgd, "root_mean_square": root_mean_square, "adam": adam}
+        return {"step": step + 1} | {key: new_slots[key] for key in memory}

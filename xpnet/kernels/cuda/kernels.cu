@@ -1,4 +1,4 @@
-// The kernels that cupy.py launches, for T = float and double. An activation is named as its layer is.
+// The kernels that kernels.py launches, for T = float and double. An activation is named as its layer is.
 //
 // Axes: N batch, H features, K classes. Matrices are (H, N) with a feature's batch in one row of memory: neighbouring
 // threads take neighbouring numbers. A kernel over rows gives each row a block, or gridDim.y of them, the others a thread
@@ -6,43 +6,18 @@
 
 typedef long long Int;
 
-// --- activations: f(u), and dy f'(u) from u and y = f(u) -------------------------------------------------------------
-// A comparison with NaN is false: they are written so that NaN stays NaN. Where ReLU's derivative is 0, any dy gives 0.
+// kernels.py puts what table.py says in the places marked @: a struct for each pointwise function, such as
+//
+//     struct Tanh { value(x, alpha) { return tanh(x); } back(dy, x, y, alpha) { return dy * (1 - y * y); } };
+//
+// and a kernel for each optimizer. A comparison with NaN is false: the formulas are written so that NaN stays NaN.
 
-struct Identity {
-    template <typename T> static __device__ T value(T u, T alpha) { return u; }
-    template <typename T> static __device__ T back(T dy, T u, T y, T alpha) { return dy; }
-};
+template <typename T>
+__device__ T maximum(T a, T b) {
+    return a < b ? b : a;
+}
 
-struct Sigmoid {  // exp(limit) is the last that is finite
-    template <typename T> static __device__ T value(T u, T alpha) {
-        const T limit = sizeof(T) == 8 ? 709 : 88;
-        return 1 / (1 + exp(u < -limit ? limit : -u));
-    }
-    template <typename T> static __device__ T back(T dy, T u, T y, T alpha) { return dy * (y * (1 - y)); }
-};
-
-struct Tanh {
-    template <typename T> static __device__ T value(T u, T alpha) { return tanh(u); }
-    template <typename T> static __device__ T back(T dy, T u, T y, T alpha) { return dy * (1 - y * y); }
-};
-
-struct ReLU {
-    template <typename T> static __device__ T value(T u, T alpha) { return u < 0 ? 0 : u; }
-    template <typename T> static __device__ T back(T dy, T u, T y, T alpha) { return u >= 0 ? dy : 0; }
-};
-
-struct LeakyReLU {
-    template <typename T> static __device__ T value(T u, T alpha) { return u >= 0 ? u : alpha * u; }
-    template <typename T> static __device__ T back(T dy, T u, T y, T alpha) { return u >= 0 ? dy : alpha * dy; }
-};
-
-struct ELU {
-    template <typename T> static __device__ T value(T u, T alpha) { return u >= 0 ? u : alpha * expm1(u); }
-    template <typename T> static __device__ T back(T dy, T u, T y, T alpha) {
-        return u >= 0 ? dy : dy * (alpha * exp(u));
-    }
-};
+@pointwise
 
 // --- what the threads of a block find together ------------------------------------------------------------------------
 
@@ -366,52 +341,10 @@ __device__ T limited(T g, T clip, const T* norm, T clip_norm) {
     return norm && norm[1] > clip_norm / norm[0] ? g / norm[0] * (clip_norm / norm[1]) : g;
 }
 
-// SGD, and Nesterov with ahead = momentum: g ← g + decay (w - ahead v); v ← momentum v + η g; w ← w - v
-template <typename T>
-__global__ void __launch_bounds__(512) sgd(
-    const T* w, const T* gradient, const T* v, Int size, T clip, const T* norm, T clip_norm, T decay,
-    T ahead, T momentum, T rate, T* next_w, T* next_v) {
-    for (Int i = first(); i < size; i += stride()) {
-        T g = limited(gradient[i], clip, norm, clip_norm);
-        if (decay != 0) g += decay * (w[i] - ahead * v[i]);
-        const T velocity = momentum * v[i] + rate * g;
-        next_w[i] = w[i] - velocity;
-        next_v[i] = velocity;
-    }
-}
-
 // w - momentum v, where Nesterov takes the gradient
 template <typename T>
 __global__ void __launch_bounds__(512) look_ahead(const T* w, const T* v, T momentum, Int size, T* point) {
     for (Int i = first(); i < size; i += stride()) point[i] = w[i] - momentum * v[i];
 }
 
-// Adagrad with kept = added = 1, RMSprop: s ← kept s + added g²; w ← w - η g / √(s + eps)
-template <typename T>
-__global__ void __launch_bounds__(512) root_mean_square(
-    const T* w, const T* gradient, const T* s, Int size, T clip, const T* norm, T clip_norm, T decay,
-    T kept, T added, T rate, T eps, T* next_w, T* next_s) {
-    for (Int i = first(); i < size; i += stride()) {
-        T g = limited(gradient[i], clip, norm, clip_norm);
-        if (decay != 0) g += decay * w[i];
-        const T squares = kept * s[i] + added * g * g;
-        next_w[i] = w[i] - rate * g / sqrt(squares + eps);
-        next_s[i] = squares;
-    }
-}
-
-// Adam with left = 1, AdamW with decay = 0: m ← β₁ m + (1 - β₁) g; v ← β₂ v + (1 - β₂) g²; w ← left w - η m / (√v + eps)
-// with the bias corrections in η and eps, the `size` and `shift` of rules.py
-template <typename T>
-__global__ void __launch_bounds__(512) adam(
-    const T* w, const T* gradient, const T* m, const T* v, Int size, T clip, const T* norm, T clip_norm, T decay,
-    T left, T kept_m, T added_m, T kept_v, T added_v, T rate, T eps, T* next_w, T* next_m, T* next_v) {
-    for (Int i = first(); i < size; i += stride()) {
-        T g = limited(gradient[i], clip, norm, clip_norm);
-        if (decay != 0) g += decay * w[i];
-        const T mean = kept_m * m[i] + added_m * g, squares = kept_v * v[i] + added_v * g * g;
-        next_w[i] = left * w[i] - rate * mean / (sqrt(squares) + eps);
-        next_m[i] = mean;
-        next_v[i] = squares;
-    }
-}
+@optimizers

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from ...backends import Array, Backend
-from ...layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Tanh
 from ...layers.base import Layer
 from ...optimizers import Nesterov, Optimizer, Slots
 from ..cpu.calls import Work
+from ..formulas import cuda, names_in, times
 from ..reference import updated
-from ..rules import RULES
+from ..table import POINTWISE, RULES, Lines, lines_of, numbers_in, numbers_of
 
 C_TYPES = {"float32": "float", "float64": "double"}
 THREADS = 512  # of a block, at most; cupy.cu counts on it
@@ -29,8 +29,49 @@ SHARED = 2**14  # numbers in a row from which on several blocks may share it
 
 @functools.cache
 def source() -> str:
-    """cupy.cu, without the letters in its comments that CuPy could not write to a file in every locale's encoding."""
-    return Path(__file__).with_suffix(".cu").read_text(encoding="utf-8").encode("ascii", "ignore").decode()
+    """The file beside this one with the formulas of table.py in it, and without the letters in its comments that CuPy
+    could not write to a file in every locale's encoding.
+    """
+    text = Path(__file__).with_suffix(".cu").read_text(encoding="utf-8").encode("ascii", "ignore").decode()
+    functions = [pointwise("Identity", "x", "1"), *(pointwise(f.__name__, *POINTWISE[f]) for f in POINTWISE)]
+    text = text.replace("@pointwise", "\n".join(functions))
+    rules = {rule_name(o, decays): (lines_of(o, decays), o.memory) for o in RULES for decays in (False, True)}
+    return text.replace("@optimizers", "\n".join(optimizer(name, *rule) for name, rule in rules.items()))
+
+
+def pointwise(name: str, value: str, slope: str) -> str:
+    """A pointwise function of table.py as a struct of CUDA."""
+    setting = ", ".join((names_in(value) | names_in(slope)) - {"x", "y"}) or "none"  # one at most
+    return f"""struct {name} {{
+    template <typename T> static __device__ T value(T x, T {setting}) {{ return {cuda(value)}; }}
+    template <typename T> static __device__ T back(T dy, T x, T y, T {setting}) {{ return {cuda(times(slope))}; }}
+}};"""
+
+
+def optimizer(name: str, lines: Lines, slots: tuple[str, ...]) -> str:
+    """An optimizer's lines as a kernel of CUDA. next_w may be the gradient's own vector."""
+    numbers = numbers_in(lines, slots)
+    before, after = ("".join(f"{kind} {prefix}_{slot}, " for slot in slots) for kind, prefix in SIDES)
+    return f"""template <typename T>
+__global__ void __launch_bounds__(512) {name}(
+    const T* all_w, const T* gradient, {before}Int length, T clip, const T* norm, T clip_norm,
+    {"".join(f"T {number}, " for number in numbers)}{after}T* next_w) {{
+    for (Int i = first(); i < length; i += stride()) {{
+        T g = limited(gradient[i], clip, norm, clip_norm), w = all_w[i];
+        {" ".join(f"T {slot} = all_{slot}[i];" for slot in slots)}
+        {" ".join(f"{target} = {cuda(formula)};" for target, formula in lines)}
+        {" ".join(f"next_{slot}[i] = {slot};" for slot in slots)}
+        next_w[i] = w;
+    }}
+}}"""
+
+
+SIDES = ("const T*", "all"), ("T*", "next")
+
+
+def rule_name(kind: type[Optimizer], decays: bool) -> str:
+    """The kernel of an optimizer, with weight decay or without."""
+    return kind.__name__ + "Decayed" * decays
 
 
 @functools.cache
@@ -73,7 +114,7 @@ def columns(h: int, n: int, multiprocessors: int) -> int:
 class CuPyKernels:
     """The work of `buffered.Block`, one kernel after another."""
 
-    functions: tuple[type[Layer], ...] = (Sigmoid, Tanh, ReLU, LeakyReLU, ELU)
+    functions = tuple(POINTWISE)
     joins_from = math.inf  # no GPU has told whether it pays
     drops = True
 
@@ -114,7 +155,7 @@ class CuPyKernels:
         """y = f(z + bias). z stays: backward takes the derivative there."""
         h, n = z.shape
         y = work("y", (h, n))
-        self._over_rows("activation", f, y, blocks(n, 65535), z, bias, alpha(f), n, y)
+        self._over_rows("activation", f, y, blocks(n, 65535), z, bias, setting(f), n, y)
         return y
 
     def activation_backward(
@@ -130,7 +171,7 @@ class CuPyKernels:
     ) -> Array:
         """dz = dy f', dbias = Σ_n dz. dz may be dy."""
         blocks, *sums = self._sharing(dz, work)
-        arguments = self._rows(dy, y), z, y, bias, alpha(f), y.shape[1], dz, dbias, *sums
+        arguments = self._rows(dy, y), z, y, bias, setting(f), y.shape[1], dz, dbias, *sums
         self._over_rows("activation_backward", f, dz, blocks, *arguments)
         return dz
 
@@ -153,7 +194,7 @@ class CuPyKernels:
         h, n = z.shape
         y, centre, scale = work("y", (h, n)), work("centre", (h,)), work("scale", (h,))
         blocks, *sums = self._sharing(y, work)
-        arguments = self._rows(z, y), gamma, beta, bias, float(eps), alpha(f), n, mean, var, centre, scale, y, *sums
+        arguments = self._rows(z, y), gamma, beta, bias, float(eps), setting(f), n, mean, var, centre, scale, y, *sums
         for part in (0,) if blocks == 1 else (1, 2, 3):
             self._over_rows("batch_norm", f, y, blocks, part, *arguments)
         return y
@@ -179,7 +220,7 @@ class CuPyKernels:
         h, n = y.shape
         dy, z, centre, scale = self._rows(dy, y), self._rows(z, y), work("centre", (h,)), work("scale", (h,))
         blocks, *sums = self._sharing(dz, work)
-        arguments = dy, z, y, gamma, beta, centre, scale, alpha(f), n, dz, dgamma, dbeta, dbias, *sums
+        arguments = dy, z, y, gamma, beta, centre, scale, setting(f), n, dz, dgamma, dbeta, dbias, *sums
         for part in (0,) if blocks == 1 else (1, 2):
             self._over_rows("batch_norm_backward", f, dz, blocks, part, *arguments)
         return dz
@@ -233,19 +274,23 @@ class CuPyKernels:
         if type(optimizer) not in RULES:
             new[...], slots = updated(optimizer, w, self.cupy.asarray(new, copy=True), slots)  # which may keep it
             return slots
-        size, step, names = w.shape[0], slots["step"], optimizer.memory
-        name, decay, *numbers = RULES[type(optimizer)](optimizer, *optimizer.coefficients(step))
+        size, step, memory, decays = w.shape[0], slots["step"], optimizer.memory, bool(optimizer.weight_decay)
+        lines, numbers = lines_of(type(optimizer), decays), numbers_of(optimizer, step)
         clip = math.inf if optimizer.clip_value is None else optimizer.clip_value
         norm = None
         if optimizer.clip_norm is not None:
             norm, partial = self.cupy.empty(2, dtype=w.dtype), self.cupy.empty(2 * blocks(size, 256), dtype=w.dtype)
             self._over_vector("gradient_norm", w, 256, new, float(clip), size, partial, self.count, norm)
-        limits = [float(number) for number in (clip, optimizer.clip_norm or 0.0, decay, *numbers)]
-        before, after = [slots[key] for key in names], [new_slots[key] for key in names]
-        self._over_vector(name, w, 2048, w, new, *before, size, limits[0], norm, *limits[1:], new, *after)
-        return {"step": step + 1} | {key: new_slots[key] for key in names}
+        limits = float(clip), norm, float(optimizer.clip_norm or 0.0)
+        values = [float(numbers[name]) for name in numbers_in(lines, memory)]
+        before, after = [slots[key] for key in memory], [new_slots[key] for key in memory]
+        name = rule_name(type(optimizer), decays)
+        self._over_vector(name, w, 2048, w, new, *before, size, *limits, *values, *after, new)
+        return {"step": step + 1} | {key: new_slots[key] for key in memory}
 
 
-def alpha(f: Layer | None) -> float:
-    """An activation's number, if it has one."""
-    return float(getattr(f, "alpha", 0.0))
+def setting(f: Layer | None) -> float:
+    """A pointwise function's setting, if it has one."""
+    formulas = () if f is None else POINTWISE[type(f)]
+    found = [getattr(f, name) for formula in formulas for name in names_in(formula) - {"x", "y"}]
+    return float(found[0]) if found else 0.0

@@ -1,0 +1,203 @@
+"""Formulas of single numbers, as `table.py` has them, compiled for each family of kernels.
+
+A formula is an expression in Python's syntax: names, numbers, arithmetic, functions such as `exp`, and
+`where(x >= 0, a, b)`. `calls` makes array calls of some lines of them, `python` a function that Numba compiles, `cuda`
+CUDA's source.
+"""
+
+import ast
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+NAMES: dict[type[ast.AST], str] = {
+    ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide", ast.USub: "negative",
+    ast.GtE: "greater_equal", ast.Lt: "less",
+}  # fmt: skip
+SYMBOLS: dict[type[ast.AST], str] = {
+    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.GtE: ">=", ast.Lt: "<",
+}  # fmt: skip
+COMPARISONS = {"greater_equal", "less"}
+Operand = str | float | int  # a name, a number, or which of the operations before gives it
+
+
+def parsed(formula: str) -> Any:
+    """The formula's tree."""
+    return ast.parse(formula, mode="eval").body
+
+
+@functools.cache
+def names_in(formula: str) -> frozenset[str]:
+    """The names of the numbers in it."""
+    tree = parsed(formula)
+    functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in functions)
+
+
+@functools.cache
+def functions_in(formula: str) -> frozenset[str]:
+    """The names of the functions in it."""
+    return frozenset(n.func.id for n in ast.walk(parsed(formula)) if isinstance(n, ast.Call))  # type: ignore[attr-defined]
+
+
+# --- array calls ------------------------------------------------------------------------------------------------------
+
+
+def operations(formula: str) -> list[tuple[str, list[Operand]]]:
+    """A formula as operations one after another, of two operands the larger first: few results wait at a time."""
+    found: list[tuple[str, list[Operand]]] = []
+
+    def visit(node: Any) -> Operand:
+        if isinstance(node, ast.Name):
+            return node.id
+        if isinstance(node, ast.Constant):
+            return float(node.value)  # type: ignore[arg-type]
+        if isinstance(node, ast.Call):
+            function, operands = node.func.id, node.args  # type: ignore[attr-defined]
+        elif isinstance(node, ast.Compare):
+            function, operands = NAMES[type(node.ops[0])], [node.left, *node.comparators]
+        elif isinstance(node, ast.UnaryOp):
+            function, operands = NAMES[type(node.op)], [node.operand]
+        else:
+            function, operands = NAMES[type(node.op)], [node.left, node.right]
+        refs: list[Any] = [None] * len(operands)
+        for i in sorted(range(len(operands)), key=lambda i: -sum(1 for _ in ast.walk(operands[i]))):
+            refs[i] = visit(operands[i])
+        found.append((function, refs))
+        return len(found) - 1
+
+    visit(parsed(formula))
+    return found
+
+
+class Program:
+    """Lines of formulas as the source of a function: array calls that write into arrays which are there.
+
+    `places` are the arguments that the names of the lines are written to, `holds` those that other names stand in, and
+    `shared` the pairs of a place and a name that may be one array. What is computed on the way stands in that place
+    where nothing there is wanted any more, else in `spare` arrays. These and the `constants` are arguments, too.
+    """
+
+    def __init__(
+        self,
+        lines: Iterable[tuple[str, str]],
+        places: Mapping[str, str],
+        holds: Mapping[str, str] = MappingProxyType({}),
+        shared: Iterable[tuple[str, str]] = (),
+    ):
+        self.source: list[str] = []
+        self.spare: list[str] = []
+        self.constants: dict[float, str] = {}
+        self.holds, self.shared = dict(holds), set(shared)
+        for name, formula in lines:
+            self._add(formula, places[name])
+            self.holds[name] = places[name]
+
+    def function(self, lib: Any, *names: str, last: Iterable[str] = ()) -> Callable[..., None]:
+        """It as a function of these arguments, those in `spare`, the constants, and the `last`, in this order."""
+        scope = {call: FUNCTIONS.get((lib.__name__, call)) or getattr(lib, call) for call in self._calls()}
+        arguments = ", ".join([*names, *self.spare, *self.constants.values(), *last])
+        exec(f"def program({arguments}):\n    " + "\n    ".join(self.source), scope)
+        program: Callable[..., None] = scope["program"]
+        return program
+
+    def _calls(self) -> set[str]:
+        return {line.partition("(")[0] for line in self.source}
+
+    def _add(self, formula: str, out: str) -> None:
+        steps = operations(formula)
+        last = {ref: i for i, (_, refs) in enumerate(steps) for ref in refs if not isinstance(ref, float)}
+        there = {name for name in names_in(formula) for at in [self._at(name)] if at == out or (out, at) in self.shared}
+        wanted = max((last[name] for name in there), default=-1)  # up to this operation `out` is read
+        held: dict[int, str] = {}
+        for i, (function, refs) in enumerate(steps):
+            operands = [self._operand(ref, held) for ref in refs]
+            live = {held[j] for j in held if last[j] > i}
+            kind = "mask" if function in COMPARISONS else "spare"
+            if i == len(steps) - 1 or (kind == "spare" and wanted <= i and out not in live):
+                held[i] = out
+            else:
+                held[i] = next(place for k in range(len(steps)) if (place := f"{kind}{k}") not in live)
+                if held[i] not in self.spare:
+                    self.spare.append(held[i])
+            self.source.append(f"{function}({', '.join(operands)}, out={held[i]})")
+
+    def _operand(self, ref: Operand, held: Mapping[int, str]) -> str:
+        if isinstance(ref, int):
+            return held[ref]
+        if isinstance(ref, float):
+            return self.constants.setdefault(ref, f"constant{len(self.constants)}")
+        return self._at(ref)
+
+    def _at(self, name: str) -> str:
+        return self.holds.get(name, name)
+
+
+def select(condition: Any, a: Any, b: Any, out: Any) -> None:
+    """NumPy's `where`, with an `out` that may be a or b."""
+    if out is not a:
+        if out is not b:
+            np.copyto(out, b)
+        np.copyto(out, a, where=condition)
+    else:
+        np.copyto(out, b, where=~condition)
+
+
+FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {("numpy", "where"): select}  # what a library lacks
+
+
+# --- source of functions of single numbers ----------------------------------------------------------------------------
+
+
+def times(formula: str) -> str:
+    """dy times a slope, as a formula of dy too: dy or 0 where it is 1 or 0, even where dy is infinite."""
+
+    def multiplied(node: Any) -> Any:
+        if isinstance(node, ast.Call) and node.func.id == "where":  # type: ignore[attr-defined]
+            return ast.Call(node.func, [node.args[0], *map(multiplied, node.args[1:])], [])
+        if isinstance(node, ast.Constant) and node.value in (0, 1):
+            return ast.Name("dy") if node.value else node
+        return ast.BinOp(ast.Name("dy"), ast.Mult(), node)
+
+    return ast.unparse(multiplied(parsed(formula)))
+
+
+class Typed(ast.NodeTransformer):
+    """A formula as Python has it, its constants of the type of x."""
+
+    def visit_Constant(self, node: ast.Constant) -> Any:  # ast's name for it
+        return parsed(f"T({float(node.value)})")  # type: ignore[arg-type]
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        self.generic_visit(node)
+        return ast.IfExp(*node.args) if node.func.id == "where" else node  # type: ignore[attr-defined]
+
+
+def python(formula: str) -> str:
+    """A formula as a Python expression of single numbers, its constants of the type T."""
+    return ast.unparse(Typed().visit(parsed(formula)))
+
+
+def cuda(formula: str) -> str:
+    """A formula as an expression of CUDA, its constants of the type T."""
+
+    def written(node: Any) -> str:
+        if isinstance(node, ast.Name):
+            return node.id
+        if isinstance(node, ast.Constant):
+            return f"T({float(node.value)!r})"  # type: ignore[arg-type]
+        if isinstance(node, ast.Compare):
+            return f"{written(node.left)} {SYMBOLS[type(node.ops[0])]} {written(node.comparators[0])}"
+        if isinstance(node, ast.UnaryOp):
+            return f"-{written(node.operand)}"
+        if isinstance(node, ast.Call):
+            arguments = [*map(written, node.args)]
+            if node.func.id == "where":  # type: ignore[attr-defined]
+                return "({} ? {} : {})".format(*arguments)
+            return f"{node.func.id}({', '.join(arguments)})"  # type: ignore[attr-defined]
+        return f"({written(node.left)} {SYMBOLS[type(node.op)]} {written(node.right)})"
+
+    return written(parsed(formula))

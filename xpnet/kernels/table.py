@@ -1,0 +1,93 @@
+"""The pointwise functions and the optimizers' rules as formulas, which each family of kernels compiles for itself.
+
+A function is y of x, and its slope dy/dx of x, of y, or of both; other names are the layer's settings. A rule's lines
+lead from the gradient g, limited already, and the slots to the next slots and the next w. They are in an order that
+needs few arrays beside those.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Tanh
+from ..layers.base import Layer
+from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop
+from .formulas import names_in
+
+
+class Pointwise(NamedTuple):
+    """A function of single numbers and its derivative."""
+
+    value: str
+    slope: str
+
+
+POINTWISE: dict[type[Layer], Pointwise] = {
+    Sigmoid: Pointwise("1 / (1 + exp(-x))", "y * (1 - y)"),
+    Tanh: Pointwise("tanh(x)", "1 - y * y"),
+    ReLU: Pointwise("maximum(x, 0)", "where(x >= 0, 1, 0)"),
+    LeakyReLU: Pointwise("where(x >= 0, x, alpha * x)", "where(x >= 0, 1, alpha)"),
+    ELU: Pointwise("where(x >= 0, x, alpha * expm1(x))", "where(x >= 0, 1, alpha * exp(x))"),
+}
+
+Lines = tuple[tuple[str, str], ...]  # names and the formulas of their next values
+
+
+class Rule(NamedTuple):
+    """An optimizer's step on each number: its lines, and the numbers in them as settings and coefficients give them."""
+
+    lines: Lines
+    numbers: Callable[..., dict[str, float]]
+    decay: str = "g + decay * w"  # the gradient with the weight decay in it, where there is any
+
+
+MOMENTUM: Lines = (("g", "rate * g"), ("velocity", "momentum * velocity + g"), ("w", "w - velocity"))
+SQUARES: Lines = (("squares", "kept * squares + added * g * g"), ("w", "w - rate * (g / sqrt(squares + eps))"))
+MOMENTS: Lines = (
+    *(("g", "added_m * g"), ("m", "kept_m * m + g")),
+    *(
+        ("g", "root * g"),
+        ("g", "g * g"),
+        ("v", "kept_v * v + g"),
+    ),  # root first: the square overflows where v's share does
+)
+
+
+def of_adam(o: Adam, rate: float, size: float, shift: float) -> dict[str, float]:
+    """Adam's numbers; √(1 - β₂) (1 - β₁) g / (1 - β₁) is the root of what is added to v."""
+    added = 1 - o.beta1
+    root = (1 - o.beta2) ** 0.5 / added
+    return {"kept_m": o.beta1, "added_m": added, "root": root, "kept_v": o.beta2, "size": size, "shift": shift}
+
+
+RULES: dict[type[Optimizer], Rule] = {
+    SGD: Rule(MOMENTUM, lambda o, rate: {"momentum": o.momentum, "rate": rate}),
+    Nesterov: Rule(
+        MOMENTUM, lambda o, rate: {"momentum": o.momentum, "rate": rate}, "g + decay * (w - momentum * velocity)"
+    ),
+    Adagrad: Rule(SQUARES, lambda o, rate: {"kept": 1.0, "added": 1.0, "rate": rate, "eps": o.eps}),
+    RMSprop: Rule(SQUARES, lambda o, rate: {"kept": o.rho, "added": 1 - o.rho, "rate": rate, "eps": o.eps}),
+    Adam: Rule((*MOMENTS, ("w", "w - m / (sqrt(v) + shift) * size")), of_adam),
+    AdamW: Rule(
+        (*MOMENTS, ("w", "left * w - m / (sqrt(v) + shift) * size")),
+        lambda o, rate, *step: of_adam(o, rate, *step) | {"left": 1 - rate * o.weight_decay},
+        "",
+    ),
+}
+
+
+def lines_of(kind: type[Optimizer], decays: bool) -> Lines:
+    """The lines of an optimizer's rule, with the weight decay before them where it `decays`."""
+    rule = RULES[kind]
+    return (("g", rule.decay), *rule.lines) if decays and rule.decay else rule.lines
+
+
+def numbers_in(lines: Lines, slots: tuple[str, ...]) -> list[str]:
+    """The names of the numbers in them."""
+    return sorted({name for _, formula in lines for name in names_in(formula)} - {"g", "w", *slots})
+
+
+def numbers_of(optimizer: Optimizer, step: int) -> dict[str, float]:
+    """The numbers, by name, at a step."""
+    numbers: dict[str, Any] = RULES[type(optimizer)].numbers(optimizer, *optimizer.coefficients(step))
+    numbers["decay"] = optimizer.weight_decay
+    return numbers
