@@ -407,7 +407,7 @@ INNER = {
     "steps of training and loading, which give what is checked": {
         "advance", "limited", "rate", "reduced", "divisor", "encode", "assign_params", "assign_state", "hold", "place",
         "assign", "infer", "leaves",
-        "parts", "backward_params", "saved", "check_features", "check_matrix", "check_memory",
+        "parts", "backward_params", "saved", "check_features", "check_input", "check_memory",
         "kept", "open", "leave", "locked", "adopt",
         "in_spans", "weighted_r2", "stack", "scope", "at", "check_slots", "Checkpoint.save",
     },

@@ -1,5 +1,7 @@
 """Metrics of predictions (N, K) against targets, classes (N,) or rows (N, K). Results stay on the device.
 
+Of predictions (N, ..., K), such as a class for each position of a sequence, each position counts as a row.
+
 A classification metric needs to know how to read outputs and targets. Targets (N,) for two or more outputs are classes.
 How to read rows (N, K) is up to the `loss`, which `fit` and `evaluate` pass: one class of K, or K independent labels.
 Without a loss, rows of two or more outputs are one-hot and those of one output are a label. `threshold`, the output
@@ -31,7 +33,7 @@ def accuracy(prediction: Array, target: Any, threshold: float | None = None, los
 
     One output without `threshold` or `loss` is a probability with threshold 0.5; ValueError if it is not in [0, 1].
     """
-    truth, limit = _truth("accuracy", prediction, target, threshold, loss)
+    prediction, truth, limit = _truth("accuracy", prediction, target, threshold, loss)
     xp = namespace(prediction)
     with backend_of(prediction).scope():
         if limit is None:
@@ -47,7 +49,7 @@ def top_k_accuracy(prediction: Array, target: Any, k: int = 5, loss: Any = None)
     ValueError if k exceeds the number of outputs. With another k in `metrics`, and `functools.partial`:
     {"top2": partial(xn.top_k_accuracy, k=2)}.
     """
-    own = _classes("top_k_accuracy", prediction, target, loss)
+    prediction, own = _classes("top_k_accuracy", prediction, target, loss)
     outputs = prediction.shape[1]
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= outputs:
         raise ValueError(f"top_k_accuracy: k must lie between 1 and the {outputs} outputs, got {brief(k)}")
@@ -64,7 +66,7 @@ def f1(prediction: Array, target: Any, threshold: float | None = None, loss: Any
     For one output or two classes, that of class 1. For more classes the mean over those that occur in predictions or
     targets, for several labels the mean over all (average="macro"). 0 for a label that neither occurs nor is predicted.
     """
-    truth, limit = _truth("f1", prediction, target, threshold, loss)
+    prediction, truth, limit = _truth("f1", prediction, target, threshold, loss)
     xp, k = namespace(prediction), prediction.shape[1]
     with backend_of(prediction).scope():
         if limit is None:
@@ -91,7 +93,7 @@ def roc_auc(prediction: Array, target: Any, threshold: float | None = None, loss
     without `loss`, the outputs for classes do not add up to 1, and for a class that no row or every row has. NaN if an
     output is.
     """
-    truth, limit = _truth("roc_auc", prediction, target, threshold, loss)
+    prediction, truth, limit = _truth("roc_auc", prediction, target, threshold, loss)
     xp, k = namespace(prediction), prediction.shape[1]
     with backend_of(prediction).scope():
         broken = xp.any(xp.isnan(prediction))
@@ -120,7 +122,7 @@ def confusion_matrix(prediction: Array, target: Any, threshold: float | None = N
     if is_array(prediction) and prediction.ndim == 1 and prediction.shape[0]:
         taken, truth, k = _pair_of_classes(who, prediction, target)
     else:
-        truth, limit = _truth(who, prediction, target, threshold, loss)
+        prediction, truth, limit = _truth(who, prediction, target, threshold, loss)
         xp, k = namespace(prediction), max(prediction.shape[1], 2)
         if limit is not None and prediction.shape[1] > 1:
             raise ValueError(
@@ -187,9 +189,14 @@ def weighted_r2(prediction: Array, target: Array, weight: Array | None = None) -
 # --- classes or labels ------------------------------------------------------------------------------------------------
 
 
-def _truth(who: str, prediction: Array, target: Any, threshold: float | None, loss: Any) -> tuple[Array, float | None]:
-    """The target as classes (N,), in the dtype of `argmax`, and None; or as labels (N, K), bool, and the threshold."""
+def _truth(
+    who: str, prediction: Array, target: Any, threshold: float | None, loss: Any
+) -> tuple[Array, Array, float | None]:
+    """The prediction as (N, K); the target as classes (N,), in the dtype of `argmax`, and None; or as labels (N, K),
+    bool, and the threshold.
+    """
     check_prediction(who, prediction)
+    prediction, target = _as_rows(who, prediction, target)
     if threshold is not None:
         finite(f"{who}: threshold", threshold)
     if loss is not None:
@@ -199,9 +206,9 @@ def _truth(who: str, prediction: Array, target: Any, threshold: float | None, lo
     labels = threshold is not None or (limit is not None and not matrix)
     with backend_of(prediction).scope():
         if (k > 1 or matrix) and shape_of(target, f"{who}: the target") != (n, k):
-            return xp.astype(as_classes(who, target, prediction), xp.asarray(0).dtype), None
+            return prediction, xp.astype(as_classes(who, target, prediction), xp.asarray(0).dtype), None
         if k > 1 and not labels:
-            return xp.argmax(as_shares(who, target, prediction, True, SEVERAL), axis=1), None
+            return prediction, xp.argmax(as_shares(who, target, prediction, True, SEVERAL), axis=1), None
         limit = next(v for v in (threshold, limit, 0.5) if v is not None)
         if threshold is None and loss is None and bool(xp.any((prediction < 0.0) | (prediction > 1.0))):
             low, high = float(xp.min(prediction)), float(xp.max(prediction))
@@ -209,15 +216,27 @@ def _truth(who: str, prediction: Array, target: Any, threshold: float | None, lo
                 f"{who}: the outputs run from {low:g} to {high:g} and are no probabilities; for logits give "
                 "threshold=0.0, or the loss that they are for as loss="
             )
-        return as_shares(who, target, prediction, False, SEVERAL) > 0.5, limit
+        return prediction, as_shares(who, target, prediction, False, SEVERAL) > 0.5, limit
 
 
-def _classes(who: str, prediction: Array, target: Any, loss: Any) -> Array:
-    """The target as classes (N,); ValueError for labels."""
-    truth, limit = _truth(who, prediction, target, None, loss)
+def _as_rows(who: str, prediction: Array, target: Any) -> tuple[Array, Any]:
+    """A prediction (N, ..., K) as (N ..., K), and its target accordingly."""
+    if prediction.ndim == 2:
+        return prediction, target
+    backend, positions = backend_of(prediction), tuple(prediction.shape[:-1])
+    target = backend.adopt(f"{who}: the target", target, NAMES)
+    shape = tuple(target.shape)
+    if shape[: len(positions)] != positions:
+        raise ValueError(f"{who}: target of shape {shape} does not fit the prediction's {tuple(prediction.shape)}")
+    return ops.matrix(prediction), backend.xp.reshape(target, (-1, *shape[len(positions) :]))
+
+
+def _classes(who: str, prediction: Array, target: Any, loss: Any) -> tuple[Array, Array]:
+    """The prediction as (N, K) and the target as classes (N,); ValueError for labels."""
+    prediction, truth, limit = _truth(who, prediction, target, None, loss)
     if limit is not None:
         raise ValueError(f"{who}: it is of one class of two or more outputs, and these are a yes or no per output")
-    return truth
+    return prediction, truth
 
 
 def _pair_of_classes(who: str, prediction: Array, target: Any) -> tuple[Array, Array, int]:

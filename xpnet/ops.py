@@ -45,10 +45,18 @@ def softmax(z: Array) -> Array:
 
 
 def one_hot(labels: Array, classes: int, dtype: object) -> Array:
-    """One-hot rows (N, K) of integer labels (N,), in the memory order of `linear`."""
+    """Integer labels (N, ...) as rows with a single 1, (N, ..., K); of (N,) the batch contiguous as in `linear`."""
     xp = namespace(labels, "one_hot")
     numbers = xp.arange(classes, dtype=labels.dtype, device=device_of(labels))
-    return xp.astype(numbers[:, None] == labels, dtype).T
+    if labels.ndim == 1:
+        return xp.astype(numbers[:, None] == labels, dtype).T
+    return xp.astype(labels[..., None] == numbers, dtype)
+
+
+def matrix(x: Array) -> Array:
+    """x (N, ..., D) as a matrix (N ..., D), a row of it for each position."""
+    xp = floating(x, "matrix")
+    return x if x.ndim == 2 else xp.reshape(x, (-1, x.shape[-1]))
 
 
 # --- over the batch ---------------------------------------------------------------------------------------------------

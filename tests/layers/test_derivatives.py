@@ -97,7 +97,7 @@ MUTANTS = [  # module, the line's part, what stands there instead, the case that
     ("layers/normalization.py", "dx += dy", "pass", "batch norm"),
     ("layers/normalization.py", "dx *= slope", "pass", "batch norm"),
     ("layers/normalization.py", 'slope = self.params["gamma"] * scale', "slope = scale", "batch norm"),
-    ("layers/normalization.py", "return dy * slope, grads", "return dy * scale, grads", "batch norm, frozen"),
+    ("layers/normalization.py", "as_features(dy * slope,", "as_features(dy * scale,", "batch norm, frozen"),
     (
         "layers/normalization.py",
         "ops.dot_over_batch(dy, centred) * scale",

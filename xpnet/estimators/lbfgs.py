@@ -30,7 +30,7 @@ def train(model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | Non
     backend = net.backend
     x, y = pair(net, "fit", x, y, loss)
     batch = Batch(x, y, weights_for(net, "fit", loss, y, weight))
-    step = training_step(net, Objective(loss, float(model.alpha)), SGD(momentum=0.0))
+    step = training_step(net, Objective(loss, float(model.alpha)), SGD(momentum=0.0), x.shape)
     norms = [layer for _, layer in net.leaves() if isinstance(layer, BatchNorm) and layer.trainable]
 
     def loss_and_gradient(w: np.ndarray) -> tuple[float, np.ndarray]:

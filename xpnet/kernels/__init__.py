@@ -15,6 +15,7 @@ turns off what Numba or CUDA code compiles; "reference" is the plain step. jax.j
 import importlib
 import os
 
+from ..layers.base import Shape
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from ..optimizers import Optimizer
@@ -23,15 +24,17 @@ from .reference import Step
 CHOICES = ("auto", "generic", "reference")
 
 
-def training_step(net: Placed, loss: Loss, optimizer: Optimizer) -> Step:
-    """The fastest step there is for a network where it lives."""
+def training_step(net: Placed, loss: Loss, optimizer: Optimizer, shape: Shape = ("N", "D")) -> Step:
+    """The fastest step there is for a network where it lives, and an x of this shape."""
     choice = os.environ.get("XPNET_KERNELS") or "auto"
     if choice not in CHOICES:
         raise ValueError(f"XPNET_KERNELS is {choice!r}, expected one of {', '.join(CHOICES)}")
     module = None if choice == "reference" else STEPS.get(net.backend.name)
     if module is None:
         return Step(net, loss, optimizer)
-    step: Step = importlib.import_module(f".{module}", __name__).training_step(net, loss, optimizer, choice == "auto")
+    step: Step = importlib.import_module(f".{module}", __name__).training_step(
+        net, loss, optimizer, choice == "auto", shape
+    )
     return step
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from .. import ops
 from ..backends import Array
-from ..layers.base import Layer, mapped, tree
+from ..layers.base import Layer, Shape, mapped, tree
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from ..losses.objective import Objective
@@ -45,7 +45,7 @@ PROGRAMS = 64  # compiled steps that are kept
 SIZE = 7  # the argument of `Recipe.step` that a program is compiled for, the others being arrays and numbers
 
 
-def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool) -> Step:
+def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool, shape: Shape) -> Step:
     """The compiled step; `Step` for an optimizer with an `update` or `init` of its own, which may do anything."""
     for name in ("update", "init"):
         if getattr(getattr(optimizer, name, None), "__func__", None) is not getattr(Optimizer, name):

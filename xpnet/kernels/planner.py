@@ -3,6 +3,7 @@
 Axes: N batch, D in, H out. Inside, arrays are (H, N): a feature's batch lies in one row of memory.
 """
 
+import contextlib
 import importlib.util
 import itertools
 import math
@@ -13,7 +14,7 @@ from .. import ops
 from ..backends import Array, Backend, namespace
 from ..common.checks import mapping_from, pair_from
 from ..common.warn import warn
-from ..layers.base import Layer
+from ..layers.base import Layer, Shape
 from ..layers.dense import Dense
 from ..layers.dropout import Dropout
 from ..layers.normalization import BatchNorm
@@ -24,11 +25,11 @@ from ..training.batches import Batch
 from .reference import Carry, Step, checked, is_within
 
 
-def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool) -> Step:
+def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool, shape: Shape) -> Step:
     """The step in stages, with compiled kernels where they are wanted and there."""
     if net.backend.name == "cupy" and not compiled:  # not all of CuPy's functions write into arrays that are there
         return Step(net, loss, optimizer)
-    return BufferedStep(net, loss, optimizer, kernels_for(net.backend, compiled))
+    return BufferedStep(net, loss, optimizer, kernels_for(net.backend, compiled), shape)
 
 
 def kernels_for(backend: Backend, compiled: bool) -> Any:
@@ -300,16 +301,17 @@ class Side:
 class BufferedStep(Step):
     """`Step` in stages. Parameters change sides at each step: the loss of the new ones may turn out not finite."""
 
-    def __init__(self, net: Placed, loss: Loss, optimizer: Optimizer, kernels: Any):
+    def __init__(self, net: Placed, loss: Loss, optimizer: Optimizer, kernels: Any, shape: Shape = ("N", "D")):
         super().__init__(net, loss, optimizer)
+        self.axes = axes_of(self.worker, shape)
         self.kernels = kernels
         weights, xp, device = self.start.weights, self.backend.xp, self.backend.device
         plain = self.objective.loss
-        self.softmax: Any = plain if type(plain) is SoftmaxCrossEntropy else None
+        self.softmax: Any = plain if type(plain) is SoftmaxCrossEntropy and self.axes[-1] == 2 else None
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
         self.stages = self._stages(lambda: Workspace(xp, weights.dtype, device))
         fused = {f"{b.dense[0]}.bias" for b in self.stages if isinstance(b, Block) and b.dense and b.norm}
-        idle = (name for name in self.worker.idle_parameters() if name in self.trained)
+        idle = (name for name in self.worker.idle_parameters() if name in self.trained and self._of_matrix(name))
         self.idle = [name for name in idle if name not in fused]  # of whose gradient the block makes 0 itself
         self.first = next(i for i, stage in enumerate(self.stages) if stage.trains)
         blocks = itertools.accumulate(isinstance(stage, Block) for stage in self.stages)
@@ -325,14 +327,17 @@ class BufferedStep(Step):
         shared = workspace()
         self.work = workspace()
         leaves = self.worker.leaves()
-        for prefix, layer in self.worker.parts():
+        for (prefix, layer), axes in zip(self.worker.parts(), self.axes, strict=False):
+            own = [(name, leaf) for name, leaf in leaves if is_within(f"{name}.", prefix)]
+            if axes != 2:  # the kernels are of matrices
+                stages.append(Single(prefix, layer, own))
+                continue
             if stages and isinstance(stages[-1], Block) and stages[-1].take(prefix, layer):
                 continue
             if self.kernels.drops and type(layer) is Dropout:
                 stages.append(Masked(self.kernels, workspace(), prefix, layer))
                 continue
             block = Block(self.kernels, workspace(), shared)
-            own = [(name, leaf) for name, leaf in leaves if is_within(f"{name}.", prefix)]
             stages.append(block if block.take(prefix, layer) else Single(prefix, layer, own))
         ours = Block, Masked
         for stage, after in itertools.pairwise(stages):
@@ -346,6 +351,11 @@ class BufferedStep(Step):
         if isinstance(stages[-1], ours) and self.softmax is None:
             stages[-1].dy_from = f"the loss, {self.objective.loss!r},"
         return stages
+
+    def _of_matrix(self, name: str) -> bool:
+        """Whether a parameter is of a layer that is given a matrix."""
+        parts = zip(self.worker.parts(), self.axes, strict=False)
+        return next(axes for (prefix, _), axes in parts if is_within(name, prefix)) == 2
 
     def _joint_at(self, block: Block) -> int | None:
         """Where W̃ of a block behind another begins in the vector of parameters, if its bias is to be the product's."""
@@ -513,6 +523,16 @@ class BufferedStep(Step):
 
 
 NORMS = ""  # the name of the vector of all BatchNorms' statistics
+
+
+def axes_of(net: Placed, shape: Shape) -> list[int]:
+    """How many axes what each layer is given has, and what the last one gives, for an x of this shape."""
+    axes, shape = [len(shape)], ("N", *shape[1:])
+    for _, layer in net.parts():
+        with contextlib.suppress(ValueError):  # of a layer that has not said what it gives: it is as it was
+            shape = layer.output_shape(shape)
+        axes.append(len(shape))
+    return axes
 
 
 def check_fit(who: str, a: Array, shape: tuple[int, ...], params: tuple[Array | None, ...]) -> None:

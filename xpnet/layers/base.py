@@ -15,7 +15,7 @@ from ..common.settings import Configured
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-Shape = tuple[int | str | None, ...]  # a batch axis may be None or a letter
+Shape = tuple[int | str | None, ...]  # a letter or None for the batch, None for a length not known
 
 
 ARRAYS = "params", "state"
@@ -73,7 +73,9 @@ class Layer(Configured, ABC):
     params: dict[str, Array] = Collected("params")  # type: ignore[assignment]  # assigned ones hide it
     state: dict[str, Array] = Collected("state")  # type: ignore[assignment]
     least_state: ClassVar[Mapping[str, float]] = {}  # of a statistic's entries, such as 0 of a variance
-    input_shape: Shape | None = None  # without the batch, where the layer takes one shape only
+    input_shape: Shape | None = None  # without the batch, where the layer has one: the shortest that it takes
+    further_axes: int | None = None  # where an x of more axes has them, counted with the batch: 1, behind the batch
+    takes: str = "floats"  # what x is made of: of the network's dtype, or "integers" of the library's default one
     smallest_batch: int = 1  # the rows it needs at least to be trained
 
     _trainable = True
@@ -207,6 +209,16 @@ class Layer(Configured, ABC):
             )
         return state
 
+    @classmethod
+    def _tells_shape(cls) -> bool:
+        """Whether `output_shape` belongs to its `forward`: not where a class of the user's has only that of its own."""
+        if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            return True
+        shape, forward = (
+            next(i for i, c in enumerate(cls.__mro__) if name in vars(c)) for name in ("output_shape", "forward")
+        )
+        return shape <= forward
+
     def output_shape(self, input_shape: Shape) -> Shape:
         """The shape of y for an x of this shape, with or without the batch axis; ValueError for an x it cannot take."""
         check_shape(self, input_shape)
@@ -274,19 +286,24 @@ class Layer(Configured, ABC):
 
     # --- for the layers of this package ---
 
-    def check_matrix(self, x: Array, features: int) -> Namespace:
-        """The array API functions for x, if it is a floating array of shape (n, features)."""
+    def check_input(self, x: Array, features: int, axis: int = -1) -> Namespace:
+        """The array API functions for x, if it is a floating array (n, ...) with so many features along the axis."""
         xp = floating(x, self)
         shape = x.shape
-        if len(shape) != 2 or shape[1] != features:
-            raise ValueError(f"{self!r}: expected input of shape (n, {features}), got {tuple(shape)}")
+        if len(shape) < 2 or shape[axis] != features:
+            raise self._misfit_of(shape, features, axis)
         return xp
 
     def check_features(self, shape: Shape, features: int) -> None:
         """Refuse a shape whose last axis is not `features` long."""
         check_shape(self, shape)
         if not shape or shape[-1] != features:
-            raise ValueError(f"{self!r}: expected input of shape (n, {features}), got {tuple(shape)}")
+            raise self._misfit_of(shape, features)
+
+    def _misfit_of(self, shape: Shape, features: int, axis: int = -1) -> ValueError:
+        """The error for a shape without so many features along the axis."""
+        wanted = [str(features)] if len(shape) < 3 else [str(features), "..."] if axis == 1 else ["...", str(features)]
+        return ValueError(f"{self!r}: expected input of shape (n, {', '.join(wanted)}), got {tuple(shape)}")
 
     def kept(self, cache: Any) -> tuple[Any, ...]:
         """What forward kept in `cache` = (self, shape of y, *kept), which must be this layer's."""

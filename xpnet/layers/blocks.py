@@ -129,6 +129,11 @@ class Branches(Container):
         return first
 
     @property
+    def takes(self) -> str:  # type: ignore[override]
+        """What x is made of: the first layer says it."""
+        return self.layers[0].takes
+
+    @property
     def input_shape(self) -> Shape | None:  # type: ignore[override]
         """Without the batch; None where the layers take any."""
         return next((layer.input_shape for layer in self.layers if layer.input_shape is not None), None)

@@ -3,6 +3,7 @@
 Names of their parameters and statistics: the layer's number, a dot, its own name: "0.weight", "1.gamma", "2.0.bias".
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..backends import Array, namespace
@@ -55,13 +56,29 @@ class Chain(Container):
 
     def __init__(self, *layers: Layer):
         super().__init__(*layers)
-        shape: Shape | None = None
-        for i, layer in enumerate(layers):
-            shape = layer.input_shape if shape is None else shape
+        for first, layer in enumerate(layers):
+            if layer.input_shape is not None:
+                who, longer = type(self).__name__, shapes_of(layer)[1:]
+                misfits = [self._misfit(shape, first) for shape in (layer.input_shape, *longer)]
+                if all(misfits) and misfits[0]:
+                    i, error = misfits[0]
+                    raise ValueError(f"{who}: layer {i} does not fit the one before it: {error}") from error
+                return
+
+    def _misfit(self, shape: Any, first: int = 0) -> tuple[int, ValueError] | None:
+        """The layer that refuses what comes of this shape, given to layer `first`, with its words; None where all fit,
+        or where a length that is not known keeps one from telling.
+        """
+        for i, layer in enumerate(self.layers[first:], first):
             try:
-                shape = shape if shape is None else layer.output_shape(shape)
+                shape = layer.output_shape(shape)
             except ValueError as error:
-                raise ValueError(f"{type(self).__name__}: layer {i} does not fit the one before it: {error}") from error
+                return i, error
+            except TypeError:
+                if None not in shape:
+                    raise
+                return None
+        return None
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         caches = []
@@ -97,7 +114,8 @@ class Chain(Container):
                 dy, own = pair_from(self.layers[i], "backward", self.layers[i].backward(dy, caches[i]))
             grads = {f"{i}.{name}": gradient for name, gradient in own.items()} | grads
         if training:
-            grads |= {name: namespace(dy).zeros_like(grads[name]) for name in self.idle_parameters() if name in grads}
+            idle = [name for name in self.idle_parameters(self._flat_caches(caches)) if name in grads]
+            grads |= {name: namespace(grads[name]).zeros_like(grads[name]) for name in idle}
         return dy, grads
 
     def next_state(self, cache: Any) -> dict[str, Array]:
@@ -116,10 +134,22 @@ class Chain(Container):
     @property
     def input_shape(self) -> Shape | None:  # type: ignore[override]
         """Without the batch; None where the layers take any."""
-        for _, layer in self._flat():
-            if layer.input_shape is not None or type(layer).output_shape is not Layer.output_shape:
-                return layer.input_shape
-        return None
+        return None if (first := self._first_with_shape()) is None else first.input_shape
+
+    @property
+    def further_axes(self) -> int | None:  # type: ignore[override]
+        """Where an x of more axes has them, counted with the batch."""
+        return None if (first := self._first_with_shape()) is None else first.further_axes
+
+    def _first_with_shape(self) -> Layer | None:
+        """The first layer that asks for a shape or makes another of it."""
+        says = (p for _, p in self._flat() if p.input_shape or type(p).output_shape is not Layer.output_shape)
+        return next(says, None)
+
+    @property
+    def takes(self) -> str:  # type: ignore[override]
+        """What x is made of: the first layer says it."""
+        return self.layers[0].takes if self.layers else "floats"
 
     def _parts(self, prefix: str = "") -> list[tuple[str, Layer]]:
         """The layers as they follow one another; itself where a subclass has a forward or backward of its own."""
@@ -131,21 +161,43 @@ class Chain(Container):
         """The `parts` of its layers."""
         return [part for i, layer in enumerate(self.layers) for part in layer._parts(f"{prefix}{i}.")]
 
-    def idle_parameters(self) -> list[str]:
-        """The names of the parameters that have no effect in training: they add the same to every row, and a BatchNorm
-        behind them, or behind Dense layers that follow, subtracts the batch's mean.
+    def _flat_caches(self, caches: Iterable[Any]) -> list[Any]:
+        """The caches of `_flat`, from those of its layers."""
+        found: list[Any] = []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            if isinstance(layer, Chain) and all(part is not layer for _, part in layer._parts()):
+                found += layer._flat_caches(layer.kept(cache)[0])
+            else:
+                found.append(cache)
+        return found
+
+    def idle_parameters(self, caches: Sequence[Any] | None = None) -> list[str]:
+        """The names of the parameters that have no effect in training on (N, features): they add the same to every row,
+        and a BatchNorm behind them, or behind Dense layers that follow, subtracts the batch's mean.
+
+        With the `caches` of its parts those that had none in that forward: Dense adds along the last axis, and of an x
+        of more axes BatchNorm subtracts along another.
 
         The gradient of such a bias or beta is 0, and `backward` returns exactly that. Its sum over the rows would be
         rounding, which Adam, dividing by the gradient's own size, turns into full steps that differ between backends.
         """
         names: list[str] = []
         subtracted = False  # whether what is added to every row alike is, further on
-        for prefix, layer in reversed(self._flat()):
+        parts = self._flat()
+        for (prefix, layer), cache in zip(reversed(parts), reversed(caches or [None] * len(parts)), strict=True):
             kind = type(layer)
             if subtracted and kind in SHIFTS:
                 names.append(f"{prefix}.{SHIFTS[kind]}")
-            subtracted = kind in SHIFTS and (subtracted or (kind is BatchNorm and layer.trainable))
+            norm = kind is BatchNorm and layer.trainable and (cache is None or len(cache[1]) == 2)
+            subtracted = kind in SHIFTS and (subtracted or norm)
         return names
+
+
+def shapes_of(layer: Layer) -> list[Shape]:
+    """The shapes of x that a layer with an `input_shape` takes: the shortest, and with one and two further axes."""
+    shape: Shape = ("N", *(layer.input_shape or ()))
+    at = layer.further_axes
+    return [shape] if at is None else [(*shape[:at], *[None] * n, *shape[at:]) for n in (0, 1, 2)]
 
 
 def remedy(given: object) -> str:

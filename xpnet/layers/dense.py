@@ -1,11 +1,11 @@
-"""The fully connected layer. Axes: N batch, D in, H out."""
+"""The fully connected layer. Axes: N batch, and any others between it and the last; D in, H out."""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import ops
-from ..backends import Array
+from ..backends import Array, namespace
 from ..common.checks import choice, integer
 from ..initializers import INITIALIZERS
 from .base import Layer, Shape
@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 class Dense(Layer):
     """y = x W + b.
 
-    forward:   y  = x W + b             (N, H)
-    backward:  dW = xᵀ dy               (D, H)
-               db = Σ_n dy              (H,)
-               dx = dy Wᵀ               (N, D)
+    forward:   y  = x W + b             (N, ..., H)
+    backward:  dW = Σ xᵀ dy             (D, H)
+               db = Σ dy                (H,)
+               dx = dy Wᵀ               (N, ..., D)
 
-    x (N, D), weight W (D, H), bias b (H,). `initializer` names the function of `xpnet.initializers` that draws W:
+    x (N, ..., D), weight W (D, H), bias b (H,). The sums are over all positions, of x (N, T, D) over N and T.
+    `initializer` names the function of `xpnet.initializers` that draws W:
     "fan_in_uniform", "glorot_uniform" or "he_normal"; b starts at zero. `trainable=False` freezes both.
     Source: Rumelhart, Hinton & Williams 1986, eqs. 1 and 4 to 7.
     """
+
+    further_axes = 1
 
     def __init__(
         self,
@@ -48,17 +51,21 @@ class Dense(Layer):
         return {"weight": INITIALIZERS[self.initializer](rng, shape), "bias": np.zeros(self.out_features)}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
-        self.check_matrix(x, self.in_features)
-        y = ops.linear(x, self.params["weight"])
+        xp = self.check_input(x, self.in_features)
+        y = ops.linear(ops.matrix(x), self.params["weight"])
         y += self.params["bias"]
+        if x.ndim != 2:
+            y = xp.reshape(y, (*x.shape[:-1], self.out_features))
         return y, (self, y.shape, x)
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         grads = self.backward_params(dy, cache)
-        return ops.linear(dy, self.params["weight"].T), grads
+        dx = ops.linear(ops.matrix(dy), self.params["weight"].T)
+        return dx if dy.ndim == 2 else namespace(dx).reshape(dx, (*dy.shape[:-1], self.in_features)), grads
 
     def backward_params(self, dy: Array, cache: Any) -> dict[str, Array]:
         (x,) = self.saved(cache, dy)
+        x, dy = ops.matrix(x), ops.matrix(dy)
         return {"weight": x.T @ dy, "bias": ops.sum_over_batch(dy)}
 
     def output_shape(self, input_shape: Shape) -> Shape:

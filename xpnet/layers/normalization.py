@@ -1,4 +1,4 @@
-"""Batch normalisation. Axes: N batch, D features."""
+"""Batch normalisation. Axes: N batch, C features, and any others behind them."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -8,33 +8,35 @@ import numpy as np
 from .. import ops
 from ..backends import Array, namespace
 from ..common.checks import fraction, integer, positive
-from .base import Layer, Shape
+from .base import Layer, Shape, check_shape
 
 if TYPE_CHECKING:
     from numpy.random import Generator
 
 
 class BatchNorm(Layer):
-    """Each feature normalised over the batch, then scaled and shifted.
+    """Each feature, on axis 1, normalised over all other axes, then scaled and shifted.
 
-    In training, with μ and v the batch's mean and biased variance:
+    x is (N, C), (N, C, L), (N, C, H, W) or of more axes, and M is how many entries a feature has: N, N L, N H W.
+    In training, with μ and v their mean and biased variance:
 
-    forward:   x̂  = (x - μ) / √(v + eps)                              (N, D)
-               y  = γ x̂ + β                                           (N, D)
-    backward:  dβ = Σ_n dy                                            (D,)
-               dγ = Σ_n dy x̂                                          (D,)
-               dx = γ / √(v + eps) · (dy - dβ / N - x̂ dγ / N)         (N, D)
+    forward:   x̂  = (x - μ) / √(v + eps)                              (N, C, ...)
+               y  = γ x̂ + β                                           (N, C, ...)
+    backward:  dβ = Σ dy                                              (C,)
+               dγ = Σ dy x̂                                            (C,)
+               dx = γ / √(v + eps) · (dy - dβ / M - x̂ dγ / M)         (N, C, ...)
 
-    The last two terms of dx come from x's influence on μ and on v. When evaluating, or frozen (`trainable=False`),
-    μ and v are the running averages, constants, and dx = γ / √(v + eps) · dy.
+    The sums are over all axes but 1. The last two terms of dx come from x's influence on μ and on v. When evaluating,
+    or frozen (`trainable=False`), μ and v are the running averages, constants, and dx = γ / √(v + eps) · dy.
 
     State: `mean` and `var`, momentum · old + (1 - momentum) · the batch's. The first batch sets them: a mean of exactly
     0 with a variance of exactly 1 in every feature, which is what they hold before it, counts as no batch seen.
-    Training raises ValueError for a batch of one, whose variance says nothing.
+    Training raises ValueError for a batch with one entry a feature, whose variance says nothing.
     Source: Ioffe & Szegedy 2015, algorithm 1 and the equations below it.
     """
 
     least_state: ClassVar[Mapping[str, float]] = {"var": 0.0}
+    further_axes = 2
 
     def __init__(self, features: int, momentum: float = 0.99, eps: float = 0.01, trainable: bool = True):
         self.features = integer("BatchNorm: features", features)
@@ -60,7 +62,8 @@ class BatchNorm(Layer):
         return {"mean": np.zeros(self.features), "var": np.ones(self.features)}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
-        xp = self.check_matrix(x, self.features)
+        xp, shape = self.check_input(x, self.features, axis=1), x.shape
+        x = as_columns(x)
         n = x.shape[0]
         batch = None
         if training and self.trainable:
@@ -77,23 +80,24 @@ class BatchNorm(Layer):
             batch = mean, var
         else:
             centred, var = x - self.state["mean"], self.state["var"]
-        scale = 1.0 / xp.sqrt(var + self.eps)  # (D,), so that x̂ = centred · scale
+        scale = 1.0 / xp.sqrt(var + self.eps)  # (C,), so that x̂ = centred · scale
         y = centred * (scale * self.params["gamma"])
         y += self.params["beta"]
-        return y, (self, y.shape, centred, scale, batch)
+        return as_features(y, shape), (self, shape, centred, scale, batch)
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         centred, scale, batch = self.saved(cache, dy)
+        shape, dy = dy.shape, as_columns(dy)
         grads = {"gamma": ops.dot_over_batch(dy, centred) * scale, "beta": ops.sum_over_batch(dy)}
         slope = self.params["gamma"] * scale
         if batch is None:
-            return dy * slope, grads
+            return as_features(dy * slope, shape), grads
         n = dy.shape[0]
         dx = centred * (scale * grads["gamma"] / -n)
         dx += dy
         dx -= grads["beta"] / n
         dx *= slope
-        return dx, grads
+        return as_features(dx, shape), grads
 
     def next_state(self, cache: Any) -> dict[str, Array]:
         *_, batch = self.kept(cache)
@@ -106,5 +110,24 @@ class BatchNorm(Layer):
         return {"mean": kept * mean + rate * batch[0], "var": kept * var + rate * batch[1]}
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        self.check_features(input_shape, self.features)
+        check_shape(self, input_shape)
+        batched = bool(input_shape) and not isinstance(input_shape[0], int)  # numbers alone may be without the batch
+        if self.features not in (input_shape[1:2] if batched else input_shape[:2]):
+            raise self._misfit_of(input_shape, self.features, axis=1)
         return input_shape
+
+
+def as_columns(x: Array) -> Array:
+    """(N, C, ...) as a matrix (... N, C), a column for each feature: a view where the batch is contiguous in memory."""
+    if x.ndim == 2:
+        return x
+    xp = namespace(x)
+    return xp.reshape(xp.permute_dims(x, (*range(2, x.ndim), 0, 1)), (-1, x.shape[1]))
+
+
+def as_features(columns: Array, shape: tuple[int, ...]) -> Array:
+    """`as_columns` undone: of that shape."""
+    if len(shape) == 2:
+        return columns
+    xp, k = namespace(columns), len(shape) - 2
+    return xp.permute_dims(xp.reshape(columns, (*shape[2:], *shape[:2])), (k, k + 1, *range(k)))

@@ -13,7 +13,7 @@ from ..common.checks import brief, flag, kind_of
 from ..common.notebook import table
 from ..common.publication import published
 from .base import Layer, Shape, tree
-from .container import Chain, Container
+from .container import Chain, Container, shapes_of
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -135,7 +135,8 @@ class Placed(Chain):
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
         """The summary's cells, layer by layer."""
-        return rows_of("", self, None if self.input_shape is None else ("N", *self.input_shape))
+        shapes = [] if self.input_shape is None else shapes_of(self)
+        return rows_of("", self, next((shape for shape in shapes if not self._misfit(shape)), None))
 
     def _repr_html_(self) -> str:
         """The summary as a notebook shows it."""
@@ -340,8 +341,9 @@ def rows_of(prefix: str, layer: Layer, shape: Shape | None) -> list[tuple[str, s
 
 
 def in_words(layer: Layer, input_shape: Shape | None) -> str:
-    """The shape that a layer gives, for a summary."""
-    return "?" if input_shape is None else f"({', '.join(map(str, layer.output_shape(input_shape)))})"
+    """The shape that a layer gives, for a summary; "?" is not known."""
+    shape = None if input_shape is None else layer.output_shape(input_shape)
+    return "?" if shape is None else f"({', '.join('?' if n is None else str(n) for n in shape)})"
 
 
 def home_of(arrays: Iterable[Array]) -> tuple[Backend, str | None] | None:

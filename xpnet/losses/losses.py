@@ -1,4 +1,4 @@
-"""Losses: each gives a value and the exact derivative of that value. Axes: N batch, K outputs or classes.
+"""Losses: each gives a value and the exact derivative of that value. Axes: N batch, ... others, K outputs or classes.
 
 `loss(prediction, target)` is the value, 0-d, on the prediction's device; `loss.value_and_grad(prediction, target)` adds
 its derivative with respect to the prediction it was given. For a loss of your own derive from `Loss` and write `terms`.
@@ -20,18 +20,20 @@ THRESHOLDS = {"logits": 0.0, "probabilities": 0.5}
 
 
 class Loss(Adjustable, ABC):
-    """The base: `loss(prediction, target)` is the value, `value_and_grad` adds its derivative. Predictions are (N, K).
+    """The base: `loss(prediction, target)` is the value, `value_and_grad` adds its derivative.
+
+    Predictions are (N, ..., K).
 
     `reduction="sum"` adds up every element, "mean" divides that by what `mean_over` says.
 
-    A subclass writes `terms`, which may trust its arguments: they are floating arrays of one shape, (N, K) in training;
-    called by itself, a loss of single elements takes any shape.
+    A subclass writes `terms`, which may trust its arguments: they are floating arrays of one shape, that of the
+    network's outputs in training.
     Targets of another form or with impossible values raise ValueError or TypeError before it is called.
     """
 
     mean_over = "elements"  # or "rows": the batch, where the loss is of a whole row
     outputs = "numbers"  # what predictions are; or "probabilities" or "logits"
-    matrix = False  # whether a row is of one class of K and needs (N, K); else each output is a yes or no of its own
+    matrix = False  # whether a row is of one class of K, and needs (N, ..., K); else each output is a yes or no
     threshold: float | None = None  # the prediction that stands for probability 1/2, by `outputs`; None for numbers
     weights_over: str | None = "fit"  # or "batch": the rows by whose mean weight "mean" divides; None: weights as given
 
@@ -49,7 +51,7 @@ class Loss(Adjustable, ABC):
 
     @abstractmethod
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
-        """The loss of each element, (N, K), or of each row, (N,), and the derivative of their sum, (N, K)."""
+        """The loss of each element, (N, ..., K), or of each row, (N, ...), and its sum's derivative, (N, ..., K)."""
 
     def reduced(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         """`value_and_grad` for an encoded target: that is not checked again, and nothing waits for the device."""
@@ -62,7 +64,10 @@ class Loss(Adjustable, ABC):
 
     def divisor(self, prediction: Array, target: Array) -> Any:
         """What "mean" divides the sum of all terms by."""
-        return prediction.shape[0] if self.mean_over == "rows" else math.prod(prediction.shape)
+        shape = prediction.shape
+        if self.mean_over == "elements":
+            return math.prod(shape)
+        return math.prod(shape[:-1]) if self.matrix else shape[0]
 
     def value_and_grad(self, prediction: Array, target: Any) -> tuple[Array, Array]:
         """The value, 0-d, and its exact derivative with respect to `prediction`, of its shape."""
@@ -131,7 +136,11 @@ class Huber(Loss):
 
 
 class ClassLoss(Loss):
-    """The base of the losses over classes: "mean" is over the batch, targets are classes 0 to K - 1 or one-hot rows."""
+    """The base of the losses over classes, which are on the last axis of the prediction (N, ..., K).
+
+    "mean" is over the batch, and where a row is of one class over all positions: of (N, T, K) N T. Targets are classes
+    0 to K - 1 (N, ...) or one-hot (N, ..., K).
+    """
 
     mean_over = "rows"
     outputs = "probabilities"
@@ -139,12 +148,12 @@ class ClassLoss(Loss):
 
     def encode(self, target: Any, prediction: Array) -> Array:
         who = type(self).__name__
-        n, *outputs = prediction.shape
+        *positions, outputs = prediction.shape
         shape = shape_of(target, f"{who}: the target")
-        if shape in ((n,), (n, 1)) and len(outputs) == 1 and (outputs[0] > 1 or self.matrix):
-            return ops.one_hot(as_classes(who, target, prediction), outputs[0], prediction.dtype)
+        if positions and shape in ((*positions,), (*positions, 1)) and (outputs > 1 or self.matrix):
+            return ops.one_hot(as_classes(who, target, prediction), outputs, prediction.dtype)
         rows = as_shares(who, target, prediction, self.matrix, "use BinaryCrossEntropyWithLogits")
-        return rows / namespace(rows).sum(rows, axis=1, keepdims=True) if self.matrix else rows
+        return rows / namespace(rows).sum(rows, axis=-1, keepdims=True) if self.matrix else rows
 
 
 class SoftmaxCrossEntropy(ClassLoss):
@@ -162,7 +171,7 @@ class SoftmaxCrossEntropy(ClassLoss):
         e = xp.exp(s)
         sums = xp.sum(e, axis=-1, keepdims=True)
         s *= target
-        rows = xp.log(sums[:, 0]) - xp.sum(s, axis=-1)
+        rows = xp.log(sums[..., 0]) - xp.sum(s, axis=-1)
         p = e / sums
         p -= target
         return rows, p

@@ -36,6 +36,8 @@ class Objective(Loss):
 
     A loss whose `weights_over` is "batch" is divided by the batch's Σ_n w_n in place of N, as scikit-learn's MLPs do;
     a batch whose weights are all 0 then has value and gradient 0.
+
+    Weights may be of positions, (N, T) of outputs (N, T, K); N in the data's term is then how many there are.
     """
 
     def __init__(self, loss: Any, l2: float = 0.0):
@@ -50,6 +52,11 @@ class Objective(Loss):
         if weight is None:
             return on_encoded(self.loss, prediction, target)
         terms, gradient = self.terms(prediction, target)
+        if terms.ndim < weight.ndim:
+            raise ValueError(
+                f"{self.loss!r}: terms gave one loss a row, {tuple(terms.shape)}, and sample_weight is of shape "
+                f"{tuple(weight.shape)}; give one weight a row"
+            )
         terms, gradient = (a * spread(weight, a) for a in (terms, gradient))
         value = namespace(terms).sum(terms)
         if self.reduction == "sum":
@@ -63,7 +70,7 @@ class Objective(Loss):
         if weight is None or self.loss.weights_over != "batch":
             return target.shape[0]
         xp = namespace(target)
-        total = xp.sum(weight)
+        total = xp.sum(weight) * (target.shape[0] / math.prod(weight.shape))
         return xp.where(total > 0.0, total, math.inf)
 
     def penalty(self, params: Mapping[str, Array], target: Array, weight: Array | None) -> tuple[Any, dict[str, Array]]:

@@ -1,4 +1,4 @@
-"""Targets as losses and metrics take them: classes (N,) or rows (N, K), checked against the prediction (N, K)."""
+"""Targets as losses and metrics take them: classes (N, ...) or rows (N, ..., K), as the prediction (N, ..., K) has."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ NAMES = "make integers of names: names, y = np.unique(y, return_inverse=True)"
 
 
 def check_prediction(who: str, prediction: Array, matrix: bool = True) -> None:
-    """Refuse a prediction that is not floating, has no entries, or, where a `matrix` is needed, is not (N, K)."""
+    """Refuse a prediction that is not floating, has no entries, or, where a `matrix` is needed, is not (N, ..., K)."""
     if not is_array(prediction):
         raise TypeError(f"{who}: prediction must be an array, got {kind_of(prediction)}: np.asarray makes one")
     shape = tuple(prediction.shape)
-    if not shape or 0 in shape or (matrix and len(shape) != 2):
+    if not shape or 0 in shape or (matrix and len(shape) < 2):
         hint = ": give the outputs as predict gives them, not classes" if len(shape) == 1 and shape[0] else ""
         raise ValueError(f"{who}: prediction must be (n, outputs) with n >= 1, got shape {shape}{hint}")
     if dtype_name(prediction.dtype) not in DTYPES:
@@ -49,28 +49,29 @@ def as_shares(who: str, target: Any, prediction: Array, one: bool, several: str)
     backend = backend_of(prediction)
     rows, xp = as_rows(who, backend.adopt(f"{who}: the target", target, NAMES), prediction), backend.xp
     with backend.scope():
-        furthest = [xp.max(xp.abs(xp.sum(rows, axis=1) - 1.0))] if one else []
+        furthest = [xp.max(xp.abs(xp.sum(rows, axis=-1) - 1.0))] if one else []
         low, high, *off = backend.stack([xp.min(rows), xp.max(rows), *furthest])  # one wait for a device
     if low < 0.0 or high > 1.0:
         remedy = "integer classes (n,) or one-hot rows" if one else "0 for a no and 1 for a yes"
         raise ValueError(f"{who}: a target's entries must lie in [0, 1], got {low:g} to {high:g}; give {remedy}")
-    if one and off[0] > 1e-6 * rows.shape[1]:  # as nearly as float32 can
+    if one and off[0] > 1e-6 * rows.shape[-1]:  # as nearly as float32 can
         raise ValueError(f"{who}: each row of a one-hot target must add up to 1; for several classes at once {several}")
     return rows
 
 
 def as_classes(who: str, target: Any, prediction: Array) -> Array:
-    """`target`, (n,) or (n, 1), as int32 classes (n,) within range(K), on `prediction`'s device."""
-    n, classes = prediction.shape
+    """`target`, (n, ...) or (n, ..., 1), as int32 classes (n, ...) within range(K), on `prediction`'s device."""
+    *positions, classes = prediction.shape
     backend = backend_of(prediction)
     labels = backend.adopt(f"{who}: the target", target, NAMES)
-    if tuple(labels.shape) not in ((n,), (n, 1)):
+    if tuple(labels.shape) not in ((*positions,), (*positions, 1)):
         raise ValueError(
             f"{who}: target of shape {tuple(labels.shape)} does not fit the prediction's {tuple(prediction.shape)}"
         )
     xp = backend.xp
     with backend.scope():
-        labels = xp.astype(xp.reshape(labels, (-1,)), prediction.dtype)  # not all integers can be compared everywhere
+        labels = xp.reshape(labels, (*positions,))
+        labels = xp.astype(labels, prediction.dtype)  # not all integers can be compared everywhere
         fraction = xp.max(xp.abs(labels - xp.round(labels)))  # NaN where a label is NaN or infinite
         fraction, low, high = backend.stack([fraction, xp.min(labels), xp.max(labels)])  # one wait for a device
         if fraction == 0.0 and low >= 0 and high < classes:

@@ -8,6 +8,7 @@ import numpy as np
 from .. import ops
 from ..backends import Array, shape_of
 from ..common.checks import kind_of, require
+from ..layers.base import Shape, tree
 from ..layers.placed import Placed
 from ..losses import __all__ as known_losses
 from ..losses.losses import Loss
@@ -21,15 +22,7 @@ def inputs(net: Placed, who: str, x: Any) -> Array:
     x = net.backend.adopt(who, x)
     shape = tuple(x.shape)
     if net.input_shape is not None and shape[1:] != net.input_shape:
-        wanted = f"(n, {', '.join(map(str, net.input_shape))})"
-        hint = ""
-        if shape == net.input_shape:
-            hint = "; for a single row give x[None, :]"
-        elif shape[1:] == () and net.input_shape == (1,):
-            hint = "; for a single feature give x[:, None]"
-        elif shape[1:] and (math.prod(shape[1:]),) == net.input_shape:
-            hint = "; give x.reshape(len(x), -1)"
-        raise ValueError(f"{who} has shape {shape}, expected {wanted}{hint}")
+        check_row(net, who, shape)
     if not shape or not shape[0]:
         raise ValueError(f"{who} has shape {shape}: no rows; expected at least one")
     x = net.backend.xp.astype(x, net.backend.dtype(net.dtype), copy=False)
@@ -43,6 +36,36 @@ def inputs(net: Placed, who: str, x: Any) -> Array:
     return x
 
 
+def check_row(net: Placed, who: str, shape: tuple[int, ...]) -> None:
+    """Refuse an x of this shape, if it is not one that the network takes beside its `input_shape`."""
+    row: Shape = ("N", *shape[1:])
+    try:
+        net.output_shape(row)
+        return
+    except ValueError as error:
+        misfit = error
+    wanted: Shape = net.input_shape or ()
+    hint = ""
+    if shape == wanted:
+        hint = "; for a single row give x[None, :]"
+    elif shape[1:] == () and wanted == (1,):
+        hint = "; for a single feature give x[:, None]"
+    elif shape[1:] and (math.prod(shape[1:]),) == wanted:
+        hint = "; give x.reshape(len(x), -1)"
+    if len(shape) <= len(wanted) + 1 or hint:
+        raise ValueError(f"{who} has shape {shape}, expected (n, {', '.join(map(str, wanted))}){hint}")
+    raise ValueError(f"{who} has shape {shape}: {misfit}") from misfit
+
+
+def outputs_of(net: Placed, x: Array) -> tuple[int, ...]:
+    """The shape of what the network makes of a row of x. Only where a user's layer does not tell, it is tried."""
+    if all(layer._tells_shape() for layer in tree(net)):
+        shape = net.output_shape(("N", *x.shape[1:]))[1:]
+        if all(isinstance(n, int) for n in shape):
+            return shape  # type: ignore[return-value]
+    return tuple(net.forward(x[:1, ...])[0].shape[1:])
+
+
 def pair(net: Placed, who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Array]:
     """x and y checked and moved to the network's backend, y encoded as its loss takes it."""
     require(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", known_losses)
@@ -52,11 +75,15 @@ def pair(net: Placed, who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Arra
         if shape[:1] != (x.shape[0],):
             rows = f"{shape[0]} rows" if shape else "no rows"
             raise ValueError(f"{who}: x has {x.shape[0]} rows and y {rows}; each row of x needs its target")
-        outputs = net.forward(x[:1, ...])[0].shape[1:]
         if not hasattr(loss, "encode"):
             return x, net.backend.adopt(f"{who}: y", y)
-        like = net.backend.xp.zeros((x.shape[0], *outputs), dtype=x.dtype, device=net.backend.device)
-        return x, loss.encode(y, like)
+        return x, loss.encode(y, zeros_for(net, x))
+
+
+def zeros_for(net: Placed, x: Array) -> Array:
+    """Zeros in place of the network's outputs for x."""
+    shape = x.shape[0], *outputs_of(net, x)
+    return net.backend.xp.zeros(shape, dtype=net.backend.dtype(net.dtype), device=net.backend.device)
 
 
 def validation_pair(net: Placed, given: Any, loss: Loss) -> tuple[Array, Array, Any] | None:
@@ -89,9 +116,10 @@ def weights_for(net: Placed, who: str, loss: Loss, y: Array, sample_weight: Any)
         raise TypeError(f"{who}: sample_weight needs a loss that derives from xn.Loss, got {loss!r}")
     backend = net.backend
     weights = backend.to_numpy(backend.adopt(f"{who}: sample_weight", sample_weight)).astype(np.float64)
-    shape, expected = weights.shape, (y.shape[0],)
-    if shape != expected or y.ndim != 2:
-        wanted = f"one number for each row, {expected}" if y.ndim == 2 else "outputs of shape (n, k)"
+    shape, positions = weights.shape, tuple(y.shape[:-1]) or tuple(y.shape)
+    if not shape or shape != positions[: len(shape)]:
+        wanted = f"one number for each row, {positions[:1]}"
+        wanted += f", or for each position, {positions}" if len(positions) > 1 else ""
         raise ValueError(f"{who}: sample_weight has shape {shape}, expected {wanted}")
     largest = float(backend.xp.finfo(backend.dtype(net.dtype)).max)
     if not (((weights >= 0.0) & (weights <= largest)).all() and weights.any()):

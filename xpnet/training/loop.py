@@ -122,9 +122,9 @@ def fit(
             saved = checkpoint.open(net, arrays, settings | {"metrics": dict(metrics or {})}, own, len(slices), resume)
         if saved:
             threads.enter_context(with_threads(saved.threads))
-            step = saved.begin(net, own, lambda twin: training_step(twin, objective, copy.copy(optimizer)))
+            step = saved.begin(net, own, lambda twin: training_step(twin, objective, copy.copy(optimizer), x.shape))
         else:
-            step = training_step(net, objective, copy.copy(optimizer))
+            step = training_step(net, objective, copy.copy(optimizer), x.shape)
             if slots is not None:
                 step.go_on(slots)
         run = Run(net, step, data, slices, epochs)
@@ -279,9 +279,8 @@ def try_metrics(
     net: Placed, x: Array, y: Array, given: Any, loss: Loss, metrics: Mapping[str, Callable[..., Any]]
 ) -> None:
     """Take this library's metrics of classes of outputs that are 0: what they refuse is found before the first step."""
-    outputs = net._infer(x[:1, ...]).shape[1:]
-    zeros = net.backend.xp.zeros((x.shape[0], *outputs), dtype=x.dtype, device=net.backend.device)
-    measured("fit", zeros, y, given, loss, {name: m for name, m in metrics.items() if m in OF_CLASSES})
+    found = {name: m for name, m in metrics.items() if m in OF_CLASSES}
+    measured("fit", inputs.zeros_for(net, x), y, given, loss, found)
 
 
 def forward_in_batches(net: Placed, who: str, x: Array, batch_size: int | None) -> Array:

@@ -35,7 +35,7 @@ def backward(net: Placed, traces: list[Trace], loss: Loss, y: Array, *weight: Ar
     A loss that is an `Objective` also takes the rows' `weight`.
     """
     value, dy = on_encoded(loss, traces[-1].output, y, *weight)
-    idle = set(net.idle_parameters())
+    idle = set(net.idle_parameters([trace.cache for trace in traces]))
     for trace in reversed(traces):
         dy, grads = trace.layer.backward(dy, trace.cache)
         zeros = {k: namespace(g).zeros_like(g) for k, g in grads.items() if f"{trace.name}.{k}" in idle}
