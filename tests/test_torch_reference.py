@@ -86,6 +86,8 @@ THEIRS = {  # (torch, our layer) -> their module with our parameters in it, and 
     xn.ReLU: plain("ReLU"),
     xn.LeakyReLU: plain("LeakyReLU", "alpha"),
     xn.ELU: plain("ELU", "alpha"),
+    xn.SiLU: plain("SiLU"),
+    xn.Softplus: plain("Softplus"),
     xn.Softmax: lambda torch, layer: (torch.nn.Softmax(dim=-1), dict),
 }
 LAYERS = {  # ours for D features
@@ -100,6 +102,8 @@ LAYERS = {  # ours for D features
     "LeakyReLU(-0.5)": lambda d: xn.LeakyReLU(-0.5),
     "ELU": lambda d: xn.ELU(),
     "ELU(1.5)": lambda d: xn.ELU(1.5),
+    "SiLU": lambda d: xn.SiLU(),
+    "Softplus": lambda d: xn.Softplus(),
     "Softmax": lambda d: xn.Softmax(),
 }
 

@@ -64,6 +64,8 @@ LAYERS = {
     "leaky relu, steep": lambda: xn.LeakyReLU(alpha=1.5),
     "elu": xn.ELU,
     "elu, alpha 1": lambda: xn.ELU(alpha=1.0),
+    "silu": xn.SiLU,
+    "softplus": xn.Softplus,
     "softmax": xn.Softmax,
     "residual": lambda: xn.Residual(xn.Dense(FEATURES, FEATURES), xn.BatchNorm(FEATURES), xn.Tanh()),
     "branches, added": lambda: xn.Branches(xn.Dense(FEATURES, 3), xn.Sequential(xn.Dense(FEATURES, 3), xn.Sigmoid())),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..common import checks
-from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
 from ..layers.base import Layer, Shape
 from ..layers.blocks import Branches, Residual
 from ..layers.dense import Dense
@@ -18,7 +18,8 @@ from .safetensors import Path, replacing
 OPSET, IR_VERSION = 18, 9  # old enough for the runtimes in use, new enough for the operators here
 SIZE_LIMIT = 2**31 - 2**24  # bytes of parameters: a Protocol Buffers message is below 2 GiB
 
-# for each layer: the operator, its arrays in order, its attributes; without an operator the layer is left out
+# for each layer: the operator, its arrays in order, its attributes; without an operator the layer is left out. A second
+# operator takes x and what the first gives
 OPERATORS: dict[type[Layer], tuple[str, tuple[str, ...], Callable[[Any], dict[str, Any]]]] = {
     Dense: ("Gemm", ("weight", "bias"), lambda layer: {}),
     BatchNorm: ("BatchNormalization", ("gamma", "beta", "mean", "var"), lambda layer: {"epsilon": layer.eps}),
@@ -28,6 +29,8 @@ OPERATORS: dict[type[Layer], tuple[str, tuple[str, ...], Callable[[Any], dict[st
     ReLU: ("Relu", (), lambda layer: {}),
     LeakyReLU: ("LeakyRelu", (), lambda layer: {"alpha": layer.alpha}),
     ELU: ("Elu", (), lambda layer: {"alpha": layer.alpha}),
+    SiLU: ("Sigmoid Mul", (), lambda layer: {}),
+    Softplus: ("Softplus", (), lambda layer: {}),
     Softmax: ("Softmax", (), lambda layer: {"axis": -1}),
 }
 
@@ -75,7 +78,10 @@ class Graph:
             return x
         own = {f"{prefix}.{k}": self.host((layer.params | layer.state)[k]) for k in names}
         self.arrays |= own
-        return self.node(operator, [x, *own], prefix, attributes(layer))
+        first, _, second = operator.partition(" ")
+        if second:
+            return self.node(second, [x, self.node(first, [x], f"{prefix}.{first}")], prefix)
+        return self.node(first, [x, *own], prefix, attributes(layer))
 
     def node(self, operator: str, inputs: list[str], prefix: str, attributes: dict[str, Any] | None = None) -> str:
         """Add an operator; returns the name of its output."""

@@ -8,7 +8,7 @@ needs few arrays beside those.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Tanh
+from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from ..layers.base import Layer
 from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop
 from .formulas import names_in
@@ -27,6 +27,8 @@ POINTWISE: dict[type[Layer], Pointwise] = {
     ReLU: Pointwise("maximum(x, 0)", "where(x >= 0, 1, 0)"),
     LeakyReLU: Pointwise("where(x >= 0, x, alpha * x)", "where(x >= 0, 1, alpha)"),
     ELU: Pointwise("where(x >= 0, x, alpha * expm1(x))", "where(x >= 0, 1, alpha * exp(x))"),
+    SiLU: Pointwise("x / (1 + exp(-x))", "(1 + x - x / (1 + exp(-x))) / (1 + exp(-x))"),
+    Softplus: Pointwise("maximum(x, 0) + log1p(exp(-absolute(x)))", "1 / (1 + exp(-x))"),
 }
 
 Lines = tuple[tuple[str, str], ...]  # names and the formulas of their next values

@@ -1,4 +1,4 @@
-"""The six activations. Each is a function of x alone; dx = dy · f'(x), and Softmax's the whole Jacobian product."""
+"""The activations. Each is a function of x alone; dx = dy · f'(x), and Softmax's the whole Jacobian product."""
 
 from typing import Any
 
@@ -87,6 +87,39 @@ class ELU(Layer):
         (x,) = self.saved(cache, dy)
         xp = namespace(x)
         return xp.where(x >= 0.0, dy, dy * (self.alpha * xp.exp(xp.minimum(x, 0.0)))), {}
+
+
+class SiLU(Layer):
+    """forward: y = x σ, σ = 1 / (1 + e⁻ˣ)        backward: dx = dy σ (1 + x (1 - σ)) = dy (σ + y (1 - σ))
+
+    Also called swish. Source: Elfwing, Uchibe & Doya 2018, eqs. 5 and 7.
+    """
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        floating(x, self)
+        gate = ops.sigmoid(x)
+        y = x * gate
+        return y, (self, y.shape, y, gate)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        y, gate = self.saved(cache, dy)
+        return dy * (gate + y * (1.0 - gate)), {}
+
+
+class Softplus(Layer):
+    """forward: y = log(1 + eˣ) = max(x, 0) + log(1 + e^-|x|)        backward: dx = dy / (1 + e⁻ˣ)
+
+    A smooth ReLU. Source: Dugas et al. 2001, section 3.
+    """
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        xp = floating(x, self)
+        y = xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x)))
+        return y, (self, y.shape, x)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        (x,) = self.saved(cache, dy)
+        return dy * ops.sigmoid(x), {}
 
 
 class Softmax(Layer):

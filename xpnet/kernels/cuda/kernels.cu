@@ -17,6 +17,11 @@ __device__ T maximum(T a, T b) {
     return a < b ? b : a;
 }
 
+template <typename T>
+__device__ T absolute(T a) {
+    return fabs(a);
+}
+
 @pointwise
 
 // --- what the threads of a block find together ------------------------------------------------------------------------
