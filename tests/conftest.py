@@ -103,13 +103,17 @@ def pytest_generate_tests(metafunc):
     name = metafunc.config.getoption("--backend")
     if "kernels_of" in metafunc.fixturenames:
         metafunc.parametrize("kernels_of", ["calls", *["numba"] * (name == "numpy" and NUMBA)])
-    if "lib" in metafunc.fixturenames:
+    if {"lib", "strict_lib"} & {*metafunc.fixturenames}:
         kinds = [{}]
         if name == "numpy":
             kinds.append({"read_only": True})
         if name == "array_api_strict":
             kinds.append({"device": "device1"})
-        metafunc.parametrize("lib", [Library(name, **kind) for kind in kinds], ids=repr, scope="session")
+        libraries = [Library(name, **kind) for kind in kinds]
+        if "strict_lib" in metafunc.fixturenames:  # the one that refuses most, for what takes long
+            metafunc.parametrize("strict_lib", libraries[-1:], ids=repr, scope="session")
+        else:
+            metafunc.parametrize("lib", libraries, ids=repr, scope="session")
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 
 import xpnet as xn
 from support.cases import LAYERS, Scale, ready, tutorial_network
-from support.layers import Linear
+from support.layers import Linear, Twice
 from support.networks import CALLS, good, refused
 from support.training import (
     CROSS,
@@ -116,17 +116,6 @@ def test_a_network_is_trainable_while_any_of_its_layers_is():
     assert not net.trainable
     net.layers[1].trainable = True
     assert net.trainable
-
-
-class Twice(xn.Sequential):
-    """A Sequential of one's own: y = 2 inner(x)."""
-
-    def forward(self, x, training=False):
-        y, cache = super().forward(x, training)
-        return 2.0 * y, cache
-
-    def backward(self, dy, cache):
-        return super().backward(2.0 * dy, cache)
 
 
 def test_a_sequential_of_ones_own_trains_by_its_own_backward(lib, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 import xpnet as xn
 from support.cases import CALLBACKS, FEATURES
-from support.training import On
+from support.training import On, bits
 from xpnet.callbacks import logs
 
 CROSS = xn.SoftmaxCrossEntropy()
@@ -54,10 +54,6 @@ def network(lib, dtype="float64"):
 def fit(net, callbacks=(), epochs=1, x=X, y=Y, loss=CROSS, optimizer=None, **options):
     optimizer = optimizer or xn.SGD(0.1)
     return net.fit(x, y, loss=loss, optimizer=optimizer, batch_size=4, epochs=epochs, callbacks=callbacks, **options)
-
-
-def bits(net):
-    return {k: net.backend.to_numpy(a).tobytes() for k, a in (net.params | net.state).items()}
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ import pytest
 
 import xpnet as xn
 from support.cases import FEATURES, tutorial_network
+from support.layers import Twice
+from support.training import bits
 from xpnet.callbacks.doctor import ROWS, first_fault
 
 CROSS = xn.SoftmaxCrossEntropy()
@@ -32,10 +34,6 @@ def on(lib, net, **params):
     net.initialize(lib.backend, "float64", seed=0)
     net.set_params({name: params.get(name.replace(".", "_"), lib.to_numpy(a)) for name, a in net.params.items()})
     return net
-
-
-def bits(net):
-    return {k: net.backend.to_numpy(a).tobytes() for k, a in (net.params | net.state).items()}
 
 
 def found(doctor):
@@ -287,16 +285,8 @@ def test_it_looks_at_the_first_epoch_and_every_so_many_and_at_rows_from_all_of_t
 
 
 def test_a_subclass_with_its_own_forward_is_looked_at_as_a_whole(lib):
-    class Doubled(xn.Sequential):
-        def forward(self, x, training=False):
-            y, cache = super().forward(x, training)
-            return 2.0 * y, cache
-
-        def backward(self, dy, cache):
-            return super().backward(2.0 * dy, cache)
-
     doctor = xn.Doctor(log=None)
-    fit(on(lib, Doubled(*deep(xn.ReLU, 1).layers)), doctor, epochs=2)
+    fit(on(lib, Twice(*deep(xn.ReLU, 1).layers)), doctor, epochs=2)
     assert doctor.findings == []
     assert len(doctor.vitals) == 1
     assert doctor.vitals[0].ratio > 0

@@ -76,8 +76,9 @@ WITH_NORM_AND_DROPOUT = {
 
 
 @pytest.mark.numpy_only
-@pytest.mark.parametrize("dispatch", [False, True], ids=["", "dispatch"])
-@pytest.mark.parametrize("all_on", [False, True], ids=["plain", "batch norm and dropout"])
+@pytest.mark.parametrize(
+    ("all_on", "dispatch"), [(False, False), (True, True)], ids=["plain", "batch norm and dropout, dispatch"]
+)
 @pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
 def test_check_estimator(kind, all_on, dispatch):
     """All of scikit-learn's checks pass. Those that do not run, and why, in its own words:

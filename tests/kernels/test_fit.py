@@ -14,6 +14,7 @@ import pytest
 
 import xpnet as xn
 from support.cases import Scale, tutorial_network
+from support.layers import Twice
 from support.training import On
 from xpnet.kernels import CHOICES, training_step
 from xpnet.kernels.cpu.calls import Calls
@@ -379,14 +380,6 @@ def test_another_choice_is_refused_by_name_before_the_first_step(backend, monkey
 def test_a_network_of_ones_own_kind_takes_the_same_step(choice, backend):
     class Mine(xn.Sequential):
         pass
-
-    class Twice(xn.Sequential):
-        def forward(self, x, training=False):
-            y, cache = super().forward(x, training)
-            return 2.0 * y, cache
-
-        def backward(self, dy, cache):
-            return super().backward(2.0 * dy, cache)
 
     expected = chosen(backend, xn.Sequential(xn.Dense(4, 3)))
     assert chosen(backend, Mine(xn.Dense(4, 3))) == chosen(backend, Twice(xn.Dense(4, 3))) == expected

@@ -11,6 +11,7 @@ import pytest
 
 import xpnet as xn
 from support.cases import FEATURES, LAYERS, LOSSES, OPTIMIZERS, Scale, probabilities
+from support.layers import Twice
 from xpnet.kernels import training_step
 from xpnet.kernels.reference import Step
 from xpnet.training.batches import Batch
@@ -608,14 +609,6 @@ def test_which_optimizers_of_ones_own_are_compiled(lib, make, compiled):
 
 
 def test_a_network_of_ones_own_is_compiled_by_its_own_backward(lib, monkeypatch):
-    class Twice(xn.Sequential):
-        def forward(self, x, training=False):
-            y, cache = super().forward(x, training)
-            return 2.0 * y, cache
-
-        def backward(self, dy, cache):
-            return super().backward(2.0 * dy, cache)
-
     def layers():
         return xn.Dense(FEATURES, 4), Twice(xn.Dense(4, 4), xn.Tanh()), xn.Dense(4, 3)
 

@@ -5,6 +5,7 @@ import pytest
 
 import xpnet as xn
 from support.cases import FEATURES, LAYERS, LOSSES, Scale, tutorial_network
+from support.layers import Twice
 from xpnet.kernels.planner import BufferedStep
 from xpnet.kernels.reference import Step
 from xpnet.training.batches import Batch
@@ -133,17 +134,6 @@ class Folded(xn.Layer):
 
     def output_shape(self, shape):
         return shape
-
-
-class Twice(xn.Sequential):
-    """A Sequential of one's own: y = 2 inner(x)."""
-
-    def forward(self, x, training=False):
-        y, cache = super().forward(x, training)
-        return 2.0 * y, cache
-
-    def backward(self, dy, cache):
-        return super().backward(2.0 * dy, cache)
 
 
 def read_only(a):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from support.layers import Beside
+from support.layers import Beside, Linked
 from support.training import (
     CROSS,
     SQUARED,
@@ -19,10 +19,6 @@ from support.training import (
     fit,
     small,
 )
-
-
-class Linked(xn.Sigmoid):
-    """A sigmoid of one's own, of which nobody knows what it gives."""
 
 
 @pytest.fixture(params=["immediate", "waited for"])

@@ -1,4 +1,4 @@
-"""Layers, losses and optimizers of their own that the tests share."""
+"""Layers of one's own that several tests share."""
 
 import xpnet as xn
 
@@ -38,3 +38,18 @@ class Beside(xn.Sequential):
 
     def output_shape(self, input_shape):
         return (*input_shape[:-1], 8)
+
+
+class Twice(xn.Sequential):
+    """A Sequential of one's own: y = 2 inner(x)."""
+
+    def forward(self, x, training=False):
+        y, cache = super().forward(x, training)
+        return 2.0 * y, cache
+
+    def backward(self, dy, cache):
+        return super().backward(2.0 * dy, cache)
+
+
+class Linked(xn.Sigmoid):
+    """A sigmoid of one's own: nothing but its outputs tells that they are probabilities."""

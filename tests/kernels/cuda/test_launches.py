@@ -11,6 +11,7 @@ import xpnet as xn
 from support import ROOT
 from support.cases import CALLBACKS, LOSSES, Scale, tutorial_network
 from support.cupy_on_host import log
+from support.layers import Linked
 from xpnet.kernels import training_step
 from xpnet.training import batches
 from xpnet.training import loop as training
@@ -96,10 +97,6 @@ def every_layer():
         *(xn.Dense(6, 6), xn.ELU(), xn.BatchNorm(6, trainable=False), xn.Sequential(xn.Dense(6, 6), xn.ReLU())),
         *(xn.Dense(6, 5), xn.Softmax(), xn.Dense(5, 5)),
     )
-
-
-class Linked(xn.Sigmoid):
-    """One's own, whose outputs a loss of probabilities must look at."""
 
 
 @pytest.mark.parametrize("gather", [0, 2**17])
