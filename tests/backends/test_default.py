@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import xpnet as xn
+from support import HANG
 from support.processes import python
 
 
@@ -48,14 +49,14 @@ def test_a_block_of_use_backend_is_its_own_threads(place):
         before = default()
         with xn.use_backend("numpy"):
             begun.set()
-            assert ended.wait(600)
+            assert ended.wait(HANG)
             return before, default()
 
     begun, ended = threading.Event(), threading.Event()
     with ThreadPoolExecutor(1) as pool:
         with xn.use_backend(*place):
             seen = pool.submit(other)
-            assert begun.wait(600)
+            assert begun.wait(HANG)
             assert default() is wanted
         ended.set()
         assert seen.result() == (numpy, numpy)

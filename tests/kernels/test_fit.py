@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from support import HANG
 from support.cases import Scale, tutorial_network
 from support.layers import Twice
 from support.training import On
@@ -303,7 +304,7 @@ def test_two_fits_in_two_threads_are_those_of_one_after_another(choice, backend,
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=120)
+        thread.join(timeout=HANG)
         assert not thread.is_alive()
     for arrays, others in zip(found, expected, strict=True):
         assert_alike(arrays, others, 1e-3)  # sums may be split otherwise; what is mixed up would be of another size

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import xpnet as xn
-from support import ROOT, cupy_on_host
+from support import HANG, ROOT, cupy_on_host
 
 
 def python(code, *args, **env):
@@ -16,6 +16,8 @@ def python(code, *args, **env):
     if cupy_on_host.installed():
         code = f"from support import cupy_on_host\ncupy_on_host.install()\n{code}"
     run = [sys.executable, "-c", code, *args]
-    done = subprocess.run(run, env=os.environ | {"PYTHONPATH": path} | env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        run, env=os.environ | {"PYTHONPATH": path} | env, capture_output=True, text=True, timeout=HANG
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from support import cases
+from support import HANG, cases
 from support.checkpoints import BATCHES, Best, N, Own, Slower, StopAt, StopError, assert_same, fit, network
 from xpnet.files.safetensors import read
 
@@ -394,7 +394,7 @@ def test_a_signal_writes_the_state_and_leaves(tmp_path, number, code):
     process = subprocess.Popen([*run, tmp_path / "cut", "--slow"], stdout=-1, stderr=-1, text=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=HANG)
     assert (process.returncode, out) == (code, "")
     assert err == f"fit: stopped at step 7; {tmp_path / 'cut'} has its state, resume=True goes on from it\n"
     again = subprocess.run([*run, tmp_path / "cut"], capture_output=True, text=True, check=True)

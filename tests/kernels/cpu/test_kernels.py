@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from support import HANG
 from xpnet.kernels.cpu import products, threads
 from xpnet.kernels.planner import Workspace
 
@@ -584,7 +585,7 @@ def test_every_block_is_worked_on_once_and_results_come_in_order(size, block):
 
 def meeting(number):
     """For the work on blocks: the first of them are begun by as many threads, all of which then take part."""
-    barrier = threading.Barrier(number, timeout=600)  # a bound on a hang alone
+    barrier = threading.Barrier(number, timeout=HANG)
     return lambda part: part.start < number and barrier.wait()
 
 
@@ -642,7 +643,7 @@ def test_several_threads_share_the_helpers(monkeypatch):
     for caller in callers:
         caller.start()
     for caller in callers:
-        caller.join(timeout=600)
+        caller.join(timeout=HANG)
         assert not caller.is_alive()
     assert results == {number: [[(number, i) for i in range(50)]] * 20 for number in range(4)}
 

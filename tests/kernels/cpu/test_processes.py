@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import xpnet as xn
+from support import HANG
 
 pytestmark = pytest.mark.numpy_only
 
@@ -53,7 +54,9 @@ def run(arguments, place, package=Path(xn.__file__).parent, **env):
     """What a fresh interpreter prints, in this place and with this xpnet or another."""
     path = os.pathsep.join([str(package.parent), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"PYTHONPATH": path} | env
-    done = subprocess.run([sys.executable, *arguments], cwd=place, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=place, env=env, capture_output=True, text=True, timeout=HANG
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
