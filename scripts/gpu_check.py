@@ -20,15 +20,11 @@ import numpy as np
 from command_line import count
 
 import xpnet as xn
-from xpnet.kernels.cuda.kernels import CuPyKernels
+from xpnet.kernels.cuda.kernels import CuPyKernels, rule_name
 from xpnet.kernels.planner import Workspace
+from xpnet.kernels.table import RULES
 
-OPTIMIZERS: list[Callable[[], xn.Optimizer]] = [
-    lambda: xn.SGD(clip_norm=1.0),
-    xn.Nesterov,
-    xn.RMSprop,
-    xn.Adam,
-]
+OPTIMIZERS = [kind(weight_decay=decay, clip_norm=1.0) for kind in RULES for decay in (0.0, 0.01)]
 
 
 def network(features: int = 64) -> xn.Sequential:
@@ -36,7 +32,8 @@ def network(features: int = 64) -> xn.Sequential:
     return xn.Sequential(
         *(xn.Dense(features, 64), xn.BatchNorm(64), xn.ReLU(), xn.Dropout(0.2)),
         *(xn.Dense(64, 32), xn.Sigmoid(), xn.Dense(32, 32), xn.Tanh(), xn.Dense(32, 32), xn.ELU()),
-        *(xn.Dense(32, 32), xn.LeakyReLU(), xn.Dense(32, 10), xn.BatchNorm(10)),
+        *(xn.Dense(32, 32), xn.LeakyReLU(), xn.Dense(32, 32), xn.SiLU(), xn.Dense(32, 32), xn.Softplus()),
+        *(xn.Dense(32, 10), xn.BatchNorm(10)),
     )
 
 
@@ -133,10 +130,11 @@ def calls(backend: xn.Backend, h: int, n: int) -> dict[str, tuple[int, Callable[
         "dropout": (2, lambda: kernels.dropout(z, key, 0.4, dz)),
         "softmax_cross_entropy": (3, lambda: kernels.softmax_cross_entropy(z, dy, 1.0, work)),
         "look_ahead": (3, lambda: kernels.look_ahead(nesterov, w, velocity, point)),
-        "sgd": (5, update(xn.SGD())),
-        "gradient_norm, sgd": (6, update(xn.SGD(clip_norm=1.0))),
-        "root_mean_square": (5, update(xn.RMSprop())),
-        "adam": (7, update(xn.Adam())),
+        "gradient_norm, SGD": (6, update(xn.SGD(clip_norm=1.0))),
+    } | {
+        rule_name(kind, decay > 0.0): (3 + 2 * len(kind.memory), update(kind(weight_decay=decay)))
+        for kind in RULES
+        for decay in (0.0, 0.01)
     }
 
 
@@ -171,10 +169,10 @@ def fit(options: argparse.Namespace) -> None:
     x, y = rows(90)
     with cupy.cuda.using_allocator(None):
         for dtype in ("float32", "float64"):
-            for make in OPTIMIZERS:
+            for optimizer in OPTIMIZERS:
                 net = network().initialize("cupy", dtype, seed=0)
-                history = net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=make(), epochs=2, batch_size=33)
-                print(f"{make()}, {dtype}: the loss went from {history['loss'][0]:.3f} to {history['loss'][1]:.3f}")
+                history = net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=optimizer, epochs=2, batch_size=33)
+                print(f"{optimizer}, {dtype}: the loss went from {history['loss'][0]:.3f} to {history['loss'][1]:.3f}")
 
 
 PARTS = {part.__name__: part for part in (device, waits, bandwidth, fit)}

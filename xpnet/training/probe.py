@@ -35,7 +35,8 @@ def backward(net: Placed, traces: list[Trace], loss: Loss, y: Array, *weight: Ar
     A loss that is an `Objective` also takes the rows' `weight`.
     """
     value, dy = on_encoded(loss, traces[-1].output, y, *weight)
-    idle = set(net.idle_parameters([trace.cache for trace in traces]))
+    chained = traces[0].name != ""  # else it is one layer, whose backward sees to them
+    idle = set(net.idle_parameters([trace.cache for trace in traces])) if chained else set()
     for trace in reversed(traces):
         dy, grads = trace.layer.backward(dy, trace.cache)
         zeros = {k: namespace(g).zeros_like(g) for k, g in grads.items() if f"{trace.name}.{k}" in idle}

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 
 OVER_ROWS = "activation", "activation_backward", "batch_norm", "batch_norm_backward"
 FUNCTIONS = "Identity", *(kind.__name__ for kind in POINTWISE)
-RULE_NAMES = [kernels.rule_name(kind, decays) for kind in RULES for decays in (False, True)]
+RULE_NAMES = sorted({kernels.rule_name(kind, decays) for kind in RULES for decays in (False, True)})
 OTHERS = "statistics", "dropout", "softmax_cross_entropy", "gradient_norm", "look_ahead", *RULE_NAMES
 EXPRESSIONS = [f"{k}<{t}, {f}>" for t in ("float", "double") for k in OVER_ROWS for f in FUNCTIONS]
 EXPRESSIONS += [f"{k}<{t}>" for t in ("float", "double") for k in OTHERS]

@@ -71,7 +71,7 @@ SIDES = ("const T*", "all"), ("T*", "next")
 
 def rule_name(kind: type[Optimizer], decays: bool) -> str:
     """The kernel of an optimizer, with weight decay or without."""
-    return kind.__name__ + "Decayed" * decays
+    return kind.__name__ + "Decayed" * (decays and bool(RULES[kind].decay))
 
 
 @functools.cache
