@@ -79,6 +79,16 @@ def watched() -> Iterator[list[str]]:
         on = False
 
 
+@contextlib.contextmanager
+def traced() -> Iterator[None]:
+    """Allocations are traced inside, and no longer than that."""
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
+
+
 def mutations(folder: Path, count: int, seed: int) -> str:
     """Every single-bit flip of the smallest file, then `count` mutations of all of them."""
     path = folder / "net.safetensors"
@@ -91,7 +101,6 @@ def mutations(folder: Path, count: int, seed: int) -> str:
     outcomes: Counter[str] = Counter()
     reasons = set()
     worst = 0.0
-    tracemalloc.start()
 
     def attempt(file: bytes, kind: str, may_load: bool = False) -> None:
         nonlocal worst
@@ -117,7 +126,7 @@ def mutations(folder: Path, count: int, seed: int) -> str:
         worst = max(worst, taken)
         must(taken <= 16 * 2**20, f"{kind}: {taken / 2**20:.1f} MiB more than twice the file's {len(file)} bytes")
 
-    with watched() as seen:
+    with traced(), watched() as seen:
         flips = 0
         smallest = min(sound, key=len)
         for bit in range(8 * len(smallest)):
@@ -139,7 +148,6 @@ def mutations(folder: Path, count: int, seed: int) -> str:
                 kind, of, may_load = "forged", table.RARE, False
             mutate = rng.choice(of)
             attempt(mutate(rng, *table.taken_apart(file), file), f"{kind} by {mutate.__name__}", may_load)
-    tracemalloc.stop()
     must(not seen, f"loading did {Counter(seen).most_common(5)}")
 
     sums: Counter[str] = Counter()

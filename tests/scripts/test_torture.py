@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,7 @@ def test_a_reader_that_hoards_is_found(torture, tmp_path, monkeypatch):
     monkeypatch.setattr(container, "read", lambda path: (bytearray(2**25), read(path))[1])
     with pytest.raises(torture.BrokenPromise, match="MiB more than twice the file's"):
         torture.mutations(tmp_path, 0, 0)
+    assert not tracemalloc.is_tracing()
 
 
 def test_an_import_a_program_and_a_process_are_found(torture):
