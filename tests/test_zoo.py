@@ -408,7 +408,7 @@ INNER = {
         "advance", "limited", "rate", "reduced", "divisor", "encode", "assign_params", "assign_state", "hold", "place",
         "assign", "infer", "leaves",
         "parts", "backward_params", "saved", "check_features", "check_input", "check_memory",
-        "kept", "open", "leave", "locked", "adopt",
+        "kept", "open", "leave", "locked", "adopt", "checked", "brought",
         "in_spans", "weighted_r2", "stack", "scope", "at", "check_slots", "Checkpoint.save",
     },
 }  # fmt: skip

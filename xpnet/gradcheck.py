@@ -95,7 +95,10 @@ def _check_layer(
     given = _inputs("x", x)
     whole_numbers = given.dtype.kind != "f"
     ours = isinstance(layer, Sequential) or type(layer).__module__.startswith("xpnet.")
-    if ours or not whole_numbers:  # networks and the layers here take floating x
+    integers = layer.takes == "integers"
+    if integers and not whole_numbers:
+        raise TypeError(f"check_gradients: {layer!r} takes integers, got x of {given.dtype}")
+    if not integers and (ours or not whole_numbers):  # networks and the layers here take floating x
         given = given.astype(np.float64)
     arrays = {"x": given} | {name: _host(a) for name, a in params.items()}
 
@@ -133,7 +136,7 @@ def _check_layer(
         exact = _host(grads[name])
         if np.shape(alone) != exact.shape or _largest(_host(alone) - exact) > tolerance * _largest(exact):
             raise GradientError(f"{layer!r}: backward_params gives another gradient of {name} than backward")
-    if whole_numbers and dx is not None and _host(dx).any():  # differentiable after all
+    if whole_numbers and not integers and dx is not None and _host(dx).any():  # differentiable after all
         return _check_layer(layer, arrays["x"].astype(np.float64), y, loss, training, tolerance, seed)
     varied = arrays if not whole_numbers else {name: arrays[name] for name in params}
     return _compare(repr(layer), lambda changed: value(arrays | changed), varied, {"x": dx} | grads, tolerance)

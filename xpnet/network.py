@@ -32,10 +32,11 @@ class Sequential(Placed):
     def predict(self, x: Any, batch_size: int | None = None) -> Array:
         """The outputs (n, outputs) for x (n, features), NumPy's or the backend's own; they stay on the backend.
 
-        With `batch_size`, that many rows at a time. Raises ValueError or TypeError for an x it cannot take.
+        With `batch_size`, that many rows at a time; without, all at once, or where x is large and memory-mapped or of
+        integers, in blocks. Raises ValueError or TypeError for an x it cannot take.
         """
         with self.backend.scope():
-            x = inputs.inputs(self, "predict: x", x)
+            x = inputs.rows_of(self, "predict: x", x)
             y = loop.forward_in_batches(self, "predict", x, batch_size)
             return self.backend.xp.asarray(y, copy=True) if y is x else y  # x may be the caller's own
 

@@ -55,6 +55,19 @@ class Backend:
     def adopt(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
         """A user's `x`, an array of NumPy or of this library, or a list, as an array of real numbers here.
 
+        Raises as `checked`.
+        """
+        return self.brought(self.checked(who, x, remedy))
+
+    def brought(self, x: Array) -> Array:
+        """An array of NumPy or of this library, here."""
+        if isinstance(x, np.ndarray) and not x.dtype.isnative:  # as in FITS files
+            x = x.astype(x.dtype.newbyteorder("="))
+        return self.asarray(x)
+
+    def checked(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
+        """A user's `x`, where it is, as an array of real numbers of NumPy or of this library.
+
         Raises TypeError for an array of another library and for dtypes other than bool, integers, float32 and float64,
         ValueError for masked entries and rows of different lengths. `who` begins the message; `remedy` ends that for a
         wrong dtype.
@@ -71,8 +84,6 @@ class Backend:
             x = on_host(x, who)
             kind = dtype_name(x.dtype)
             real = kind in DTYPES or x.dtype.kind in "biu"
-            if not x.dtype.isnative:  # as in FITS files
-                x = x.astype(x.dtype.newbyteorder("="))
         if not real:
             if kind.startswith(("str", "bytes")):
                 kind = kind.rstrip("0123456789")  # "str", not "str672"
@@ -80,7 +91,7 @@ class Backend:
                 strangers = (f"{entry!r:.60}" for entry in x.flat if not isinstance(entry, Real))
                 kind += f", with {next(strangers, 'nothing but numbers')} in it"
             raise TypeError(f"{who} has dtype {kind}; expected float32, float64, integers or booleans: {remedy}")
-        return self.asarray(x)
+        return x
 
     def owns(self, x: object) -> bool:
         """Whether `x` is an array of this library."""

@@ -40,12 +40,12 @@ class Torch(Backend):
             x = np.require(x, requirements=["C", "W"])  # torch shares no read-only memory and no negative strides
         return self.xp.asarray(x, dtype=self.dtype(dtype), device=self.device)
 
-    def adopt(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
+    def checked(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
         if isinstance(x, self._torch.Tensor) and x.layout is not self._torch.strided:
             raise TypeError(f"{who} has the layout {x.layout}; expected a dense tensor: .to_dense() gives one")
         if isinstance(x, self._torch.Tensor) and x.is_meta:
             raise TypeError(f'{who} is a tensor on the device "meta", which has no numbers; make it on "cpu"')
-        return super().adopt(who, x, remedy)
+        return super().checked(who, x, remedy)
 
     def to_numpy(self, a: Array) -> np.ndarray:
         return np.asarray(a.detach().cpu())

@@ -206,7 +206,7 @@ class Step:
             return "the loss"
         for (name, layer), cache in reversed(list(zip(layers, caches, strict=True))[lowest:]):
             dy, grads = layer.backward(dy, cache)
-            if not all(ops.all_finite(g) for g in (dy, *grads.values())):
+            if not all(ops.all_finite(g) for g in (dy, *grads.values()) if g is not None):
                 return f"the gradient at {name}"
         return ""
 

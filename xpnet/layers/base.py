@@ -68,6 +68,9 @@ class Layer(Configured, ABC):
         def backward(self, dy, cache):
             dx, grads = self.dense.backward(dy, cache)
             return dx + dy, self.prefixed(dense=grads)
+
+    A first layer that looks up numbers, such as those of words, says `takes = "integers"`: its x is of the library's
+    default integers rather than of the network's dtype, and its backward gives None for dx.
     """
 
     params: dict[str, Array] = Collected("params")  # type: ignore[assignment]  # assigned ones hide it

@@ -84,7 +84,7 @@ class Branches(Container):
         dx = None
         for i, (layer, own, part) in enumerate(zip(self.layers, caches, self._split(dy, lengths), strict=True)):
             more, found = pair_from(layer, "backward", layer.backward(part, own))
-            dx = more if dx is None else dx + more
+            dx = more if dx is None or more is None else dx + more
             grads |= {f"{i}.{name}": gradient for name, gradient in found.items()}
         return dx, grads
 

@@ -143,8 +143,10 @@ class Chain(Container):
 
     def _first_with_shape(self) -> Layer | None:
         """The first layer that asks for a shape or makes another of it."""
-        says = (p for _, p in self._flat() if p.input_shape or type(p).output_shape is not Layer.output_shape)
-        return next(says, None)
+        for _, layer in self._flat():
+            if layer.input_shape is not None or type(layer).output_shape is not Layer.output_shape:
+                return layer
+        return None
 
     @property
     def takes(self) -> str:  # type: ignore[override]

@@ -52,9 +52,10 @@ class Dense(Layer):
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         xp = self.check_input(x, self.in_features)
-        y = ops.linear(ops.matrix(x), self.params["weight"])
+        flat = x.ndim == 2
+        y = ops.linear(x if flat else ops.matrix(x), self.params["weight"])
         y += self.params["bias"]
-        if x.ndim != 2:
+        if not flat:
             y = xp.reshape(y, (*x.shape[:-1], self.out_features))
         return y, (self, y.shape, x)
 

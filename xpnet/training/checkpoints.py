@@ -119,7 +119,7 @@ class Checkpoint(Configured, Callback):
             self._facts[name] = shortened(ADDRESS.sub("", repr(list(value) if isinstance(value, dict) else value)))
             if name in CODED and (code := own_code(value)):
                 self._facts[f"code of {name}"] = code
-        self._facts |= {name: fingerprint(net.backend.to_numpy(a)) for name, a in arrays.items()}
+        self._facts |= {name: fingerprint(a, net.backend.to_numpy) for name, a in arrays.items()}
         self._saved = -1, -1
         files = self._files()
         if not resume and files:

@@ -6,7 +6,7 @@ Code of xpnet, of Python and of installed packages is identified by its name alo
 import functools
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from typing import Any
 
@@ -14,16 +14,21 @@ import numpy as np
 
 from ..backends import on_host
 from ..common.settings import Configured, defaults
+from .batches import blocks
 
 PARTS = "__func__", "__self__", "__wrapped__", "fget", "fset", "fdel", "func", "args", "keywords"  # of wrappers
 PLAIN = (type(None), type(...), bool, float, complex, str, bytes)
 
 
-def fingerprint(a: np.ndarray) -> str:
-    """An array's dtype, shape and SHA-256."""
+def fingerprint(a: Any, to_numpy: Callable[[Any], np.ndarray] = np.asarray) -> str:
+    """An array's dtype, shape and SHA-256, block by block."""
     import hashlib
 
-    return f"{a.dtype} {a.shape} {hashlib.sha256(np.ascontiguousarray(a).data).hexdigest()[:16]}"
+    shape, digest = tuple(a.shape), hashlib.sha256()
+    for rows in blocks(shape) if shape and 0 not in shape else [slice(None)]:
+        block = to_numpy(a[rows, ...] if shape else a)
+        digest.update(np.ascontiguousarray(block).data)
+    return f"{block.dtype} {shape} {digest.hexdigest()[:16]}"
 
 
 def own_code(value: object) -> str:

@@ -1,39 +1,83 @@
 """The data that `fit`, `evaluate` and `predict` are given, checked and moved to the network's backend."""
 
 import math
+import mmap
 from typing import Any
 
 import numpy as np
 
 from .. import ops
-from ..backends import Array, shape_of
+from ..backends import DTYPES, Array, dtype_name, shape_of
 from ..common.checks import kind_of, require
 from ..layers.base import Shape, tree
 from ..layers.placed import Placed
 from ..losses import __all__ as known_losses
 from ..losses.losses import Loss
+from .batches import LARGE, Uncast, blocks
 
 
 def inputs(net: Placed, who: str, x: Any) -> Array:
-    """A user's x as an array of the network's backend and dtype: (n, features), n >= 1, all of it finite.
+    """A user's x as an array of the network's backend, in the dtype that its first layer takes: n >= 1 rows of a shape
+    that fits, all of it finite.
 
     The caller is within the backend's `scope`, which it needs for what follows as well.
     """
-    x = net.backend.adopt(who, x)
-    shape = tuple(x.shape)
-    if net.input_shape is not None and shape[1:] != net.input_shape:
+    x = rows_of(net, who, x)
+    return x[:, ...] if isinstance(x, Uncast) else x
+
+
+def rows_of(net: Placed, who: str, x: Any) -> Array | Uncast:
+    """`inputs`, but integers and memory-mapped files that are large stay where they are, until rows are taken."""
+    backend, xp = net.backend, net.backend.xp
+    x = backend.checked(who, x)
+    shape, host = tuple(x.shape), isinstance(x, np.ndarray)
+    wanted = net.input_shape
+    if wanted is not None and shape[1:] != wanted:
         check_row(net, who, shape)
     if not shape or not shape[0]:
         raise ValueError(f"{who} has shape {shape}: no rows; expected at least one")
-    x = net.backend.xp.astype(x, net.backend.dtype(net.dtype), copy=False)
-    if not ops.all_finite(x):
-        bad = ~np.isfinite(net.backend.to_numpy(x).reshape(shape[0], -1))
-        row, column = np.argwhere(bad)[0]
-        raise ValueError(
-            f"{who} has {bad.sum()} NaN or infinite entries in {net.dtype}, the first in row {row}, column "
-            f"{column}; drop, fill or rescale them"
-        )
+    dtype, integers = backend.dtype(net.dtype), net.takes == "integers"
+    if integers:
+        if x.dtype.kind not in "iu" if host else not xp.isdtype(x.dtype, "integral"):
+            raise TypeError(f"{who} has dtype {dtype_name(x.dtype)}, and {net.parts()[0][1]!r} takes integers")
+        dtype = xp.asarray(0, device=backend.device).dtype
+    if math.prod(shape) >= LARGE:
+        real = dtype_name(x.dtype) in DTYPES
+        if is_mapped(x) if real else dtype_name(x.dtype) != dtype_name(dtype):
+            kept = Uncast(backend, x, dtype)
+            if real:
+                check_finite(net, who, kept)
+            return kept
+    x = xp.astype(backend.brought(x), dtype, copy=False)
+    if not integers and not ops.all_finite(x):
+        check_finite(net, who, x)
     return x
+
+
+def is_mapped(x: Array) -> bool:
+    """Whether an array lies in a memory-mapped file."""
+    while isinstance(x, np.ndarray):
+        if isinstance(x, np.memmap):
+            return True
+        x = x.base
+    return isinstance(x, mmap.mmap)
+
+
+def check_finite(net: Placed, who: str, x: Array | Uncast) -> None:
+    """Refuse entries that are NaN or infinite, looked for block by block."""
+    count, first = 0, (0, 0)
+    for rows in blocks(x.shape):
+        block = x[rows, ...]
+        if not ops.all_finite(block):
+            bad = ~np.isfinite(net.backend.to_numpy(block).reshape(rows.stop - rows.start, -1))
+            row, column = np.argwhere(bad)[0]
+            first = first if count else (rows.start + row, column)
+            count += int(bad.sum())
+    if count:
+        raise ValueError(
+            f"{who} has {count} NaN or infinite entries in {net.dtype}, the first in row {first[0]}, column "
+            f"{first[1]}; drop, fill or rescale them"
+        )
 
 
 def check_row(net: Placed, who: str, shape: tuple[int, ...]) -> None:
@@ -68,9 +112,15 @@ def outputs_of(net: Placed, x: Array) -> tuple[int, ...]:
 
 def pair(net: Placed, who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Array]:
     """x and y checked and moved to the network's backend, y encoded as its loss takes it."""
+    x, y = rows_of_pair(net, who, x, y, loss)
+    return x[:, ...] if isinstance(x, Uncast) else x, y
+
+
+def rows_of_pair(net: Placed, who: str, x: Any, y: Any, loss: Loss) -> tuple[Array | Uncast, Array]:
+    """`pair`, with x as `rows_of` gives it."""
     require(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", known_losses)
     with net.backend.scope():
-        x = inputs(net, f"{who}: x", x)
+        x = rows_of(net, f"{who}: x", x)
         shape = shape_of(y, f"{who}: y")
         if shape[:1] != (x.shape[0],):
             rows = f"{shape[0]} rows" if shape else "no rows"
@@ -102,7 +152,7 @@ def validation_pair(net: Placed, given: Any, loss: Loss) -> tuple[Array, Array, 
         )
     x, y = given
     try:
-        return *pair(net, "fit: validation data", x, y, loss), y
+        return *rows_of_pair(net, "fit: validation data", x, y, loss), y
     except (ValueError, TypeError) as error:
         error.add_note("in fit's validation_data")
         raise

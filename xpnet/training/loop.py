@@ -3,12 +3,12 @@
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..backends import Array, namespace
+from ..backends import Array, device_of, is_compiled, namespace
 from ..callbacks import Doctor
 from ..common.checks import brief, flag, integer, non_negative, require
 from ..common.publication import published
@@ -23,7 +23,7 @@ from ..metrics import OF_CLASSES, accuracy
 from ..optimizers import Optimizer, Slots
 from ..optimizers import __all__ as known_optimizers
 from . import arguments, inputs
-from .batches import Batch
+from .batches import Batch, Uncast, blocks
 from .callback import Callback
 from .checkpoints import Checkpoint, with_threads
 from .guards import check_not_trained, claimed, signals_stop
@@ -58,7 +58,8 @@ def fit(
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
 ) -> History:
-    """Train on x (n, features) and targets y (n, ...), NumPy's or the backend's own; returns the history.
+    """Train on x (n, features), or of more axes, and targets y (n, ...), NumPy's or the backend's own; returns the
+    history. Large memory-mapped files and arrays of integers are never copied as a whole: each batch is cast.
 
     Each epoch goes through all rows, shuffled unless `shuffle=False`, in batches of `batch_size` (None: all at once),
     the last one smaller where they do not divide. The random order continues from call to call, from `initialize`'s
@@ -69,7 +70,7 @@ def fit(
     what outputs and targets mean; yours is called with (prediction, target), the target as the loss encodes it (classes
     as one-hot rows), and gives one number. None means accuracy, where the loss is of classes.
 
-    `sample_weight` (n,), numbers of at least 0, weights the rows, and `l2` adds a penalty on the trained parameters W
+    `sample_weight` (n,), numbers of at least 0, weights the rows, or (n, ...) their positions, and `l2` adds a penalty on the trained parameters W
     with two axes or more (weights, not biases or gammas): scikit-learn's alpha. With a loss of reduction "mean" a batch
     of N rows has (Σ w L + l2/2 Σ W²) / N, where the weights w are divided by their mean over all n rows; with "sum"
     Σ w L + l2/2 Σ W², the weights as given. Both are in the history's loss. Validation has neither.
@@ -98,7 +99,7 @@ def fit(
     arguments.check_checkpoint(checkpoint, resume)
     own = arguments.check_callbacks(callbacks)
     arguments.check_monitored(own, validation_data is not None)
-    x, y = inputs.pair(net, "fit", x, y, loss)
+    x, y = inputs.rows_of_pair(net, "fit", x, y, loss)
     rows = x.shape[0]
     batch_size = rows if batch_size is None else integer("fit: batch_size", batch_size)
     slices = minibatches(rows, batch_size)
@@ -223,11 +224,11 @@ def evaluate(
 ) -> dict[str, float]:
     """The loss and the metrics (as in `fit`) of the outputs for x: {"loss": ..., "accuracy": ...}.
 
-    With `batch_size`, that many rows at a time. Raises ValueError or TypeError for what it cannot take, outputs outside
-    [0, 1] for a loss of probabilities among them.
+    With `batch_size`, that many rows at a time; as many as are not large where x is a large file or of integers. Raises
+    ValueError or TypeError for what it cannot take, outputs outside [0, 1] for a loss of probabilities among them.
     """
     metrics = arguments.check_metrics("evaluate", metrics)
-    x, encoded = inputs.pair(net, "evaluate", x, y, loss)
+    x, encoded = inputs.rows_of_pair(net, "evaluate", x, y, loss)
     arguments.warn_of_squashed_logits(net, "evaluate", loss)
     with net.backend.scope():
         return scored(net, "evaluate", x, encoded, y, loss, metrics, batch_size)
@@ -285,8 +286,28 @@ def try_metrics(
 
 def forward_in_batches(net: Placed, who: str, x: Array, batch_size: int | None) -> Array:
     """The network's outputs for inference, at most `batch_size` rows at a time, all with the arrays of one step."""
-    if batch_size is None or x.shape[0] <= integer(f"{who}: batch_size", batch_size):
+    uncast = isinstance(x, Uncast)
+    if (batch_size is None and not uncast) or (
+        batch_size is not None and x.shape[0] <= integer(f"{who}: batch_size", batch_size)
+    ):
+        x = x[:, ...] if uncast else x
         return published.read(net, lambda net: net._infer(x))
-    slices = minibatches(x.shape[0], batch_size)
-    parts = published.read(net, lambda net: [net._infer(x[rows, ...]) for rows in slices])
-    return net.backend.xp.concat(parts, axis=0)
+    slices = blocks(x.shape) if batch_size is None else minibatches(x.shape[0], batch_size)
+    return published.read(net, lambda net: joined((net._infer(x[rows, ...]) for rows in slices), slices))
+
+
+def joined(parts: Iterator[Array], slices: Sequence[slice]) -> Array:
+    """The parts one after another, each in its slice of one array: many small ones would lie in memory between what is
+    needed for the next and then free, and keep that from being given back.
+    """
+    first = next(parts)
+    xp = namespace(first)
+    if is_compiled(xp):  # its arrays are not written to
+        return xp.concat([first, *parts], axis=0)
+    shape = slices[-1].stop, *first.shape[1:]
+    whole = xp.empty(shape[::-1], dtype=first.dtype, device=device_of(first))
+    whole = xp.permute_dims(whole, tuple(reversed(range(len(shape)))))  # the batch contiguous, as `linear` has it
+    whole[slices[0], ...] = first
+    for rows in slices[1:]:
+        whole[rows, ...] = next(parts)
+    return whole

@@ -38,7 +38,8 @@ class Run:
     `epoch` and `step` count what is finished, `step` over the whole run. `net` is the network as trained so far.
     `optimizer` is the run's own copy: a `learning_rate` that is set there holds from the next step on. `x`, `y` as the
     loss encodes it, `weight` as the loss takes it (of mean 1, or for a sum as given; None where rows have none) and
-    `loss` are what it trains on; `data` is the three of them.
+    `loss` are what it trains on; `data` is the three of them. An x that is large, and memory-mapped or of integers, is
+    where it was given: `run.x[rows, ...]` is an array of the network's.
     """
 
     def __init__(self, net: Placed, step_function: Step, data: Batch, slices: list[slice], epochs: int):
