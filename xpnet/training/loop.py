@@ -70,11 +70,11 @@ def fit(
     what outputs and targets mean; yours is called with (prediction, target), the target as the loss encodes it (classes
     as one-hot rows), and gives one number. None means accuracy, where the loss is of classes.
 
-    `sample_weight`, numbers of at least 0, weights the rows (n,) or their positions (n, ...), and `l2` adds a penalty on
-    the trained parameters W with two axes or more (weights, not biases or gammas): scikit-learn's alpha. With a loss of
-    reduction "mean" a batch of N rows has (Σ w L + l2/2 Σ W²) / N, where the weights w are divided by their mean over
-    all n rows; with "sum" Σ w L + l2/2 Σ W², the weights as given. Both are in the history's loss. Validation has
-    neither.
+    `sample_weight`, numbers of at least 0, weights the rows (n,) or their positions (n, ...), and `l2` adds a
+    penalty on the trained parameters W with two axes or more (weights, not biases or gammas): scikit-learn's alpha.
+    With a loss of reduction "mean" a batch of N rows has (Σ w L + l2/2 Σ W²) / N, where the weights w are divided
+    by their mean over all n rows; with "sum" Σ w L + l2/2 Σ W², the weights as given. Both are in the history's
+    loss. Validation has neither.
 
     `callbacks` are called in their order; `progress` shows a bar, or lines where the output is a file. A GPU is waited
     for at an epoch's end alone. Full-batch epochs (`batch_size=None`) go there several at a time, for about 0.1 s,
