@@ -55,7 +55,7 @@ def test_layer_derivatives_are_those_of_its_forward(strict_lib, name, training, 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
 @pytest.mark.parametrize("name", CONTAINERS)
-@settings(max_examples=10)
+@settings(max_examples=max(2, settings().max_examples // 10))
 @given(seed=seeds, n=st.integers(2, 6))
 def test_a_containers_derivatives_are_those_of_its_forward(strict_lib, name, training, seed, n):
     """A tenth of the examples: what depends on the numbers is its layers', proved above."""

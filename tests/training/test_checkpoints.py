@@ -17,7 +17,7 @@ from xpnet.files.safetensors import read
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 @pytest.mark.parametrize("optimizer", cases.OPTIMIZERS)
-def test_a_run_cut_off_anywhere_ends_with_the_same_bits(lib, data, tmp_path, monkeypatch, kernels, optimizer):
+def test_a_run_cut_off_anywhere_ends_with_the_same_bits(strict_lib, data, tmp_path, monkeypatch, kernels, optimizer):
     monkeypatch.setenv("XPNET_KERNELS", kernels)
     make = cases.OPTIMIZERS[optimizer]
     weights = np.linspace(0.5, 2.0, N)
@@ -26,24 +26,24 @@ def test_a_run_cut_off_anywhere_ends_with_the_same_bits(lib, data, tmp_path, mon
         callbacks = [best, Slower(), *callbacks]
         return fit(net, data, optimizer=make(), callbacks=callbacks, sample_weight=weights, l2=0.01, **options)
 
-    whole, best = network(lib), Best()
+    whole, best = network(strict_lib), Best()
     expected = run(whole, best)
     for cut in (3, 4, 8, 16, 20):  # the last checkpoint none, in an epoch, after it, at its end
         folder = tmp_path / str(cut)
         with pytest.raises(StopError):
-            run(network(lib), Best(), StopAt(cut), checkpoint=xn.Checkpoint(folder, every=3))
-        again, second = network(lib, seed=9), Best()  # nothing of the first network is left
+            run(network(strict_lib), Best(), StopAt(cut), checkpoint=xn.Checkpoint(folder, every=3))
+        again, second = network(strict_lib, seed=9), Best()  # nothing of the first network is left
         history = run(again, second, checkpoint=xn.Checkpoint(folder, every=3), resume=True)
         if cut == 3:  # no checkpoint yet: it began anew, from other weights
             assert history["loss"] != expected["loss"]
             continue
         assert history == expected
         assert (history.steps, history.slots["step"]) == (20, 20)
-        assert_same(lib, whole, again)
+        assert_same(strict_lib, whole, again)
         assert (second.lowest, second.name, second.values) == (best.lowest, best.name, best.values)
         np.testing.assert_array_equal(second.vector, best.vector)
         for name, a in best.weights.items():
-            np.testing.assert_array_equal(lib.to_numpy(a), np.asarray(lib.to_numpy(second.weights[name])))
+            np.testing.assert_array_equal(strict_lib.to_numpy(a), np.asarray(strict_lib.to_numpy(second.weights[name])))
         assert again.rng.bit_generator.state == whole.rng.bit_generator.state
 
 
