@@ -53,7 +53,8 @@ class Batch(NamedTuple):
     def rows(self, rows: slice) -> "Batch":
         """Those rows."""
         x, y, weight = self
-        return Batch(x[rows, ...], y[rows, ...], None if weight is None else weight[rows, ...])
+        rest = rows, ...
+        return Batch(x[rest], y[rest], None if weight is None else weight[rest])
 
     def gathered(self, gather: Gather, order: np.ndarray, rows: slice) -> "Batch":
         """Those rows of an order and its `gatherer`; y's with the batch contiguous, as the losses have it."""
@@ -72,14 +73,16 @@ def batches_of(
     several and the rows of it.
     """
     if order is None and not isinstance(data.x, Uncast):
-        yield from ((data, rows) for rows in slices)
+        for rows in slices:
+            yield data, rows
         return
     gather = None if order is None else backend.gatherer(order)
     for first, last in chunks(slices, GATHER // max(1, math.prod(data.x.shape[1:]))):
         start = slices[first].start
         span = slice(start, slices[last - 1].stop)
         chunk = data.rows(span) if order is None or gather is None else data.gathered(gather, order, span)
-        yield from ((chunk, slice(rows.start - start, rows.stop - start)) for rows in slices[first:last])
+        for rows in slices[first:last]:
+            yield chunk, slice(rows.start - start, rows.stop - start) if start else rows
         del chunk  # before the next one comes
 
 
