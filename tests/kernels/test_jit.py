@@ -486,7 +486,7 @@ def test_an_error_that_only_tracing_brings_is_not_hidden(lib):
 
 def takes(lib, step):
     """The step after it was taken once."""
-    step(step.start, *(lib.asarray(a, "float64") for a in problem(3)))
+    step(step.start, Batch(*(lib.asarray(a, "float64") for a in problem(3))))
     return step
 
 
