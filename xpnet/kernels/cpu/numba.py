@@ -323,6 +323,15 @@ def softmax_slope(e, over, factor, target):
 CLIP = "where(g < -limit, -limit, where(g >= limit, limit, g)) + 0 * g"  # NaN where g is not finite
 
 
+@compiled
+def checksum(w, slot):
+    """Σ w · slot, which is finite only if they are. Apart from the rules: in those the order of products counts."""
+    total = w.dtype.type(0.0)
+    for i in range(w.size):
+        total += w[i] * slot[i]
+    return total
+
+
 @functools.cache
 def rule(kind: type[Optimizer], decays: bool, clips: bool) -> tuple[Any, list[str]]:
     """An optimizer's lines as a loop, and the names of the numbers it takes.
@@ -339,18 +348,16 @@ def rule(kind: type[Optimizer], decays: bool, clips: bool) -> tuple[Any, list[st
         f"def rule(vector_w, {', '.join(f'vector_{name}' for name in slots)}, vector_g, numbers):",
         "    T = vector_w.dtype.type",
         *[f"    {name} = T(numbers[{i}])" for i, name in enumerate(numbers)],
-        "    total = T(0.0)",
         "    for i in range(vector_w.size):",
         *[f"        {name} = vector_{name}[i]" for name in ("w", *slots, "g")],
         *[f"        {line}" for line in body],
         *[f"        vector_{name}[i] = {name}" for name in slots],
         "        vector_g[i] = w",
-        f"        total += w * {slots[-1]}",
-        "    return total",
+        f"    return checksum(vector_g, vector_{slots[-1]})",
     ]
-    scope: dict[str, Any] = {"sqrt": np.sqrt}
+    scope: dict[str, Any] = {"sqrt": np.sqrt, "checksum": checksum}
     exec(compile("\n".join(source), __file__, "exec"), scope)
-    return compiling({"reassoc", "contract"}, lines)(scope["rule"]), numbers
+    return compiling({"contract"}, lines)(scope["rule"]), numbers
 
 
 # --- as `planner.Block` calls them ------------------------------------------------------------------------------------
