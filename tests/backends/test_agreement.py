@@ -10,6 +10,7 @@ import pytest
 import xpnet as xn
 from support.cases import FEATURES, LAYERS, LOSSES, OPTIMIZERS, Scale, ready, tutorial_network
 from xpnet.kernels.reference import Step
+from xpnet.training.batches import Batch
 
 PRECISIONS = [("float64", None), ("float32", 1e-4)]  # None: what the library holds float64 to
 NUMPY = xn.get_backend("numpy")
@@ -324,9 +325,9 @@ def test_a_step_can_be_traced_by_jit(lib, digits, name):
     optimizer = OPTIMIZERS[name]()
     optimizer.learning_rate = 0.01  # a schedule is Python's to compute
     step = Step(net, xn.SoftmaxCrossEntropy(), optimizer)
-    batch = lib.asarray(x[:50]), xn.ops.one_hot(lib.asarray(y[:50]), 10, lib.xp.float64)
-    value, carry = step(step.start, *batch)
-    traced_value, traced = jax.jit(step)(step.start, *batch)
+    batch = Batch(lib.asarray(x[:50]), xn.ops.one_hot(lib.asarray(y[:50]), 10, lib.xp.float64))
+    value, carry = step(step.start, batch)
+    traced_value, traced = jax.jit(step)(step.start, batch)
     lib.agrees(traced_value, lib.to_numpy(value))
     lib.agrees(traced.weights, lib.to_numpy(carry.weights))
 
