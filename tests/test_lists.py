@@ -48,12 +48,12 @@ TABLES = {  # by list and by where a row is missing: the names that have one
 @pytest.mark.parametrize("name", LISTS)
 def test_every_class_is_in_its_folders_list(name):
     module, base = LISTS[name]
-    for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
-        importlib.import_module(f"{module.__name__}.{found.name}")
+    files = [f"{module.__name__}.{file.name}" for file in pkgutil.iter_modules(getattr(module, "__path__", []))]
+    own = {name: vars(importlib.import_module(name)) for name in [module.__name__, *files]}
     found, waiting = set(), [base]
     while waiting:
         waiting += (kinds := waiting.pop().__subclasses__())
-        found |= {kind for kind in kinds if kind.__module__.startswith(module.__name__)}
+        found |= {kind for kind in kinds if own.get(kind.__module__, {}).get(kind.__name__) is kind}
     listed = [getattr(module, each) for each in module.__all__]
     assert len(listed) == len(set(listed))
     bases = {base for kind in [*listed, xn.Sequential] for base in kind.__mro__[1:]}  # which are for deriving from
