@@ -7,7 +7,7 @@ import pytest
 
 import xpnet as xn
 from support import ROOT
-from support.cases import CALLBACKS, LAYERS, LOSSES, OPTIMIZERS
+from support.cases import CALLBACKS, LAYERS, LOSSES, OPTIMIZERS, WITHOUT_OPERATOR
 from xpnet import callbacks, layers, losses, optimizers
 from xpnet.files import load, onnx
 from xpnet.losses.objective import Objective
@@ -22,7 +22,6 @@ LISTS = {  # the module that has the list, and the class that those listed deriv
 }
 INNER = {Objective}  # made by fit, around the loss that it is given
 IN_PARTS = {xn.Residual, xn.Branches}  # written to ONNX as their layers
-WITHOUT_OPERATOR = set()  # layers that an ONNX file cannot hold; `TypeError` names them
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -36,7 +35,7 @@ TABLES = {  # by list and by where a row is missing: the names that have one
     ("losses", "LOSSES in tests/support/cases.py"): {type(make()).__name__ for make, _, _ in LOSSES.values()},
     ("optimizers", "OPTIMIZERS in tests/support/cases.py"): {type(make()).__name__ for make in OPTIMIZERS.values()},
     ("callbacks", "CALLBACKS in tests/support/cases.py"): {type(make(ROOT)).__name__ for make in CALLBACKS.values()},
-    ("layers", "OPERATORS in xpnet/files/onnx.py, or WITHOUT_OPERATOR in tests/test_lists.py"): {
+    ("layers", "OPERATORS in xpnet/files/onnx.py, or WITHOUT_OPERATOR in tests/support/cases.py"): {
         cls.__name__ for cls in {*onnx.OPERATORS, *IN_PARTS, *WITHOUT_OPERATOR}
     },
     ("layers", "the classes that xpnet/files/load.py builds"): set(load.known(None)),

@@ -37,9 +37,10 @@ def agree(ours, theirs):
 
 
 def agree_on_dx(layer, training, x, dy, dx, expected):
-    if isinstance(layer, xn.BatchNorm) and training:  # differences of what cancels: as large as its terms
+    spreads = {xn.BatchNorm: x.var(0), xn.LayerNorm: x.var(-1, correction=0), xn.RMSNorm: (x * x).mean(-1)}
+    if type(layer) in spreads and (training or type(layer) is not xn.BatchNorm):  # what cancels: as large as its terms
         gamma = layer.params["gamma"].detach()
-        scale = (gamma.abs().max() * dy.abs().max() / (x.var(0) + layer.eps).min().sqrt()).item()
+        scale = (gamma.abs().max() * dy.abs().max() / (spreads[type(layer)] + layer.eps).min().sqrt()).item()
         np.testing.assert_allclose(dx, expected, rtol=0, atol=RTOL * max(scale, 1.0))
     else:
         agree(dx, expected)
@@ -74,6 +75,18 @@ def batch_norm(torch, layer):
     return theirs, lambda: {"gamma": theirs.weight.grad, "beta": theirs.bias.grad}
 
 
+def over_features(name):
+    def norm(torch, layer):
+        theirs = getattr(torch.nn, name)(layer.features, eps=layer.eps, dtype=torch.float64)
+        ours = dict(zip(layer.params, theirs.parameters(), strict=True))
+        with torch.no_grad():
+            for key, p in ours.items():
+                p.copy_(layer.params[key])
+        return theirs, lambda: {key: p.grad for key, p in ours.items()}
+
+    return norm
+
+
 def plain(name, *settings):
     return lambda torch, layer: (getattr(torch.nn, name)(*(getattr(layer, s) for s in settings)), dict)
 
@@ -81,12 +94,15 @@ def plain(name, *settings):
 THEIRS = {  # (torch, our layer) -> their module with our parameters in it, and a function that names its gradients
     xn.Dense: linear,
     xn.BatchNorm: batch_norm,
+    xn.LayerNorm: over_features("LayerNorm"),
+    xn.RMSNorm: over_features("RMSNorm"),
     xn.Sigmoid: plain("Sigmoid"),
     xn.Tanh: plain("Tanh"),
     xn.ReLU: plain("ReLU"),
     xn.LeakyReLU: plain("LeakyReLU", "alpha"),
     xn.ELU: plain("ELU", "alpha"),
     xn.SiLU: plain("SiLU"),
+    xn.GELU: lambda torch, layer: (torch.nn.GELU("tanh" if layer.approximate else "none"), dict),
     xn.Softplus: plain("Softplus"),
     xn.Softmax: lambda torch, layer: (torch.nn.Softmax(dim=-1), dict),
 }
@@ -95,6 +111,8 @@ LAYERS = {  # ours for D features
     "Dense to 1": lambda d: xn.Dense(d, 1),
     "BatchNorm": lambda d: xn.BatchNorm(d),
     "BatchNorm(eps=1e-3)": lambda d: xn.BatchNorm(d, eps=1e-3),
+    "LayerNorm": lambda d: xn.LayerNorm(d),
+    "RMSNorm": lambda d: xn.RMSNorm(d),
     "Sigmoid": lambda d: xn.Sigmoid(),
     "Tanh": lambda d: xn.Tanh(),
     "ReLU": lambda d: xn.ReLU(),
@@ -103,6 +121,8 @@ LAYERS = {  # ours for D features
     "ELU": lambda d: xn.ELU(),
     "ELU(1.5)": lambda d: xn.ELU(1.5),
     "SiLU": lambda d: xn.SiLU(),
+    "GELU": lambda d: xn.GELU(),
+    "GELU(approximate=True)": lambda d: xn.GELU(approximate=True),
     "Softplus": lambda d: xn.Softplus(),
     "Softmax": lambda d: xn.Softmax(),
 }
@@ -116,6 +136,7 @@ def test_a_layer_and_its_gradients_are_pytorchs_and_what_autograd_finds_in_our_o
     torch, name, training, n, d, seed
 ):
     rng = np.random.default_rng(seed)
+    d += name == "LayerNorm"  # of one feature x̂ is 0, and PyTorch's a rounding error
     layer = on_torch(LAYERS[name](d), rng)
     module, their_grads = THEIRS[type(layer)](torch, layer)
     module.train(training)

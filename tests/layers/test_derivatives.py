@@ -115,6 +115,7 @@ MUTANTS = [  # module, the line's part, what stands there instead, the case that
         "ops.dot_over_batch(dy, centred)",
         "batch norm",
     ),
+    ("layers/normalization.py", "dx -= mean_of_last(g)", "pass", "layer norm"),
     ("layers/dense.py", "x.T @ dy", "x.T @ dy / dy.shape[0]", "dense"),
     ("layers/dense.py", '"bias": ops.sum_over_batch(dy)', '"bias": ops.sum_over_batch(dy) / dy.shape[0]', "dense"),
     ("layers/activations.py", "dx *= y\n", "pass\n", "sigmoid"),
@@ -122,6 +123,8 @@ MUTANTS = [  # module, the line's part, what stands there instead, the case that
     ("layers/activations.py", "where(positive, dy, 0.0)", "where(positive, dy, 0.001 * dy)", "relu"),
     ("layers/activations.py", "where(positive, dy, self.alpha * dy)", "where(positive, dy, 0.0 * dy)", "leaky relu"),
     ("layers/activations.py", "self.alpha * xp.exp(", "self.alpha * xp.expm1(", "elu"),
+    ("layers/activations.py", "(below + x * density)", "below", "gelu"),
+    ("layers/activations.py", "3.0 * ROOT * CUBIC", "ROOT * CUBIC", "gelu, approximate"),
     (
         "layers/activations.py",
         "y * (dy - namespace(y).sum(dy * y, axis=-1, keepdims=True))",

@@ -1,8 +1,10 @@
-"""Batch norm in training and in inference."""
+"""Batch norm in training and in inference; norms over the features."""
 
 import numpy as np
+import pytest
 
 import xpnet as xn
+from support.cases import ready
 from support.training import On, X, bits, fit, small
 
 
@@ -30,3 +32,41 @@ def test_running_averages_start_from_the_first_batch_and_follow_momentum_after(l
         lib.agrees(lib.asarray(state["0.mean"]), mean)
         lib.agrees(lib.asarray(state["0.var"]), var)
     assert len(seen) == 3
+
+
+def test_layer_norm_of_values_around_2000_is_right_in_float32(lib, rng):
+    x = (2000.0 + rng.normal(size=(40, 256))).astype(np.float32)
+    layer = xn.LayerNorm(256)
+    xn.Sequential(layer).initialize(lib.backend, "float32")
+    y, exact = lib.to_numpy(layer.forward(lib.asarray(x))[0]), x.astype(np.float64)
+    np.testing.assert_allclose(y.std(axis=1), 1.0, rtol=1e-3)
+    centred = exact - exact.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(y, centred / exact.std(axis=1, keepdims=True), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [xn.LayerNorm, xn.RMSNorm])
+def test_norms_over_the_features_are_those_of_each_position(lib, rng, make):
+    layer, x = ready(make(4), lib), rng.normal(size=(3, 5, 2, 4))
+    y, cache = layer.forward(lib.asarray(x), training=True)
+    rows, of_rows = layer.forward(lib.asarray(x.reshape(-1, 4)))
+    lib.agrees(y, lib.to_numpy(rows).reshape(x.shape))
+    dy = rng.normal(size=x.shape)
+    dx, grads = layer.backward(lib.asarray(dy), cache)
+    dx_rows, grads_rows = layer.backward(lib.asarray(dy.reshape(-1, 4)), of_rows)
+    lib.agrees(dx, lib.to_numpy(dx_rows).reshape(x.shape))
+    for name, g in grads.items():
+        lib.agrees(g, lib.to_numpy(grads_rows[name]))
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("make", [xn.LayerNorm, xn.RMSNorm])
+def test_norms_over_the_features_refuse_others(make):
+    layer = ready(make(4))
+    for shape in [(3,), (5, 3), (2, 4, 3)]:
+        with pytest.raises(ValueError, match=rf"{make.__name__}\(4\): expected input of shape \(n, .*4\), got"):
+            layer.forward(np.ones(shape))
+        with pytest.raises(ValueError, match=rf"{make.__name__}\(4\): expected input of shape \(n, .*4\), got"):
+            layer.output_shape(shape)
+    for bad in [{"features": 0}, {"features": 2.5}, {"features": 4, "eps": 0.0}, {"features": 4, "eps": -1e-5}]:
+        with pytest.raises((ValueError, TypeError), match=f"{make.__name__}: {list(bad)[-1]}"):
+            make(**bad)

@@ -66,6 +66,10 @@ LAYERS = {
     "elu, alpha 1": lambda: xn.ELU(alpha=1.0),
     "silu": xn.SiLU,
     "softplus": xn.Softplus,
+    "gelu": xn.GELU,
+    "gelu, approximate": lambda: xn.GELU(approximate=True),
+    "layer norm": lambda: xn.LayerNorm(FEATURES),
+    "rms norm": lambda: xn.RMSNorm(FEATURES, eps=1e-3),
     "softmax": xn.Softmax,
     "residual": lambda: xn.Residual(xn.Dense(FEATURES, FEATURES), xn.BatchNorm(FEATURES), xn.Tanh()),
     "branches, added": lambda: xn.Branches(xn.Dense(FEATURES, 3), xn.Sequential(xn.Dense(FEATURES, 3), xn.Sigmoid())),
@@ -80,6 +84,8 @@ LAYERS = {
         xn.Softmax(),
     ),
 }
+
+WITHOUT_OPERATOR = {xn.GELU, xn.RMSNorm}  # layers that an ONNX file cannot hold; `TypeError` names them
 
 
 seeds = st.integers(0, 2**32 - 1)

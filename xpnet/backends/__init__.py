@@ -14,12 +14,13 @@ from .arrays import (
     namespace,
     scans,
 )
-from .base import Backend, BackendUnavailableError, backend_of, get_backend, on_host, shape_of
+from .base import Backend, BackendUnavailableError, backend_of, class_of, get_backend, on_host, shape_of
 from .choice import default_backend, resolve, use_backend
 from .dicts import LayerArrays, NetworkArrays, ReadOnlyDict
 
 __all__ = [
     "DTYPES", "Array", "Backend", "BackendUnavailableError", "LayerArrays", "Namespace", "NetworkArrays",
-    "ReadOnlyDict", "backend_of", "default_backend", "device_of", "dtype_name", "floating", "get_backend", "is_array",
-    "is_compiled", "is_plain", "library_of", "namespace", "on_host", "resolve", "scans", "shape_of", "use_backend",
-]  # fmt: skip  # fmt: skip
+    "ReadOnlyDict", "backend_of", "class_of", "default_backend", "device_of", "dtype_name", "floating", "get_backend",
+    "is_array", "is_compiled", "is_plain", "library_of", "namespace", "on_host", "resolve", "scans", "shape_of",
+    "use_backend",
+]  # fmt: skip

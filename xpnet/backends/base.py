@@ -1,6 +1,7 @@
 """Backends: one array library on one device each, found by name or by one of its arrays."""
 
 import contextlib
+import functools
 import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..common.checks import brief, kind_of
-from .arrays import DTYPES, LIBRARIES, Array, device_of, dtype_name, is_array, library_of, namespace
+from .arrays import DTYPES, LIBRARIES, Array, Namespace, device_of, dtype_name, is_array, library, library_of, namespace
 
 KINDS = re.compile("bool|(u?int|float|bfloat|complex)[0-9]+")  # names of dtypes
 BUFFER = 1024  # entries: NumPy copies rows of a matrix before it adds a column if two fit into its buffer
@@ -112,6 +113,11 @@ class Backend:
         index = self.asarray(order)  # in one piece: the host may have to wait for the device
         return lambda a, rows, axis: self.xp.take(a, index[rows], axis=axis)
 
+    @staticmethod
+    def erf(x: Array) -> Array | None:
+        """2/√π ∫₀ˣ exp(-t²) dt by the library's own function, None where it has none; `ops.erf` is for use."""
+        return None
+
     def synchronize(self) -> None:
         """Wait until the device has finished all queued work."""
 
@@ -182,12 +188,24 @@ def get_backend(name: str, device: Any = None) -> Backend:
         device = str(name).partition(":")[0] in ("cuda", "gpu", "cpu", "mps")
         hint = f"; that is a device, as in backend='torch', device={name!r}" if device else ""
         raise ValueError(f"get_backend: no backend {brief(name)}; {known}{hint}")
-    kind: type[Backend] = getattr(importlib.import_module(f".{name}", __package__), LIBRARIES[name].backend)
+    kind = _class_named(name)
     default = kind() if device is None else None  # resolved now: the default may change
     key = name, f"default {default.device!r}" if default else repr(device)
     if key not in _made:
         _made[key] = default or kind(device)
     return _made[key]
+
+
+@functools.cache
+def _class_named(name: str) -> type[Backend]:
+    kind: type[Backend] = getattr(importlib.import_module(f".{name}", __package__), LIBRARIES[name].backend)
+    return kind
+
+
+@functools.cache
+def class_of(xp: Namespace) -> type[Backend]:
+    """The backend class of the library with these functions: it offers what the library has beyond the standard."""
+    return _class_named(str(library(xp)))
 
 
 def backend_of(x: Array, who: str = "xpnet") -> Backend:

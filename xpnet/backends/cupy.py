@@ -47,6 +47,10 @@ class CuPy(Backend):
     def to_numpy(self, a: Array) -> np.ndarray:
         return np.asarray(a.get())
 
+    @staticmethod
+    def erf(x: Array) -> Array:
+        return importlib.import_module("cupyx.scipy.special").erf(x)
+
     def synchronize(self) -> None:
         self.device.synchronize()
 

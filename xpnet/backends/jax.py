@@ -61,6 +61,10 @@ class JAX(Backend):
         take, index = _compiled_take(self._jax), order.astype(np.int32)
         return lambda a, rows, axis: take(a, index[rows], axis)
 
+    @staticmethod
+    def erf(x: Array) -> Array:
+        return importlib.import_module("jax.scipy.special").erf(x)
+
     def synchronize(self) -> None:
         self._jax.block_until_ready(self._jax.device_put(0.0, self.device) + 0.0)  # a device computes in order
 

@@ -58,6 +58,10 @@ class Torch(Backend):
         with super().scope(), plain, torch.set_grad_enabled(autograd and torch.is_grad_enabled()):
             yield
 
+    @staticmethod
+    def erf(x: Array) -> Array:
+        return importlib.import_module("torch").special.erf(x)
+
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             self._torch.cuda.synchronize(self.device)  # pragma: no cover  # needs a GPU

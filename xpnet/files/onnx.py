@@ -11,7 +11,7 @@ from ..layers.base import Layer, Shape
 from ..layers.blocks import Branches, Residual
 from ..layers.dense import Dense
 from ..layers.dropout import Dropout
-from ..layers.normalization import BatchNorm
+from ..layers.normalization import BatchNorm, LayerNorm
 from ..layers.placed import Placed
 from .safetensors import Path, replacing
 
@@ -23,6 +23,7 @@ SIZE_LIMIT = 2**31 - 2**24  # bytes of parameters: a Protocol Buffers message is
 OPERATORS: dict[type[Layer], tuple[str, tuple[str, ...], Callable[[Any], dict[str, Any]]]] = {
     Dense: ("Gemm", ("weight", "bias"), lambda layer: {}),
     BatchNorm: ("BatchNormalization", ("gamma", "beta", "mean", "var"), lambda layer: {"epsilon": layer.eps}),
+    LayerNorm: ("LayerNormalization", ("gamma", "beta"), lambda layer: {"axis": -1, "epsilon": layer.eps}),
     Dropout: ("", (), lambda layer: {}),
     Sigmoid: ("Sigmoid", (), lambda layer: {}),
     Tanh: ("Tanh", (), lambda layer: {}),

@@ -3,13 +3,13 @@
 `__all__` is the one list of them: the package exports them, and model files may name them.
 """
 
-from .activations import ELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
+from .activations import ELU, GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
 from .blocks import Branches, Residual
 from .dense import Dense
 from .dropout import Dropout
-from .normalization import BatchNorm
+from .normalization import BatchNorm, LayerNorm, RMSNorm
 
 __all__ = [
-    "ELU", "BatchNorm", "Branches", "Dense", "Dropout", "LeakyReLU", "ReLU", "Residual", "SiLU", "Sigmoid", "Softmax",
-    "Softplus", "Tanh",
+    "ELU", "GELU", "BatchNorm", "Branches", "Dense", "Dropout", "LayerNorm", "LeakyReLU", "RMSNorm", "ReLU", "Residual",
+    "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh",
 ]  # fmt: skip

@@ -1,10 +1,11 @@
 """The activations. Each is a function of x alone; dx = dy · f'(x), and Softmax's the whole Jacobian product."""
 
+import math
 from typing import Any
 
 from .. import ops
 from ..backends import Array, floating, namespace
-from ..common.checks import finite
+from ..common.checks import finite, flag
 from .base import Layer
 
 
@@ -104,6 +105,45 @@ class SiLU(Layer):
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         y, gate = self.saved(cache, dy)
         return dy * (gate + y * (1.0 - gate)), {}
+
+
+ROOT, CUBIC = (2.0 / math.pi) ** 0.5, 0.044715  # of GELU's approximation
+
+
+class GELU(Layer):
+    """forward: y = x Φ(x)              backward: dx = dy (Φ(x) + x φ(x))
+
+    Φ(x) = (1 + erf(x / √2)) / 2 is the normal distribution's probability of a value below x, and
+    φ(x) = Φ'(x) = e^{-x²/2} / √(2π) its density.
+
+    `approximate=True` has Φ(x) = (1 + tanh u) / 2 with u = √(2/π) (x + 0.044715 x³) and its derivative
+    φ(x) = (1 - tanh² u) u' / 2 = 2 Φ(x) (1 - Φ(x)) u' instead: the form of GPT-2 and of PyTorch's `approximate="tanh"`.
+    Its y differs by up to 4.7e-4. Powers of x are taken of x clipped to where Φ is 0 or 1.
+    Source: Hendrycks & Gimpel 2016, section 2.
+    """
+
+    def __init__(self, approximate: bool = False):
+        self.approximate = flag("GELU: approximate", approximate)
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        xp = floating(x, self)
+        if self.approximate:
+            c = ops.clip(x, -10.0, 10.0)
+            below = 0.5 + 0.5 * xp.tanh(c * (ROOT + ROOT * CUBIC * (c * c)))
+        else:
+            below = 0.5 + 0.5 * ops.erf(x * 0.5**0.5)
+        y = x * below
+        return y, (self, y.shape, x, below)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        x, below = self.saved(cache, dy)
+        if self.approximate:
+            c = ops.clip(x, -10.0, 10.0)
+            density = 2.0 * below * (1.0 - below) * (ROOT + 3.0 * ROOT * CUBIC * (c * c))
+        else:
+            c = ops.clip(x, -40.0, 40.0)
+            density = (2.0 * math.pi) ** -0.5 * namespace(x).exp(-0.5 * (c * c))
+        return dy * (below + x * density), {}
 
 
 class Softplus(Layer):

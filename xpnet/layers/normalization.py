@@ -1,4 +1,4 @@
-"""Batch normalisation. Axes: N batch, C features, and any others behind them."""
+"""Normalisation, over the batch or over the features. Axes: N batch; C and D features."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -115,6 +115,105 @@ class BatchNorm(Layer):
         if self.features not in (input_shape[1:2] if batched else input_shape[:2]):
             raise self._misfit_of(input_shape, self.features, axis=1)
         return input_shape
+
+
+class FeatureNorm(Layer):
+    """The base of the norms over a position's features, the last axis, which are the same in training as evaluating."""
+
+    further_axes = 1
+    starts: ClassVar[Mapping[str, float]]  # of each parameter
+
+    def __init__(self, features: int, eps: float = 1e-5, trainable: bool = True):
+        self.features = integer(f"{type(self).__name__}: features", features)
+        self.eps = positive(f"{type(self).__name__}: eps", eps)
+        self.trainable = trainable
+        self.input_shape = (self.features,)
+
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(self.starts, (self.features,))
+
+    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
+        return {name: np.full(self.features, start) for name, start in self.starts.items()}
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        self.check_features(input_shape, self.features)
+        return input_shape
+
+
+class LayerNorm(FeatureNorm):
+    """Each position normalised over its features, the last axis, then scaled and shifted.
+
+    x is (N, ..., D), μ and v are the mean and the biased variance of a position's D entries, and the means over them:
+
+    forward:   x̂  = (x - μ) / √(v + eps)                                     (N, ..., D)
+               y  = γ x̂ + β                                                  (N, ..., D)
+    backward:  dβ = Σ dy                                                     (D,)
+               dγ = Σ dy x̂                                                   (D,)
+               dx = (g - mean(g) - x̂ mean(g x̂)) / √(v + eps),  g = γ dy      (N, ..., D)
+
+    The sums are over all positions. The last two terms of dx come from x's influence on μ and on v.
+    Source: Ba, Kiros & Hinton 2016, eqs. 3 and 4.
+    """
+
+    starts: ClassVar[Mapping[str, float]] = {"gamma": 1.0, "beta": 0.0}
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        xp = self.check_input(x, self.features)
+        centred = x - mean_of_last(x)
+        centred -= mean_of_last(centred)  # what rounding took from the mean of large numbers
+        scale = 1.0 / xp.sqrt(mean_of_last(centred * centred) + self.eps)  # (N, ..., 1)
+        normal = centred * scale
+        y = normal * self.params["gamma"]
+        y += self.params["beta"]
+        return y, (self, y.shape, normal, scale)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        normal, scale = self.saved(cache, dy)
+        rows = ops.matrix(dy)
+        grads = {"gamma": ops.dot_over_batch(rows, ops.matrix(normal)), "beta": ops.sum_over_batch(rows)}
+        g = dy * self.params["gamma"]
+        dx = normal * -mean_of_last(g * normal)
+        dx += g
+        dx -= mean_of_last(g)
+        dx *= scale
+        return dx, grads
+
+
+class RMSNorm(FeatureNorm):
+    """Each position divided by the root mean square of its features, the last axis, then scaled.
+
+    x is (N, ..., D), s is the mean of the squares of a position's D entries, and the means are over them:
+
+    forward:   x̂  = x / √(s + eps)                               (N, ..., D)
+               y  = γ x̂                                          (N, ..., D)
+    backward:  dγ = Σ dy x̂, over all positions                   (D,)
+               dx = (g - x̂ mean(g x̂)) / √(s + eps),  g = γ dy    (N, ..., D)
+
+    Source: Zhang & Sennrich 2019, eq. 4.
+    """
+
+    starts: ClassVar[Mapping[str, float]] = {"gamma": 1.0}
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        xp = self.check_input(x, self.features)
+        scale = 1.0 / xp.sqrt(mean_of_last(x * x) + self.eps)  # (N, ..., 1)
+        normal = x * scale
+        y = normal * self.params["gamma"]
+        return y, (self, y.shape, normal, scale)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        normal, scale = self.saved(cache, dy)
+        grads = {"gamma": ops.dot_over_batch(ops.matrix(dy), ops.matrix(normal))}
+        g = dy * self.params["gamma"]
+        dx = normal * -mean_of_last(g * normal)
+        dx += g
+        dx *= scale
+        return dx, grads
+
+
+def mean_of_last(x: Array) -> Array:
+    """The mean over the last axis, (N, ..., D) -> (N, ..., 1)."""
+    return namespace(x).mean(x, axis=-1, keepdims=True)
 
 
 def as_columns(x: Array) -> Array:
