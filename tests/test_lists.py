@@ -7,7 +7,7 @@ import pytest
 
 import xpnet as xn
 from support import ROOT
-from support.cases import CALLBACKS, LAYERS, LOSSES, OPTIMIZERS, WITHOUT_OPERATOR
+from support.cases import CALLBACKS, LAYERS, LOSSES, OPTIMIZERS, SEQUENCES, WITHOUT_OPERATOR
 from xpnet import callbacks, layers, losses, optimizers
 from xpnet.files import load, onnx
 from xpnet.losses.objective import Objective
@@ -31,7 +31,9 @@ def within(layer):
 
 
 TABLES = {  # by list and by where a row is missing: the names that have one
-    ("layers", "LAYERS in tests/support/cases.py"): set().union(*(within(make()) for make in LAYERS.values())),
+    ("layers", "LAYERS or SEQUENCES in tests/support/cases.py"): set().union(
+        *(within(make()) for make in [*LAYERS.values(), *(make for make, _ in SEQUENCES.values())])
+    ),
     ("losses", "LOSSES in tests/support/cases.py"): {type(make()).__name__ for make, _, _ in LOSSES.values()},
     ("optimizers", "OPTIMIZERS in tests/support/cases.py"): {type(make()).__name__ for make in OPTIMIZERS.values()},
     ("callbacks", "CALLBACKS in tests/support/cases.py"): {type(make(ROOT)).__name__ for make in CALLBACKS.values()},

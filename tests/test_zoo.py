@@ -150,6 +150,10 @@ def classes() -> np.ndarray:
     return np.arange(ROWS) % CLASSES
 
 
+def sequences() -> np.ndarray:
+    return numbers(ROWS, 3, FEATURES)
+
+
 def figure() -> Any:
     from matplotlib.figure import Figure
 
@@ -227,6 +231,10 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "clip_norm": LIMIT,
     "bias_correction": FLAG,
     "approximate": FLAG,
+    "causal": FLAG,
+    "vocabulary": COUNT,
+    "length": COUNT,
+    "heads": kind(1),
     "alpha": FINITE,
     "features": COUNT,
     "in_features": COUNT,
@@ -309,6 +317,14 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "BatchNorm.forward.x": MATRIX,
     "LayerNorm.forward.x": MATRIX,
     "RMSNorm.forward.x": MATRIX,
+    "Embedding.forward.x": kind(classes),
+    "PositionalEmbedding.forward.x": kind(sequences),
+    "MultiHeadAttention.forward.x": kind(sequences),
+    "Embedding.backward.dy": kind(None),
+    "PositionalEmbedding.backward.dy": kind(None),
+    "MultiHeadAttention.backward.dy": kind(None),
+    "PositionalEmbedding.output_shape.input_shape": kind((ROWS, 3, FEATURES)),
+    "MultiHeadAttention.output_shape.input_shape": kind((ROWS, 3, FEATURES)),
     "Layer.forward.x": MATRIX,
     "Sequential.forward.x": MATRIX,
     "Residual.forward.x": MATRIX,
@@ -323,6 +339,7 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "cache": kind(None),
     "input_shape": kind((ROWS, FEATURES)),
     "Layer.output_shape.input_shape": kind((2, 3), left=["[]", "(1,)", "a list of words", "ragged lists"]),
+    "Embedding.output_shape.input_shape": kind((2, 3), left=["[]", "(1,)", "a list of words", "ragged lists"]),
     "check_gradients.y": kind(None, "None"),
     "check_gradients.loss": kind(None, "None"),
     "load_torch.path": PATH._replace(example=lambda: "torch"),
@@ -414,8 +431,10 @@ INNER = {
         "kept", "open", "leave", "locked", "adopt", "checked", "brought",
         "in_spans", "weighted_r2", "stack", "scope", "at", "check_slots", "Checkpoint.save",
     },
+    "what a library has beyond the standard, for `ops` and the layers": {"Backend.erf", "rows_added", "at_hand"},
 }  # fmt: skip
 TRUSTED = set().union(*INNER.values())
+SEQUENTIAL = xn.PositionalEmbedding, xn.MultiHeadAttention
 SUBJECTS: dict[str, Callable[[], Any]] = {
     "Layer": xn.ReLU,
     "Dense": lambda: placed(xn.Dense(FEATURES, 2)),
@@ -423,6 +442,9 @@ SUBJECTS: dict[str, Callable[[], Any]] = {
     "LayerNorm": lambda: placed(xn.LayerNorm(FEATURES)),
     "RMSNorm": lambda: placed(xn.RMSNorm(FEATURES)),
     "Dropout": lambda: placed(xn.Dropout(0.5)),
+    "Embedding": lambda: placed(xn.Embedding(FEATURES, 2)),
+    "PositionalEmbedding": lambda: placed(xn.PositionalEmbedding(ROWS, FEATURES)),
+    "MultiHeadAttention": lambda: placed(xn.MultiHeadAttention(FEATURES, 1)),
     "Sequential": network,
     "Residual": lambda: placed(xn.Residual(xn.Dense(FEATURES, FEATURES))),
     "Branches": lambda: placed(xn.Branches(xn.Dense(FEATURES, 2), xn.Dense(FEATURES, 2))),
@@ -487,6 +509,13 @@ def kind_of(name: str, parameter: str) -> Kind | None:
     return next((PARAMETERS[key] for key in keys if key in PARAMETERS), None)
 
 
+def example_for(layer: xn.Layer) -> np.ndarray:
+    """An x that the layer takes."""
+    if layer.takes == "integers":
+        return classes()
+    return sequences() if isinstance(layer, SEQUENTIAL) else numbers(ROWS, FEATURES)
+
+
 class Call:
     """An entry point with a valid example of each argument."""
 
@@ -497,7 +526,7 @@ class Call:
         self.module = name.partition(".")[0]
         self.given = {p: kind_of(name, p).example() for p in self.entry.parameters}
         if "cache" in self.given:
-            dy, self.given["cache"] = self.subject.forward(numbers(ROWS, FEATURES), True)
+            dy, self.given["cache"] = self.subject.forward(example_for(self.subject), True)
             if "dy" in self.given:
                 self.given["dy"] = dy
 

@@ -104,6 +104,13 @@ def one_hot(labels: Array, classes: int, dtype: object) -> Array:
     return xp.astype(labels[..., None] == numbers, dtype)
 
 
+def rows_added(rows: Array, ids: Array, n: int) -> Array:
+    """Of rows (M, D) the sums of those with the same one of n ids (M,), (n, D): the library's own, or a product."""
+    xp = floating(rows, "rows_added")
+    sums = class_of(xp).rows_added(rows, ids, n)
+    return one_hot(ids, n, rows.dtype).T @ rows if sums is None else sums
+
+
 def matrix(x: Array) -> Array:
     """x (N, ..., D) as a matrix (N ..., D), a row of it for each position."""
     xp = floating(x, "matrix")

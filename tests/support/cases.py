@@ -85,7 +85,42 @@ LAYERS = {
     ),
 }
 
-WITHOUT_OPERATOR = {xn.GELU, xn.RMSNorm}  # layers that an ONNX file cannot hold; `TypeError` names them
+
+def ids(rng, n, t):
+    return rng.integers(7, size=(n, t))
+
+
+def sequences(rng, n, t):
+    return rng.normal(size=(n, t, FEATURES))
+
+
+def gpt(vocabulary, length, features, heads, blocks=2):
+    """A small GPT."""
+    layers = [xn.Embedding(vocabulary, features), xn.PositionalEmbedding(length, features)]
+    for _ in range(blocks):
+        more = xn.Dense(features, 4 * features), xn.GELU(), xn.Dense(4 * features, features)
+        layers.append(xn.Residual(xn.LayerNorm(features), xn.MultiHeadAttention(features, heads, causal=True)))
+        layers.append(xn.Residual(xn.LayerNorm(features), *more))
+    return xn.Sequential(*layers, xn.LayerNorm(features), xn.Dense(features, vocabulary))
+
+
+SEQUENCES = {  # layers of other inputs than those of LAYERS, each with its own
+    "embedding": (lambda: xn.Embedding(7, 3), ids),
+    "embedding, of one number a row": (lambda: xn.Embedding(7, 3), lambda rng, n, t: ids(rng, n, t)[:, 0]),
+    "positional embedding": (lambda: xn.PositionalEmbedding(6, FEATURES), sequences),
+    "attention": (lambda: xn.MultiHeadAttention(FEATURES, 2), sequences),
+    "attention, causal": (lambda: xn.MultiHeadAttention(FEATURES, 2, causal=True), sequences),
+    "attention, one head": (lambda: xn.MultiHeadAttention(FEATURES, 1), sequences),
+    "gpt": (lambda: gpt(7, 5, 4, 2, blocks=1), ids),
+}
+
+WITHOUT_OPERATOR = {
+    xn.Embedding,
+    xn.GELU,
+    xn.MultiHeadAttention,
+    xn.PositionalEmbedding,
+    xn.RMSNorm,
+}  # layers that an ONNX file cannot hold; `TypeError` names them
 
 
 seeds = st.integers(0, 2**32 - 1)

@@ -118,6 +118,18 @@ class Backend:
         """2/√π ∫₀ˣ exp(-t²) dt by the library's own function, None where it has none; `ops.erf` is for use."""
         return None
 
+    @staticmethod
+    def rows_added(rows: Array, ids: Array, n: int) -> Array | None:
+        """Of rows (M, D) the sums of those with the same one of n ids (M,), (n, D), by the library's own function; None
+        where it has none; `ops.rows_added` is for use.
+        """
+        return None
+
+    @staticmethod
+    def at_hand(x: Array) -> bool:
+        """Whether the numbers in x can be looked at, and waiting for them costs nothing."""
+        return True
+
     def synchronize(self) -> None:
         """Wait until the device has finished all queued work."""
 

@@ -11,6 +11,8 @@ import numpy as np
 from .arrays import Array
 from .base import Backend
 
+ONE_HOT = 2**24  # entries up to which ids are made one-hot: the product has the same bits each time, `add.at` has not
+
 
 class CuPy(Backend):
     """CuPy, on a CUDA device."""
@@ -50,6 +52,19 @@ class CuPy(Backend):
     @staticmethod
     def erf(x: Array) -> Array:
         return importlib.import_module("cupyx.scipy.special").erf(x)
+
+    @staticmethod
+    def rows_added(rows: Array, ids: Array, n: int) -> Array | None:
+        if n * rows.shape[0] <= ONE_HOT:
+            return None
+        cupy = importlib.import_module("cupy")
+        sums = cupy.zeros((n, rows.shape[1]), rows.dtype)
+        cupy.add.at(sums, ids, rows)
+        return sums
+
+    @staticmethod
+    def at_hand(x: Array) -> bool:
+        return False
 
     def synchronize(self) -> None:
         self.device.synchronize()

@@ -65,6 +65,15 @@ class JAX(Backend):
     def erf(x: Array) -> Array:
         return importlib.import_module("jax.scipy.special").erf(x)
 
+    @staticmethod
+    def rows_added(rows: Array, ids: Array, n: int) -> Array:
+        zeros = importlib.import_module("jax.numpy").zeros((n, rows.shape[1]), rows.dtype)
+        return zeros.at[ids].add(rows)
+
+    @staticmethod
+    def at_hand(x: Array) -> bool:
+        return not isinstance(x, importlib.import_module("jax").core.Tracer)
+
     def synchronize(self) -> None:
         self._jax.block_until_ready(self._jax.device_put(0.0, self.device) + 0.0)  # a device computes in order
 

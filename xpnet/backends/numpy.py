@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import numpy as np
+
+from .arrays import Array
 from .base import Backend
 
 
@@ -15,3 +18,10 @@ class NumPy(Backend):
         super().__init__(device)
         if device is not None and not (isinstance(device, str) and device == "cpu"):
             raise self._no_device("NumPy computes on the CPU only", 'Use device=None, or backend="cupy" for a GPU.')
+
+    @staticmethod
+    def rows_added(rows: Array, ids: Array, n: int) -> Array:
+        d = rows.shape[1]
+        sums = np.zeros(n * d, rows.dtype)
+        np.add.at(sums, (ids[:, None] * d + np.arange(d)).ravel(), rows.ravel())  # of rows it is six times as slow
+        return sums.reshape(n, d)

@@ -62,6 +62,17 @@ class Torch(Backend):
     def erf(x: Array) -> Array:
         return importlib.import_module("torch").special.erf(x)
 
+    @staticmethod
+    def rows_added(rows: Array, ids: Array, n: int) -> Array:
+        zeros = rows.new_zeros((n, rows.shape[1]))
+        if rows.device.type == "cpu":
+            return zeros.index_add(0, ids, rows)
+        return zeros.index_put((ids,), rows, accumulate=True)  # there index_add's sums differ from run to run
+
+    @staticmethod
+    def at_hand(x: Array) -> bool:
+        return bool(x.device.type == "cpu")
+
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             self._torch.cuda.synchronize(self.device)  # pragma: no cover  # needs a GPU

@@ -4,12 +4,15 @@
 """
 
 from .activations import ELU, GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
+from .attention import MultiHeadAttention
 from .blocks import Branches, Residual
 from .dense import Dense
 from .dropout import Dropout
+from .embedding import Embedding, PositionalEmbedding
 from .normalization import BatchNorm, LayerNorm, RMSNorm
 
 __all__ = [
-    "ELU", "GELU", "BatchNorm", "Branches", "Dense", "Dropout", "LayerNorm", "LeakyReLU", "RMSNorm", "ReLU", "Residual",
-    "SiLU", "Sigmoid", "Softmax", "Softplus", "Tanh",
+    "ELU", "GELU", "BatchNorm", "Branches", "Dense", "Dropout", "Embedding", "LayerNorm", "LeakyReLU",
+    "MultiHeadAttention", "PositionalEmbedding", "RMSNorm", "ReLU", "Residual", "SiLU", "Sigmoid", "Softmax",
+    "Softplus", "Tanh",
 ]  # fmt: skip

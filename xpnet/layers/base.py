@@ -70,7 +70,8 @@ class Layer(Configured, ABC):
             return dx + dy, self.prefixed(dense=grads)
 
     A first layer that looks up numbers, such as those of words, says `takes = "integers"`: its x is of the library's
-    default integers rather than of the network's dtype, and its backward gives None for dx.
+    default integers rather than of the network's dtype, and its backward gives None for dx. Its `vocabulary` is how
+    many there are, from 0: others are refused.
     """
 
     params: dict[str, Array] = Collected("params")  # type: ignore[assignment]  # assigned ones hide it
@@ -79,6 +80,7 @@ class Layer(Configured, ABC):
     input_shape: Shape | None = None  # without the batch, where the layer has one: the shortest that it takes
     further_axes: int | None = None  # where an x of more axes has them, counted with the batch: 1, behind the batch
     takes: str = "floats"  # what x is made of: of the network's dtype, or "integers" of the library's default one
+    vocabulary: int | None = None  # of a layer that takes integers, how many it knows, from 0; None leaves them alone
     smallest_batch: int = 1  # the rows it needs at least to be trained
 
     _trainable = True

@@ -6,7 +6,7 @@ from typing import Any
 from ..backends import Array, namespace
 from ..common.checks import brief, choice, mapping_from, pair_from
 from .base import Layer, Shape, check_shape
-from .container import Chain, Container
+from .container import Chain, Container, check_fit
 
 
 class Residual(Chain):
@@ -20,8 +20,7 @@ class Residual(Chain):
 
     def __init__(self, *layers: Layer):
         super().__init__(*layers)
-        if self.input_shape is not None:
-            self.output_shape(self.input_shape)
+        check_fit(self)
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         y, cache = super().forward(x, training)
@@ -62,8 +61,7 @@ class Branches(Container):
             raise ValueError("Branches: expected at least one layer, such as Branches(Dense(8, 4), Dense(8, 4))")
         self.merge = choice("Branches: merge", merge, ("add", "concat"))
         self.axis = along("Branches: axis", axis)
-        if self.input_shape is not None:
-            self.output_shape(self.input_shape)
+        check_fit(self)
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         outputs, caches = zip(
@@ -132,6 +130,11 @@ class Branches(Container):
     def takes(self) -> str:  # type: ignore[override]
         """What x is made of: the first layer says it."""
         return self.layers[0].takes
+
+    @property
+    def vocabulary(self) -> int | None:  # type: ignore[override]
+        """How many integers all of its layers know, where they take them."""
+        return min((layer.vocabulary for layer in self.layers if layer.vocabulary is not None), default=None)
 
     @property
     def input_shape(self) -> Shape | None:  # type: ignore[override]

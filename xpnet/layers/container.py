@@ -153,6 +153,11 @@ class Chain(Container):
         """What x is made of: the first layer says it."""
         return self.layers[0].takes if self.layers else "floats"
 
+    @property
+    def vocabulary(self) -> int | None:  # type: ignore[override]
+        """How many integers the first layer knows, where it takes them."""
+        return self.layers[0].vocabulary if self.layers else None
+
     def _parts(self, prefix: str = "") -> list[tuple[str, Layer]]:
         """The layers as they follow one another; itself where a subclass has a forward or backward of its own."""
         if any(getattr(type(self), name) is not getattr(Chain, name) for name in ("forward", "backward", "next_state")):
@@ -200,6 +205,24 @@ def shapes_of(layer: Layer) -> list[Shape]:
     shape: Shape = ("N", *(layer.input_shape or ()))
     at = layer.further_axes
     return [shape] if at is None else [(*shape[:at], *[None] * n, *shape[at:]) for n in (0, 1, 2)]
+
+
+def check_fit(container: Container) -> None:
+    """Refuse a container whose `output_shape` takes none of the shapes that it seems to, for the first's reason."""
+    if container.input_shape is None:
+        return
+    errors = []
+    for shape in (container.input_shape, *shapes_of(container)[1:]):
+        try:
+            container.output_shape(shape)
+            return
+        except ValueError as error:
+            errors.append(error)
+        except TypeError:  # from a length that is not known
+            if None not in shape:
+                raise
+            return
+    raise errors[0]
 
 
 def remedy(given: object) -> str:

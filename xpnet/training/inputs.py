@@ -10,6 +10,7 @@ from .. import ops
 from ..backends import DTYPES, Array, dtype_name, shape_of
 from ..common.checks import kind_of, require
 from ..layers.base import Shape, tree
+from ..layers.embedding import check_ids
 from ..layers.placed import Placed
 from ..losses import __all__ as known_losses
 from ..losses.losses import Loss
@@ -40,6 +41,7 @@ def rows_of(net: Placed, who: str, x: Any) -> Array | Uncast:
     if integers:
         if x.dtype.kind not in "iu" if host else not xp.isdtype(x.dtype, "integral"):
             raise TypeError(f"{who} has dtype {dtype_name(x.dtype)}, and {net.parts()[0][1]!r} takes integers")
+        check_vocabulary(net, who, x)
         dtype = xp.asarray(0, device=backend.device).dtype
     if math.prod(shape) >= LARGE:
         real = dtype_name(x.dtype) in DTYPES
@@ -52,6 +54,13 @@ def rows_of(net: Placed, who: str, x: Any) -> Array | Uncast:
     if not integers and not ops.all_finite(x):
         check_finite(net, who, x)
     return x
+
+
+def check_vocabulary(net: Placed, who: str, x: Array) -> None:
+    """Refuse integers that the first layer does not know, looked for block by block. Waits for the device."""
+    if net.vocabulary is not None:
+        for rows in blocks(x.shape):
+            check_ids(who, x[rows, ...], net.vocabulary, rows.start)
 
 
 def is_mapped(x: Array) -> bool:
@@ -96,7 +105,7 @@ def check_row(net: Placed, who: str, shape: tuple[int, ...]) -> None:
         hint = "; for a single feature give x[:, None]"
     elif shape[1:] and (math.prod(shape[1:]),) == wanted:
         hint = "; give x.reshape(len(x), -1)"
-    if len(shape) <= len(wanted) + 1 or hint:
+    if (len(shape) <= len(wanted) + 1 and None not in wanted) or hint:
         raise ValueError(f"{who} has shape {shape}, expected (n, {', '.join(map(str, wanted))}){hint}")
     raise ValueError(f"{who} has shape {shape}: {misfit}") from misfit
 
