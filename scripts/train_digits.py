@@ -115,7 +115,7 @@ class TutorialTable(xn.Callback):
         self.step_end(run)
 
     def step_end(self, run):
-        if run.step % self.every == 0 and run.step < run.epochs * run.steps_per_epoch:
+        if run.step % self.every == 0 and run.step < run.steps:
             backend = run.net.backend
             logits, _ = run.net.forward(backend.asarray(self.x, run.net.dtype), training=True)
             print(f"{run.step:>6}  {float(self.loss(xn.ops.softmax(logits), self.y)):>8.1f}", flush=True)

@@ -1,5 +1,6 @@
-"""Data: scikit-learn's digits, train-test splits, minibatches."""
+"""Data: scikit-learn's digits, train-test splits, minibatches, and sources that `fit` reads batch by batch."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,3 +84,115 @@ def minibatches(rows: int, batch_size: int) -> list[slice]:
     """
     rows, batch_size = integer("minibatches: rows", rows, least=0), integer("minibatches: batch_size", batch_size)
     return [slice(start, min(start + batch_size, rows)) for start in range(0, rows, batch_size)]
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+class ArraySource:
+    """Rows of x (n, ...), y (n, ...) and, if given, their weights (n,), each anything that is indexed by rows:
+    `net.fit(xn.data.ArraySource(x, y), ...)`.
+
+    Memory maps, zarr's and h5py's arrays are read a few batches at a time and never as a whole. Rows are asked for as
+    slices or in increasing order, as h5py wants them. Raises ValueError for parts of different lengths.
+    """
+
+    def __init__(self, x: Any, y: Any, weight: Any = None):
+        self.parts = [part for part in (x, y, weight) if part is not None]
+        for name, part in zip(("x", "y", "weight"), (x, y, weight), strict=True):
+            if not (hasattr(part, "shape") and hasattr(part, "__getitem__")) and (part is not None or name != "weight"):
+                raise TypeError(f"ArraySource: {name} is {kind_of(part)}, expected something with a shape and rows")
+        lengths = {part.shape[0] if part.shape else 0 for part in self.parts}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"ArraySource: the parts have {', '.join(map(str, sorted(lengths)))} rows; they must match"
+            )
+        (self.rows,) = lengths
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, rows: Any) -> tuple[Any, ...]:
+        return tuple(part[rows] for part in self.parts)
+
+
+class NpzFiles:
+    """Batches from .npz files, one file after another: each holds x, y and perhaps weight, of as many rows each.
+
+    `net.fit(xn.data.NpzFiles(paths, batch_size=64), ...)`, or with `fit`'s own batch size `net.fit(paths, ...)`. One
+    file is in memory at a time, and its last batch may be smaller. Raises ValueError for a file without x and y.
+    """
+
+    def __init__(self, paths: Sequence[Any], batch_size: int = 32):
+        self.paths = [checks.path("NpzFiles: a path", path) for path in paths]
+        self.batch_size = integer("NpzFiles: batch_size", batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        for path in self.paths:
+            with np.load(path, allow_pickle=False) as file:
+                if not {"x", "y"} <= set(file.files):
+                    raise ValueError(f"{path} holds {', '.join(file.files) or 'nothing'}, expected x and y")
+                parts = [file[name] for name in ("x", "y", "weight") if name in file.files]
+            for rows in minibatches(len(parts[0]), self.batch_size):
+                yield tuple(part[rows] for part in parts)
+
+
+class shuffled:  # noqa: N801  # called as a function
+    """The batches of an iterable with their rows in random order: each is drawn from `buffer` rows that wait.
+
+    The iterable is read in its own order, and batches have the size of its first, the last may be smaller. The order
+    is another in each epoch, from `seed` and the epoch's number: a run that resumes has the same. `fit` says which
+    epoch it is by `set_epoch`; elsewhere each iteration is the next.
+    """
+
+    def __init__(self, source: Iterable[Any], buffer: int = 10_000, seed: int = 0):
+        self.source, self.buffer = source, integer("shuffled: buffer", buffer)
+        self.seed, self.epoch = checks.seed("shuffled: seed", seed), 0
+        if hasattr(source, "mean_weight"):
+            self.mean_weight = source.mean_weight
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give the next iteration the order of this epoch."""
+        self.epoch = epoch
+        if hasattr(self.source, "set_epoch"):
+            self.source.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.source)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        rng = np.random.default_rng([self.seed or 0, self.epoch])
+        self.epoch += 1
+        waiting: list[np.ndarray] = []  # the buffer's parts
+        ready: list[list[np.ndarray]] = []  # rows that have left it
+        count = size = 0
+
+        def batches(least: int) -> Iterator[tuple[Any, ...]]:
+            """Those of the rows in `ready` that fill a batch, or at least so many."""
+            nonlocal ready
+            rows = [np.concatenate(parts) for parts in zip(*ready, strict=True)]
+            while rows and len(rows[0]) >= least:
+                yield tuple(part[:size] for part in rows)
+                rows = [part[size:] for part in rows]
+            ready = [rows] if rows else []
+
+        for given in self.source:
+            parts = [on_host(part, "shuffled: a batch") for part in given]
+            size = size or len(parts[0])
+            if not waiting:
+                waiting = [np.empty((self.buffer, *part.shape[1:]), part.dtype) for part in parts]
+            for some in minibatches(len(parts[0]), self.buffer):
+                new = [part[some] for part in parts]
+                fresh = min(len(new[0]), self.buffer - count)
+                out = rng.choice(count, len(new[0]) - fresh, replace=False)  # these give their places to others
+                if len(out):
+                    ready.append([part[out] for part in waiting])
+                for part, rows in zip(waiting, new, strict=True):
+                    part[count : count + fresh] = rows[:fresh]
+                    part[out] = rows[fresh:]
+                count += fresh
+            if sum(len(rows[0]) for rows in ready) >= size:
+                yield from batches(size)
+        order = rng.permutation(count)
+        ready.append([part[:count][order] for part in waiting])
+        yield from batches(1)

@@ -9,7 +9,8 @@ from .kernels.reference import must_check_range, out_of_range
 from .layers.placed import Placed
 from .losses.losses import Loss
 from .losses.objective import Objective
-from .training import inputs, loop
+from .training import inputs, loop, sources
+from .training.evaluation import evaluate, forward_in_batches
 
 
 class Sequential(Placed):
@@ -33,11 +34,14 @@ class Sequential(Placed):
         """The outputs (n, outputs) for x (n, features), NumPy's or the backend's own; they stay on the backend.
 
         With `batch_size`, that many rows at a time; without, all at once, or where x is large and memory-mapped or of
-        integers, in blocks. Raises ValueError or TypeError for an x it cannot take.
+        integers, in blocks. x may be a source, as in `fit`, of (x, y) or of x alone. Raises ValueError or TypeError for
+        an x it cannot take.
         """
         with self.backend.scope():
+            if sources.is_source(x):
+                return sources.outputs_for(self, "predict", x, None, batch_size)[0]
             x = inputs.rows_of(self, "predict: x", x)
-            y = loop.forward_in_batches(self, "predict", x, batch_size)
+            y = forward_in_batches(self, "predict", x, batch_size)
             return self.backend.xp.asarray(y, copy=True) if y is x else y  # x may be the caller's own
 
     def value_and_grad(
@@ -63,7 +67,7 @@ class Sequential(Placed):
             return value, grads
 
     fit = loop.fit  # with their arguments and docstrings
-    evaluate = loop.evaluate
+    evaluate = evaluate
 
     def save(self, path: Path) -> None:
         """Write architecture, parameters and statistics to a safetensors file; `xpnet.load` reads it.

@@ -98,7 +98,8 @@ class Doctor(Configured, Callback):
             self._remember(run)
 
     def step_end(self, run: Run) -> None:
-        if (run.step + 1) % run.steps_per_epoch == 0 and run.steps_per_epoch > 1:
+        steps = run.steps_per_epoch
+        if steps is None or ((run.step + 1) % steps == 0 and steps > 1):
             self._remember(run)
 
     def epoch_end(self, run: Run) -> None:

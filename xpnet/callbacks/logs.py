@@ -98,7 +98,7 @@ class TimeLimit(Configured, Callback):
         self.end = time.monotonic() + self.seconds
 
     def step_end(self, run: Run) -> None:
-        if time.monotonic() >= self.end and run.step < run.epochs * run.steps_per_epoch:
+        if time.monotonic() >= self.end and (run.steps is None or run.step < run.steps):
             run.history.interrupted = True
 
     def epoch_end(self, run: Run) -> None:

@@ -1,6 +1,7 @@
 """The batches of a data set, in the order of an epoch."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -66,32 +67,97 @@ class Batch(NamedTuple):
         )
 
 
-def batches_of(
-    backend: Backend, data: Batch, slices: Sequence[slice], order: np.ndarray | None
-) -> Iterator[tuple[Batch, slice]]:
-    """The batches of the data, slice by slice, in this order of the rows (None: as they lie): each as one batch of
-    several and the rows of it.
+class Feed(ABC):
+    """The data of a training run as the batches of its epochs.
+
+    `sample` is the data itself, or of data that is read as it is needed its first batch: what callbacks look at.
+    `steps` is how many batches an epoch has and `rows` how many rows, None where that is not known.
     """
-    if order is None and not isinstance(data.x, Uncast):
-        for rows in slices:
-            yield data, rows
-        return
-    gather = None if order is None else backend.gatherer(order)
-    for first, last in chunks(slices, GATHER // max(1, math.prod(data.x.shape[1:]))):
-        start = slices[first].start
-        span = slice(start, slices[last - 1].stop)
-        chunk = data.rows(span) if order is None or gather is None else data.gathered(gather, order, span)
-        for rows in slices[first:last]:
-            yield chunk, slice(rows.start - start, rows.stop - start) if start else rows
-        del chunk  # before the next one comes
+
+    sample: Batch
+    steps: int | None
+    rows: int | None = None
+    epoch = 0  # that of the run which `batches` begins with
+    last = 0  # the number, of the batches in the epochs under way, of the next after which the host waits for a device
+
+    @abstractmethod
+    def batches(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
+        """The batches of so many epochs from number `done` on, in this order of the rows (None: as they lie).
+
+        Each comes as one batch of several, and the rows of it. `last` is set before.
+        """
+
+    @abstractmethod
+    def again(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
+        """The batches since the host has last waited for a device once more, each with its number."""
+
+    @abstractmethod
+    def ends_epoch(self, number: int) -> bool:
+        """Whether batch `number`, the one given last, is the last of an epoch."""
+
+    @abstractmethod
+    def sizes(self, steps: int) -> np.ndarray:
+        """How many rows each of an epoch's batches had."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """The arrays on which a run depends, by name, and whatever else identifies the data, in words."""
 
 
-def chunks(slices: Sequence[slice], rows: int) -> Iterator[tuple[int, int]]:
-    """The slices in groups of up to so many rows, each of them at least one slice: the first's number and the end's."""
+class Arrays(Feed):
+    """Batches of arrays, in memory or memory-mapped."""
+
+    def __init__(self, backend: Backend, data: Batch, slices: list[slice]):
+        self.backend, self.sample, self.slices = backend, data, slices
+        self.steps: int = len(slices)
+        self.rows: int = slices[-1].stop
+
+    def batches(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
+        self.last = epochs * self.steps
+        return self._read((self.slices * epochs)[done:], order)
+
+    def again(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
+        for number, (batch, rows) in enumerate(self.batches(order, done, epochs), done + 1):
+            yield number, batch, rows
+
+    def ends_epoch(self, number: int) -> bool:
+        return number % self.steps == 0
+
+    def sizes(self, steps: int) -> np.ndarray:
+        return np.array([rows.stop - rows.start for rows in self.slices])
+
+    def facts(self) -> dict[str, Any]:
+        return {name: a for name, a in self.sample._asdict().items() if a is not None}
+
+    def _read(self, slices: Sequence[slice], order: np.ndarray | None) -> Iterator[tuple[Batch, slice]]:
+        data = self.sample
+        if order is None and not isinstance(data.x, Uncast):
+            for rows in slices:
+                yield data, rows
+            return
+        gather = None if order is None else self.backend.gatherer(order)
+
+        def taken(rows: slice) -> Batch:
+            return data.rows(rows) if order is None or gather is None else data.gathered(gather, order, rows)
+
+        for group in chunks(slices, GATHER // max(1, math.prod(data.x.shape[1:]))):
+            yield from parts_of(taken, group)
+
+
+def parts_of(take: Callable[[slice], Batch], slices: Sequence[slice]) -> Iterator[tuple[Batch, slice]]:
+    """Slices that follow one another, taken as one batch: it, and the rows of each in it."""
+    start = slices[0].start
+    batch = take(slice(start, slices[-1].stop))
+    for rows in slices:
+        yield batch, slice(rows.start - start, rows.stop - start) if start else rows
+
+
+def chunks(slices: Sequence[slice], rows: int) -> Iterator[Sequence[slice]]:
+    """The slices in groups of up to so many rows, each of them at least one slice."""
     first = 0
     for i, each in enumerate(slices):
         if each.stop - slices[first].start > rows and i > first:
-            yield first, i
+            yield slices[first:i]
             first = i
     if slices:
-        yield first, len(slices)
+        yield slices[first:]

@@ -108,8 +108,8 @@ class Checkpoint(Configured, Callback):
                 LOCKED.discard(file)
 
     def open(
-        self, net: Placed, arrays: Mapping[str, Array], settings: Mapping[str, Any], callbacks: Sequence[Callback],
-        steps_per_epoch: int, resume: bool,
+        self, net: Placed, data: Mapping[str, Array | str], settings: Mapping[str, Any], callbacks: Sequence[Callback],
+        steps_per_epoch: int | None, resume: bool,
     ) -> "Saved | None":  # fmt: skip
         """The checkpoint to resume from, or None; also records what the run depends on."""
         self._callbacks = [c for c in callbacks if c.memory]
@@ -119,7 +119,8 @@ class Checkpoint(Configured, Callback):
             self._facts[name] = shortened(ADDRESS.sub("", repr(list(value) if isinstance(value, dict) else value)))
             if name in CODED and (code := own_code(value)):
                 self._facts[f"code of {name}"] = code
-        self._facts |= {name: fingerprint(a, net.backend.to_numpy) for name, a in arrays.items()}
+        for name, value in data.items():
+            self._facts[name] = value if isinstance(value, str) else fingerprint(value, net.backend.to_numpy)
         self._saved = -1, -1
         files = self._files()
         if not resume and files:
@@ -286,10 +287,11 @@ class Saved:
                 "Give what it was given, or begin anew in another folder."
             )
 
-    def check(self, optimizer: Any, callbacks: Sequence[Callback], steps_per_epoch: int) -> None:
-        """Raise FormatError if the state is not one of such a run."""
+    def check(self, optimizer: Any, callbacks: Sequence[Callback], steps_per_epoch: int | None) -> None:
+        """Raise FormatError if the state is not one of such a run, of whose epochs the steps may not be known."""
         done, own = len(self.losses), settings_of(optimizer)
-        if done > steps_per_epoch or self.step != self.epoch * steps_per_epoch + done:
+        whole = self.step - done if steps_per_epoch is None else self.epoch * steps_per_epoch
+        if (steps_per_epoch is not None and done > steps_per_epoch) or self.step != whole + done:
             raise self._unsound(f"step {self.step} is not the step after {done} of {steps_per_epoch} in its epoch")
         if self.settings.keys() != own.keys():
             raise self._unsound(f"its optimizer has the settings {', '.join(self.settings)}")

@@ -2,19 +2,22 @@
 
 import math
 import mmap
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from .. import ops
 from ..backends import DTYPES, Array, dtype_name, shape_of
-from ..common.checks import kind_of, require
+from ..common.checks import require
 from ..layers.base import Shape, tree
 from ..layers.embedding import check_ids
 from ..layers.placed import Placed
 from ..losses import __all__ as known_losses
 from ..losses.losses import Loss
 from .batches import LARGE, Uncast, blocks
+
+SUMMED = 2**16  # weights that are added up at a time
 
 
 def inputs(net: Placed, who: str, x: Any) -> Array:
@@ -145,30 +148,13 @@ def zeros_for(net: Placed, x: Array) -> Array:
     return net.backend.xp.zeros(shape, dtype=net.backend.dtype(net.dtype), device=net.backend.device)
 
 
-def validation_pair(net: Placed, given: Any, loss: Loss) -> tuple[Array, Array, Any] | None:
-    """`pair` of fit's validation data, and its y as it came; None for none.
+def weights_for(
+    net: Placed, who: str, loss: Loss, y: Array, sample_weight: Any, mean: float | None = None
+) -> Array | None:
+    """The rows' weights as the objective takes them: of mean 1, or for a sum as given; None for none.
 
-    Refuses what is no pair, such as Keras's share of the rows.
+    `mean` is that of all weights, where these are only a batch's.
     """
-    if given is None:
-        return None
-    sized = isinstance(given, (tuple, list))
-    if not sized or len(given) != 2:
-        got = kind_of(given) + (f" of {len(given)}" if sized else "")
-        raise ValueError(
-            f"fit: validation_data must be a pair (x, y), got {got}; xn.data.train_test_split(x, y) gives the four "
-            "arrays x_train, x_val, y_train, y_val"
-        )
-    x, y = given
-    try:
-        return *rows_of_pair(net, "fit: validation data", x, y, loss), y
-    except (ValueError, TypeError) as error:
-        error.add_note("in fit's validation_data")
-        raise
-
-
-def weights_for(net: Placed, who: str, loss: Loss, y: Array, sample_weight: Any) -> Array | None:
-    """The rows' weights as the objective takes them: of mean 1, or for a sum as given; None for none."""
     if sample_weight is None:
         return None
     if not isinstance(loss, Loss):
@@ -181,9 +167,30 @@ def weights_for(net: Placed, who: str, loss: Loss, y: Array, sample_weight: Any)
         wanted += f", or for each position, {positions}" if len(positions) > 1 else ""
         raise ValueError(f"{who}: sample_weight has shape {shape}, expected {wanted}")
     largest = float(backend.xp.finfo(backend.dtype(net.dtype)).max)
-    if not (((weights >= 0.0) & (weights <= largest)).all() and weights.any()):
+    if not (((weights >= 0.0) & (weights <= largest)).all() and (mean is not None or weights.any())):
         raise ValueError(f"{who}: sample_weight must be finite, at least 0, and not all 0")
     if loss.reduction == "mean" and loss.weights_over == "fit":
-        weights /= weights.max()  # first: a sum of large ones would overflow
-        weights /= weights.mean()
+        weights /= mean_weight([weights]) if mean is None else mean
     return backend.asarray(weights, net.dtype)
+
+
+def mean_weight(parts: Iterable[np.ndarray]) -> float:
+    """The mean of all weights, summed 65,536 at a time and from then on exactly: the same however they are divided."""
+    from fractions import Fraction
+
+    total, count, waiting = Fraction(0), 0, np.empty(0)
+
+    def add(weights: np.ndarray) -> None:
+        nonlocal total, count
+        scale = 2.0**-40 if weights.max() > 2.0**900 else 1.0  # else the sum might overflow
+        total += Fraction(float((weights * scale).sum())) / Fraction(scale)
+        count += len(weights)
+
+    for part in parts:
+        waiting = np.concatenate([waiting, np.asarray(part, np.float64).reshape(-1)])
+        while len(waiting) >= SUMMED:
+            add(waiting[:SUMMED])
+            waiting = waiting[SUMMED:]
+    if len(waiting):
+        add(waiting)
+    return float(total / count) if count else 0.0

@@ -1,31 +1,30 @@
-"""The training loop, and evaluation: the methods `fit` and `evaluate` of a network."""
+"""The training loop: a network's method `fit`."""
 
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..backends import Array, device_of, is_compiled, namespace
+from ..backends import Array, namespace
 from ..callbacks import Doctor
-from ..common.checks import brief, flag, integer, non_negative, require
-from ..common.publication import published
+from ..common.checks import flag, integer, non_negative, require
 from ..common.warn import warn
 from ..data import minibatches
 from ..kernels import training_step
-from ..kernels.reference import must_check_range, out_of_range
 from ..layers.placed import Placed
+from ..losses import __all__ as known_losses
 from ..losses.losses import Loss
-from ..losses.objective import Objective, on_encoded
-from ..metrics import OF_CLASSES, accuracy
+from ..losses.objective import Objective
 from ..optimizers import Optimizer, Slots
 from ..optimizers import __all__ as known_optimizers
-from . import arguments, inputs
-from .batches import Batch, Uncast, blocks
+from . import arguments, inputs, sources
+from .batches import Arrays, Batch, Feed
 from .callback import Callback
 from .checkpoints import Checkpoint, with_threads
+from .evaluation import Metrics, held_out_of
 from .guards import check_not_trained, claimed, signals_stop
 from .history import History
 from .progress import Progress
@@ -35,13 +34,11 @@ AT_REST = 0.99  # an epoch's loss, as a multiple of that before, from which on i
 AHEAD = 32  # full-batch epochs that are handed to a GPU at a time, at most, where nothing looks at each of them
 PACE = 0.1  # seconds that they may take before the next wait
 
-Metrics = Mapping[str, str | Callable[..., Any]] | Sequence[str | Callable[..., Any]]
-
 
 def fit(
     net: Placed,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     loss: Loss,
     optimizer: Optimizer,
@@ -57,9 +54,18 @@ def fit(
     slots: Slots | None = None,
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
+    prefetch: int = 2,
 ) -> History:
     """Train on x (n, features), or of more axes, and targets y (n, ...), NumPy's or the backend's own; returns the
     history. Large memory-mapped files and arrays of integers are never copied as a whole: each batch is cast.
+
+    In their place x may be a source, and y is then left out. One of rows has a length, and `source[rows]` gives (x, y)
+    or (x, y, weight) for a slice or an array of increasing row numbers: `xn.data.ArraySource` makes one of anything
+    that is indexed so. Any other iterable gives batches, (x, y) or (x, y, weight), in its own sizes and order: a list,
+    a PyTorch DataLoader, a class with an `__iter__` that begins anew in each epoch, or for one epoch a generator. A
+    thread reads `prefetch` batches ahead (0: none does). The numbers are to the bit those of the same arrays; weights
+    of batches are divided by their mean over all rows, for which a source is gone through once more before the first
+    step, unless it has that mean as `mean_weight`. Where an iterable has no length, `run.stop` ends an epoch at once.
 
     Each epoch goes through all rows, shuffled unless `shuffle=False`, in batches of `batch_size` (None: all at once),
     the last one smaller where they do not divide. The random order continues from call to call, from `initialize`'s
@@ -100,14 +106,11 @@ def fit(
     arguments.check_checkpoint(checkpoint, resume)
     own = arguments.check_callbacks(callbacks)
     arguments.check_monitored(own, validation_data is not None)
-    x, y = inputs.rows_of_pair(net, "fit", x, y, loss)
-    rows = x.shape[0]
-    batch_size = rows if batch_size is None else integer("fit: batch_size", batch_size)
-    slices = minibatches(rows, batch_size)
-    arguments.check_smallest_batch(net, rows, slices[-1].stop - slices[-1].start)
+    prefetch = integer("fit: prefetch", prefetch, least=0)
+    batch_size = None if batch_size is None else integer("fit: batch_size", batch_size)
+    feed = feed_of(net, x, y, loss, batch_size, sample_weight, epochs, prefetch)
     objective = Objective(loss, non_negative("fit: l2", l2))
-    data = Batch(x, y, inputs.weights_for(net, "fit", loss, y, sample_weight))
-    held_out = inputs.validation_pair(net, validation_data, loss)
+    held_out = held_out_of(net, validation_data, loss, max(batch_size or feed.rows or 1, 1024))
     arguments.warn_of_squashed_logits(net, "fit", loss)
     hooks = [*([Progress()] if progress else []), *own, *([checkpoint] if checkpoint else [])]
 
@@ -115,23 +118,23 @@ def fit(
     with net.backend.scope(), lock, contextlib.ExitStack() as threads, contextlib.ExitStack() as claim:
         claim.enter_context(claimed(net))
         if held_out and metrics:
-            try_metrics(net, *held_out, loss, metrics)
-        saved = None
+            held_out.check_metrics(net, loss, metrics)
+        shape, saved = feed.sample.x.shape, None
         if checkpoint:
-            arrays = {name: a for name, a in data._asdict().items() if a is not None}
-            arrays |= dict(zip(("validation x", "validation y"), held_out or (), strict=False))
-            settings = {"loss": loss, "l2": l2, "optimizer": optimizer, "batch_size": batch_size, "shuffle": shuffle}
-            saved = checkpoint.open(net, arrays, settings | {"metrics": dict(metrics or {})}, own, len(slices), resume)
+            data = feed.facts() | (held_out.facts() if held_out else {})
+            settings = {"loss": loss, "l2": l2, "optimizer": optimizer, "batch_size": batch_size or feed.rows}
+            settings |= {"shuffle": shuffle, "metrics": dict(metrics or {})}
+            saved = checkpoint.open(net, data, settings, own, feed.steps, resume)
         if saved:
             threads.enter_context(with_threads(saved.threads))
-            step = saved.begin(net, own, lambda twin: training_step(twin, objective, copy.copy(optimizer), x.shape))
+            step = saved.begin(net, own, lambda twin: training_step(twin, objective, copy.copy(optimizer), shape))
         else:
-            step = training_step(net, objective, copy.copy(optimizer), x.shape)
+            step = training_step(net, objective, copy.copy(optimizer), shape)
             if slots is not None:
                 step.go_on(slots)
-        run = Run(net, step, data, slices, epochs)
+        run = Run(net, step, feed, epochs)
         one_by_one = held_out or net.backend.immediate or any(map(arguments.looks_at_epochs, hooks))
-        most, together = 1 if one_by_one or len(slices) > 1 else AHEAD, 1  # epochs before the next look at them
+        most, together = 1 if one_by_one or feed.steps != 1 else AHEAD, 1  # epochs before the next look at them
         if saved:
             saved.restore(run)
 
@@ -148,19 +151,18 @@ def fit(
                     if not run.amid_epoch:  # one that a resumed run is in the middle of has had it
                         for callback in hooks:
                             callback.epoch_begin(run)
-                    order = run.order(rows) if shuffle and len(slices) > 1 else None
+                    order = run.order(feed.rows) if shuffle and feed.rows and feed.steps != 1 else None
                     began = time.perf_counter()
                     losses = run.train(order, hooks, min(together, epochs - run.epoch))
                     quick = time.perf_counter() - began < PACE
                     together = min(2 * together, most) if quick else max(1, together // 2)
-                    if len(losses) < len(slices):  # Ctrl-C: an unfinished epoch has no history
+                    if not run.complete:  # Ctrl-C: an unfinished epoch has no history
                         break
-                    for first in range(0, len(losses), len(slices)):
+                    for epoch in np.split(losses, len(losses)) if feed.steps == 1 else [losses]:
                         run.end_epoch()
-                        epoch = losses[first : first + len(slices)]
-                        run.history.record({"loss": mean_of(epoch, slices, objective)})
+                        run.history.record({"loss": mean_of(epoch, feed.sizes(len(epoch)), objective)})
                     if held_out is not None:
-                        scores = scored(run.net, "fit", *held_out, loss, metrics, max(batch_size, 1024))
+                        scores = held_out.scores(run.net, loss, metrics)
                         run.history.record({f"val_{name}": score for name, score in scores.items()})
                     for callback in hooks:
                         callback.epoch_end(run)
@@ -179,6 +181,20 @@ def fit(
     if checkpoint and run.signal:
         checkpoint.leave(run)
     return run.history
+
+
+def feed_of(
+    net: Placed, x: Any, y: Any, loss: Loss, batch_size: int | None, sample_weight: Any, epochs: int, prefetch: int
+) -> Feed:
+    """The batches of what `fit` is given."""
+    if sources.is_source(x):
+        require("fit: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", known_losses)
+        sources.check_alone("fit", x, y=y, sample_weight=sample_weight)
+        return sources.feed_of(net, x, loss, batch_size, epochs, prefetch)
+    x, y = inputs.rows_of_pair(net, "fit", x, y, loss)
+    slices = minibatches(x.shape[0], batch_size or x.shape[0])
+    arguments.check_smallest_batch(net, x.shape[0], slices[-1].stop - slices[-1].start)
+    return Arrays(net.backend, Batch(x, y, inputs.weights_for(net, "fit", loss, y, sample_weight)), slices)
 
 
 def warn_of_constant_outputs(run: Run) -> None:
@@ -205,111 +221,11 @@ def differ(a: Array) -> bool:
     return bool(namespace(a).any(a != a[:1, ...]))
 
 
-def mean_of(losses: np.ndarray, slices: Sequence[slice], objective: Objective) -> float:
-    """The loss of an epoch from those of its batches: their sum, or the mean over all rows."""
+def mean_of(losses: np.ndarray, sizes: np.ndarray, objective: Objective) -> float:
+    """The loss of an epoch from those of its batches and their sizes: their sum, or the mean over all rows."""
     if len(losses) == 1:
         return float(losses[0])
     if objective.reduction == "sum":
         return float(losses.sum())
-    rows = np.array([s.stop - s.start for s in slices], dtype=np.float64)
+    rows = sizes.astype(np.float64)
     return float(losses @ (rows / rows.sum()))
-
-
-def evaluate(
-    net: Placed,
-    x: Any,
-    y: Any,
-    loss: Loss,
-    metrics: Metrics | None = None,
-    batch_size: int | None = None,
-) -> dict[str, float]:
-    """The loss and the metrics (as in `fit`) of the outputs for x: {"loss": ..., "accuracy": ...}.
-
-    With `batch_size`, that many rows at a time; without, all at once, or where x is large and memory-mapped or of
-    integers, in blocks. Raises ValueError or TypeError for what it cannot take, outputs outside [0, 1] for a loss of
-    probabilities among them.
-    """
-    metrics = arguments.check_metrics("evaluate", metrics)
-    x, encoded = inputs.rows_of_pair(net, "evaluate", x, y, loss)
-    arguments.warn_of_squashed_logits(net, "evaluate", loss)
-    with net.backend.scope():
-        return scored(net, "evaluate", x, encoded, y, loss, metrics, batch_size)
-
-
-def scored(
-    net: Placed,
-    who: str,
-    x: Array,
-    y: Array,
-    given: Any,
-    loss: Loss,
-    metrics: Mapping[str, Callable[..., Any]] | None,
-    batch_size: int | None,
-) -> dict[str, float]:
-    """The loss and the metrics of the network's predictions, as floats; y encodes the `given` target."""
-    prediction = forward_in_batches(net, who, x, batch_size)
-    if must_check_range(net, loss) and (misfit := out_of_range(loss, prediction)):
-        raise ValueError(f"{who}: {misfit}")
-    if metrics is None:
-        metrics = {} if getattr(loss, "threshold", None) is None else {"accuracy": accuracy}
-    value, _ = on_encoded(loss, prediction, y)
-    return {"loss": float(value)} | measured(who, prediction, y, given, loss, metrics)
-
-
-def measured(
-    who: str, prediction: Array, y: Array, given: Any, loss: Loss, metrics: Mapping[str, Callable[..., Any]]
-) -> dict[str, float]:
-    """The metrics as floats. Those of classes go by the loss and the target as it was given, others by its encoding."""
-    scores = {}
-    for name, metric in metrics.items():
-        try:
-            value = metric(prediction, given, loss=loss) if metric in OF_CLASSES else metric(prediction, y)
-        except Exception as error:
-            error.add_note(
-                f"in the metric {name!r}, which {who} calls with the prediction, of shape {tuple(prediction.shape)}, "
-                f"and the target as the loss has it, of shape {tuple(y.shape)}, for one number"
-            )
-            raise
-        shape = tuple(getattr(value, "shape", ()))
-        if shape or not hasattr(value, "__float__"):
-            came = f"an array of shape {shape}" if shape else brief(value)
-            raise TypeError(f"{who}: the metric {name!r} gave {came}, expected one number")
-        scores[name] = float(value)
-    return scores
-
-
-def try_metrics(
-    net: Placed, x: Array, y: Array, given: Any, loss: Loss, metrics: Mapping[str, Callable[..., Any]]
-) -> None:
-    """Take this library's metrics of classes of outputs that are 0: what they refuse is found before the first step."""
-    found = {name: m for name, m in metrics.items() if m in OF_CLASSES}
-    measured("fit", inputs.zeros_for(net, x), y, given, loss, found)
-
-
-def forward_in_batches(net: Placed, who: str, x: Array, batch_size: int | None) -> Array:
-    """The network's outputs for inference, at most `batch_size` rows at a time, all with the arrays of one step."""
-    uncast = isinstance(x, Uncast)
-    if (batch_size is None and not uncast) or (
-        batch_size is not None and x.shape[0] <= integer(f"{who}: batch_size", batch_size)
-    ):
-        x = x[:, ...] if uncast else x
-        return published.read(net, lambda net: net._infer(x))
-    slices = blocks(x.shape) if batch_size is None else minibatches(x.shape[0], batch_size)
-    return published.read(net, lambda net: joined((net._infer(x[rows, ...]) for rows in slices), slices))
-
-
-def joined(parts: Iterator[Array], slices: Sequence[slice]) -> Array:
-    """The parts one after another, each in its slice of one array: many small ones would lie in memory between what is
-    needed for the next and then free, and keep that from being given back.
-    """
-    first = next(parts)
-    xp = namespace(first)
-    if is_compiled(xp):  # its arrays are not written to
-        return xp.concat([first, *parts], axis=0)
-    shape = slices[-1].stop, *first.shape[1:]
-    whole = xp.empty(shape[::-1], dtype=first.dtype, device=device_of(first))
-    whole = xp.permute_dims(whole, tuple(reversed(range(len(shape)))))  # the batch contiguous, as `linear` has it
-    whole[slices[0], ...] = first
-    for rows in slices[1:]:
-        whole[rows, ...] = next(parts)
-    return whole

@@ -38,11 +38,11 @@ class Progress(Callback):
         terminal = has_width(sys.stderr) and not broken(sys.stdout) and not broken(sys.stderr)  # tqdm flushes both
         if notebook or terminal:
             self.bar = tqdm(
-                total=run.epochs * run.steps_per_epoch, initial=run.step, unit="step", dynamic_ncols=True,
+                total=run.steps, initial=run.step, unit="step", dynamic_ncols=True,
                 leave=True if notebook else None,  # None: unless within another bar
                 bar_format=FORMS[0], file=None if notebook else Outlet(sys.stderr),
             )  # fmt: skip
-            self._name(run, -(-run.step // run.steps_per_epoch))  # the current epoch of a resumed run
+            self._name(run, run.epoch + run.amid_epoch)  # the current epoch of a resumed run
             self._fit_in(run, last(run))
 
     def epoch_begin(self, run: Run) -> None:
@@ -55,6 +55,7 @@ class Progress(Callback):
 
     def epoch_end(self, run: Run) -> None:
         if self.bar is not None:
+            self.bar.total = run.steps  # which an epoch of a source may have told
             self._fit_in(run, last(run))
             return
         now = time.monotonic()

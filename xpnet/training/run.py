@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,10 +12,8 @@ import numpy as np
 from ..kernels.reference import Carry, Step
 from ..layers.placed import Placed
 from ..optimizers import Slots
-from .batches import Batch, batches_of
+from .batches import Batch, Feed
 from .history import History
-
-NONE = np.empty(0)
 
 
 class DivergenceError(ArithmeticError):
@@ -39,13 +38,15 @@ class Run:
     `optimizer` is the run's own copy: a `learning_rate` that is set there holds from the next step on. `x`, `y` as the
     loss encodes it, `weight` as the loss takes it (of mean 1, or for a sum as given; None where rows have none) and
     `loss` are what it trains on; `data` is the three of them. An x that is large, and memory-mapped or of integers, is
-    where it was given: `run.x[rows, ...]` is an array of the network's.
+    where it was given: `run.x[rows, ...]` is an array of the network's. Of a source they are the first batch.
+
+    `steps_per_epoch` is None as long as the batches of a source are not counted.
     """
 
-    def __init__(self, net: Placed, step_function: Step, data: Batch, slices: list[slice], epochs: int):
-        self.data, self.loss = data, step_function.objective
-        self.x, self.y, self.weight = data
-        self.epochs, self.steps_per_epoch = epochs, len(slices)
+    def __init__(self, net: Placed, step_function: Step, feed: Feed, epochs: int):
+        self.data, self.loss = feed.sample, step_function.objective
+        self.x, self.y, self.weight = feed.sample
+        self.epochs = epochs
         self.epoch = self.step = 0
         self.history = History()
         self.stopped = False  # by a callback: resumed, it ends at once
@@ -53,11 +54,13 @@ class Run:
         self.optimizer = step_function.optimizer
         self.rng = copy.deepcopy(net.rng)  # of the order of the rows
         self.rng_before: Any = None  # its state before the epoch under way
-        self._done: np.ndarray = NONE  # the losses of the epoch under way from before the run was resumed
-        self._values: list[Any] = []  # and those of its steps since
+        self.complete = False  # whether `train` has come to the end of an epoch
+        self._resumed = 0  # how many steps of the epoch under way were taken before the run was resumed
+        self._losses = array("d")  # those of the epoch's steps, as far as the host has them
+        self._values: list[Any] = []  # and those since, on the device
         self._slots_moved = False  # by a step that was not finite
         self._began = 0.0  # the time since which the steps' seconds are not yet counted
-        self._net, self._step_function, self._slices = net, step_function, slices
+        self._net, self._step_function, self._feed = net, step_function, feed
         # after the last step, as the network has it, the last whose loss was finite, and before the epoch under way
         self._carry = self._published = self._safe = self._start = step_function.start
 
@@ -67,6 +70,15 @@ class Run:
             self._step_function.publish(self._carry, self._net)
             self._published = self._carry
         return self._net
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        return self._feed.steps
+
+    @property
+    def steps(self) -> int | None:
+        """How many the whole run has, None where that is not known."""
+        return None if self._feed.steps is None else self.epochs * self._feed.steps
 
     @property
     def stop(self) -> bool:
@@ -80,7 +92,7 @@ class Run:
     @property
     def amid_epoch(self) -> bool:
         """Whether the epoch to come is one that was begun before the run was resumed."""
-        return bool(self._done.size)
+        return self._resumed > 0
 
     @property
     def over(self) -> bool:
@@ -100,10 +112,14 @@ class Run:
     @property
     def losses(self) -> np.ndarray:
         """The losses of the epoch's steps so far. Waits for the device."""
-        if not self._values:
-            return self._done
-        values = self._net.backend.stack(self._values)
-        return np.concatenate([self._done, values]) if self._done.size else values
+        self._fetch()
+        return np.array(self._losses)
+
+    def _fetch(self) -> None:
+        """Have the losses of all steps on the host."""
+        if self._values:
+            self._losses.extend(self._net.backend.stack(self._values))
+            self._values.clear()
 
     @property
     def finite(self) -> bool:
@@ -112,7 +128,8 @@ class Run:
 
     def go_on(self, epoch: int, step: int, history: History, rng_state: Any, losses: np.ndarray) -> None:
         """Start where another run was, in the middle of an epoch where it has had losses."""
-        self.epoch, self.step, self.history, self._done = epoch, step, history, losses
+        self.epoch, self.step, self.history = epoch, step, history
+        self._resumed, self._losses = len(losses), array("d", losses)
         history.steps = step
         self.rng.bit_generator.state = rng_state
 
@@ -124,7 +141,8 @@ class Run:
     def end_epoch(self) -> None:
         """Count the epoch as finished."""
         self.epoch += 1
-        self.rng_before, self._done, self._values = None, NONE, []
+        self.rng_before, self._resumed, self._losses = None, 0, array("d")
+        self._values.clear()
 
     def train(self, order: np.ndarray | None, callbacks: Sequence[Any], epochs: int = 1) -> np.ndarray:
         """Take the steps of an epoch, its rows in this `order`, or those of several `epochs` of a single step each.
@@ -132,67 +150,81 @@ class Run:
         The callbacks are told of each step's end. Returns the losses of all steps, also of those that were done before
         the run was resumed; fewer after Ctrl-C.
 
-        Where the device works on its own, the host waits for it once, at the end. If something is not finite then, the
-        steps are taken again one by one to find the first fault. Elsewhere each is looked at when it is done.
-        Either way `_carry` goes back to the parameters whose loss was last finite.
+        Where the device works on its own, the host waits for it once, at the end, or for a stream of batches every so
+        often. If something is not finite then, the steps are taken again one by one to find the first fault. Elsewhere
+        each is looked at when it is done. Either way `_carry` goes back to the parameters whose loss was last finite.
         """
-        step, immediate = self._step_function, self._net.backend.immediate
-        done = number = len(self._done)
-        last, epoch = epochs * self.steps_per_epoch, self.epoch
-        left = (self._slices * epochs)[done:]
+        step, feed, immediate = self._step_function, self._feed, self._net.backend.immediate
+        number, epoch, looked = self._resumed, self.epoch, True
         self._start = before = self._carry
-        self._began = time.perf_counter()
-        for batch, rows in batches_of(step.backend, self.data, left, order):
+        feed.epoch = epoch
+        self._began, self.complete = time.perf_counter(), False
+        for batch, rows in feed.batches(order, number, epochs):
             number, before = number + 1, self._carry
-            keep = () if immediate else (self._start, self._safe, *[before] * (number == last))
+            looked = number == feed.last
+            keep = () if immediate else (self._start, self._safe, *[before] * looked)
             value, after = step.on_rows(before, batch, rows, keep)
             if immediate:
                 if not (math.isfinite(value) and step.sound(after)):
                     self._count()
                     raise self._fault_in_step(number, before, batch.rows(rows), math.isfinite(value), after)
                 self._safe = before
+                self._losses.append(value)
+            else:
+                self._values.append(value)
             self._carry = after
-            self._values.append(value)
             self.step += 1
             if callbacks:
                 self._count()
-                self.epoch = epoch + (number - 1) // self.steps_per_epoch
+                self.epoch = epoch + (number - 1) // (feed.steps or number)
                 try:
                     for callback in callbacks:
                         callback.step_end(self)
                 finally:
                     self.epoch = epoch  # the others are counted once they have turned out finite
                 self._began = time.perf_counter()
-            if self.history.interrupted or (self.stopped and number % self.steps_per_epoch == 0):
+            if self.history.interrupted or (self.stopped and (feed.steps is None or feed.ends_epoch(number))):
+                self.complete = feed.ends_epoch(number) or not self.history.interrupted
+                looked = False
                 break
+            if looked and not immediate:
+                self._look(before, order, epochs)
             del batch  # before the next one comes
-        sound = immediate or step.sound(self._carry)  # asked before the losses: the host is then woken once
-        losses = self.losses
+        else:
+            self.complete = True
+        if not (looked or immediate):
+            self._look(before if number == feed.last else self._start, order, epochs)
         self._count()
-        if not immediate:
-            if not (sound and np.isfinite(losses).all()):
-                raise self._fault_in_epoch(batches_of(step.backend, self.data, left, order), losses, done)
-            self._safe = before if number == last else self._start
-        return losses
+        return self.losses
 
     def _count(self) -> None:
         """Count the steps so far, and the seconds that passed in them."""
         self.history.steps = self.step
         self.history.seconds += time.perf_counter() - self._began
 
-    def _fault_in_epoch(
-        self, batches: Iterator[tuple[Batch, slice]], losses: np.ndarray, done: int
-    ) -> DivergenceError | ValueError:
-        """Take the epoch's steps again, up to the first that does not stay finite."""
+    def _look(self, safe: Carry, order: np.ndarray | None, epochs: int) -> None:
+        """Wait for the device, and raise if anything since the last look is not finite. Where all is, the loss at
+        `safe` is known to be.
+        """
+        sound = self._step_function.sound(self._carry)  # asked before the losses: the host is then woken once
+        first = len(self._losses)
+        self._fetch()
+        if not (sound and np.isfinite(self._losses[first:]).all()):
+            self._count()
+            raise self._fault_since(self._feed.again(order, self._resumed, epochs))
+        self._safe, self._start = safe, self._carry
+
+    def _fault_since(self, batches: Iterator[tuple[int, Batch, slice]]) -> DivergenceError | ValueError:
+        """Take the steps since the last look again, up to the first that does not stay finite."""
         carry, step = self._start, self._step_function
-        for number, (batch, rows) in enumerate(batches, done + 1):
+        for number, batch, rows in batches:
             value, after = step.on_rows(carry, batch, rows, (self._start, self._safe, carry))
             finite = math.isfinite(float(value))
             if not (finite and step.sound(after)):
                 return self._fault_in_step(number, carry, batch.rows(rows), finite, after)
             self._safe, carry = carry, after
         self._carry = self._safe
-        return self._divergence(int(np.isfinite(losses).argmin()) + 1, "the loss, once and not again")
+        return self._divergence(int(np.isfinite(self._losses).argmin()) + 1, "the loss, once and not again")
 
     def _fault_in_step(
         self, number: int, carry: Carry, batch: Batch, finite: bool, after: Carry
@@ -201,7 +233,7 @@ class Run:
         if not finite and (misfit := self._step_function.misfit(carry, batch.x)):
             self._carry = carry
             self._forget(number)
-            before, place = divmod(number - 1, self.steps_per_epoch)
+            before, place = divmod(number - 1, self._feed.steps or number)
             return ValueError(f"fit: in epoch {self.epoch + before + 1}, batch {place + 1}, {misfit}")
         self._carry = carry if finite else self._safe
         fault = self._step_function.fault(carry, batch)
@@ -213,7 +245,7 @@ class Run:
 
     def _divergence(self, number: int, fault: str) -> DivergenceError:
         self._forget(number)
-        before, batch = divmod(number - 1, self.steps_per_epoch)
+        before, batch = divmod(number - 1, self._feed.steps or number)
         for loss in self.losses[:before]:  # finished epochs, which had a single step each
             self.end_epoch()
             self.history.record({"loss": float(loss)})
@@ -228,9 +260,9 @@ class Run:
     def _forget(self, number: int) -> None:
         """Count neither step `number` nor those after it, which a device may have taken before anyone saw."""
         self._slots_moved = True
-        sound = number - 1 - len(self._done)
-        self.history.steps = self.step = self.step - len(self._values[sound:])
-        del self._values[sound:]
+        self._fetch()
+        self.history.steps = self.step = self.step - (len(self._losses) - (number - 1))
+        del self._losses[number - 1 :]
 
     def settle(self) -> None:
         """At the end, whatever ended it: give the network the last parameters that are finite."""

@@ -1,0 +1,427 @@
+"""Data that is read as it is needed: sources of rows, and streams of batches.
+
+A source of rows has a length, and `source[rows]` gives (x, y) or (x, y, weight) for a slice or for increasing row
+numbers. A stream is an iterable of such batches; one that is no iterator begins anew in each epoch.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backends import Array, dtype_name, namespace, on_host
+from ..common.checks import kind_of
+from ..common.publication import published
+from ..common.warn import warn
+from ..data import NpzFiles, minibatches
+from ..layers.placed import Placed
+from ..losses.losses import Loss
+from . import inputs
+from .arguments import check_smallest_batch
+from .batches import GATHER, Arrays, Batch, Feed, chunks, parts_of
+
+KEPT = 32  # batches of a stream that are kept until the host has looked at what a device made of them
+
+PARTS = "x", "y", "weight"
+
+
+def is_source(x: object) -> bool:
+    """Whether x is something other than an array, frame or list of numbers, from which batches can be read."""
+    if any(hasattr(x, name) for name in ("shape", "__array__", "__dlpack__")) or isinstance(x, (str, bytes, Mapping)):
+        return False
+    if isinstance(x, (list, tuple)):
+        pairs = bool(x) and isinstance(x[0], (list, tuple)) and any(hasattr(part, "shape") for part in x[0])
+        return pairs or are_paths(x)
+    return hasattr(x, "__iter__") or has_rows(x)
+
+
+def are_paths(x: object) -> bool:
+    """Whether it is a list of files."""
+    return isinstance(x, (list, tuple)) and bool(x) and all(isinstance(path, (str, os.PathLike)) for path in x)
+
+
+def has_rows(source: object) -> bool:
+    """Whether it is a source of rows."""
+    return not isinstance(source, (list, tuple)) and hasattr(source, "__getitem__") and hasattr(source, "__len__")
+
+
+def check_alone(who: str, source: object, **beside: object) -> None:
+    """Refuse what a source has itself, given beside it."""
+    if given := [name for name, value in beside.items() if value is not None]:
+        raise ValueError(
+            f"{who}: x is {kind_of(source)}, a source whose batches are (x, y) or (x, y, weight), and "
+            f"{' and '.join(given)} is given too: leave it out, or give arrays"
+        )
+
+
+# --- batches as they come ---------------------------------------------------------------------------------------------
+
+
+class Reader:
+    """Checks what a source gives against its first batch, moves it to the network's backend, and encodes the targets.
+
+    Without a `loss`, x alone is read. `mean` is that of all weights, by which they are divided.
+    """
+
+    def __init__(self, net: Placed, who: str, loss: Loss | None):
+        self.net, self.who, self.loss = net, who, loss
+        self.kinds: list[tuple[Any, ...]] = []  # of the first batch's parts: dtype and shape of a row
+        self.mean: float | None = None
+        self.smallest = max(layer.smallest_batch for _, layer in net.leaves())
+
+    def parts(self, given: Any, name: str) -> list[Array]:
+        """The arrays of a batch, in whatever libraries they are; `name` says in errors which it is."""
+        if self.loss is None and hasattr(given, "shape"):
+            given = (given,)
+        if not isinstance(given, (tuple, list)) or not (1 if self.loss is None else 2) <= len(given) <= 3:
+            hint = ""
+            if isinstance(given, Mapping):
+                hint = "; of a mapping make pairs, as in ((b['x'], b['y']) for b in batches), in a class's __iter__"
+            raise TypeError(
+                f"{self.who}: {name} is {kind_of(given)}"
+                + (f" of {len(given)}" if isinstance(given, (tuple, list)) else "")
+                + f", expected (x, y) or (x, y, weight){hint}"
+            )
+        owns = self.net.backend.owns
+        arrays = [
+            a if owns(a) else on_host(a, f"{self.who}: {part} of {name}") for a, part in zip(given, PARTS, strict=False)
+        ]
+        return arrays[:1] if self.loss is None else arrays
+
+    def __call__(self, given: Any, name: str) -> Batch:
+        """The batch. ValueError or TypeError for one that differs in kind from the first, or that cannot be used."""
+        arrays, net, who = self.parts(given, name), self.net, f"{self.who}, {name}"
+        kinds = [(dtype_name(a.dtype), tuple(a.shape[1:])) for a in arrays]
+        if not self.kinds:
+            self.kinds = kinds
+        if kinds != self.kinds:
+            then, now = (" and ".join(f"{part} of {d} {s}" for part, (d, s) in zip(PARTS, k, strict=False))
+                         for k in (self.kinds, kinds))  # fmt: skip
+            raise ValueError(f"{who}: its rows have {now}, those of the first batch {then}; they must be alike")
+        with net.backend.scope():
+            try:
+                if self.loss is None:
+                    return Batch(inputs.inputs(net, f"{who}: x", arrays[0]), None)
+                if self.who == "fit" and len(arrays[0]) < self.smallest:
+                    check_smallest_batch(net, len(arrays[0]), len(arrays[0]))
+                x, y = inputs.pair(net, who, arrays[0], arrays[1], self.loss)
+                weight = None
+                if len(arrays) == 3:
+                    weight = inputs.weights_for(net, who, self.loss, y, arrays[2], self.mean)
+                return Batch(x, y, weight)
+            except (ValueError, TypeError) as error:
+                error.add_note(f"in {name} of the source that {self.who} was given")
+                raise
+
+    def weights(self, given: Any, name: str) -> np.ndarray:
+        """The weights of a batch, on the host."""
+        backend = self.net.backend
+        with backend.scope():
+            return backend.to_numpy(backend.adopt(f"{self.who}: weight of {name}", self.parts(given, name)[2]))
+
+    def needs_mean(self, given: Any) -> bool:
+        """Whether weights are divided by the mean of all of them, and the first batch has some."""
+        loss: Any = self.loss
+        weighted = isinstance(given, (tuple, list)) and len(given) == 3
+        return weighted and getattr(loss, "reduction", "") == "mean" and getattr(loss, "weights_over", "") == "fit"
+
+
+def raw_batches(source: Any, batch_size: int | None) -> Iterator[tuple[str, Any]]:
+    """A source's batches as it gives them, and each one's name; rows in batches of this size."""
+    if are_paths(source):
+        source = NpzFiles(source, batch_size or 1024)
+    if has_rows(source):
+        for i, rows in enumerate(minibatches(len(source), batch_size or 1024)):
+            yield name_of(i + 1, rows), source[rows]
+    else:
+        for i, given in enumerate(source):
+            yield f"batch {i + 1}", given
+
+
+def name_of(number: int, rows: slice) -> str:
+    """A batch of rows in words."""
+    return f"batch {number}, rows {rows.start} to {rows.stop - 1}"
+
+
+def first_of(net: Placed, who: str, source: Any, loss: Loss, batch_size: int | None) -> tuple[Batch, Array]:
+    """The first batch, and its targets as they were given."""
+    reader = Reader(net, who, loss)
+    for name, given in raw_batches(source, batch_size):
+        return reader(given, name), reader.parts(given, name)[1]
+    raise no_batches(who, source)
+
+
+def no_batches(who: str, source: object) -> ValueError:
+    """The error for an empty source."""
+    return ValueError(f"{who}: {kind_of(source)} gave no batches; expected some, each (x, y) or (x, y, weight)")
+
+
+def outputs_for(
+    net: Placed, who: str, source: Any, loss: Loss | None, batch_size: int | None
+) -> tuple[Array, Array, Any]:
+    """A network's outputs for all batches of a source; without a `loss` for x alone, else the targets as it encodes
+    them, and as they were given.
+    """
+    with published.lock:  # the arrays of one step
+        net = net.clone()
+    reader, columns = Reader(net, who, loss), []
+    for name, given in raw_batches(source, batch_size):
+        batch = reader(given, name)
+        columns.append((net._infer(batch.x), *([batch.y, reader.parts(given, name)[1]] if loss else [])))
+    if not columns:
+        raise no_batches(who, source)
+    prediction, *targets = zip(*columns, strict=True)
+    xp = net.backend.xp
+    if not targets:
+        return xp.concat(prediction, axis=0), None, None
+    encoded, given = targets
+    return xp.concat(prediction, axis=0), xp.concat(encoded, axis=0), namespace(given[0]).concat(given, axis=0)
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+def feed_of(net: Placed, source: Any, loss: Loss, batch_size: int | None, epochs: int, prefetch: int) -> Feed:
+    """The batches of a source."""
+    reader = Reader(net, "fit", loss)
+    if are_paths(source):
+        source = NpzFiles(source, batch_size or 1024)
+    if not has_rows(source):
+        return Stream(reader, source, epochs, prefetch)
+    if not (rows := len(source)):
+        raise no_batches("fit", source)
+    slices = minibatches(rows, batch_size or rows)
+    check_smallest_batch(net, rows, slices[-1].stop - slices[-1].start)
+    return Rows(reader, source, slices, prefetch)
+
+
+class Rows(Arrays):
+    """Batches of a source of rows, several read at a time where they are small. The bits are those of arrays."""
+
+    def __init__(self, reader: Reader, source: Any, slices: list[slice], prefetch: int):
+        self.reader, self.source, self.prefetch = reader, source, prefetch
+        self.size = slices[0].stop  # of a batch
+        given = source[slices[0]]
+        super().__init__(reader.net.backend, self._checked(given, slices[0]), slices)
+        self.at_once = GATHER // max(1, math.prod(self.sample.x.shape[1:]))
+        if reader.needs_mean(given):
+            mean = getattr(source, "mean_weight", None)
+            read = (reader.weights(source[rows], self._name(rows)) for group in chunks(slices, self.at_once)
+                    for rows in [slice(group[0].start, group[-1].stop)])  # fmt: skip
+            reader.mean = inputs.mean_weight(read) if mean is None else float(mean)
+            self.sample = self._checked(given, slices[0])
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"source": f"{self.rows} rows in {kind_of(self.source)}; arrays are the first batch's"}
+
+    def _name(self, rows: slice) -> str:
+        return name_of(rows.start // self.size + 1, rows)
+
+    def _taken(self, rows: slice, order: np.ndarray | None = None) -> Batch:
+        """Those rows, of an order in memory as `Batch.gathered` has them."""
+        numbers = None if order is None else order[rows]
+        batch = self._checked(self.source[rows if numbers is None else np.sort(numbers)], rows)
+        if numbers is None:
+            return batch
+        count = len(numbers)
+        back = np.empty(count, np.int64)
+        back[np.argsort(numbers)] = np.arange(count)
+        return batch.gathered(self.backend.gatherer(back), back, slice(0, count))
+
+    def _checked(self, given: Any, rows: slice) -> Batch:
+        """These rows as the source gives them, checked."""
+        name = self._name(rows)
+        if (got := len(self.reader.parts(given, name)[0])) != rows.stop - rows.start:
+            raise ValueError(f"{self.reader.who}: the source gave {got} rows for {name}, of {len(self.source)} it has")
+        return self.reader(given, name)
+
+    def _read(self, slices: Sequence[slice], order: np.ndarray | None) -> Iterator[tuple[Batch, slice]]:
+        return prefetched(self._chunks(slices, order), self.prefetch)
+
+    def _chunks(self, slices: Sequence[slice], order: np.ndarray | None) -> Iterator[tuple[Batch, slice]]:
+        def taken(rows: slice) -> Batch:
+            return self._taken(rows, order)
+
+        for group in chunks(slices, self.at_once):
+            try:
+                yield from parts_of(taken, group)
+            except (ValueError, TypeError):  # of one of them: those before it are to be trained on first
+                for rows in group:
+                    yield from parts_of(taken, [rows])
+
+
+class Stream(Feed):
+    """Batches of an iterable, as it gives them."""
+
+    def __init__(self, reader: Reader, source: Iterable[Any], epochs: int, prefetch: int):
+        self.reader, self.source, self.prefetch = reader, source, prefetch
+        self.steps: int | None = None
+        self.once = iter(source) is source
+        who = reader.who
+        if self.once and epochs > 1:
+            raise ValueError(
+                f"{who}: a generator gives one epoch, and epochs is {epochs}: give a class with an __iter__ that "
+                "begins anew each time, a list, or a DataLoader"
+            )
+        self.counts: list[int] = []  # the rows of an epoch's batches
+        self.kept: deque[tuple[int, Batch]] = deque(maxlen=KEPT)
+        self.over = False
+        started = self._begin(0)
+        first = next(started, None)
+        if first is None:
+            raise no_batches(who, source)
+        if reader.needs_mean(first):
+            reader.mean = self._mean(first)
+        self.sample = reader(first, "batch 1")
+        self.waiting: Iterator[Any] | None = itertools.chain([first], started)
+        with contextlib.suppress(TypeError):
+            self.steps = len(source)  # type: ignore[arg-type]
+
+    def _begin(self, epoch: int) -> Iterator[Any]:
+        if hasattr(self.source, "set_epoch"):
+            self.source.set_epoch(epoch)
+        return iter(self.source)
+
+    def _mean(self, first: Any) -> float:
+        mean = getattr(self.source, "mean_weight", None)
+        if mean is not None:
+            return float(mean)
+        if self.once:
+            raise ValueError(
+                f"{self.reader.who}: weights are divided by their mean over all rows, which takes a pass of its own, "
+                "and a generator gives one: give a class with an __iter__ and, to spare the pass, a mean_weight"
+            )
+        named = enumerate(self._begin(0), 1)
+        return inputs.mean_weight(self.reader.weights(given, f"batch {number}") for number, given in named)
+
+    def batches(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
+        raw = self.waiting if self.waiting is not None and self.epoch == 0 else self._begin(self.epoch)
+        self.waiting = None
+        self.counts, self.over, self.last = [], False, 0
+        self.kept.clear()
+        reader = self.reader
+
+        def read() -> Iterator[Batch]:
+            for number, given in enumerate(raw, 1):
+                if number <= done:
+                    self.counts.append(len(reader.parts(given, f"batch {number}")[0]))
+                else:
+                    yield reader(given, f"batch {number}")
+
+        number, items = done, prefetched(read(), self.prefetch)
+        batch, fault = next(items, None), None
+        while batch is not None:
+            following = None
+            try:
+                following = next(items, None)
+            except Exception as error:  # raised again, when this batch has been trained on
+                fault = error
+            number, self.over = number + 1, following is None and fault is None
+            yield self._step(number, batch)
+            if fault is not None:
+                raise fault
+            batch = following
+        self._count(number)
+
+    def _step(self, number: int, batch: Batch) -> tuple[Batch, slice]:
+        rows = batch.x.shape[0]
+        self.counts.append(rows)
+        if len(self.kept) == KEPT:
+            self.kept.clear()
+        self.kept.append((number, batch))
+        self.last = number if self.over or len(self.kept) == KEPT else 0
+        return batch, slice(0, rows)
+
+    def _count(self, number: int) -> None:
+        """At an epoch's end: how many batches it had is known now."""
+        if number == 0:
+            raise ValueError(
+                f"{self.reader.who}: {kind_of(self.source)} gave no batches in epoch {self.epoch + 1}: its __iter__ "
+                "must begin anew each time"
+            )
+        if self.steps is not None and number != self.steps:
+            warn(
+                f"{self.reader.who}: {kind_of(self.source)} gave {number} batches in epoch {self.epoch + 1}, after "
+                f"{self.steps} before or by its len",
+                RuntimeWarning,
+            )
+        self.steps = number
+
+    def again(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
+        for number, batch in list(self.kept):
+            yield number, batch, slice(0, batch.x.shape[0])
+
+    def ends_epoch(self, number: int) -> bool:
+        return self.over
+
+    def sizes(self, steps: int) -> np.ndarray:
+        return np.array(self.counts[:steps])
+
+    def facts(self) -> dict[str, Any]:
+        kinds = ", ".join(f"{part} {d} {s}" for part, (d, s) in zip(PARTS, self.reader.kinds, strict=False))
+        return {"source": f"batches of {kinds} from {type(self.source).__name__}"}
+
+
+END = object()
+
+
+def prefetched(items: Iterator[Any], count: int) -> Iterator[Any]:
+    """The items in their order, up to `count` of them made ahead in a thread, which ends with this iterator.
+
+    An exception in the making comes here, in its place in the order, with its traceback.
+    """
+    if not count:
+        yield from items
+        return
+    made: deque[tuple[Any, BaseException | None]] = deque()  # the last is END, with what ended it, if anything did
+    changed = threading.Condition()
+    wanted = True
+
+    def make() -> None:
+        error: BaseException | None = None
+        try:
+            for item in items:
+                with changed:
+                    changed.wait_for(lambda: len(made) < count or not wanted)
+                    if not wanted:
+                        return
+                    made.append((item, None))
+                    changed.notify_all()
+                del item
+        except BaseException as raised:  # whatever it is, it belongs to whoever takes the items
+            error = raised
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+            with changed:
+                made.append((END, error))
+                changed.notify_all()
+
+    thread = threading.Thread(target=make, name="xpnet-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            with changed:
+                while not made:
+                    if not changed.wait(timeout=1.0) and not made and not thread.is_alive():
+                        raise RuntimeError("fit: the thread that reads the source has died")
+                item, error = made.popleft()
+                changed.notify_all()
+            if error is not None:
+                raise error
+            if item is END:
+                return
+            yield item
+            del item
+    finally:
+        with changed:
+            wanted = False
+            changed.notify_all()
+        thread.join(timeout=5.0)
