@@ -41,6 +41,13 @@ TABLES = {  # by list and by where a row is missing: the names that have one
         cls.__name__ for cls in {*onnx.OPERATORS, *IN_PARTS, *WITHOUT_OPERATOR}
     },
     ("layers", "the classes that xpnet/files/load.py builds"): set(load.known(None)),
+    **{
+        (name, "a `formula` of the class itself"): {
+            each for each in module.__all__ if "formula" in vars(getattr(module, each))
+        }
+        for name, (module, _) in LISTS.items()
+        if name in ("layers", "losses")
+    },
     **{(name, "README.md's tables"): {n for n in xn.__all__ if f"| `{n}(" in README} for name in LISTS},
     **{(name, "xpnet.__all__"): set(xn.__all__) for name in LISTS},
 }

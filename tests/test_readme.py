@@ -14,7 +14,7 @@ pytestmark = pytest.mark.numpy_only
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-FIRST, REGRESSION, BY_HAND, LAYER, OUTPUT_SHAPE, GATED, _, CHECKPOINT = BLOCKS
+FIRST, REGRESSION, BY_HAND, EXPLANATION, LAYER, OUTPUT_SHAPE, GATED, _, CHECKPOINT = BLOCKS
 
 
 def test_the_first_example_trains_on_the_digits(capsys):
@@ -65,6 +65,32 @@ def test_an_epoch_by_hand_is_an_epoch_of_fit(capsys):
     arrays, expected = (net.params | net.state for net in (scope["net"], twin))
     for name, a in arrays.items():
         np.testing.assert_allclose(a, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_a_step_is_explained_as_shown(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("COLUMNS", "100")
+    scope = {}
+    exec(FIRST, scope)
+    exec(EXPLANATION, scope)
+    printed = capsys.readouterr().out.splitlines()
+    shown = README.partition("It prints, among the rest:\n\n```\n")[2].partition("```")[0].splitlines()
+    start = printed.index("2  Sigmoid()    dx = dy y (1 - y)")
+    rows = [line.split()[:2] for line in printed[start : start + len(shown)]]
+    assert rows == [line.split()[:2] for line in shown]  # the numbers differ from machine to machine
+    assert len(rows) == 5
+    assert max(map(len, printed)) <= 100
+    assert (tmp_path / "explanation.png").stat().st_size > 10_000
+    net, x, y = (scope[name] for name in ("net", "x", "y"))
+    _, gradients = net.value_and_grad(x[:3], y[:3], xn.SoftmaxCrossEntropy())
+    for name, gradient in scope["explanation"].gradients.items():
+        np.testing.assert_array_equal(gradient, gradients[name])
+    formula = 'formula = "y = a x²", "dx = 2 a x dy, da = Σ x² dy"'
+    assert f"`{formula}`" in README
+    exec(LAYER.replace("    def __init__", f"    {formula}\n\n    def __init__"), scope)
+    own = xn.Sequential(scope["Scale"](64), xn.Dense(64, 10)).initialize()
+    assert "0  Scale(64)    y = a x²" in str(own.explain(x[:3], y[:3], xn.SoftmaxCrossEntropy())).splitlines()
 
 
 def test_what_other_libraries_users_look_for_is_had_as_told(capsys):

@@ -11,6 +11,8 @@ from .losses.losses import Loss
 from .losses.objective import Objective
 from .training import inputs, loop, sources
 from .training.evaluation import evaluate, forward_in_batches
+from .training.explanation import Explanation
+from .training.probe import Probe
 
 
 class Sequential(Placed):
@@ -56,8 +58,7 @@ class Sequential(Placed):
         objective = Objective(loss, non_negative("value_and_grad: l2", l2))
         with self.backend.scope():
             prediction, cache = self.forward(x, training=True)
-            if must_check_range(self, loss) and (misfit := out_of_range(loss, prediction)):
-                raise ValueError(f"value_and_grad: {misfit}")
+            self._check_range("value_and_grad", loss, prediction)
             value, dy = objective.reduced(prediction, y, weight)
             grads = self.backward_params(dy, cache)
             if l2:
@@ -65,6 +66,24 @@ class Sequential(Placed):
                 params = {f"{prefix}.{key}": a for prefix, own in trained for key, a in own.items()}
                 value, grads = objective.penalized(value, grads, params, y, weight)
             return value, grads
+
+    def explain(self, x: Any, y: Any, loss: Loss) -> Explanation:
+        """A forward and a backward pass in training mode, with the output of every layer, every gradient, and their
+        formulas; print it, show it in a notebook, or `plot` it. Nothing of the network changes.
+
+        The gradients are those of `value_and_grad`. Raises ValueError or TypeError for what it cannot take.
+        """
+        x, y = inputs.pair(self, "explain", x, y, loss)
+        with self.backend.scope():
+            probe = Probe(self.clone())
+            prediction = probe.forward(x, training=True)
+            self._check_range("explain", loss, prediction)
+            return Explanation(probe, loss, y, *probe.backward(loss, y))
+
+    def _check_range(self, who: str, loss: Loss, prediction: Array) -> None:
+        """Refuse outputs that are no probabilities where the loss takes them."""
+        if must_check_range(self, loss) and (misfit := out_of_range(loss, prediction)):
+            raise ValueError(f"{who}: {misfit}")
 
     fit = loop.fit  # with their arguments and docstrings
     evaluate = evaluate

@@ -359,6 +359,64 @@ def test_histograms_of_what_is_not_finite_or_all_alike_say_so(lib, plots):
     assert figure.axes[1].get_xlabel() == "output, 100% exactly 0"
 
 
+class Rows(xn.Layer):
+    """A user's layer: (N, 6) to images (N, channels, 2, 3)."""
+
+    def __init__(self, channels):
+        self.channels = channels
+
+    def forward(self, x, training=False):
+        xp = xn.ops.namespace(x)
+        return xp.stack([xp.reshape(x, (-1, 2, 3))] * self.channels, axis=1), x
+
+    def backward(self, dy, cache):
+        xp = xn.ops.namespace(dy)
+        return xp.reshape(xp.sum(dy, axis=1), (-1, 6)), {}
+
+    def output_shape(self, input_shape):
+        return (input_shape[0], self.channels, 2, 3)
+
+
+def test_an_explanation_draws_feature_maps_of_images_and_histograms_of_the_rest(lib, plots):
+    net = network(lib, xn.Dense(6, 6), xn.Sequential(Rows(20)))
+    x = np.random.default_rng(0).normal(size=(4, 6))
+    e = net.explain(x, np.zeros((4, 20, 2, 3)), xn.MeanSquaredError())
+    figure = drawn(e.plot(row=-1))
+    assert [ax.get_title() for ax in figure.axes] == ["input", "", "0  Dense(6, 6)", "", "1.0  Rows(20)", ""]
+    labels = ["x", "dL/dx", "y", "dL/dy", "y, the first 16 of 20", "dL/dy, the first 16 of 20"]
+    assert [ax.get_xlabel() for ax in figure.axes] == labels
+    assert [round(sum(bar.get_height() for bar in ax.patches)) for ax in figure.axes[:4]] == [24] * 4
+    maps = np.asarray(figure.axes[4].images[0].get_array().filled(np.nan))
+    np.testing.assert_array_equal(maps[:2, :3], lib.to_numpy(e["1.0"].y)[-1, 0])
+    assert apart([ax.title for ax in figure.axes])
+
+
+def test_an_explanation_draws_the_attention_of_each_head(lib, plots):
+    net = network(lib, xn.Embedding(7, 4), xn.MultiHeadAttention(4, 2, causal=True))
+    e = net.explain(np.arange(10).reshape(2, 5) % 7, np.zeros((2, 5, 4)), xn.MeanSquaredError())
+    figure = e.plot(row=1)
+    ax = figure.axes[4]
+    assert ax.get_xlabel() == "attention, 40% exactly 0"
+    sheet = np.asarray(ax.images[0].get_array().filled(np.nan))
+    assert sheet.shape == (5, 11)
+    trace = e["1"]
+    q, k, _ = np.split(lib.to_numpy(trace.x)[1] @ lib.to_numpy(net.params["1.qkv_weight"]), 3, axis=1)
+    scores = np.where(np.tri(5) > 0, q[:, :2] @ k[:, :2].T / 2**0.5, -np.inf)  # of the first head
+    np.testing.assert_allclose(sheet[:, :5], np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True), rtol=1e-10)
+    assert not figure.axes[1].axison  # an x of integers has no derivative
+
+
+@pytest.mark.numpy_only
+def test_an_explanation_of_another_row_or_kind_is_refused(plots):
+    net = xn.Sequential(xn.Dense(6, 3)).initialize()
+    e = net.explain(np.ones((4, 6)), [0, 1, 2, 0], CROSS)
+    for row in (4, -5, 0.5):
+        with pytest.raises(ValueError, match=rf"^explanation: row {row} of a batch of 4; give a number from 0 to 3"):
+            e.plot(row)
+    with pytest.raises(TypeError, match=r"^explanation: expected what net\.explain\(x, y, loss\) returns, got None"):
+        plots.explanation(None)
+
+
 # --- as a package -----------------------------------------------------------------------------------------------------
 
 
@@ -382,6 +440,7 @@ def test_without_matplotlib_a_picture_says_what_to_install_and_the_rest_works(mo
         lambda: xn.plots.first_layer_weights(net, (2, 2)),
         lambda: xn.plots.activation_histograms(net, x),
         lambda: xn.plots.gradient_histograms(net, x, y, CROSS),
+        net.explain(x, y, CROSS).plot,
     ):
         with pytest.raises(ImportError, match=r"xpnet\.plots needs matplotlib: pip install matplotlib"):
             draw()

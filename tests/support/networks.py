@@ -56,6 +56,7 @@ CALLS = {
     "fit: validation data: ": lambda net, x, y, loss=None: fit(net, good()[0], HOT, loss, validation_data=(x, y)),
     "evaluate: ": lambda net, x, y, loss=None: net.evaluate(x, y, loss or xn.SoftmaxCrossEntropy()),
     "value_and_grad: ": lambda net, x, y, loss=None: net.value_and_grad(x, y, loss or xn.SoftmaxCrossEntropy()),
+    "explain: ": lambda net, x, y, loss=None: net.explain(x, y, loss or xn.SoftmaxCrossEntropy()),
     "predict: ": lambda net, x, y, loss=None: net.predict(x),
 }
 

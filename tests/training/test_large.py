@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from support.layers import Table
 from xpnet.training import batches, inputs
 from xpnet.training.batches import Uncast
 from xpnet.training.identity import fingerprint
@@ -191,35 +192,6 @@ def test_300_megabytes_of_a_map_cost_less_than_40_beside_it(lib, tmp_path):
 
 
 # --- integers ---------------------------------------------------------------------------------------------------------
-
-
-class Table(xn.Layer):
-    """A user's layer: ids (N, ...) to their rows of a table, (N, ..., K)."""
-
-    takes = "integers"
-
-    def __init__(self, ids, features):
-        self.ids, self.features = ids, features
-
-    def initial_params(self, rng):
-        return {"weight": rng.normal(size=(self.ids, self.features))}
-
-    def _hot(self, x):
-        xp, weight = xn.backends.namespace(x), self.params["weight"]
-        numbers = xp.arange(self.ids, dtype=x.dtype, device=xn.backends.device_of(x))
-        return xp.astype(xp.reshape(x, (-1,))[:, None] == numbers, weight.dtype)
-
-    def forward(self, x, training=False):
-        assert xn.backends.namespace(x).isdtype(x.dtype, "integral")
-        hot = self._hot(x)
-        y = xn.backends.namespace(x).reshape(hot @ self.params["weight"], (*x.shape, self.features))
-        return y, hot
-
-    def backward(self, dy, cache):
-        return None, {"weight": cache.T @ xn.ops.matrix(dy)}
-
-    def output_shape(self, input_shape):
-        return (*input_shape, self.features)
 
 
 HEADS = {

@@ -13,10 +13,9 @@ from ..common.checks import brief, integer
 from ..common.settings import Configured
 from ..common.terminal import Outlet, tell
 from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, Tanh
-from ..ops import all_finite
-from ..training import probe
 from ..training.callback import Callback
 from ..training.history import counted
+from ..training.probe import Probe, Trace
 from ..training.run import Run
 
 ROWS = 256  # training rows per inspection, evenly spaced
@@ -143,19 +142,21 @@ class Doctor(Configured, Callback):
         self.inspected_at = run.step
         net, loss = copy.deepcopy((run.net, run.loss))  # custom ones may have state
         x, *targets = run.data.rows(self.rows)
-        traces = probe.forward(net, x, training=True)
-        value = probe.backward(net, traces, loss, *targets)
+        probe = Probe(net)
+        probe.forward(x, training=True)
+        value, _ = probe.backward(loss, *targets)
+        traces = probe.parts()
         ratios = self._ratios(run, traces)
         host = run.net.backend.to_numpy
-        outputs = [host(trace.output).reshape(trace.output.shape[0], -1) for trace in traces]
+        outputs = [host(trace.y).reshape(trace.y.shape[0], -1) for trace in traces]
         slopes = [self._slope(trace, host) for trace in traces]
-        gradients = [size_of(trace.grads or {}, matrices=True) for trace in traces]
+        gradients = [size_of(trace.gradients, matrices=True) for trace in traces]
         shut = [None if s is None else float((s < SHUT).mean()) for s in slopes]
         numbers = zip(traces, shut, gradients, ratios, strict=True)
         self.vitals = [Vitals(f"{trace.name or 'network'}  {trace.layer!r}", *rest) for trace, *rest in numbers]
-        if fault := first_fault(traces, value):
+        if fault := probe.first_fault(value):
             remedy = "Lower the learning rate, set the optimizer's clip_norm, or scale the inputs"
-            self._find(run, fault[0], "not finite", fault[1], remedy)
+            self._find(run, str(fault[0] or "the loss"), "not finite", fault[1], remedy)
             return
         for trace, output, share in zip(traces, outputs, shut, strict=True):
             self._check_units(run, trace, output, share, last=trace is traces[-1])
@@ -163,16 +164,16 @@ class Doctor(Configured, Callback):
         self._check_gradients(run, traces, gradients, constant)
         self._check_ratios(run, traces, ratios, constant)
 
-    def _slope(self, trace: probe.Trace, host: Callable[[Array], np.ndarray]) -> np.ndarray | None:
+    def _slope(self, trace: Trace, host: Callable[[Array], np.ndarray]) -> np.ndarray | None:
         """The steepest slope of each unit over the rows, relative to the activation's own; None for other layers."""
         steepest = next((top for kind, top in STEEPEST.items() if isinstance(trace.layer, kind)), None)
         if steepest is None:
             return None
-        slope, _ = trace.layer.backward(namespace(trace.output).ones_like(trace.output), trace.cache)
+        slope, _ = trace.layer.backward(namespace(trace.y).ones_like(trace.y), trace.cache)
         steep: np.ndarray = np.abs(host(slope)).reshape(slope.shape[0], -1).max(axis=0)
         return steep / steepest
 
-    def _ratios(self, run: Run, traces: list[probe.Trace]) -> list[float | None]:
+    def _ratios(self, run: Run, traces: list[Trace]) -> list[float | None]:
         """How far the epoch's last step moved each layer, relative to its size."""
         before, after = self.before, run.net.params
         self.before = {}
@@ -187,7 +188,7 @@ class Doctor(Configured, Callback):
 
     # --- judging --------------------------------------------------------------------------------------------------
 
-    def _check_units(self, run: Run, trace: probe.Trace, output: np.ndarray, share: float | None, last: bool) -> None:
+    def _check_units(self, run: Run, trace: Trace, output: np.ndarray, share: float | None, last: bool) -> None:
         if share is None or len(output) < 2 or last:  # outputs may saturate
             return
         units = output.shape[1]
@@ -203,7 +204,7 @@ class Doctor(Configured, Callback):
                 remedy = "There the layer bends nothing: put a BatchNorm before it, or lower the learning rate"
                 self._find(run, str(trace), "one-sided units", text, remedy)
 
-    def _check_constant(self, run: Run, traces: list[probe.Trace], outputs: list[np.ndarray]) -> bool:
+    def _check_constant(self, run: Run, traces: list[Trace], outputs: list[np.ndarray]) -> bool:
         constant = [len(o) > 1 and float(np.ptp(o, axis=0).max()) <= 1e-6 * float(np.abs(o).max()) for o in outputs]
         if constant[-1]:
             first = constant.index(True)
@@ -212,9 +213,7 @@ class Doctor(Configured, Callback):
             self._find(run, str(traces[first]), "constant outputs", text, remedy)
         return constant[-1]
 
-    def _check_gradients(
-        self, run: Run, traces: list[probe.Trace], gradients: list[float | None], constant: bool
-    ) -> None:
+    def _check_gradients(self, run: Run, traces: list[Trace], gradients: list[float | None], constant: bool) -> None:
         known = [(trace, g) for trace, g in zip(traces, gradients, strict=True) if g is not None]
         if len(known) < 2 or not known[-1][1]:
             return
@@ -235,7 +234,7 @@ class Doctor(Configured, Callback):
                 self._find(run, str(trace), "exploding gradient", text, remedy)
                 return
 
-    def _check_ratios(self, run: Run, traces: list[probe.Trace], ratios: list[float | None], constant: bool) -> None:
+    def _check_ratios(self, run: Run, traces: list[Trace], ratios: list[float | None], constant: bool) -> None:
         known = [(trace, ratio) for trace, ratio in zip(traces, ratios, strict=True) if ratio is not None]
         if not known:
             return
@@ -292,16 +291,3 @@ def size_of(arrays: dict[str, Array], matrices: bool = False) -> float | None:
         return top
     count = sum(math.prod(a.shape) for a in chosen)
     return top * math.sqrt(sum(float(xp.sum((a / top) ** 2)) for a in chosen) / count)  # squares cannot overflow
-
-
-def first_fault(traces: list[probe.Trace], value: Array) -> tuple[str, str] | None:
-    """The first output or gradient that is not finite, in the order of the two passes: its layer and a description."""
-    for trace in traces:
-        if not all_finite(trace.output):
-            return str(trace), "its output is not finite"
-    if not math.isfinite(float(value)):
-        return "the loss", "it is not finite"
-    for trace in reversed(traces):
-        if not all(all_finite(g) for g in (trace.grads or {}).values()):
-            return str(trace), "its gradient is not finite"
-    return None

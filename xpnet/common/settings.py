@@ -36,6 +36,12 @@ class Configured:
 
     __signature__ = FullSignature()
 
+    @classmethod
+    def _describes(cls, name: str, *methods: str) -> bool:
+        """Whether the class attribute `name` belongs to these methods: no subclass has replaced one of them since."""
+        place, *others = (next(i for i, c in enumerate(cls.__mro__) if each in vars(c)) for each in (name, *methods))
+        return all(place <= other for other in others)
+
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
         return {name: getattr(self, name) for name in defaults(type(self))}

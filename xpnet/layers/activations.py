@@ -12,6 +12,8 @@ from .base import Layer
 class Sigmoid(Layer):
     """forward: y = 1 / (1 + e⁻ˣ)        backward: dx = dy y (1 - y)"""
 
+    formula = "y = 1 / (1 + e⁻ˣ)", "dx = dy y (1 - y)"
+
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         y = ops.sigmoid(x)
         return y, (self, y.shape, y)
@@ -27,6 +29,8 @@ class Sigmoid(Layer):
 class Tanh(Layer):
     """forward: y = tanh x              backward: dx = dy (1 - y²)"""
 
+    formula = "y = tanh x", "dx = dy (1 - y²)"
+
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         y = floating(x, self).tanh(x)
         return y, (self, y.shape, y)
@@ -40,6 +44,8 @@ class Tanh(Layer):
 
 class ReLU(Layer):
     """forward: y = max(x, 0)           backward: dx = dy where x >= 0, else 0, so that the derivative at 0 is 1"""
+
+    formula = "y = max(x, 0)", "dx = dy where x >= 0, else 0"
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         y = floating(x, self).maximum(x, 0.0)
@@ -55,6 +61,8 @@ class LeakyReLU(Layer):
 
     Source: Maas, Hannun & Ng 2013, section 2 (there α = 0.01).
     """
+
+    formula = "y = x where x >= 0, else α x", "dx = dy where x >= 0, else α dy"
 
     def __init__(self, alpha: float = 0.2):
         self.alpha = finite("LeakyReLU: alpha", alpha)
@@ -76,6 +84,8 @@ class ELU(Layer):
     The exponential is of min(x, 0), which cannot overflow. Source: Clevert, Unterthiner & Hochreiter 2016, eq. 15.
     """
 
+    formula = "y = x where x >= 0, else α (eˣ - 1)", "dx = dy where x >= 0, else dy α eˣ"
+
     def __init__(self, alpha: float = 0.1):
         self.alpha = finite("ELU: alpha", alpha)
 
@@ -95,6 +105,8 @@ class SiLU(Layer):
 
     Also called swish. Source: Elfwing, Uchibe & Doya 2018, eqs. 5 and 7.
     """
+
+    formula = "y = x σ, σ = 1 / (1 + e⁻ˣ)", "dx = dy (σ + y (1 - σ))"
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         floating(x, self)
@@ -121,6 +133,8 @@ class GELU(Layer):
     Its y differs by up to 4.7e-4. Powers of x are taken of x clipped to where Φ is 0 or 1.
     Source: Hendrycks & Gimpel 2016, section 2.
     """
+
+    formula = "y = x Φ(x)", "dx = dy (Φ(x) + x φ(x))"
 
     def __init__(self, approximate: bool = False):
         self.approximate = flag("GELU: approximate", approximate)
@@ -152,6 +166,8 @@ class Softplus(Layer):
     A smooth ReLU. Source: Dugas et al. 2001, section 3.
     """
 
+    formula = "y = log(1 + eˣ)", "dx = dy / (1 + e⁻ˣ)"
+
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         xp = floating(x, self)
         y = xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x)))
@@ -170,6 +186,8 @@ class Softmax(Layer):
 
     Before cross-entropy, leave it out and use `SoftmaxCrossEntropy` on the logits: the same, and exact in the tails.
     """
+
+    formula = "y_k = e^{x_k} / Σ_j e^{x_j}", "dx_k = y_k (dy_k - Σ_j dy_j y_j)"
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         y = ops.softmax(x)

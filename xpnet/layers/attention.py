@@ -52,6 +52,12 @@ class MultiHeadAttention(Layer):
     Source: Vaswani et al. 2017, section 3.2.
     """
 
+    formula = (
+        "[Q K V] = x Wᵢ + bᵢ, P = softmax(Q Kᵀ / √d), O = P V, y = O Wₒ + bₒ",
+        "dWₒ = Σ Oᵀ dy, dbₒ = Σ dy, dO = dy Wₒᵀ, dV = Pᵀ dO, dS = P (dO Vᵀ - r), dQ = dS K / √d, dK = dSᵀ Q / √d, "
+        "dWᵢ = Σ xᵀ [dQ dK dV], dbᵢ = Σ [dQ 0 dV], dx = [dQ dK dV] Wᵢᵀ",
+    )
+
     def __init__(self, features: int, heads: int, causal: bool = False, trainable: bool = True):
         self.features = integer("MultiHeadAttention: features", features)
         self.heads = integer("MultiHeadAttention: heads", heads)
@@ -134,6 +140,11 @@ class MultiHeadAttention(Layer):
             "out_bias": ops.sum_over_batch(flat),
         }
         return dqkv, grads
+
+    def attention_maps(self, cache: Any) -> Array:
+        """P of the forward that made this cache, (N, h, T, T): for each position, how much it takes from each."""
+        _, _, parts, _ = self.kept(cache)
+        return namespace(parts[0]).concat(parts, axis=0)
 
     @property
     def _scale(self) -> float:

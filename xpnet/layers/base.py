@@ -82,6 +82,7 @@ class Layer(Configured, ABC):
     takes: str = "floats"  # what x is made of: of the network's dtype, or "integers" of the library's default one
     vocabulary: int | None = None  # of a layer that takes integers, how many it knows, from 0; None leaves them alone
     smallest_batch: int = 1  # the rows it needs at least to be trained
+    formula: tuple[str, str] | None = None  # of forward and of backward, in plain text, for `net.explain`
 
     _trainable = True
 
@@ -219,10 +220,7 @@ class Layer(Configured, ABC):
         """Whether `output_shape` belongs to its `forward`: not where a class of the user's has only that of its own."""
         if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
             return True
-        shape, forward = (
-            next(i for i, c in enumerate(cls.__mro__) if name in vars(c)) for name in ("output_shape", "forward")
-        )
-        return shape <= forward
+        return cls._describes("output_shape", "forward")
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """The shape of y for an x of this shape, with or without the batch axis; ValueError for an x it cannot take."""
@@ -337,9 +335,14 @@ def check_shape(who: object, shape: object) -> None:
 
 def tree(layer: Layer) -> Iterator[Layer]:
     """The layer and all those within it, at any depth."""
-    yield layer
-    for child in layer._children().values():
-        yield from tree(child)
+    return (each for _, each in named_tree(layer))
+
+
+def named_tree(layer: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+    """The layer and all those within it, at any depth, each with its name."""
+    yield prefix.rstrip("."), layer
+    for name, child in layer._children().items():
+        yield from named_tree(child, f"{prefix}{name}.")
 
 
 def layers_in(values: Mapping[str, Any]) -> Iterator[tuple[str, Layer]]:

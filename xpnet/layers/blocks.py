@@ -18,6 +18,8 @@ class Residual(Chain):
     Raises ValueError where f gives another shape than it takes.
     """
 
+    formula = "y = x + f(x)", "dx = dy + f'(x)ᵀ dy"
+
     def __init__(self, *layers: Layer):
         super().__init__(*layers)
         check_fit(self)
@@ -85,6 +87,13 @@ class Branches(Container):
             dx = more if dx is None or more is None else dx + more
             grads |= {f"{i}.{name}": gradient for name, gradient in found.items()}
         return dx, grads
+
+    @property
+    def formula(self) -> tuple[str, str]:  # type: ignore[override]
+        """Of forward and of backward."""
+        if self.merge == "add":
+            return "y = Σ_i f_i(x)", "dx = Σ_i f_i'(x)ᵀ dy"
+        return "y = [f_0(x), f_1(x), ...]", "dx = Σ_i f_i'(x)ᵀ dy_i"
 
     def _split(self, dy: Array, lengths: list[int] | None) -> list[Array]:
         """Of dy each branch's."""

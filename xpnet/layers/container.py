@@ -54,6 +54,8 @@ class Chain(Container):
     Raises ValueError for layers whose sizes do not chain.
     """
 
+    formula = "x₀ = x, x_{i+1} = layer_i(x_i)", "dx_i = backward_i(dx_{i+1})"
+
     def __init__(self, *layers: Layer):
         super().__init__(*layers)
         for first, layer in enumerate(layers):

@@ -28,6 +28,8 @@ class Dense(Layer):
     Source: Rumelhart, Hinton & Williams 1986, eqs. 1 and 4 to 7.
     """
 
+    formula = "y = x W + b", "dx = dy Wᵀ, dW = xᵀ dy, db = Σ dy"
+
     further_axes = 1
 
     def __init__(

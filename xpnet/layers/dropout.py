@@ -25,6 +25,8 @@ class Dropout(Layer):
     entries. Source: Srivastava et al. 2014, section 10 (the scaling moved to training).
     """
 
+    formula = "y = x m, m = 1 / (1 - rate) or 0", "dx = dy m"
+
     least_state: ClassVar[Mapping[str, float]] = {"key": 0.0}
 
     def __init__(self, rate: float = 0.5):

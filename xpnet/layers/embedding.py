@@ -27,6 +27,7 @@ class Embedding(Layer):
     Source: Bengio et al. 2003, section 2.
     """
 
+    formula = "y = W[x]", "dW[i] = Σ dy over all places of id i"
     takes = "integers"
     vocabulary: int
     input_shape = ()
@@ -79,6 +80,8 @@ class PositionalEmbedding(Layer):
     sequence that is longer.
     Source: Gehring et al. 2017, section 3.1; the start is that of GPT-2.
     """
+
+    formula = "y = x + W[:T]", "dW[t] = Σₙ dy[n, t], dx = dy"
 
     def __init__(self, length: int, features: int, trainable: bool = True):
         self.length = integer("PositionalEmbedding: length", length)

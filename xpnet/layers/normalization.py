@@ -49,6 +49,14 @@ class BatchNorm(Layer):
     def smallest_batch(self) -> int:  # type: ignore[override]
         return 2 if self.trainable else 1
 
+    @property
+    def formula(self) -> tuple[str, str]:  # type: ignore[override]
+        """Of forward and of backward, in training."""
+        forward = "y = γ x̂ + β, x̂ = (x - μ) / √(v + eps)"
+        slope = "γ / √(v + eps)"
+        dx = f"{slope} (dy - dβ / M - x̂ dγ / M)" if self.trainable else f"{slope} dy"
+        return forward, f"dβ = Σ dy, dγ = Σ dy x̂, dx = {dx}"
+
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"gamma": (self.features,), "beta": (self.features,)}
 
@@ -155,6 +163,10 @@ class LayerNorm(FeatureNorm):
     Source: Ba, Kiros & Hinton 2016, eqs. 3 and 4.
     """
 
+    formula = (
+        "y = γ x̂ + β, x̂ = (x - μ) / √(v + eps)",
+        "dβ = Σ dy, dγ = Σ dy x̂, dx = (g - mean(g) - x̂ mean(g x̂)) / √(v + eps), g = γ dy",
+    )
     starts: ClassVar[Mapping[str, float]] = {"gamma": 1.0, "beta": 0.0}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
@@ -192,6 +204,7 @@ class RMSNorm(FeatureNorm):
     Source: Zhang & Sennrich 2019, eq. 4.
     """
 
+    formula = "y = γ x̂, x̂ = x / √(s + eps)", "dγ = Σ dy x̂, dx = (g - x̂ mean(g x̂)) / √(s + eps), g = γ dy"
     starts: ClassVar[Mapping[str, float]] = {"gamma": 1.0}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:

@@ -34,6 +34,7 @@ class Loss(Adjustable, ABC):
     mean_over = "elements"  # or "rows": the batch, where the loss is of a whole row
     outputs = "numbers"  # what predictions are; or "probabilities" or "logits"
     matrix = False  # whether a row is of one class of K, and needs (N, ..., K); else each output is a yes or no
+    formula: tuple[str, str] | None = None  # of the sum and of its derivative, in plain text, for `net.explain`
     threshold: float | None = None  # the prediction that stands for probability 1/2, by `outputs`; None for numbers
     weights_over: str | None = "fit"  # or "batch": the rows by whose mean weight "mean" divides; None: weights as given
 
@@ -106,6 +107,8 @@ def checked_terms(loss: Loss, prediction: Array, target: Array) -> tuple[Array, 
 class MeanSquaredError(Loss):
     """(p - t)² per element; derivative 2 (p - t)."""
 
+    formula = "L = Σ (p - t)²", "dp = 2 (p - t)"
+
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         error = prediction - target
         return error * error, 2.0 * error
@@ -114,6 +117,8 @@ class MeanSquaredError(Loss):
 class MeanAbsoluteError(Loss):
     """|p - t| per element; derivative sign(p - t), 0 where they are equal."""
 
+    formula = "L = Σ |p - t|", "dp = sign(p - t)"
+
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         error = prediction - target
         return namespace(error).abs(error), ops.sign(error)
@@ -121,6 +126,8 @@ class MeanAbsoluteError(Loss):
 
 class Huber(Loss):
     """e²/2 where |e| <= delta, else delta (|e| - delta/2), e = p - t; derivative e clipped to ±delta. Huber 1964."""
+
+    formula = "L = Σ (e²/2 where |e| <= δ, else δ (|e| - δ/2)), e = p - t", "dp = e clipped to ±δ"
 
     def __init__(self, delta: float = 1.0, reduction: str = "mean"):
         super().__init__(reduction)
@@ -163,6 +170,7 @@ class SoftmaxCrossEntropy(ClassLoss):
     adds up to 1, so L = log Σ_j e^{s_j} - Σ_k t_k s_k and ∂L/∂z_j = p_j Σ_k t_k - t_j = p_j - t_j.
     """
 
+    formula = "L = -Σ t log p, p = softmax(z)", "dz = p - t"
     outputs = "logits"
 
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
@@ -180,6 +188,8 @@ class SoftmaxCrossEntropy(ClassLoss):
 class CategoricalCrossEntropy(ClassLoss):
     """From probabilities p: L = -Σ_k t_k log p_k; derivative -t / p. Both at p clipped to [eps, 1 - eps]."""
 
+    formula = "L = -Σ t log p", "dp = -t / p"
+
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         p = _clipped(prediction)
         xp = namespace(p)
@@ -193,6 +203,7 @@ class BinaryCrossEntropy(ClassLoss):
     Both at p clipped to [eps, 1 - eps].
     """
 
+    formula = "L = -Σ (t log p + (1 - t) log(1 - p))", "dp = (1 - t) / (1 - p) - t / p"
     matrix = False
 
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
@@ -205,6 +216,7 @@ class BinaryCrossEntropy(ClassLoss):
 class BinaryCrossEntropyWithLogits(ClassLoss):
     """BinaryCrossEntropy of p = sigmoid(z), from logits z: L = Σ_k [log(1 + e^{z_k}) - t_k z_k]; derivative p - t."""
 
+    formula = "L = Σ (log(1 + e^z) - t z)", "dz = p - t, p = sigmoid(z)"
     outputs = "logits"
     matrix = False
 

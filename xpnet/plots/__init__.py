@@ -6,9 +6,10 @@ it. matplotlib is imported with the first plot.
 
 from .classes import confusion_matrix, misclassified
 from .curves import learning_curves, training
+from .explanation import explanation
 from .inside import activation_histograms, first_layer_weights, gradient_histograms
 
 __all__ = [
-    "activation_histograms", "confusion_matrix", "first_layer_weights", "gradient_histograms", "learning_curves",
-    "misclassified", "training",
+    "activation_histograms", "confusion_matrix", "explanation", "first_layer_weights", "gradient_histograms",
+    "learning_curves", "misclassified", "training",
 ]  # fmt: skip

@@ -4,12 +4,15 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..common.checks import brief, integer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#555555"
+BINS = 60  # in a histogram at most
 
 
 def axes(ax: Any, size: tuple[float, float] | None = None) -> Any:
@@ -56,3 +59,52 @@ def pyplot() -> Any:
     except ImportError as error:
         raise ImportError("xpnet.plots needs matplotlib: pip install matplotlib") from error
     return plt
+
+
+# --- panels -----------------------------------------------------------------------------------------------------------
+
+
+def signed(values: np.ndarray) -> dict[str, Any]:
+    """How `imshow` draws these values: red above 0, blue below, white at 0; those that are not finite are left out."""
+    top = float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) or 1.0
+    return {"cmap": "RdBu_r", "vmin": -top, "vmax": top, "interpolation": "nearest"}
+
+
+def sheet(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images (n, height, width) in rows of `columns`, with gaps of NaN between them."""
+    n, height, width = images.shape
+    gap = max(1, round(0.1 * width))
+    made = np.full((-(-n // columns) * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
+    for place, image in enumerate(images):
+        row, column = place // columns * (height + gap), place % columns * (width + gap)
+        made[row : row + height, column : column + width] = image
+    return made
+
+
+def zeros(values: np.ndarray) -> str:
+    """The share of values that are exactly 0, in words."""
+    share = float((values == 0).mean())
+    return f", {share:.0%} exactly 0" if share else ""
+
+
+def histogram(
+    ax: Any, values: np.ndarray, title: str, label: str, colour: str, span: tuple[float, float] | None = None
+) -> None:
+    """One panel: a histogram of the finite values, with the number of others in the label."""
+    known = values[np.isfinite(values)].astype(np.float64)
+    if known.size < values.size:
+        label += f", {values.size - known.size:,} not finite"
+    if known.size:
+        low, high = span or (float(known.min()), float(known.max()))
+        if high - low <= 1e-9 * max(abs(low), abs(high)):
+            low, high = low - 0.5, high + 0.5
+        ax.hist(known, bins=min(BINS, max(10, round(2 * math.sqrt(known.size)))), range=(low, high), color=colour)
+        ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
+        ax.locator_params("x", nbins=5)
+    else:
+        ax.set_xticks([])
+    set_title(ax, title, 9)
+    ax.set_xlabel(label, fontsize=8)
+    ax.set_yticks([])
+    ax.tick_params(labelsize=8)
+    ax.spines[["left", "right", "top"]].set_visible(False)

@@ -9,13 +9,12 @@ from ..common.checks import brief, integer
 from ..layers.dense import Dense
 from ..layers.placed import Placed, check_network
 from ..losses.losses import Loss
-from ..training import inputs, probe
-from .canvas import BLUE, ORANGE, axes, inches, panels, set_title
+from ..training import inputs
+from ..training.probe import Probe
+from .canvas import BLUE, ORANGE, axes, histogram, inches, panels, set_title, sheet, signed, zeros
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-BINS = 60
 
 
 def first_layer_weights(
@@ -42,8 +41,7 @@ def first_layer_weights(
             "give (height, width) that multiply to them, or None to draw the matrix"
         )
     shown = weights[:most]
-    top = float(np.abs(shown).max()) or 1.0
-    colours = {"cmap": "RdBu_r", "vmin": -top, "vmax": top, "interpolation": "nearest"}
+    colours = signed(shown)
     more = "" if len(shown) == units else f", the first {len(shown)} of {units} units"
     if shape is None:
         ax = axes(ax)
@@ -55,13 +53,7 @@ def first_layer_weights(
         rows = -(-len(shown) // columns)
         tall, wide = inches(*shape, 0.75 if columns > 4 else 1.2)
         ax = axes(ax, (max(4.8, 1.2 + wide * columns), max(1.6, 0.6 + tall * rows)))
-        height, width = shape
-        gap = max(1, round(0.1 * width))
-        sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
-        for place, unit in enumerate(shown):
-            row, column = place // columns * (height + gap), place % columns * (width + gap)
-            sheet[row : row + height, column : column + width] = unit.reshape(shape)
-        image = ax.imshow(sheet, **colours)
+        image = ax.imshow(sheet(shown.reshape(-1, *shape), columns), **colours)
         ax.axis("off")
     set_title(ax, f"Weights of layer {name}, {layer!r}{more}", 10)
     ax.figure.colorbar(image, ax=ax, label="weight", shrink=0.8, aspect=25, panchor=False)
@@ -76,11 +68,13 @@ def activation_histograms(net: Placed, x: Any, columns: int = 3, figure: Any = N
     check_network("activation_histograms", net)
     with net.backend.scope():
         x = inputs.inputs(net, "activation_histograms: x", x)
-        traces = probe.forward(net, x, training=False)
-    arrays = [net.backend.to_numpy(trace.output).ravel() for trace in traces]
+        probe = Probe(net.clone())
+        probe.forward(x, training=False)
+    traces = probe.parts()
+    arrays = [net.backend.to_numpy(trace.y).ravel() for trace in traces]
     made, drawn = panels(figure, len(traces), columns, (3.6, 2.3))
     for trace, values, ax in zip(traces, arrays, drawn, strict=True):
-        _histogram(ax, values[values != 0], f"{trace.name}  {trace.layer!r}", f"output{zeros(values)}", BLUE)
+        histogram(ax, values[values != 0], f"{trace.name}  {trace.layer!r}", f"output{zeros(values)}", BLUE)
     return made
 
 
@@ -92,10 +86,11 @@ def gradient_histograms(net: Placed, x: Any, y: Any, loss: Loss, columns: int = 
     check_network("gradient_histograms", net)
     x, y = inputs.pair(net, "gradient_histograms", x, y, loss)
     with net.backend.scope():
-        traces = probe.forward(net, x, training=True)
-        probe.backward(net, traces, loss, y)
-    host = net.backend.to_numpy
-    named = [(t, np.concatenate([host(g).ravel() for g in t.grads.values()])) for t in traces if t.grads]
+        probe = Probe(net.clone())
+        probe.forward(x, training=True)
+        probe.backward(loss, y)
+    host, traces = net.backend.to_numpy, probe.parts()
+    named = [(t, np.concatenate([host(g).ravel() for g in t.gradients.values()])) for t in traces if t.gradients]
     if not named:
         raise ValueError("gradient_histograms: no layer of the network has parameters")
     sizes = []
@@ -107,34 +102,5 @@ def gradient_histograms(net: Placed, x: Any, y: Any, loss: Loss, columns: int = 
     made, drawn = panels(figure, len(named), columns, (3.6, 2.3))
     for (trace, g), size, ax in zip(named, sizes, drawn, strict=True):
         label = f"log₁₀|gradient|{zeros(g)}"
-        _histogram(ax, size[g != 0], f"{trace.name}  {trace.layer!r}", label, ORANGE, (low, high))
+        histogram(ax, size[g != 0], f"{trace.name}  {trace.layer!r}", label, ORANGE, (low, high))
     return made
-
-
-def zeros(values: np.ndarray) -> str:
-    """The share of values that are exactly 0, in words."""
-    share = float((values == 0).mean())
-    return f", {share:.0%} exactly 0" if share else ""
-
-
-def _histogram(
-    ax: Any, values: np.ndarray, title: str, label: str, colour: str, span: tuple[float, float] | None = None
-) -> None:
-    """One panel: a histogram of the finite values, with the number of others in the label."""
-    known = values[np.isfinite(values)].astype(np.float64)
-    if known.size < values.size:
-        label += f", {values.size - known.size:,} not finite"
-    if known.size:
-        low, high = span or (float(known.min()), float(known.max()))
-        if high - low <= 1e-9 * max(abs(low), abs(high)):
-            low, high = low - 0.5, high + 0.5
-        ax.hist(known, bins=BINS, range=(low, high), color=colour)
-        ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
-        ax.locator_params("x", nbins=5)
-    else:
-        ax.set_xticks([])
-    set_title(ax, title, 9)
-    ax.set_xlabel(label, fontsize=8)
-    ax.set_yticks([])
-    ax.tick_params(labelsize=8)
-    ax.spines[["left", "right", "top"]].set_visible(False)
