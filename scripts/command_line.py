@@ -5,6 +5,17 @@ import importlib.util
 from pathlib import Path
 
 
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """Add the options --backend and --device."""
+    parser.add_argument(
+        "--backend",
+        choices=["numpy", "cupy", "torch", "jax", "auto"],
+        default="auto",
+        help="default: auto, CuPy where a GPU answers, else NumPy",
+    )
+    parser.add_argument("--device", help="that library's name for one: cuda:0, cpu, ...")
+
+
 def count(text: str) -> int:
     """A whole number of at least 1."""
     if (value := int(text)) < 1:

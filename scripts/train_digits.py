@@ -10,7 +10,7 @@ import sys
 import time
 
 import numpy as np
-from command_line import a_file, a_picture, count
+from command_line import a_file, a_picture, add_backend, count
 from threadpoolctl import threadpool_limits
 
 import xpnet as xn
@@ -30,13 +30,7 @@ def rate(text: str) -> float:
 def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--backend",
-        choices=["numpy", "cupy", "torch", "jax", "auto"],
-        default="auto",
-        help="default: auto, CuPy where a GPU answers, else NumPy",
-    )
-    parser.add_argument("--device", help="that library's name for one: cuda:0, cpu, ...")
+    add_backend(parser)
     parser.add_argument("--dtype", choices=["float32", "float64"], help="default: float32, the tutorial's float64")
     parser.add_argument("--epochs", type=count, help="default: 10, the tutorial's 5,000")
     parser.add_argument("--batch-size", type=count, help="default: 64, the tutorial's 1,500")
