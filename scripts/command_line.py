@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import math
 from pathlib import Path
 
 
@@ -39,3 +40,34 @@ def a_picture(text: str) -> Path:
     if not importlib.util.find_spec("matplotlib"):
         raise argparse.ArgumentTypeError("it needs matplotlib: pip install matplotlib")
     return path
+
+
+def above_0(text: str) -> float:
+    """A finite number above 0."""
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: it must be above 0 and finite")
+    return value
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """The options that scripts which train have in common."""
+    parser.add_argument(
+        "--backend",
+        choices=["numpy", "cupy", "torch", "jax", "auto"],
+        default="auto",
+        help="default: auto, CuPy where a GPU answers, else NumPy",
+    )
+    parser.add_argument("--device", help="that library's name for one: cuda:0, cpu, ...")
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="default: float32")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the data; default: 0")
+    parser.add_argument("--save", metavar="FILE", type=a_file, help="write the trained network, for xpnet.load")
+    parser.add_argument("--checkpoint-dir", metavar="DIR", help="save the run's state there as it goes")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest state in DIR, if there is one")
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options given, those of `add_training` checked."""
+    options = parser.parse_args()
+    if options.resume and not options.checkpoint_dir:
+        parser.error("--resume needs --checkpoint-dir DIR, the folder to go on from")
+    return options
