@@ -177,6 +177,12 @@ def classes(rng, n, k):
     return rng.integers(0, k, n)
 
 
+def padded(rng, n, k):
+    y = classes(rng, n, k)
+    y[1:][rng.random(n - 1) < 0.4] = -100
+    return y
+
+
 def inside(rng, n, k):
     return rng.uniform(0.01, 0.99, (n, k))
 
@@ -185,6 +191,7 @@ def yes_or_no(rng, n, k):
     return rng.integers(0, 2, (n, k)).astype(float)
 
 
+SMOOTHED = {"label_smoothing": 0.2}
 LOSSES = [  # ours, prediction, target, PyTorch's, and whether its mean is over elements where ours is over rows
     (xn.MeanSquaredError, {}, numbers, numbers, "mse_loss", {}, False),
     (xn.MeanAbsoluteError, {}, numbers, numbers, "l1_loss", {}, False),
@@ -192,6 +199,10 @@ LOSSES = [  # ours, prediction, target, PyTorch's, and whether its mean is over 
     (xn.Huber, {"delta": 2.5}, numbers, numbers, "huber_loss", {"delta": 2.5}, False),
     (xn.SoftmaxCrossEntropy, {}, numbers, classes, "cross_entropy", {}, False),
     (xn.SoftmaxCrossEntropy, {}, numbers, rows, "cross_entropy", {}, False),
+    (xn.SoftmaxCrossEntropy, SMOOTHED, numbers, classes, "cross_entropy", SMOOTHED, False),
+    (xn.SoftmaxCrossEntropy, SMOOTHED, numbers, rows, "cross_entropy", SMOOTHED, False),
+    (xn.SoftmaxCrossEntropy, {"ignore": -100}, numbers, padded, "cross_entropy", {}, False),
+    (xn.SoftmaxCrossEntropy, {"ignore": -100} | SMOOTHED, numbers, padded, "cross_entropy", SMOOTHED, False),
     (xn.CategoricalCrossEntropy, {}, rows, classes, "nll_loss", {}, False),
     (xn.BinaryCrossEntropy, {}, inside, yes_or_no, "binary_cross_entropy", {}, True),
     (xn.BinaryCrossEntropy, {}, inside, inside, "binary_cross_entropy", {}, True),

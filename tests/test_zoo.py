@@ -242,6 +242,8 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "trainable": FLAG,
     "initializer": kind("he_normal"),
     "reduction": kind("sum"),
+    "ignore": kind(1, "None", "-1", "0"),
+    "label_smoothing": FRACTION,
     "monitor": kind("val_loss", "a word"),
     "patience": COUNT,
     "min_delta": NOT_NEGATIVE,
@@ -425,7 +427,8 @@ INNER = {
         "prefixed",
     },
     "steps of training and loading, which give what is checked": {
-        "advance", "limited", "rate", "reduced", "divisor", "encode", "assign_params", "assign_state", "hold", "place",
+        "advance", "limited", "rate", "reduced", "divisor", "counted", "encode", "assign_params",
+        "assign_state", "hold", "place",
         "assign", "infer", "leaves",
         "parts", "backward_params", "saved", "check_features", "check_input", "check_memory",
         "kept", "open", "leave", "locked", "adopt", "checked", "brought",

@@ -4,6 +4,7 @@ Of predictions (N, ..., K), such as a class for each position of a sequence, eac
 
 A classification metric needs to know how to read outputs and targets. Targets (N,) for two or more outputs are classes.
 How to read rows (N, K) is up to the `loss`, which `fit` and `evaluate` pass: one class of K, or K independent labels.
+Rows whose class is the loss's `ignore` do not count.
 Without a loss, rows of two or more outputs are one-hot and those of one output are a label. `threshold`, the output
 above which a label is predicted, makes every row K labels and overrides the loss's own: 0 for logits, 0.5 for
 probabilities.
@@ -206,7 +207,9 @@ def _truth(
     labels = threshold is not None or (limit is not None and not matrix)
     with backend_of(prediction).scope():
         if (k > 1 or matrix) and shape_of(target, f"{who}: the target") != (n, k):
-            return prediction, xp.astype(as_classes(who, target, prediction), xp.asarray(0).dtype), None
+            ignore = getattr(loss, "ignore", None)
+            own = xp.astype(as_classes(who, target, prediction, ignore), xp.asarray(0).dtype)
+            return (prediction, own, None) if ignore is None else (*_counted(who, prediction, own, ignore), None)
         if k > 1 and not labels:
             return prediction, xp.argmax(as_shares(who, target, prediction, True, SEVERAL), axis=1), None
         limit = next(v for v in (threshold, limit, 0.5) if v is not None)
@@ -217,6 +220,14 @@ def _truth(
                 "threshold=0.0, or the loss that they are for as loss="
             )
         return prediction, as_shares(who, target, prediction, False, SEVERAL) > 0.5, limit
+
+
+def _counted(who: str, prediction: Array, classes: Array, ignore: int) -> tuple[Array, Array]:
+    """Predictions (N, K) and classes (N,) without the rows that the loss ignores, which are of class -1."""
+    counted = classes >= 0
+    if not bool(namespace(counted).any(counted)):
+        raise ValueError(f"{who}: every row is of class {ignore}, which the loss ignores; leave that metric out")
+    return prediction[counted], classes[counted]
 
 
 def _as_rows(who: str, prediction: Array, target: Any) -> tuple[Array, Any]:

@@ -27,6 +27,13 @@ def integer(name: str, value: object, least: int = 1) -> int:
     return number
 
 
+def whole(name: str, value: object) -> int:
+    """A whole number of at most 32 bits, which may be negative."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) or not -(2**31) <= int(value) < 2**31:
+        raise ValueError(f"{name} must be a whole number from {-(2**31)} to {2**31 - 1}, got {brief(value)}")
+    return int(value)
+
+
 def seed(name: str, value: Any) -> int | None:
     """A seed for a generator: a whole number of at least 0, of any length, or None."""
     if value is None:

@@ -307,7 +307,8 @@ class BufferedStep(Step):
         self.kernels = kernels
         weights, xp, device = self.start.weights, self.backend.xp, self.backend.device
         plain = self.objective.loss
-        self.softmax: Any = plain if type(plain) is SoftmaxCrossEntropy and self.axes[-1] == 2 else None
+        rows_of_1 = type(plain) is SoftmaxCrossEntropy and plain.ignore is None
+        self.softmax: Any = plain if rows_of_1 and self.axes[-1] == 2 else None
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
         self.stages = self._stages(lambda: Workspace(xp, weights.dtype, device))
         fused = {f"{b.dense[0]}.bias" for b in self.stages if isinstance(b, Block) and b.dense and b.norm}

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import ops
 from ..backends import Array, backend_of, namespace, shape_of
-from ..common.checks import choice, pair_from, positive
+from ..common.checks import choice, fraction, pair_from, positive, whole
 from ..common.settings import Adjustable
 from .targets import as_classes, as_rows, as_shares, check_prediction
 
@@ -69,6 +69,10 @@ class Loss(Adjustable, ABC):
         if self.mean_over == "elements":
             return math.prod(shape)
         return math.prod(shape[:-1]) if self.matrix else shape[0]
+
+    def counted(self, target: Array) -> Array | None:
+        """Which rows or positions of an encoded target count: 1 or 0 for each, (N, ...); None where all of them do."""
+        return None
 
     def value_and_grad(self, prediction: Array, target: Any) -> tuple[Array, Array]:
         """The value, 0-d, and its exact derivative with respect to `prediction`, of its shape."""
@@ -152,13 +156,14 @@ class ClassLoss(Loss):
     mean_over = "rows"
     outputs = "probabilities"
     matrix = True
+    ignore: int | None = None
 
     def encode(self, target: Any, prediction: Array) -> Array:
         who = type(self).__name__
         *positions, outputs = prediction.shape
         shape = shape_of(target, f"{who}: the target")
         if positions and shape in ((*positions,), (*positions, 1)) and (outputs > 1 or self.matrix):
-            return ops.one_hot(as_classes(who, target, prediction), outputs, prediction.dtype)
+            return ops.one_hot(as_classes(who, target, prediction, self.ignore), outputs, prediction.dtype)
         rows = as_shares(who, target, prediction, self.matrix, "use BinaryCrossEntropyWithLogits")
         return rows / namespace(rows).sum(rows, axis=-1, keepdims=True) if self.matrix else rows
 
@@ -168,10 +173,43 @@ class SoftmaxCrossEntropy(ClassLoss):
 
     log p_k = s_k - log Σ_j e^{s_j} with s = z - max z, finite for logits up to half of what the dtype holds. A row of t
     adds up to 1, so L = log Σ_j e^{s_j} - Σ_k t_k s_k and ∂L/∂z_j = p_j Σ_k t_k - t_j = p_j - t_j.
+
+    `label_smoothing` ε takes t' = (1 - ε) t + ε / K in place of t. Source: Szegedy et al. 2016, section 7.
+
+    Positions whose class is `ignore`, such as the -100 or 0 that fills up shorter sequences, count for nothing: their
+    loss and derivative are 0, "mean" is over the others of the batch, and 0 where there are none (PyTorch's is NaN).
+    Weights multiply the terms of the others, and in `fit` their own mean stays that over all; an epoch's loss weighs
+    its batches by their rows. Metrics of classes leave these positions out; of the target as the loss encodes it, which
+    other metrics are given, their rows are 0.
     """
 
     formula = "L = -Σ t log p, p = softmax(z)", "dz = p - t"
     outputs = "logits"
+
+    def __init__(self, reduction: str = "mean", ignore: int | None = None, label_smoothing: float = 0.0):
+        super().__init__(reduction)
+        self.ignore = None if ignore is None else whole("SoftmaxCrossEntropy: ignore", ignore)
+        self.label_smoothing = fraction("SoftmaxCrossEntropy: label_smoothing", label_smoothing)
+
+    def encode(self, target: Any, prediction: Array) -> Array:
+        rows = super().encode(target, prediction)
+        if not self.label_smoothing:
+            return rows
+        smoothed = (1.0 - self.label_smoothing) * rows + self.label_smoothing / prediction.shape[-1]
+        count = self.counted(rows)
+        return smoothed if count is None else smoothed * count[..., None]
+
+    def counted(self, target: Array) -> Array | None:
+        if self.ignore is None:
+            return None
+        xp = namespace(target)
+        return xp.astype(xp.max(target, axis=-1) > 0.0, target.dtype)  # a row of 0 is of no class
+
+    def divisor(self, prediction: Array, target: Array) -> Any:
+        if (count := self.counted(target)) is None:
+            return super().divisor(prediction, target)
+        xp = namespace(count)
+        return xp.maximum(xp.sum(count), 1.0)
 
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         xp = namespace(prediction)
@@ -182,7 +220,8 @@ class SoftmaxCrossEntropy(ClassLoss):
         rows = xp.log(sums[..., 0]) - xp.sum(s, axis=-1)
         p = e / sums
         p -= target
-        return rows, p
+        count = self.counted(target)
+        return (rows, p) if count is None else (rows * count, p * count[..., None])
 
 
 class CategoricalCrossEntropy(ClassLoss):

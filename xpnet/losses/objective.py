@@ -70,7 +70,10 @@ class Objective(Loss):
         if weight is None or self.loss.weights_over != "batch":
             return target.shape[0]
         xp = namespace(target)
-        total = xp.sum(weight) * (target.shape[0] / math.prod(weight.shape))
+        if (count := self.loss.counted(target)) is None:
+            total = xp.sum(weight) * (target.shape[0] / math.prod(weight.shape))
+        else:
+            total = xp.sum(spread(weight, count) * count) * (target.shape[0] / xp.maximum(xp.sum(count), 1.0))
         return xp.where(total > 0.0, total, math.inf)
 
     def penalty(self, params: Mapping[str, Array], target: Array, weight: Array | None) -> tuple[Any, dict[str, Array]]:

@@ -59,8 +59,10 @@ def as_shares(who: str, target: Any, prediction: Array, one: bool, several: str)
     return rows
 
 
-def as_classes(who: str, target: Any, prediction: Array) -> Array:
-    """`target`, (n, ...) or (n, ..., 1), as int32 classes (n, ...) within range(K), on `prediction`'s device."""
+def as_classes(who: str, target: Any, prediction: Array, ignore: int | None = None) -> Array:
+    """`target`, (n, ...) or (n, ..., 1), as int32 classes (n, ...) within range(K), on `prediction`'s device; those
+    that are `ignore` as -1.
+    """
     *positions, classes = prediction.shape
     backend = backend_of(prediction)
     labels = backend.adopt(f"{who}: the target", target, NAMES)
@@ -72,10 +74,13 @@ def as_classes(who: str, target: Any, prediction: Array) -> Array:
     with backend.scope():
         labels = xp.reshape(labels, (*positions,))
         labels = xp.astype(labels, prediction.dtype)  # not all integers can be compared everywhere
+        ignored = None if ignore is None else labels == ignore
+        if ignored is not None:
+            labels = xp.where(ignored, 0.0, labels)
         fraction = xp.max(xp.abs(labels - xp.round(labels)))  # NaN where a label is NaN or infinite
         fraction, low, high = backend.stack([fraction, xp.min(labels), xp.max(labels)])  # one wait for a device
         if fraction == 0.0 and low >= 0 and high < classes:
-            return xp.astype(labels, xp.int32)
+            return xp.astype(labels if ignored is None else xp.where(ignored, -1.0, labels), xp.int32)
     if classes == 1:
         raise ValueError(
             f"{who}: it needs an output for each class, and the prediction has 1; for two classes take "
