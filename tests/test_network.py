@@ -219,6 +219,15 @@ def test_a_move_that_fails_moves_nothing(lib):
     assert bits(net) == before
 
 
+@pytest.mark.numpy_only
+def test_a_pickle_of_an_earlier_version_has_its_placement_under_another_name(net):
+    state = net.__getstate__()
+    twin = xn.Sequential.__new__(xn.Sequential)
+    twin.__setstate__({"_home" if name == "_placement" else name: value for name, value in state.items()})
+    assert (twin.backend, twin.dtype) == (net.backend, net.dtype)
+    assert "_home" not in vars(twin)
+
+
 @pytest.mark.parametrize(
     "twin_of", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"]
 )

@@ -49,7 +49,7 @@ def agree(net, path, features, scale=1.0):
 def test_every_layer_predicts_the_same_under_onnxruntime(tmp_path, kind, dtype):
     layer = ready(LAYERS[kind](), dtype=dtype)
     net = layer if isinstance(layer, xn.Sequential) else xn.Sequential(layer)
-    net.hold(xn.get_backend("numpy"), dtype, net.params, net.state)
+    net.assign_placed(xn.get_backend("numpy"), dtype, net.params, net.state)
     agree(net, tmp_path / "net.onnx", FEATURES)
 
 
@@ -60,7 +60,7 @@ def test_a_trained_network_predicts_the_same_under_onnxruntime(tmp_path, digits,
     net = tutorial_network().initialize(dtype=dtype)
     net.fit(x[:500], y[:500], loss=xn.SoftmaxCrossEntropy(), optimizer=xn.Adam(0.01), epochs=5)
     probable = xn.Sequential(net, xn.Softmax())
-    probable.hold(net.backend, dtype, probable.params, probable.state)
+    probable.assign_placed(net.backend, dtype, probable.params, probable.state)
     agree(probable, tmp_path / "net.onnx", 64)
 
 

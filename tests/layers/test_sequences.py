@@ -77,7 +77,7 @@ def test_frozen_layers_keep_their_weights_and_pass_the_gradient_on(lib, name):
 def test_a_file_gives_back_the_layer(lib, tmp_path, name):
     layer, x = made(name, lib)
     net = layer if isinstance(layer, xn.Sequential) else xn.Sequential(layer)
-    net.hold(lib.backend, "float64", net.params, net.state)
+    net.assign_placed(lib.backend, "float64", net.params, net.state)
     net.save(tmp_path / "net.safetensors")
     loaded = xn.load(tmp_path / "net.safetensors", backend=lib.backend)
     assert repr(loaded) == repr(net)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from support.layers import Beside, Linked
+from support.layers import Linked, SideBySide
 from support.training import (
     CROSS,
     SQUARED,
@@ -108,7 +108,7 @@ def test_outputs_are_looked_at_only_where_nothing_else_tells_that_they_are_proba
     dense, binary = xn.Dense(4, 3), xn.BinaryCrossEntropy()
     for last in (xn.Softmax(), xn.Sigmoid(), xn.Sequential(xn.Dense(3, 3), xn.Sequential(xn.Softmax()))):
         assert not must_check_range(xn.Sequential(dense, last), binary)
-    for last in (xn.ReLU(), Linked(), Beside(xn.Dense(3, 4), xn.Sigmoid())):
+    for last in (xn.ReLU(), Linked(), SideBySide(xn.Dense(3, 4), xn.Sigmoid())):
         assert must_check_range(xn.Sequential(dense, last), binary)
         assert not must_check_range(xn.Sequential(dense, last), SQUARED)
     assert must_check_range(xn.Sequential(), binary)

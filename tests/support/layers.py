@@ -19,7 +19,7 @@ class Linear(xn.Layer):
         return dy @ self.params["inner.w"].T, self.twist(xn.backends.namespace(dy), cache.T @ dy)
 
 
-class Beside(xn.Sequential):
+class SideBySide(xn.Sequential):
     """A Sequential of one's own: its two layers stand side by side, (n, 4) to (n, 8), and its cache is its own."""
 
     def forward(self, x, training=False):

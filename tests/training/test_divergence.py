@@ -8,7 +8,7 @@ import pytest
 
 import xpnet as xn
 from support.cases import EXTREMES, assert_extreme
-from support.layers import Beside
+from support.layers import SideBySide
 from support.training import (
     SQUARED,
     On,
@@ -190,7 +190,7 @@ def test_a_run_that_diverged_has_no_slots_to_give(lib):
 
 
 def test_a_sequential_of_ones_own_that_diverges_is_looked_at_by_its_own_forward(lib):
-    net = Beside(xn.Dense(4, 4), xn.Dense(4, 4)).initialize(lib.backend)
+    net = SideBySide(xn.Dense(4, 4), xn.Dense(4, 4)).initialize(lib.backend)
     problem = {"y": np.ones((12, 8)), "loss": xn.MeanSquaredError()}
     fit(net, **problem)
     before = bits(net)

@@ -8,7 +8,7 @@ import pytest
 
 import xpnet as xn
 from support.cases import FEATURES, LAYERS, Scale
-from support.layers import Beside, Linked, Table, Twice
+from support.layers import Linked, SideBySide, Table, Twice
 from support.networks import snapshot
 from xpnet.training.explanation import number, share, statistics
 
@@ -40,7 +40,7 @@ NETWORKS = {
     **{name: lambda make=make: [make()] for name, make in LAYERS.items()},
     "a chain": lambda: [xn.Dense(FEATURES, 5), xn.Sequential(xn.BatchNorm(5), xn.ReLU()), xn.Dense(5, 3)],
     "frozen": lambda: [xn.Dense(FEATURES, 5, trainable=False), xn.Dropout(0.3), xn.Dense(5, 3)],
-    "a network of one's own": lambda: [Beside(xn.Dense(FEATURES, 4), xn.Dense(FEATURES, 4))],
+    "a network of one's own": lambda: [SideBySide(xn.Dense(FEATURES, 4), xn.Dense(FEATURES, 4))],
     "another": lambda: [Twice(xn.Dense(FEATURES, 4), xn.BatchNorm(4))],
     "a block of one's own": lambda: [Gated(), xn.Dense(FEATURES, 3)],
 }
@@ -112,7 +112,7 @@ def test_the_second_call_of_a_layer_has_a_name_and_their_gradients_are_the_sum()
 
 @pytest.mark.numpy_only
 def test_a_forward_of_ones_own_is_the_first_call_and_its_layers_are_within_it():
-    net = Beside(xn.Dense(FEATURES, 4), xn.Dense(FEATURES, 4)).initialize(dtype="float64")
+    net = SideBySide(xn.Dense(FEATURES, 4), xn.Dense(FEATURES, 4)).initialize(dtype="float64")
     e = net.explain(X, np.zeros((6, 8)), xn.MeanSquaredError())
     assert [*e] == ["", "0", "1"]
     assert [trace.name for trace in e[""].inner] == ["0", "1"]

@@ -372,7 +372,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             net, X = for_sparse(net, X)
         if layers != slice(None):
             part = Sequential(*net.layers[layers])
-            part._belong(net.backend, net.dtype)
+            part._set_placement(net.backend, net.dtype)
             net = part
         y: Array = net.predict(X)
         return y

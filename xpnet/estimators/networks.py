@@ -172,6 +172,6 @@ def for_sparse(net: Sequential, matrix: Any) -> tuple[Sequential, np.ndarray]:
     sparse = SparseDense(matrix.tocsr(), first)
     sparse.assign_params(first.params)
     twin = Sequential(sparse, *net.layers[1:])
-    twin._belong(net.backend, net.dtype)
+    twin._set_placement(net.backend, net.dtype)
     numbers = np.arange(matrix.shape[0])
     return twin, np.stack([numbers // HALF, numbers % HALF], axis=1).astype(net.dtype)

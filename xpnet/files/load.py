@@ -61,7 +61,9 @@ def load(
     params = {k: place.asarray(a, dtype) for k, a in safetensors.under("params", arrays).items()}
     # copied, or they would keep the whole buffer of the file in memory
     state = {k: place.asarray(a.copy(), a.dtype) for k, a in safetensors.under("state", arrays).items()}
-    net.hold(place, dtype, {k: params[k] for k in net.param_shapes()}, {k: state[k] for k in net.state_shapes()})
+    net.assign_placed(
+        place, dtype, {k: params[k] for k in net.param_shapes()}, {k: state[k] for k in net.state_shapes()}
+    )
     return net
 
 

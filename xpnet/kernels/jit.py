@@ -284,7 +284,7 @@ def losses_in(loss: Loss) -> list[Loss]:
 def handed(part: object) -> set[str]:
     """The attributes of a part that a step is handed at each call, or does not depend on."""
     if isinstance(part, Layer):
-        return {"params", "state", "rng", "_home"}
+        return {"params", "state", "rng", "_placement"}
     return {"learning_rate"} if isinstance(part, Optimizer) and is_ours(part) else set()  # in its `coefficients`
 
 

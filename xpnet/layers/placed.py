@@ -1,4 +1,4 @@
-"""Layers one after another with a place: on which backend their arrays are, how they get there, and what they are."""
+"""A chain of layers whose arrays are on one backend, in one dtype: initializing, moving, setting, summarizing them."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -25,11 +25,11 @@ APART = (
 )
 
 
-class Unsaid(str):
-    """A default that gives way to what is there."""
+class DefaultDtype(str):
+    """The dtype that `initialize` takes where no layer has arrays, other than the same dtype asked for."""
 
 
-UNSAID = Unsaid("float32")
+DEFAULT_DTYPE = DefaultDtype("float32")
 
 
 class Placed(Chain):
@@ -37,14 +37,15 @@ class Placed(Chain):
 
     def __init__(self, *layers: Layer):
         super().__init__(*layers)
-        self._home: tuple[Backend, str] | None = None  # once it is initialized: where its arrays live, and their dtype
+        self._placement: tuple[Backend, str] | None = None  # backend and dtype, once initialized
         self.rng = np.random.default_rng(0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if self._home is None:
+        vars(self).setdefault("_placement", vars(self).pop("_home", None))  # the name in pickles of earlier versions
+        if self._placement is None:
             return
-        backend = self._home[0]
+        backend = self._placement[0]
         for _, layer in self.leaves():  # a pickle's arrays come to the device that is the current one
             for arrays in (layer.params, layer.state):
                 if any(device_of(a) not in (backend.device, None) for a in arrays.values()):  # JAX's tracers have none
@@ -65,7 +66,7 @@ class Placed(Chain):
     # --- parameters and statistics --------------------------------------------------------------------------------
 
     def assign(self, params: Mapping[str, Array], state: Mapping[str, Array]) -> None:
-        """Take these arrays as they are, those of layers that are not named left alone, for other threads at once."""
+        """Assign these arrays without copying, all at once for other threads; layers that are not named keep theirs."""
         with published:
             self.assign_params(params)
             self.assign_state(state)
@@ -140,39 +141,40 @@ class Placed(Chain):
 
     def _repr_html_(self) -> str:
         """The summary as a notebook shows it."""
-        place = f"{home[1]} on {home[0].describe()}" if (home := self._find_home()) else "not initialized"
+        placement = self._find_placement()
+        place = f"{placement[1]} on {placement[0].describe()}" if placement else "not initialized"
         caption = f"{self._counts()}, {place}"
         return table(("", "layer", "output shape", "parameters"), self._rows(), caption, left=2)
 
-    # --- where it lives -------------------------------------------------------------------------------------------
+    # --- backend and dtype ------------------------------------------------------------------------------------------
 
     @property
     def backend(self) -> Backend:
-        """Where the parameters live. RuntimeError before `initialize`."""
-        if (home := self._find_home()) is None:
-            raise RuntimeError(self._what_it_lacks())
-        return home[0]
+        """The backend of the parameters. RuntimeError before `initialize`."""
+        if (placement := self._find_placement()) is None:
+            raise RuntimeError(self._missing_arrays())
+        return placement[0]
 
     @property
     def dtype(self) -> str:
         """Of the parameters: "float32" or "float64"."""
-        home = self._find_home()
-        return "float32" if home is None else home[1]
+        placement = self._find_placement()
+        return "float32" if placement is None else placement[1]
 
-    def _find_home(self) -> tuple[Backend, str] | None:
-        """Where its arrays live and their dtype; those of another network, if that has given each layer its own."""
-        if self._home is not None:
-            return self._home
+    def _find_placement(self) -> tuple[Backend, str] | None:
+        """The backend and dtype of its arrays, also where its layers have theirs from another network; None without."""
+        if self._placement is not None:
+            return self._placement
         layers = [layer for _, layer in self.leaves()]
         arrays = [a for layer in layers for a in (*layer.params.values(), *layer.state.values())]
         bare = [layer for layer in layers if not (layer.params or layer.state)]
         if not arrays or any(layer.param_shapes() or layer.state_shapes() for layer in bare):
             return None
-        home = home_of(arrays)
-        return None if home is None or home[1] is None else (home[0], home[1])
+        placement = placement_of(arrays)
+        return None if placement is None or placement[1] is None else (placement[0], placement[1])
 
-    def _what_it_lacks(self) -> str:
-        """What it lacks, and the remedy, which must not cost a trained layer its parameters."""
+    def _missing_arrays(self) -> str:
+        """The error message for arrays that are missing or apart, with a remedy that spares trained parameters."""
         leaves = self.leaves()
         if not any(layer.params or layer.state for _, layer in leaves):
             return "this network has no parameters yet: call net.initialize(backend=...) first"
@@ -187,7 +189,7 @@ class Placed(Chain):
     def initialize(
         self,
         backend: str | Backend | None = None,
-        dtype: object = UNSAID,
+        dtype: object = DEFAULT_DTYPE,
         seed: int | None = 0,
         device: Any = None,
         fresh: bool = False,
@@ -217,7 +219,7 @@ class Placed(Chain):
                     "net.initialize(fresh=True) draws all anew, net.to(...) moves them"
                 )
             kept = {name: a for name, a in kept.items() if name not in names}
-        place, dtype = self._beside(kept, backend, device, dtype) if kept else (resolve(backend, device), dtype)
+        place, dtype = self._placement_with(kept, backend, device, dtype) if kept else (resolve(backend, device), dtype)
         params, state = ({k: a for k, a in new.items() if k not in kept} for new in (params, state))
         self.place(place, dtype, params, state)
         for layer, _ in self._shares(params | state):
@@ -225,14 +227,14 @@ class Placed(Chain):
         self.rng = shuffling
         return self
 
-    def _beside(
+    def _placement_with(
         self, kept: dict[str, Array], backend: str | Backend | None, device: Any, dtype: object
     ) -> tuple[Backend, object]:
-        """Backend and dtype of new arrays beside those that are kept. ValueError where the arguments say otherwise."""
-        home = home_of(kept.values())
-        if home is None:
+        """Backend and dtype for new arrays: those of the ones that are kept. ValueError where arguments differ."""
+        placement = placement_of(kept.values())
+        if placement is None:
             raise ValueError(f"initialize: {APART}")
-        place, own = home
+        place, own = placement
         asked = place if backend is None and device is None else resolve(backend or place.name, device)
         with_device = device is not None or isinstance(backend, Backend)
         if asked.name != place.name or (with_device and asked.device not in (None, place.device)):
@@ -240,7 +242,7 @@ class Placed(Chain):
                 f"initialize: layers that have parameters have them on {place!r}, and {asked!r} is asked for: leave "
                 "out backend and device, and move the network with net.to(...)"
             )
-        if dtype is not UNSAID and own is not None and dtype_name(dtype) != own:
+        if dtype is not DEFAULT_DTYPE and own is not None and dtype_name(dtype) != own:
             raise ValueError(
                 f"initialize: layers that have parameters have them in {own}, and dtype={dtype!r} is asked for: leave "
                 "out dtype, and convert the network with net.to(backend, dtype=...)"
@@ -279,18 +281,18 @@ class Placed(Chain):
         if params:
             flat = backend.asarray(np.concatenate([arrays[key].ravel() for key in params]), name)
             placed = dict(zip(params, ops.split(flat, [arrays[key].shape for key in params]), strict=True))
-        self.hold(backend, name, placed, {key: backend.asarray(arrays[key]) for key in state})
+        self.assign_placed(backend, name, placed, {key: backend.asarray(arrays[key]) for key in state})
 
-    def hold(self, backend: Backend, dtype: str, params: dict[str, Array], state: dict[str, Array]) -> None:
-        """Take these sound arrays of the backend and dtype as they are. Nothing fails here."""
+    def assign_placed(self, backend: Backend, dtype: str, params: dict[str, Array], state: dict[str, Array]) -> None:
+        """Assign arrays that are on this backend and of this dtype already, checked by the caller, without copying."""
         with published:
-            self._belong(backend, dtype)
+            self._set_placement(backend, dtype)
             self.assign(params, state)
 
-    def _belong(self, backend: Backend, dtype: str) -> None:
+    def _set_placement(self, backend: Backend, dtype: str) -> None:
         for layer in tree(self):
             if isinstance(layer, Placed):
-                layer._home = backend, dtype
+                layer._placement = backend, dtype
 
 
 def check_network(who: str, net: object) -> None:
@@ -346,8 +348,8 @@ def in_words(layer: Layer, input_shape: Shape | None) -> str:
     return "?" if shape is None else f"({', '.join('?' if n is None else str(n) for n in shape)})"
 
 
-def home_of(arrays: Iterable[Array]) -> tuple[Backend, str | None] | None:
-    """Where arrays live and the dtype of those of floats, None without any; None where they differ in it."""
+def placement_of(arrays: Iterable[Array]) -> tuple[Backend, str | None] | None:
+    """The backend of arrays and the dtype of the floating ones, None without any; None where they differ in either."""
     backends = {backend_of(a) for a in arrays}
     dtypes = {name for a in arrays if (name := dtype_name(a.dtype)) in DTYPES}
     return (backends.pop(), next(iter(dtypes), None)) if len(backends) == 1 and len(dtypes) <= 1 else None
