@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xpnet as xn
+from support.cases import gpt
 from xpnet.kernels import training_step
 from xpnet.losses.objective import Objective
 from xpnet.training.batches import Batch
@@ -160,6 +161,85 @@ def test_a_layer_and_its_gradients_are_pytorchs_and_what_autograd_finds_in_our_o
             agree(gradient, found[key])
 
 
+# --- layers of sequences ----------------------------------------------------------------------------------------------
+
+
+def attention_of(torch, x, params, heads, causal, prefix=""):
+    """PyTorch's attention between our two products."""
+    qkv = (x @ params[f"{prefix}qkv_weight"] + params[f"{prefix}qkv_bias"]).unflatten(-1, (3, heads, -1))
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (n, heads, t, d) each
+    o = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+    return o @ params[f"{prefix}out_weight"] + params[f"{prefix}out_bias"]
+
+
+def attention(rng):
+    heads, causal = int(rng.integers(1, 4)), bool(rng.integers(2))
+    layer = xn.MultiHeadAttention(heads * int(rng.integers(1, 5)), heads, causal)
+    return layer, layer.features, lambda torch, x, p: attention_of(torch, x, p, heads, causal)
+
+
+def over_features_of(kind, name, *keys):
+    def drawn(rng):
+        layer = kind(int(rng.integers(2, 9)), eps=10.0 ** rng.uniform(-6, -1))
+        function, d = name, (layer.features,)
+        return (
+            layer,
+            layer.features,
+            lambda torch, x, p: getattr(torch.nn.functional, function)(x, d, *(p[key] for key in keys), eps=layer.eps),
+        )
+
+    return drawn
+
+
+def gelu(rng):
+    layer = xn.GELU(approximate=bool(rng.integers(2)))
+    form = "tanh" if layer.approximate else "none"
+    return layer, int(rng.integers(1, 9)), lambda torch, x, p: torch.nn.functional.gelu(x, approximate=form)
+
+
+def embedding(rng):
+    layer = xn.Embedding(int(rng.integers(1, 9)), int(rng.integers(1, 5)))
+    return layer, None, lambda torch, x, p: torch.nn.functional.embedding(x, p["weight"])
+
+
+def positions(rng):
+    layer = xn.PositionalEmbedding(8, int(rng.integers(1, 5)))
+    return layer, layer.features, lambda torch, x, p: x + p["weight"][torch.arange(x.shape[1])]
+
+
+DRAWN = {  # a generator -> our layer, the features of x or None for ids, and the same of PyTorch's functions
+    "attention": attention,
+    "layer norm": over_features_of(xn.LayerNorm, "layer_norm", "gamma", "beta"),
+    "rms norm": over_features_of(xn.RMSNorm, "rms_norm", "gamma"),
+    "gelu": gelu,
+    "embedding": embedding,
+    "positional embedding": positions,
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_layer_of_sequences_is_pytorchs_in_200_settings(torch, name):
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        layer, features, theirs = DRAWN[name](rng)
+        on_torch(layer, rng)
+        n, t = rng.integers(1, 5), rng.integers(1, 9)
+        if features is None:
+            x = torch.tensor(rng.integers(layer.vocabulary, size=(n, t)))
+        else:
+            x = torch.tensor(rng.standard_normal((n, t, features)) * 2, requires_grad=True)
+        params = {key: a.clone().requires_grad_() for key, a in layer.params.items()}
+        with torch.no_grad():
+            y, cache = layer.forward(x, training=True)
+            dy = torch.tensor(rng.standard_normal(tuple(y.shape)))
+            dx, grads = layer.backward(dy, cache)
+        expected = theirs(torch, x, params)
+        expected.backward(dy)
+        found = [(y, expected.detach())] + [(grads[key], p.grad) for key, p in params.items()]
+        for ours, other in found + [(dx, x.grad)] * (features is not None):
+            np.testing.assert_allclose(ours, other, rtol=0, atol=1e-10 * max(1.0, float(other.abs().max())))
+
+
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +372,53 @@ def test_the_tutorials_network_predicts_what_pytorch_does(torch):
     module, _ = pytorchs_network(torch, net)
     x = torch.tensor(rng.standard_normal((50, 64)))
     agree(net.predict(x), module.eval()(x))
+
+
+def pytorchs_gpt(torch, net, params, x):
+    """The output of `cases.gpt` in PyTorch's functions."""
+    functional = torch.nn.functional
+
+    def norm(h, prefix):
+        return functional.layer_norm(h, h.shape[-1:], params[f"{prefix}gamma"], params[f"{prefix}beta"], 1e-5)
+
+    def dense(h, prefix):
+        return h @ params[f"{prefix}weight"] + params[f"{prefix}bias"]
+
+    h = functional.embedding(x, params["0.weight"]) + params["1.weight"][: x.shape[1]]
+    last = len(net.layers) - 1
+    for i in range(2, last - 1, 2):
+        heads = net.layers[i].layers[1].heads
+        h = h + attention_of(torch, norm(h, f"{i}.0."), params, heads, causal=True, prefix=f"{i}.1.")
+        inner = functional.gelu(dense(norm(h, f"{i + 1}.0."), f"{i + 1}.1."))
+        h = h + dense(inner, f"{i + 1}.3.")
+    return dense(norm(h, f"{last - 1}."), f"{last}.")
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_twenty_steps_of_a_small_gpt_are_pytorchs(torch, name, backend):
+    """layers/test_sequences.py holds the other backends to NumPy's."""
+    rng = np.random.default_rng(0)
+    net = gpt(11, 8, 12, 3).initialize(backend, "float64", seed=4)
+    net.set_params({k: rng.normal(0.0, 0.3, a.shape) for k, a in net.params.items()})
+    params = {k: torch.tensor(net.backend.to_numpy(a)).requires_grad_() for k, a in net.params.items()}
+    x, y = rng.integers(11, size=(20, 7)), rng.integers(11, size=(20, 7))
+
+    optimizer = getattr(torch.optim, name)(params.values(), lr=0.003)
+    for first in 5 * [0, 5, 10, 15]:
+        rows = slice(first, first + 5)
+        optimizer.zero_grad()
+        outputs = pytorchs_gpt(torch, net, params, torch.tensor(x[rows]))
+        torch.nn.functional.cross_entropy(outputs.flatten(0, 1), torch.tensor(y[rows]).flatten()).backward()
+        optimizer.step()
+
+    how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": getattr(xn, name)(0.003), "batch_size": 5}
+    net.fit(x, y, epochs=5, shuffle=False, **how)
+    for key, a in net.params.items():
+        ours, theirs = net.backend.to_numpy(a), params[key].detach().numpy()
+        if key.endswith("qkv_bias"):  # a bias of the keys has no effect, and PyTorch's Adam follows its rounding
+            ours, theirs = (np.delete(bias, slice(12, 24)) for bias in (ours, theirs))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10, err_msg=key)
 
 
 # --- optimizers -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from support.cases import FEATURES, SEQUENCES, ready
+from support.cases import FEATURES, SEQUENCES, gpt, ready
 from xpnet.layers import attention
 
 NAMES = list(SEQUENCES)
@@ -103,6 +103,21 @@ def test_jit_traces_forward_and_backward(lib, name):
         lib.agrees(g, lib.to_numpy(slopes[key]))
     if expected is not None:
         lib.agrees(dx, lib.to_numpy(expected))
+
+
+@pytest.mark.parametrize("optimizer", [xn.Adam(0.003), xn.AdamW(0.003)], ids=repr)
+def test_twenty_steps_of_a_small_gpt_are_numpys(lib, optimizer):
+    """Which test_torch_reference holds to PyTorch's."""
+    ends = []
+    for backend in (lib.backend, xn.get_backend("numpy")):
+        rng, net = np.random.default_rng(0), gpt(7, 6, 8, 2, blocks=1).initialize(backend, "float64", seed=4)
+        net.set_params({k: rng.normal(0.0, 0.3, tuple(a.shape)) for k, a in net.params.items()})
+        x, y = rng.integers(7, size=(20, 5)), rng.integers(7, size=(20, 5))
+        history = net.fit(x, y, loss=LOSS, optimizer=optimizer, epochs=5, batch_size=5, shuffle=False)
+        ends.append([np.array(history["loss"]), *map(backend.to_numpy, net.params.values())])
+        assert history["loss"][-1] < history["loss"][0]
+    for ours, numpys in zip(*ends, strict=True):
+        np.testing.assert_allclose(ours, numpys, rtol=0, atol=1e-10)
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------
