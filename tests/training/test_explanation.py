@@ -269,6 +269,18 @@ def test_a_first_layer_of_integers_has_no_dx(lib):
 
 
 @pytest.mark.numpy_only
+def test_a_mean_says_what_it_divides_by_and_a_sum_does_not():
+    net = xn.Sequential(xn.Dense(FEATURES, 3)).initialize()
+    lines = net.explain(X, Y, xn.SoftmaxCrossEntropy(ignore=1)).text(120).splitlines()
+    assert "SoftmaxCrossEntropy(ignore=1)    dz = p - t, 0 where ignored, divided by 4" in lines
+    lines = net.explain(X, np.eye(3)[Y], xn.MeanSquaredError()).text(120).splitlines()
+    assert "MeanSquaredError()    L = Σ (p - t)², divided by 18" in lines
+    assert "MeanSquaredError(reduction='sum')    L = Σ (p - t)²" in str(
+        net.explain(X, np.eye(3)[Y], xn.MeanSquaredError("sum"))
+    )
+
+
+@pytest.mark.numpy_only
 def test_a_layer_of_ones_own_shows_a_formula_only_if_it_is_its_own():
     class Loose(xn.Sigmoid):
         def forward(self, x, training=False):

@@ -183,8 +183,12 @@ class SoftmaxCrossEntropy(ClassLoss):
     other metrics are given, their rows are 0.
     """
 
-    formula = "L = -Σ t log p, p = softmax(z)", "dz = p - t"
     outputs = "logits"
+
+    @property
+    def formula(self) -> tuple[str, str]:  # type: ignore[override]
+        """Of the sum and of its derivative."""
+        return "L = -Σ t log p, p = softmax(z)", "dz = p - t" + ", 0 where ignored" * (self.ignore is not None)
 
     def __init__(self, reduction: str = "mean", ignore: int | None = None, label_smoothing: float = 0.0):
         super().__init__(reduction)
