@@ -24,7 +24,7 @@ HIDDEN = "; the value's rounding hides it: scale what is large in it, or choose 
 
 
 class GradientError(AssertionError):
-    """A wrong derivative, or two backends that disagree: in which array and entry, and the numbers."""
+    """A wrong derivative, or two backends that disagree; the message has the array, the entry and both numbers."""
 
 
 Arrays = dict[str, np.ndarray]
@@ -216,12 +216,12 @@ def _central_differences(value: Callable[[Arrays], float], arrays: Arrays, name:
     slopes = np.empty(arrays[name].shape)
     for entry in np.ndindex(slopes.shape):
         h = STEP * max(1.0, abs(float(arrays[name][entry])))
-        low, high = _beside(value, arrays, name, entry, h)
+        low, high = _values_around(value, arrays, name, entry, h)
         slopes[entry] = (high - low) / (2 * h)
     return slopes
 
 
-def _beside(
+def _values_around(
     value: Callable[[Arrays], float], arrays: Arrays, name: str, entry: tuple[int, ...], h: float
 ) -> tuple[float, float]:
     """f(v - h) and f(v + h)."""
@@ -234,7 +234,7 @@ def _beside(
 
 
 class Slope(NamedTuple):
-    """Bounds of a derivative, which differ at a corner only, and their possible error."""
+    """Lower and upper bound of a derivative, which differ at a corner only, and their possible error, `doubt`."""
 
     low: float
     high: float
@@ -259,7 +259,7 @@ def _slope(value: Callable[[Arrays], float], arrays: Arrays, name: str, entry: t
     steps = [unit * 2.0**-k for k in range(5, 53, 2)]
     middle = value(arrays)
     with np.errstate(all="ignore"):  # large steps may leave the function's domain
-        values = [_beside(value, arrays, name, entry, h) for h in steps]
+        values = [_values_around(value, arrays, name, entry, h) for h in steps]
     noise = max(abs(low + high - 2 * middle) for low, high in values[-4:])
     least = 0.0  # the least change of the value: the rounding unit of larger terms in its sum
     if all(pair == (middle, middle) for pair in values[-4:]):

@@ -46,12 +46,12 @@ def test_the_short_form_holds():
 
 
 def test_a_run_that_resumes_elsewhere_is_found(torture, tmp_path, monkeypatch):
-    go_on = Run.go_on
+    resume_from = Run.resume_from
 
     def forgetful(self, epoch, step, history, rng_state, losses):
-        go_on(self, epoch, step, history, self.rng.bit_generator.state, losses)
+        resume_from(self, epoch, step, history, self.rng.bit_generator.state, losses)
 
-    monkeypatch.setattr(Run, "go_on", forgetful)
+    monkeypatch.setattr(Run, "resume_from", forgetful)
     with pytest.raises(torture.BrokenPromise, match="the run resumed ended with other bits"):
         torture.resume(tmp_path, 10, 0)
 

@@ -319,7 +319,7 @@ class Saved:
 
     def restore(self, run: Run) -> None:
         """Restore the run's position and history; network and slots are restored by `begin`."""
-        run.go_on(self.epoch, self.step, self.history, self.rng_state, self.losses)
+        run.resume_from(self.epoch, self.step, self.history, self.rng_state, self.losses)
         run.stop = self.stopped
 
     def restore_callbacks(self, run: Run, callbacks: Sequence[Callback]) -> None:

@@ -54,7 +54,7 @@ class HeldOut:
         self.x, self.y = inputs.rows_of_pair(net, who, x, y, loss)
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint keeps to tell other data by."""
+        """The arrays and descriptions by which a checkpoint recognizes other data, as `Feed.facts`."""
         return {"validation x": self.x, "validation y": self.y}
 
     def outputs(self, net: Placed, loss: Loss) -> tuple[Array, Array, Any]:

@@ -56,7 +56,7 @@ class Walk:
             found.update(word.encode(errors="backslashreplace") + b"\0")
         return found.hexdigest()[:16]
 
-    def apart(self, value: object) -> str:
+    def element_digest(self, value: object) -> str:
         """A digest of an element of a set, independent of the order of elements."""
         walk = Walk()
         walk.seen = dict(self.seen)
@@ -76,7 +76,7 @@ class Walk:
             for each in value:
                 yield from self.words(each)
         elif kind in (frozenset, set):  # their order differs between processes
-            yield from sorted(map(self.apart, value))
+            yield from sorted(map(self.element_digest, value))
         elif kind is types.CodeType:
             yield from self.words(code_of(value))
         elif id(value) in self.seen:
@@ -106,7 +106,7 @@ class Walk:
             if of_a_library(value.__module__):
                 return value.__module__, value.__qualname__
             self.found = True
-            own = tuple((name, a) for name, a in sorted(vars(value).items()) if not is_about(name, a))
+            own = tuple((name, a) for name, a in sorted(vars(value).items()) if not describes_class(name, a))
             return value.__qualname__, value.__bases__, own
         if isinstance(value, Configured):
             settings = tuple((name, getattr(value, name, None)) for name in (*defaults(type(value)), "layers"))
@@ -121,7 +121,7 @@ class Walk:
         return tuple((k, v) for k, v in getattr(value, "__dict__", {}).items() if k not in ("params", "state", "rng"))
 
 
-def is_about(name: str, attribute: object) -> bool:
+def describes_class(name: str, attribute: object) -> bool:
     """Whether a class's attribute describes the class, such as its module, and does not determine what it does."""
     describes = name.startswith("__") and not hasattr(attribute, "__get__")
     return describes or name.startswith(("__annot", "_abc_")) or isinstance(attribute, types.GetSetDescriptorType)

@@ -170,7 +170,7 @@ def fit(
                     checkpoint.save(run)
                 run.history.slots = run.slots
             finally:
-                run.settle()
+                run.publish_finite()
                 claim.close()  # train_end may train on
                 with contextlib.ExitStack() as ends:  # each that was begun comes to its end, whatever another raises
                     for callback in reversed(begun):

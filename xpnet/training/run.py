@@ -77,7 +77,7 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """How many the whole run has, None where that is not known."""
+        """The number of steps of the whole run, None where it is not known."""
         return None if self._feed.steps is None else self.epochs * self._feed.steps
 
     @property
@@ -116,18 +116,18 @@ class Run:
         return np.array(self._losses)
 
     def _fetch(self) -> None:
-        """Have the losses of all steps on the host."""
+        """Fetch the losses of all steps to the host."""
         if self._values:
             self._losses.extend(self._net.backend.stack(self._values))
             self._values.clear()
 
     @property
     def finite(self) -> bool:
-        """Whether all is, so far. Waits for the device."""
+        """Whether everything is finite so far. Waits for the device."""
         return self._step_function.sound(self._carry) and bool(np.isfinite(self.losses).all())
 
-    def go_on(self, epoch: int, step: int, history: History, rng_state: Any, losses: np.ndarray) -> None:
-        """Start where another run was, in the middle of an epoch where it has had losses."""
+    def resume_from(self, epoch: int, step: int, history: History, rng_state: Any, losses: np.ndarray) -> None:
+        """Take over the position and history of an earlier run; `losses` are those of an epoch that it had begun."""
         self.epoch, self.step, self.history = epoch, step, history
         self._resumed, self._losses = len(losses), array("d", losses)
         history.steps = step
@@ -188,12 +188,12 @@ class Run:
                 looked = False
                 break
             if looked and not immediate:
-                self._look(before, order, epochs)
+                self._check_finite(before, order, epochs)
             del batch  # before the next one comes
         else:
             self.complete = True
         if not (looked or immediate):
-            self._look(before if number == feed.last else self._start, order, epochs)
+            self._check_finite(before if number == feed.last else self._start, order, epochs)
         self._count()
         return self.losses
 
@@ -202,9 +202,9 @@ class Run:
         self.history.steps = self.step
         self.history.seconds += time.perf_counter() - self._began
 
-    def _look(self, safe: Carry, order: np.ndarray | None, epochs: int) -> None:
-        """Wait for the device, and raise if anything since the last look is not finite. Where all is, the loss at
-        `safe` is known to be.
+    def _check_finite(self, safe: Carry, order: np.ndarray | None, epochs: int) -> None:
+        """Wait for the device, and raise if anything since the last check is not finite. If all of it is, so is the
+        loss at `safe`.
         """
         sound = self._step_function.sound(self._carry)  # asked before the losses: the host is then woken once
         first = len(self._losses)
@@ -215,7 +215,7 @@ class Run:
         self._safe, self._start = safe, self._carry
 
     def _fault_since(self, batches: Iterator[tuple[int, Batch, slice]]) -> DivergenceError | ValueError:
-        """Take the steps since the last look again, up to the first that does not stay finite."""
+        """Repeat the steps since the last check, up to the first that is not finite, and return its error."""
         carry, step = self._start, self._step_function
         for number, batch, rows in batches:
             value, after = step.on_rows(carry, batch, rows, (self._start, self._safe, carry))
@@ -232,7 +232,7 @@ class Run:
         """The step from `carry` to `after` on batch `number` does not stay finite, though its loss may be."""
         if not finite and (misfit := self._step_function.misfit(carry, batch.x)):
             self._carry = carry
-            self._forget(number)
+            self._discard_steps(number)
             before, place = divmod(number - 1, self._feed.steps or number)
             return ValueError(f"fit: in epoch {self.epoch + before + 1}, batch {place + 1}, {misfit}")
         self._carry = carry if finite else self._safe
@@ -244,7 +244,7 @@ class Run:
         return self._divergence(number, fault)
 
     def _divergence(self, number: int, fault: str) -> DivergenceError:
-        self._forget(number)
+        self._discard_steps(number)
         before, batch = divmod(number - 1, self._feed.steps or number)
         for loss in self.losses[:before]:  # finished epochs, which had a single step each
             self.end_epoch()
@@ -257,15 +257,15 @@ class Run:
             self.history,
         )
 
-    def _forget(self, number: int) -> None:
-        """Count neither step `number` nor those after it, which a device may have taken before anyone saw."""
+    def _discard_steps(self, number: int) -> None:
+        """Discard step `number` of the epoch and those after it, taken by a device before the fault was seen."""
         self._slots_moved = True
         self._fetch()
         self.history.steps = self.step = self.step - (len(self._losses) - (number - 1))
         del self._losses[number - 1 :]
 
-    def settle(self) -> None:
-        """At the end, whatever ended it: give the network the last parameters that are finite."""
+    def publish_finite(self) -> None:
+        """Give the network the last finite parameters, however the run ended."""
         step = self._step_function
         if not step.finite(self._carry):  # where the device works on its own, nobody has looked at it yet
             self._carry = self._start
