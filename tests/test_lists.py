@@ -30,6 +30,12 @@ def within(layer):
     return {type(layer).__name__}.union(*(within(child) for child in getattr(layer, "layers", ())))
 
 
+def with_formula(module, *methods):
+    """The names of the listed classes that have a formula, their own or that of the class that has these methods."""
+    kinds = {name: getattr(module, name) for name in module.__all__}
+    return {name for name, kind in kinds.items() if kind.formula and kind._describes("formula", *methods)}
+
+
 TABLES = {  # by list and by where a row is missing: the names that have one
     ("layers", "LAYERS or SEQUENCES in tests/support/cases.py"): set().union(
         *(within(make()) for make in [*LAYERS.values(), *(make for make, _ in SEQUENCES.values())])
@@ -41,13 +47,8 @@ TABLES = {  # by list and by where a row is missing: the names that have one
         cls.__name__ for cls in {*onnx.OPERATORS, *IN_PARTS, *WITHOUT_OPERATOR}
     },
     ("layers", "the classes that xpnet/files/load.py builds"): set(load.known(None)),
-    **{
-        (name, "a `formula` of the class itself"): {
-            each for each in module.__all__ if "formula" in vars(getattr(module, each))
-        }
-        for name, (module, _) in LISTS.items()
-        if name in ("layers", "losses")
-    },
+    ("layers", "a `formula` of its forward and backward"): with_formula(layers, "forward", "backward"),
+    ("losses", "a `formula` of its terms"): with_formula(losses, "terms"),
     **{(name, "README.md's tables"): {n for n in xn.__all__ if f"| `{n}(" in README} for name in LISTS},
     **{(name, "xpnet.__all__"): set(xn.__all__) for name in LISTS},
 }

@@ -225,7 +225,8 @@ class Explanation(Mapping[str, Trace]):
                 for cells in self._cells(section) or [["", *[""] * 7]]:
                     rows.append((*first, cells[0].strip(), *cells[1:]))
                     first = ("", "", "")
-            caption = self._verdict() if title == "Forward" else self._heading()
+            seen = f"{self._heading()}; {self._verdict()}"
+            caption = seen if title == "Forward" else "dx is the derivative of the loss by x"
             faults = any(row[-1] for row in rows)
             head = (title, "layer", "formula", "array", *COLUMNS, *["not finite"] * faults)
             passes.append(table(head, [row[: len(head)] for row in rows], caption, left=5))
