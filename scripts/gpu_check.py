@@ -20,8 +20,12 @@ import numpy as np
 from command_line import count
 
 import xpnet as xn
-from xpnet.kernels.cuda.kernels import CuPyKernels, rule_name
-from xpnet.kernels.planner import Workspace
+from xpnet.kernels.cuda.batch_norm import BatchNorm
+from xpnet.kernels.cuda.dropout import mask
+from xpnet.kernels.cuda.kernels import CuPyKernels
+from xpnet.kernels.cuda.pointwise import Pointwise
+from xpnet.kernels.cuda.source import rule_name
+from xpnet.kernels.stages import Part, Product, Site, Vector, Workspace
 from xpnet.kernels.table import RULES
 
 OPTIMIZERS = [kind(weight_decay=decay, clip_norm=1.0) for kind in RULES for decay in (0.0, 0.01)]
@@ -106,30 +110,43 @@ def waits(options: argparse.Namespace) -> None:
 def calls(backend: xn.Backend, h: int, n: int) -> dict[str, tuple[int, Callable[[], Any]]]:
     """A call of each kernel, and how many matrices (h, n) it has to read and write, each counted once."""
     kernels, dtype, rng = CuPyKernels(backend), backend.dtype("float32"), np.random.default_rng(0)
-    cupy, work, f = kernels.cupy, Workspace(backend.xp, dtype, backend.device), xn.Sigmoid()
+    cupy, work = kernels.cupy, Workspace(backend.xp, dtype, backend.device)
+    site = Site(kernels, lambda: work, work, {"0.weight": 0, "0.bias": h})
     z, dy, dz = (backend.asarray(rng.random((h, n), "float32")) for _ in range(3))
-    bias, gamma, beta, mean, var, grad = (backend.asarray(rng.random(h, "float32")) for _ in range(6))
+    names = "0.weight", "0.bias", "0.gamma", "0.beta"
+    vector = Vector(None, {name: backend.asarray(rng.random(h, "float32")) for name in names}, [])
     w, g, point = (a.reshape(-1) for a in (z, dz, dy))
-    y = kernels.activation(f, z, bias, work)
+    key = backend.asarray(np.array([1, 0], np.int32))
+
+    def stage(kind: Any, before: Any, *layers: xn.Layer) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """The forward and the backward pass of these layers."""
+        found = kind.take(site, before, [Part("0", layer, 2, ()) for layer in layers])
+        found.batch = vector.arrays["0.weight"], vector.arrays["0.bias"]
+        own, views = found.bound(z, None), found.views(vector)
+        return lambda: own.forward(z, views), lambda: own.backward(dy, views, views)
 
     def update(optimizer: xn.Optimizer) -> Callable[[], Any]:
-        slots = optimizer.init(w)
-        return lambda: kernels.update(optimizer, w, slots, g, slots)
+        slots, step = optimizer.init(w), kernels.optimizer(optimizer)
+        return lambda: step(w, slots, g, slots)
 
-    key = backend.asarray(np.array([1, 0], np.int32))
+    dense = Product(site, None, Part("0", xn.Dense(1, h), 2, ()))
+    (pointwise, pointwise_backward), (batch_norm, batch_norm_backward) = (
+        stage(kernel, before, *layers, xn.Sigmoid())
+        for kernel, before, layers in ((Pointwise, dense, ()), (BatchNorm, None, (xn.BatchNorm(h),)))
+    )
+    loss = kernels.loss(site, xn.SoftmaxCrossEntropy("sum"), 2).bound(z, None)
     nesterov = xn.Nesterov()
-    velocity = nesterov.init(w)
-    norm_backward = (gamma, beta, dz, grad, bias, None, work)
+    velocity, ahead = nesterov.init(w), kernels.optimizer(nesterov)
     return {
         "copy": (2, lambda: cupy.copyto(dz, z)),
-        "activation": (2, lambda: kernels.activation(f, z, bias, work)),
-        "activation_backward": (3, lambda: kernels.activation_backward(f, dy, z, y, bias, dz, grad, work)),
-        "batch_norm": (2, lambda: kernels.batch_norm(f, z, gamma, beta, 0.01, mean, var, work, False)),
-        "batch_norm_backward": (4, lambda: kernels.batch_norm_backward(f, dy, z, y, *norm_backward)),
-        "statistics": (4, lambda: kernels.statistics(w, g, point)),
-        "dropout": (2, lambda: kernels.dropout(z, key, 0.4, dz)),
-        "softmax_cross_entropy": (3, lambda: kernels.softmax_cross_entropy(z, dy, 1.0, work)),
-        "look_ahead": (3, lambda: kernels.look_ahead(nesterov, w, velocity, point)),
+        "pointwise": (2, pointwise),
+        "pointwise_backward": (3, pointwise_backward),
+        "batch_norm": (2, batch_norm),
+        "batch_norm_backward": (4, batch_norm_backward),
+        "averaged": (4, lambda: kernels.averaged(w, g, point)),
+        "dropout": (2, lambda: mask(z, key, 0.4, dz)),
+        "softmax_cross_entropy": (3, lambda: loss.forward(z, dy)),
+        "look_ahead": (3, lambda: ahead.look_ahead(w, velocity, point)),
         "gradient_norm, SGD": (6, update(xn.SGD(clip_norm=1.0))),
     } | {
         rule_name(kind, decay > 0.0): (3 + 2 * len(kind.memory), update(kind(weight_decay=decay)))

@@ -362,7 +362,8 @@ def test_auto_says_so_and_does_without_a_numba_that_compiles_nothing(backend, mo
     """As coverage and debuggers have it, with NUMBA_DISABLE_JIT=1: the loops' intrinsics are no code for Python."""
     monkeypatch.setenv("XPNET_KERNELS", "auto")
     monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
-    monkeypatch.delitem(sys.modules, "xpnet.kernels.cpu.numba", raising=False)
+    for name in [name for name in sys.modules if name.startswith("xpnet.kernels.cpu.numba")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.warns(
         RuntimeWarning, match=r"\(ImportError: NUMBA_DISABLE_JIT is set, so it compiles nothing\): training goes on"
     ):
@@ -389,7 +390,7 @@ def test_a_network_of_ones_own_kind_takes_the_same_step(choice, backend):
 def test_every_choice_is_told_of_in_the_packages_own_words():
     assert all(f'"{choice}"' in xn.kernels.__doc__ for choice in CHOICES)
     assert issubclass(BufferedStep, Step)
-    assert callable(Calls.update)
+    assert callable(Calls.optimizer)
 
 
 @pytest.mark.parametrize("gather", [0, 2**17], ids=["batch by batch", "an epoch at once"])

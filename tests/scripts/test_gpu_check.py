@@ -10,10 +10,10 @@ import pytest
 
 from support import ROOT
 from support.cupy_on_host import log
-from xpnet.kernels.cuda import kernels
+from xpnet.kernels.cuda.source import source
 
 SCRIPTS = ROOT / "scripts"
-KERNELS = set(re.findall(r"__global__ void __launch_bounds__\(\d+\) (\w+)\(", kernels.source()))
+KERNELS = set(re.findall(r"__global__ void __launch_bounds__\(\d+\) (\w+)\(", source()))
 
 
 @pytest.fixture

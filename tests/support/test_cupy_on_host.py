@@ -7,7 +7,7 @@ import pytest
 
 import xpnet as xn
 from support.cupy_on_host import log
-from xpnet.kernels.cuda.kernels import kernel
+from xpnet.kernels.cuda.launching import kernel
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 
@@ -140,16 +140,16 @@ def test_a_launch_of_impossible_sizes_is_refused(grid, block, cupy):
 
 
 def test_arguments_of_other_types_than_the_kernels_are_refused(cupy):
-    statistics, f = kernel("statistics<float>"), cupy.ones(3, "float32")
+    averaged, f = kernel("averaged<float>"), cupy.ones(3, "float32")
     for arguments, fault in [
         ((cupy.ones(3), f, f, np.int64(3), f), "argument 0 is *f8, expected *f4"),
         ((f, f, f, np.int32(3), f), "argument 3 is i4, expected i8"),
         ((f, f, f, f, f), "argument 3 is *f4, expected i8"),
         ((f, f, f, np.int64(3)), "it takes 5 arguments, got 4"),
     ]:
-        statistics((1,), (32,), arguments)
-        assert taken() == [f"statistics<float>: {fault}"]
-    statistics((1,), (32,), (f, f, f, np.int64(3), f))
+        averaged((1,), (32,), arguments)
+        assert taken() == [f"averaged<float>: {fault}"]
+    averaged((1,), (32,), (f, f, f, np.int64(3), f))
     assert taken() == []
 
 

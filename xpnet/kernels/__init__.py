@@ -2,11 +2,16 @@
 
     reference.py   the plain step, which calls the layers' own forward and backward
     planner.py     the step in stages that write into arrays made once: NumPy, PyTorch, CuPy
+    stages.py      the stages: what they have in common, those of any layer, and the ones of every family
     table.py       the pointwise functions and the optimizers' rules, as formulas
     formulas.py    formulas made into array calls, Python for Numba, CUDA
-    cpu/           a stage's work in the calls of NumPy or PyTorch, and in loops that Numba compiles
-    cuda/          a stage's work in CUDA kernels
+    cpu/           a family of stages in the calls of NumPy or PyTorch (calls.py), a file for each operation
+    cpu/numba/     a family in loops that Numba compiles, likewise
+    cuda/          a family in CUDA kernels (kernels.py), likewise
     jit.py         the step compiled as a whole by jax.jit, from the layers' own code: JAX
+
+A fast path for a new layer is a class of stages in a file of its own, in a family's folder, and its name in the family's
+`stages`. A pointwise function is a row of table.py.
 
 The environment variable XPNET_KERNELS chooses: "auto", the default, takes the fastest that is installed; "generic"
 turns off what Numba or CUDA code compiles; "reference" is the plain step. jax.jit needs neither Numba nor CUDA code.

@@ -15,21 +15,35 @@ from .formulas import names_in
 
 
 class Pointwise(NamedTuple):
-    """A function of single numbers and its derivative."""
+    """A function of single numbers and its derivative, and the layer that it is of."""
 
+    layer: Any
     value: str
     slope: str
 
+    @property
+    def settings(self) -> list[str]:
+        """The names of the layer's settings that are in it."""
+        return sorted((names_in(self.value) | names_in(self.slope)) - {"x", "y"})
 
-POINTWISE: dict[type[Layer], Pointwise] = {
-    Sigmoid: Pointwise("1 / (1 + exp(-x))", "y * (1 - y)"),
-    Tanh: Pointwise("tanh(x)", "1 - y * y"),
-    ReLU: Pointwise("maximum(x, 0)", "where(x >= 0, 1, 0)"),
-    LeakyReLU: Pointwise("where(x >= 0, x, alpha * x)", "where(x >= 0, 1, alpha)"),
-    ELU: Pointwise("where(x >= 0, x, alpha * expm1(x))", "where(x >= 0, 1, alpha * exp(x))"),
-    SiLU: Pointwise("x / (1 + exp(-x))", "(1 + x - x / (1 + exp(-x))) / (1 + exp(-x))"),
-    Softplus: Pointwise("maximum(x, 0) + log1p(exp(-absolute(x)))", "1 / (1 + exp(-x))"),
+
+POINTWISE = {
+    "Identity": Pointwise(None, "x", "1"),
+    "Sigmoid": Pointwise(Sigmoid, "1 / (1 + exp(-x))", "y * (1 - y)"),
+    "Tanh": Pointwise(Tanh, "tanh(x)", "1 - y * y"),
+    "ReLU": Pointwise(ReLU, "maximum(x, 0)", "where(x >= 0, 1, 0)"),
+    "LeakyReLU": Pointwise(LeakyReLU, "where(x >= 0, x, alpha * x)", "where(x >= 0, 1, alpha)"),
+    "ELU": Pointwise(ELU, "where(x >= 0, x, alpha * expm1(x))", "where(x >= 0, 1, alpha * exp(x))"),
+    "SiLU": Pointwise(SiLU, "x / (1 + exp(-x))", "(1 + x - x / (1 + exp(-x))) / (1 + exp(-x))"),
+    "Softplus": Pointwise(Softplus, "maximum(x, 0) + log1p(exp(-absolute(x)))", "1 / (1 + exp(-x))"),
 }
+
+
+def pointwise(layer: Layer | None) -> str | None:
+    """The name of the function in the table that a layer is; "Identity" of no layer, None where there is none."""
+    kind = None if layer is None else type(layer)
+    return next((name for name, row in POINTWISE.items() if row.layer is kind), None)
+
 
 Lines = tuple[tuple[str, str], ...]  # names and the formulas of their next values
 

@@ -6,8 +6,8 @@ import pytest
 import xpnet as xn
 from support.cases import Scale
 from support.cupy_on_host import log
-from xpnet.kernels import planner as buffered
-from xpnet.kernels.cuda import kernels
+from xpnet.kernels.cuda import launching
+from xpnet.kernels.cuda.dropout import mask
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 
@@ -24,8 +24,8 @@ def same(a, b):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (33, 5), (600, 4), (1025,), (2, 3, 5)])
 def test_dropout_is_numpys_to_the_bit(shape, dtype, rate, blocks, cupy, monkeypatch):
     if blocks:
-        monkeypatch.setattr(kernels, "blocks", lambda size, most: blocks)
-    rng, own = np.random.default_rng(0), buffered.kernels_for(cupy, True)
+        monkeypatch.setattr(launching, "blocks", lambda size, most: blocks)
+    rng = np.random.default_rng(0)
     x, dy = rng.normal(size=(2, *shape)).astype(dtype)
     x.flat[:4] = [np.nan, np.inf, -0.0, -1e-30][: x.size]
     layer = xn.Sequential(xn.Dropout(rate)).initialize("numpy", seed=1).layers[0]
@@ -35,8 +35,8 @@ def test_dropout_is_numpys_to_the_bit(shape, dtype, rate, blocks, cupy, monkeypa
     for _ in range(3):
         expected, cache = layer.forward(x, training=True)
         log.launches.clear()
-        next_key = own.dropout(cupy.asarray(x.T.copy()), key, rate, y)
-        own.dropout_backward(cupy.asarray(dy.T.copy()), key, rate, dx)
+        next_key = mask(cupy.asarray(x.T.copy()), key, rate, y, counts=True)
+        mask(cupy.asarray(dy.T.copy()), key, rate, dx)
         assert len(log.launches) == 2
         same(cupy.to_numpy(y).T, expected)
         same(cupy.to_numpy(dx).T, layer.backward(dy, cache)[0])
@@ -46,8 +46,8 @@ def test_dropout_is_numpys_to_the_bit(shape, dtype, rate, blocks, cupy, monkeypa
 
 
 def test_the_count_in_dropouts_key_wraps_around(cupy):
-    own, x = buffered.kernels_for(cupy, True), cupy.asarray(np.ones((2, 3)))
-    key = own.dropout(x, cupy.asarray(np.array([-5, 2**31 - 1], np.int32)), 0.5, x)
+    x = cupy.asarray(np.ones((2, 3)))
+    key = mask(x, cupy.asarray(np.array([-5, 2**31 - 1], np.int32)), 0.5, x, counts=True)
     np.testing.assert_array_equal(cupy.to_numpy(key), [-5, -(2**31)])
 
 

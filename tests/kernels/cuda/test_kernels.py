@@ -6,10 +6,13 @@ import pytest
 import xpnet as xn
 from support.cases import EXTREMES, LAYERS, assert_extreme, tutorial_network
 from support.cupy_on_host import log
-from xpnet.kernels import planner as buffered
+from support.kernels import Operations
 from xpnet.kernels import training_step
-from xpnet.kernels.cuda import kernels
-from xpnet.kernels.cuda.kernels import CuPyKernels, columns, threads
+from xpnet.kernels.cuda import launching, optimizers
+from xpnet.kernels.cuda.dropout import mask
+from xpnet.kernels.cuda.kernels import CuPyKernels
+from xpnet.kernels.cuda.launching import columns, threads
+from xpnet.kernels.planner import BufferedStep
 from xpnet.kernels.reference import Step
 
 pytestmark = pytest.mark.cupy_only
@@ -45,8 +48,7 @@ class Bench:
 
     def __init__(self, backend, dtype):
         self.backend, self.dtype = backend, dtype
-        self.kernels = CuPyKernels(backend)
-        self.work = buffered.Workspace(backend.xp, backend.dtype(dtype), backend.device)
+        self.kernels = Operations(CuPyKernels(backend), dtype, backend)
         self.rng = np.random.default_rng(0)
 
     def draw(self, *shape, scale=1.0):
@@ -90,9 +92,9 @@ def test_activation_with_bias_and_its_derivatives(name, shape, bench):
     y, cache = f.forward((z + bias[:, None]).T) if f else ((z + bias[:, None]).T, None)
     dz = (f.backward(dy.T, cache)[0] if f else dy.T).T
     on_z, on_bias, on_dy, dbias = bench.put(z), bench.put(bias), bench.put(dy), bench.empty(shape[0])
-    on_y = bench.kernels.activation(f, on_z, on_bias, bench.work)
+    on_y = bench.kernels.activation(f, on_z, on_bias)
     bench.agrees(on_y, y.T, 8)
-    on_dz = bench.kernels.activation_backward(f, on_dy, on_z, on_y, on_bias, on_dy, dbias, bench.work)
+    on_dz = bench.kernels.activation_backward(on_dy, on_dy, dbias)
     bench.agrees(on_dz, dz, 8)
     bench.agrees(dbias, dz.sum(axis=1))
     bench.agrees(on_z, z, 0)
@@ -105,8 +107,8 @@ def test_activation_takes_a_gradient_that_lies_otherwise_and_leaves_it(name, ben
     u = (z + bias[:, None]).T
     dz = (f.backward(dy.T, f.forward(u)[1])[0] if f else dy.T).T
     on_z, on_bias, on_dy, dbias = bench.put(z), bench.put(bias), bench.put(dy), bench.empty(5)
-    on_y = bench.kernels.activation(f, on_z, on_bias, bench.work)
-    on_dz = bench.kernels.activation_backward(f, on_dy, on_z, on_y, on_bias, bench.empty(5, 33), dbias, bench.work)
+    bench.kernels.activation(f, on_z, on_bias)
+    on_dz = bench.kernels.activation_backward(on_dy, bench.empty(5, 33), dbias)
     bench.agrees(on_dz, dz, 8)
     bench.agrees(dbias, dz.sum(axis=1))
     bench.agrees(on_dy, dy, 0)
@@ -120,9 +122,9 @@ def test_activation_at_zero_far_out_and_at_nan(name, bench):
         y, cache = f.forward(z.T) if f else (z.T, None)
         dz = f.backward(np.ones_like(z).T, cache)[0].T if f else np.ones_like(z)
     on_z, bias, dbias = bench.put(z), bench.put(np.zeros(1, bench.dtype)), bench.empty(1)
-    on_y = bench.kernels.activation(f, on_z, bias, bench.work)
+    on_y = bench.kernels.activation(f, on_z, bias)
     on_dy = bench.put(np.ones_like(z))
-    on_dz = bench.kernels.activation_backward(f, on_dy, on_z, on_y, bias, on_dy, dbias, bench.work)
+    on_dz = bench.kernels.activation_backward(on_dy, on_dy, dbias)
     np.testing.assert_allclose(bench.backend.to_numpy(on_y), y.T, rtol=8 * EPS[bench.dtype], atol=TINY)
     if not isinstance(f, xn.ELU):  # whose plain derivative at NaN goes through a minimum
         np.testing.assert_allclose(bench.backend.to_numpy(on_dz), dz, rtol=8 * EPS[bench.dtype], atol=EPS[bench.dtype])
@@ -149,15 +151,11 @@ def test_batch_norm_with_activation_and_its_derivatives(name, shape, as_it_lies,
     on = {key: bench.put(a) for key, a in {"z": z, "dy": dy, "gamma": gamma, "beta": beta, "bias": bias}.items()}
     mean, var, dgamma, dbeta = (bench.empty(h) for _ in range(4))
     dz = on["dy"] if as_it_lies is np.ascontiguousarray else bench.empty(*shape)
-    on_y = bench.kernels.batch_norm(
-        f, on["z"], on["gamma"], on["beta"], norm.eps, mean, var, bench.work, False, on["bias"]
-    )
+    on_y = bench.kernels.batch_norm(f, on["z"], on["gamma"], on["beta"], norm.eps, mean, var, False, on["bias"])
     bench.agrees(on_y, y.T)
     bench.agrees(mean, batch["mean"] + bias)
     bench.agrees(var, batch["var"])
-    dz = bench.kernels.batch_norm_backward(
-        f, on["dy"], on["z"], on_y, on["gamma"], on["beta"], dz, dgamma, dbeta, on["bias"], bench.work
-    )
+    dz = bench.kernels.batch_norm_backward(on["dy"], dz, dgamma, dbeta, on["bias"])
     bench.agrees(on["bias"], np.zeros(h), 0)
     bench.agrees(dbeta, grads["beta"])
     bench.agrees(dgamma, grads["gamma"])
@@ -168,14 +166,14 @@ def test_batch_norm_with_activation_and_its_derivatives(name, shape, as_it_lies,
 def test_batch_norm_keeps_a_variance_that_a_large_mean_would_drown(bench):
     z = np.array([[1e4, 1e4 + 1, 1e4 + 2, 1e4 + 3]], bench.dtype)  # exact in both types
     ones, mean, var = bench.put(np.ones(1, bench.dtype)), bench.empty(1), bench.empty(1)
-    bench.kernels.batch_norm(None, bench.put(z), ones, ones, 1e-5, mean, var, bench.work, False)
+    bench.kernels.batch_norm(None, bench.put(z), ones, ones, 1e-5, mean, var, False)
     bench.agrees(var, [1.25], 4)
     bench.agrees(mean, [10001.5], 1)
 
 
 def test_running_statistics(bench):
     old, batch, rates = bench.draw(700), bench.draw(700), bench.draw(700)
-    new = bench.kernels.statistics(bench.put(old), bench.put(batch), bench.put(rates))
+    new = bench.kernels.family.averaged(bench.put(old), bench.put(batch), bench.put(rates))
     bench.agrees(new, (1 - rates) * old + rates * batch, 4)
 
 
@@ -197,7 +195,7 @@ def test_dropout_keeps_a_number_whose_bits_are_the_least_that_are_kept(bench):
         least, more = (middle, more) if kept(middle) else (least, middle)
     for count in (least, least + 1):
         y = bench.empty(1, 1)
-        bench.kernels.dropout(bench.put(x), bench.backend.asarray(key), count / 2**24, y)
+        mask(bench.put(x), bench.backend.asarray(key), count / 2**24, y)
         assert (bench.backend.to_numpy(y).item() > 0) == kept(count) == (count == least)
 
 
@@ -214,9 +212,7 @@ def test_softmax_cross_entropy_and_its_derivative(k, n, reduction, as_it_lies, b
     value, dz = loss.reduced(z.T, t.T)
     scale = 1.0 if reduction == "sum" else 1.0 / n
     for _ in range(2):  # the count of blocks is 0 again
-        on_value, on_dz = bench.kernels.softmax_cross_entropy(
-            bench.put(as_it_lies(z)), bench.put(as_it_lies(t)), scale, bench.work
-        )
+        on_value, on_dz = bench.kernels.softmax_cross_entropy(bench.put(as_it_lies(z)), bench.put(as_it_lies(t)), scale)
         bench.agrees(on_value, value)
         bench.agrees(on_dz, dz.T)
 
@@ -224,10 +220,10 @@ def test_softmax_cross_entropy_and_its_derivative(k, n, reduction, as_it_lies, b
 def test_softmax_cross_entropy_of_large_logits_is_exact_and_of_nan_is_nan(bench):
     z = np.array([[3e4, -3e4, 0.0], [0.0, 3e4, 0.0], [-3e4, 0.0, np.nan]], bench.dtype)
     t = np.eye(3, dtype=bench.dtype)
-    value, dz = bench.kernels.softmax_cross_entropy(bench.put(z[:, :2]), bench.put(t[:, :2]), 1.0, bench.work)
+    value, dz = bench.kernels.softmax_cross_entropy(bench.put(z[:, :2]), bench.put(t[:, :2]), 1.0)
     bench.agrees(value, 0.0, 0)
     bench.agrees(dz, np.zeros((3, 2)), 0)
-    value, dz = bench.kernels.softmax_cross_entropy(bench.put(z), bench.put(t), 1.0, bench.work)
+    value, dz = bench.kernels.softmax_cross_entropy(bench.put(z), bench.put(t), 1.0)
     assert np.isnan(bench.backend.to_numpy(value))
     np.testing.assert_array_equal(np.isnan(bench.backend.to_numpy(dz)), [[False, False, True]] * 3)
 
@@ -249,7 +245,7 @@ def long(cupy, multiprocessors):
     """The bench in float32, on a device with so many multiprocessors."""
     with cupy.scope():
         bench = Bench(cupy, "float32")
-        bench.kernels.multiprocessors = multiprocessors
+        bench.kernels.family.multiprocessors = multiprocessors
         yield bench
 
 
@@ -271,8 +267,8 @@ def test_sums_of_a_million_rows_lose_no_digits(name, long):
     wide, dy = z.astype("float64"), dy.astype("float64")
 
     du, dbias = derivative(f, wide + 1.0, dy), long.empty(h)
-    on_y = long.kernels.activation(f, on_z, one, long.work)
-    long.kernels.activation_backward(f, on_dy, on_z, on_y, one, dz, dbias, long.work)
+    on_y = long.kernels.activation(f, on_z, one)
+    long.kernels.activation_backward(on_dy, dz, dbias)
     long.agrees(dbias, du.sum(axis=1), TOTAL + terms)
 
     mean, var, dgamma, dbeta = (long.empty(h) for _ in range(4))
@@ -281,11 +277,11 @@ def test_sums_of_a_million_rows_lose_no_digits(name, long):
     du = derivative(f, hat + 1.0, dy)
     y = f.forward((hat + 1.0).T)[0].T if f else hat + 1.0
     expected = scale * (du - du.mean(axis=1, keepdims=True) - hat * (du * hat).mean(axis=1, keepdims=True))
-    on_y = long.kernels.batch_norm(f, on_z, one, one, eps, mean, var, long.work, False)
+    on_y = long.kernels.batch_norm(f, on_z, one, one, eps, mean, var, False)
     long.agrees(mean, m[:, 0], 1, np.abs(m).max() + TOTAL * EPS["float32"])
     long.agrees(var, v[:, 0], TOTAL + 4)
     long.agrees(on_y, y, TOTAL)
-    long.kernels.batch_norm_backward(f, on_dy, on_z, on_y, one, one, dz, dgamma, dbeta, None, long.work)
+    long.kernels.batch_norm_backward(on_dy, dz, dgamma, dbeta)
     long.agrees(dbeta, du.sum(axis=1), TOTAL + terms)
     long.agrees(dgamma, (du * hat).sum(axis=1), TOTAL + terms, np.abs(du * hat).sum(axis=1).max())
     long.agrees(dz, expected, TOTAL + terms, 3 * (scale * np.abs(du)).max() * np.abs(hat).max())
@@ -296,7 +292,7 @@ def test_batch_norm_takes_mean_and_variance_of_a_long_row_about_its_mean(centre,
     """The sum of z, then of what that mean leaves of z, which is small: its roundings are the variance's own."""
     z = (centre + long.draw(h, n)).astype("float32")
     ones, mean, var, wide = long.put(np.ones(h, "float32")), long.empty(h), long.empty(h), z.astype("float64")
-    long.kernels.batch_norm(None, long.put(z), ones, ones, 0.01, mean, var, long.work, False)
+    long.kernels.batch_norm(None, long.put(z), ones, ones, 0.01, mean, var, False)
     long.agrees(mean, wide.mean(axis=1), 0.5 + TOTAL / centre)
     long.agrees(var, wide.var(axis=1), TOTAL + 8)
 
@@ -304,7 +300,7 @@ def test_batch_norm_takes_mean_and_variance_of_a_long_row_about_its_mean(centre,
 def test_no_variance_of_a_constant_is_below_0(bench):
     z = np.repeat(3 + bench.draw(64, 1), 701, axis=1)
     ones, mean, var = bench.put(np.ones(64, bench.dtype)), bench.empty(64), bench.empty(64)
-    bench.kernels.batch_norm(None, bench.put(z), ones, ones, 0.01, mean, var, bench.work, False)
+    bench.kernels.batch_norm(None, bench.put(z), ones, ones, 0.01, mean, var, False)
     assert (bench.backend.to_numpy(var) >= 0).all()
     bench.agrees(mean, z[:, 0], 1)
 
@@ -314,22 +310,23 @@ def test_a_loss_of_many_rows_loses_no_digits(cupy):
     with cupy.scope():
         bench, n = Bench(cupy, "float32"), 500_000
         z, t = np.full((2, n), [[0.3], [-0.2]], "float32"), np.full((2, n), [[0.25], [0.75]], "float32")
-        value, _ = bench.kernels.softmax_cross_entropy(bench.put(z), bench.put(t), 1.0, bench.work)
+        value, _ = bench.kernels.softmax_cross_entropy(bench.put(z), bench.put(t), 1.0)
         wide = z.astype("float64")
         bench.agrees(value, (np.logaddexp(*wide) - (t * wide).sum(axis=0)).sum(), TOTAL + 8)
 
 
 def test_long_sums_that_are_infinite_or_overflow_are_infinite(bench, multiprocessors):
     kernels, n, big = bench.kernels, 20_000, np.finfo(bench.dtype).max
-    kernels.multiprocessors = multiprocessors
+    kernels.family.multiprocessors = multiprocessors
     dy = np.ones((3, n), bench.dtype)
     dy[0, 0], dy[1, :1024], dy[2, 0] = np.inf, -big, np.nan
     on_dy, dbias, zeros = bench.put(dy), bench.empty(3), bench.put(np.zeros(3, bench.dtype))
-    kernels.activation_backward(None, on_dy, on_dy, on_dy, zeros, bench.empty(3, n), dbias, bench.work)
+    kernels.activation(None, on_dy, zeros)
+    kernels.activation_backward(on_dy, bench.empty(3, n), dbias)
     np.testing.assert_array_equal(bench.backend.to_numpy(dbias), [np.inf, -np.inf, np.nan])
     z, t = np.zeros((2, n), bench.dtype), np.full((2, n), [[1.0], [0.0]], bench.dtype)
     z[0, 0] = -np.inf
-    value, _ = kernels.softmax_cross_entropy(bench.put(z), bench.put(t), 1.0, bench.work)
+    value, _ = kernels.softmax_cross_entropy(bench.put(z), bench.put(t), 1.0)
     assert float(value) == np.inf
 
 
@@ -341,15 +338,15 @@ def test_a_row_of_several_blocks_is_that_of_one(name, bench):
     on_z, on_dy, gamma, beta = (bench.put(a.astype(bench.dtype)) for a in (z, dy, bench.draw(h), bench.draw(h)))
 
     def results(multiprocessors):
-        bench.kernels.multiprocessors = multiprocessors
-        work = buffered.Workspace(bench.backend.xp, bench.backend.dtype(bench.dtype), bench.backend.device)
+        bench.kernels.family.multiprocessors = multiprocessors
+        bench.kernels.new_workspace()
         dz, *vectors = bench.empty(h, n), *(bench.empty(h) for _ in range(6))
-        y = bench.kernels.activation(f, on_z, beta, work)
-        yield bench.kernels.activation_backward(f, on_dy, on_z, y, beta, dz, vectors[0], work)
-        y = bench.kernels.batch_norm(f, on_z, gamma, beta, 0.01, *vectors[1:3], work, False, gamma)
+        y = bench.kernels.activation(f, on_z, beta)
+        yield bench.kernels.activation_backward(on_dy, dz, vectors[0])
+        y = bench.kernels.batch_norm(f, on_z, gamma, beta, 0.01, *vectors[1:3], False, gamma)
         yield y
         sums = *vectors[3:5], vectors[5]
-        yield bench.kernels.batch_norm_backward(f, on_dy, on_z, y, gamma, beta, bench.empty(h, n), *sums, work)
+        yield bench.kernels.batch_norm_backward(on_dy, bench.empty(h, n), *sums)
         yield from vectors
 
     one, several, again = (list(results(count)) for count in (1, 132, 132))
@@ -420,7 +417,8 @@ GRADIENTS = {
 def test_clip_norm_of_any_gradient(name, blocks, bench, monkeypatch):
     """With one number for each thread, and with several."""
     if blocks:
-        monkeypatch.setattr(kernels, "blocks", lambda size, most: blocks)
+        for module in (launching, optimizers):
+            monkeypatch.setattr(module, "blocks", lambda size, most: blocks)
     g = GRADIENTS[name](1e300 if bench.dtype == "float64" else 1e36).astype(bench.dtype)
     optimizer = xn.SGD(1.0, momentum=0.0, clip_norm=3.0)
     w = np.zeros_like(g)
@@ -530,7 +528,7 @@ def test_xpnet_kernels_chooses_the_step(choice, fused, cupy, monkeypatch):
     monkeypatch.setenv("XPNET_KERNELS", choice)
     with cupy.scope():
         step = training_step(tutorial_network().initialize(cupy), xn.SoftmaxCrossEntropy(), xn.Adam())
-    assert type(step) is (buffered.BufferedStep if fused else Step)
+    assert type(step) is (BufferedStep if fused else Step)
     assert not fused or type(step.kernels) is CuPyKernels
 
 
@@ -555,13 +553,14 @@ def test_few_long_rows_are_shared_by_blocks():
 @pytest.mark.on_host_only
 @pytest.mark.parametrize(("n", "launches"), [(2**14 - 1, (1, 1, 1)), (2**14, (1, 3, 2))])
 def test_batch_norm_of_shared_rows_takes_a_launch_for_each_part(n, launches, bench):
-    assert bench.kernels.multiprocessors == bench.backend.device.attributes["MultiProcessorCount"]
-    kernels, work, z = bench.kernels, bench.work, bench.put(bench.draw(1, n))
+    assert bench.kernels.family.multiprocessors == bench.backend.device.attributes["MultiProcessorCount"]
+    kernels, z = bench.kernels, bench.put(bench.draw(1, n))
+    kernels.activation(None, z, bench.put(np.ones(1, bench.dtype)))
     one, vectors, names = bench.put(np.ones(1, bench.dtype)), [bench.empty(1) for _ in range(3)], []
     for call in (
-        lambda: kernels.activation_backward(None, z, z, z, one, z, vectors[0], work),
-        lambda: kernels.batch_norm(None, z, one, one, 0.01, *vectors[:2], work, False),
-        lambda: kernels.batch_norm_backward(None, z, z, z, one, one, z, *vectors, work),
+        lambda: kernels.activation_backward(z, z, vectors[0]),
+        lambda: kernels.batch_norm(None, z, one, one, 0.01, *vectors[:2], False),
+        lambda: kernels.batch_norm_backward(z, z, *vectors),
     ):
         log.launches.clear()
         call()

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from xpnet.kernels.cuda import kernels
+from xpnet.kernels.cuda.source import rule_name, source
 from xpnet.kernels.table import POINTWISE, RULES
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 
-OVER_ROWS = "activation", "activation_backward", "batch_norm", "batch_norm_backward"
-FUNCTIONS = "Identity", *(kind.__name__ for kind in POINTWISE)
-RULE_NAMES = sorted({kernels.rule_name(kind, decays) for kind in RULES for decays in (False, True)})
-OTHERS = "statistics", "dropout", "softmax_cross_entropy", "gradient_norm", "look_ahead", *RULE_NAMES
-EXPRESSIONS = [f"{k}<{t}, {f}>" for t in ("float", "double") for k in OVER_ROWS for f in FUNCTIONS]
+OVER_ROWS = "pointwise", "pointwise_backward", "batch_norm", "batch_norm_backward"
+RULE_NAMES = sorted({rule_name(kind, decays) for kind in RULES for decays in (False, True)})
+OTHERS = "averaged", "dropout", "softmax_cross_entropy", "gradient_norm", "look_ahead", *RULE_NAMES
+EXPRESSIONS = [f"{k}<{t}, {f}>" for t in ("float", "double") for k in OVER_ROWS for f in POINTWISE]
 EXPRESSIONS += [f"{k}<{t}>" for t in ("float", "double") for k in OTHERS]
 
 # CuPy's options for a RawModule, and one that has the assembler say what each kernel takes
@@ -62,7 +61,7 @@ class NVRTC:
 def test_nvrtc_compiles_every_kernel_with_few_registers(major, architecture, capsys):
     nvrtc = NVRTC(major)
     number = nvrtc.architectures()[-1] if architecture == "newest" else architecture
-    log = nvrtc.log_of(kernels.source(), EXPRESSIONS, [f"-arch=sm_{number}", *OPTIONS])
+    log = nvrtc.log_of(source(), EXPRESSIONS, [f"-arch=sm_{number}", *OPTIONS])
     registers = list(map(int, re.findall(r"Used (\d+) registers", log)))
     spilled = list(map(int, re.findall(r"(\d+) bytes spill stores", log)))
     with capsys.disabled():

@@ -1,0 +1,62 @@
+"""A family's stages called like functions, each bound to a workspace and to the arrays that it is given."""
+
+import xpnet as xn
+from xpnet.kernels.stages import Part, Site, Stage, Vector, Workspace
+
+
+class Given(Stage):
+    """The stage before, of a Dense: its y is what a test made."""
+
+    frees_y, bias = True, "bias"
+
+    def join(self):
+        """Add the bias, where the test gives none."""
+        self.bias = "" if self.joins else self.bias
+        return self.joins
+
+
+class Operations:
+    """Those of a family on arrays (H, N). A backward pass is that of the last forward pass; dz may be dy."""
+
+    def __init__(self, family, dtype, backend):
+        self.family, self.backend, self.dtype = family, backend, backend.dtype(dtype)
+        self.update = lambda optimizer, *arrays: family.optimizer(optimizer)(*arrays)
+        self.look_ahead = lambda optimizer, *arrays: family.optimizer(optimizer).look_ahead(*arrays)
+        self.product = family.product
+        self.new_workspace()
+
+    def new_workspace(self):
+        self.work = Workspace(self.backend.xp, self.dtype, self.backend.device)
+        self.site = Site(self.family, lambda: self.work, self.work)
+
+    def _forward(self, layers, z, arrays, own=True, batch=()):
+        before = Given(self.site, None)
+        before.joins, before.whole = arrays["bias"] is None, z
+        parts = [Part(str(i), layer, 2, ()) for i, layer in enumerate(layers) if layer]
+        stage = next(filter(None, (kind.take(self.site, before, parts) for kind in self.family.stages)))
+        stage.batch = batch
+        self.params, self.stage = stage.views(Vector(None, arrays, [])), stage.bound(z, before if own else None)
+        return self.stage.forward(z, self.params)
+
+    def _backward(self, dy, dz, arrays):
+        if dz is not dy:
+            dz[...] = dy
+        return self.stage.backward(dz, self.params, self.stage.views(Vector(None, arrays, [])))
+
+    def activation(self, f, z, bias):
+        return self._forward([f], z, {"bias": bias})
+
+    def activation_backward(self, dy, dz, dbias):
+        return self._backward(dy, dz, {"bias": dbias})
+
+    def batch_norm(self, f, z, gamma, beta, eps, mean, var, own, bias=None):
+        arrays = {"0.gamma": gamma, "0.beta": beta, "bias": bias}
+        return self._forward([xn.BatchNorm(z.shape[0], eps=eps), f], z, arrays, own, (mean, var))
+
+    def batch_norm_backward(self, dy, dz, dgamma, dbeta, dbias=None):
+        return self._backward(dy, dz, {"0.gamma": dgamma, "0.beta": dbeta, "bias": dbias})
+
+    def softmax_cross_entropy(self, z, target, scale):
+        stage = self.family.loss(self.site, xn.SoftmaxCrossEntropy(), 2)
+        stage.share = lambda n: scale
+        return stage.bound(z, None).forward(z, target)

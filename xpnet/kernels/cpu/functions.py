@@ -1,0 +1,147 @@
+"""The pointwise functions of the table in the calls of NumPy or PyTorch, and stages that go through rows in blocks."""
+
+import copy
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+from ...backends import Array
+from ...layers.base import Layer
+from ..formulas import Program, names_in
+from ..stages import Stage
+from ..table import POINTWISE, pointwise
+from . import threads
+
+SMALL = 2**16  # numbers of a matrix up to which one of zeros is worth its memory: a row of them takes more calls within
+
+
+class Compiled(NamedTuple):
+    """A program: the function, and the names of its arguments and the constants, in their order."""
+
+    function: Callable[..., None]
+    names: list[str]
+    constants: list[float]
+
+
+class Function:
+    """A pointwise function in a library's calls: x, which stands in y's place, becomes y.
+
+    A slope that is a formula of x is found in forward and kept, as a mask where it is 1 or 0. One of y alone is found
+    in backward.
+    """
+
+    def __init__(self, lib: Any, name: str):
+        _, value, slope = row = POINTWISE[name]
+        condition = re.fullmatch(r"where\((.*), 1, 0\)", slope)
+        self.keeps, self.masks = "x" in names_in(slope), condition is not None
+        self.settings = row.settings
+        self.programs = {
+            "value": self._compiled(lib, "y", value),
+            "slope_of": self._compiled(lib, "slope", condition[1] if condition else slope),
+        }
+        if len(re.findall(r"\bx\b", value)) == value.count("-x"):  # it is of -(x + shift), in one call less
+            value = value.replace("-x", "(minus_shift - x)")
+            self.programs["negated"] = self._compiled(lib, "y", value, "minus_shift")
+
+    def _compiled(self, lib: Any, place: str, formula: str, *last: str) -> Compiled:
+        program = Program([(place, formula)], {place: place}, {"x": "y"})
+        names = list(dict.fromkeys(["y", place, *self.settings]))
+        return Compiled(program.function(lib, *names, last=last), [*names, *program.spare], [*program.constants])
+
+
+@functools.cache
+def function(lib: Any, name: str) -> Function:
+    """The function of this name, compiled once."""
+    return Function(lib, name)
+
+
+class RowsStage(Stage):
+    """The base of stages in calls that end in a pointwise function f, with y and other arrays of as many rows."""
+
+    f: Layer | None
+    y: Array
+    value: Callable[[], None]
+    slope_of: Callable[[], None]
+    negated: Callable[[Array], None] | None = None
+    sums: Callable[..., Array]
+    row_dot: Callable[..., Array]
+    ones: Array
+    slope: Array
+
+    def bind_rows(self, h: int, n: int, **arrays: Array) -> None:
+        """Find what f writes to beside the arrays given, which are y and others with a row for each feature."""
+        family, name = self.site.family, pointwise(self.f)
+        self.lib, self.integers = family.lib, family.integers.get(arrays["y"].itemsize)
+        shared = family.shares and h * n > threads.LARGE
+        self.block = max(1, threads.BLOCK // n) if shared else h  # rows gone through at a time
+        self.parts: dict[int, Self] = {}
+        self.ones = self.shared.filled(1.0, (n,))
+        self.sums, self.row_dot = family.over_batch(n)
+        self.function = None if self.f is None else function(family.lib, str(name))
+        self.arrays, self.numbers = arrays, dict[Any, Array]()
+        if self.function is not None:
+            programs = self.function.programs.values()
+            values: dict[Any, float] = {key: getattr(self.f, key) for key in self.function.settings}
+            values |= {constant: constant for program in programs for constant in program.constants}
+            self.numbers = {key: self.shared.filled(value) for key, value in values.items()}
+            if 0.0 in self.numbers:  # which NumPy compares with, and takes the maximum with, at several times the speed
+                self.numbers[0.0] = self.shared.filled(0.0, (h if h * n <= SMALL else 1, n))
+            for key in {key for program in programs for key in program.names} - values.keys() - {"y"}:
+                flags = key.startswith("mask") or (key == "slope" and self.function.masks)
+                place = "mask" if key == "slope" and flags else key
+                self.arrays[key] = self.work(place, (h, n), self.work.xp.bool if flags else None)
+        self._connect()
+
+    def _connect(self) -> None:
+        vars(self).update(self.arrays)
+        if self.function is not None:
+            there: dict[Any, Array] = self.arrays | self.numbers
+            for name, program in self.function.programs.items():
+                arguments = [there[key] for key in (*program.names, *program.constants)]
+                setattr(self, name, functools.partial(program.function, *arguments))
+
+    def part(self, rows: slice) -> Self:
+        """The stage of these rows alone."""
+        if rows.start not in self.parts:
+            part = self.parts[rows.start] = copy.copy(self)
+            part.arrays = {name: a[rows] for name, a in self.arrays.items()}
+            part.parts = {}
+            part.numbers = {k: a[: rows.stop - rows.start] if a.ndim else a for k, a in self.numbers.items()}
+            part._connect()
+        return self.parts[rows.start]
+
+    def by_rows(self, method: Callable[..., None]) -> Callable[..., None]:
+        """A method, of a stage and arrays; of much data block by block, which stay in cache, on several cores."""
+        h, block = self.y.shape[0], self.block
+
+        def in_blocks(stage: RowsStage, *arrays: Array | None) -> None:
+            def work(rows: slice) -> None:
+                method(stage.part(rows), *[a if a is None else a[rows] for a in arrays])
+
+            threads.in_blocks(work, h, block)
+
+        return in_blocks if block < h else method
+
+    def apply(self, shift: Array | None) -> None:
+        """y ← f(y + shift), f(y) without a shift, which is a column"""
+        if shift is not None:
+            if self.negated is not None:
+                self.negated(-shift)
+                return
+            y = self.y
+            y += shift
+        if self.function is not None:
+            if self.function.keeps:
+                self.slope_of()
+            self.value()
+
+    def times_slope(self, dy: Array) -> None:
+        """dy ← dy f'"""
+        if self.function is None:
+            return
+        if self.function.masks:  # dy or 0, even where dy is infinite: its bits by 1 or 0, 10 times as fast as `where`
+            dy = dy.view(self.integers)
+        elif not self.function.keeps:
+            self.slope_of()
+        self.lib.multiply(dy, self.slope, out=dy)

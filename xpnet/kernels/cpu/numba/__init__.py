@@ -1,0 +1,26 @@
+"""The kernels of NumPy in loops that Numba compiles."""
+
+from typing import Any
+
+import numpy as np
+
+from ....backends import Backend
+from ...stages import Product
+from ..calls import Calls
+from .batch_norm import BatchNorm
+from .optimizers import Update
+from .pointwise import Pointwise
+from .softmax import SoftmaxCrossEntropy, higher
+
+
+class NumbaKernels(Calls):
+    """`Calls` with the stages' work in compiled loops."""
+
+    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product
+    loss_stage = SoftmaxCrossEntropy
+    update = Update
+    joins_from = 2**16  # the loop adds a bias on its way, and a small product takes longer with one row more
+
+    def __init__(self, backend: Backend):
+        super().__init__(backend)
+        higher(np.zeros(1), np.zeros(1))  # where Numba compiles nothing, that shows before there is a step to fail

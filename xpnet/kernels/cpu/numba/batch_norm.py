@@ -1,0 +1,103 @@
+"""Batch norm and a pointwise function, in loops."""
+
+from typing import Any
+
+import numpy as np
+
+from ....backends import Array
+from ... import stages
+from .functions import Loops, LoopStage
+
+
+def loops(value: Any, back: Any, made_of: Any) -> Loops:
+    """The loops with y of x in them, and dy times the slope."""
+
+    @made_of
+    def forward(z, gamma, beta, eps, s, mean, var, scale, y, wide):
+        """y = f(γ (z - μ) scale + β), scale = 1 / √(v + eps)"""
+        n = z.shape[1]
+        one = y.dtype.type(1.0)
+        none = y.dtype.type(0.0) if wide is None else wide
+        share = one / y.dtype.type(n)
+        for i in range(z.shape[0]):
+            total = none
+            for j in range(n):
+                total += z[i, j]
+            m = y.dtype.type(total * share)
+            rest = none
+            for j in range(n):
+                rest += z[i, j] - m
+            m += y.dtype.type(rest * share)  # what a sum of large numbers loses of its mean
+            total = none
+            rest = none
+            for j in range(n):
+                c = z[i, j] - m
+                total += c * c
+                rest += c
+            rest *= share  # what is less than the mean's last digit
+            v = y.dtype.type(total * share - rest * rest)
+            scale[i] = one / np.sqrt(v + y.dtype.type(eps))
+            mean[i] = m
+            var[i] = v
+            gain = gamma[i] * scale[i]
+            b = beta[i]
+            for j in range(n):
+                y[i, j] = value((z[i, j] - m) * gain + b, s)
+
+    @made_of
+    def backward(z, gamma, beta, s, mean, scale, y, d, dgamma, dbeta, wide):
+        """du = d f', dβ = Σ_n du, dγ = Σ_n du x̂, d ← γ scale (du - dβ / N - x̂ dγ / N) with x̂ = (z - μ) scale"""
+        n = z.shape[1]
+        none = y.dtype.type(0.0) if wide is None else wide
+        share = y.dtype.type(1.0) / y.dtype.type(n)
+        for i in range(z.shape[0]):
+            m = mean[i]
+            gain = gamma[i] * scale[i]
+            b = beta[i]
+            sum_u = none
+            sum_uc = none
+            for j in range(n):
+                c = z[i, j] - m
+                u = back(d[i, j], c * gain + b, y[i, j], s)
+                d[i, j] = u
+                sum_u += u
+                sum_uc += u * c
+            dbeta[i] = sum_u
+            dgamma[i] = sum_uc * scale[i]
+            shift = y.dtype.type(sum_u * share)
+            slope = y.dtype.type(sum_uc * scale[i] * scale[i] * share)
+            for j in range(n):
+                d[i, j] = gain * (d[i, j] - shift - (z[i, j] - m) * slope)
+
+    return {"forward": forward, "backward": backward}
+
+
+class BatchNorm(stages.BatchNorm, LoopStage):
+    """x stays as it is, and `scale` keeps 1 / √(v + eps)."""
+
+    loops = staticmethod(loops)
+
+    def bind(self, x: Array, before: Any) -> None:
+        h, n = x.shape
+        self.keeps = before is None
+        self.cache = x
+        self.mean, self.scale = self.work("mean", (h,)), self.work("scale", (h,))
+        self.bind_rows(self.output(h, n))
+
+    def forward(self, x: Array, params: Any) -> Array:
+        gamma, beta, _, bias = params
+        mean, var = self.batch
+        self.cache, own = x, self.mean
+        self.forward_rows(x, gamma, beta, self.eps, self.settings, own, var, self.scale, self.y, self.wide)
+        np.add(own, 0.0 if bias is None else bias, mean)
+        if self.finish:
+            self.finish()
+        return self.whole
+
+    def backward(self, dy: Array, params: Any, grads: Any) -> Array:
+        (gamma, beta, *_), (dgamma, dbeta, _, dbias) = params, grads
+        if dbias is not None:
+            dbias[...] = 0.0
+        kept = self.settings, self.mean, self.scale, self.y
+        self.backward_rows(self.cache, gamma, beta, *kept, dy, dgamma, dbeta, self.wide)
+        return dy

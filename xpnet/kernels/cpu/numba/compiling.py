@@ -1,0 +1,124 @@
+"""How loops are compiled by Numba, and functions of one number in arithmetic that becomes vector instructions.
+
+The compiled code is kept on disk, beside the loops' file or where NUMBA_CACHE_DIR says. Where it cannot be read or
+written, it is compiled anew in each process.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import config, njit, types
+from numba.core.caching import FunctionCache
+from numba.extending import intrinsic, overload
+
+from ....common.warn import warn
+
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set, so it compiles nothing")
+
+
+class Cache(FunctionCache):
+    """A function's compiled code on disk, which is made anew where files are damaged or the disk is full."""
+
+    formulas: object = None  # that are compiled into it beside its own source
+
+    def _index_key(self, sig, codegen):
+        return sig, codegen.magic_tuple(), repr(self.formulas)
+
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a file that was cut short fails in as many ways as pickle has
+            with contextlib.suppress(OSError):
+                self.flush()  # else it could not be written anew either
+            return None
+
+    def save_overload(self, sig, data):
+        try:
+            super().save_overload(sig, data)
+        except Exception as error:  # no space, no right to write, or what Numba cannot write
+            warn(
+                f"what Numba has compiled cannot be kept in {self.cache_path} ({type(error).__name__}: {error}): each "
+                "process compiles it anew. Make room there, or set NUMBA_CACHE_DIR",
+                RuntimeWarning,
+            )
+
+
+def compiling(fastmath: Any, formulas: object = None) -> Callable[[Any], Any]:
+    """The decorator that has Numba compile a function when it is first called, to be kept in a `Cache`.
+
+    A function of the same source may stand for several, which the `formulas` that are compiled into it tell apart.
+    """
+
+    def decorate(function: Any) -> Any:
+        dispatcher = njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
+        dispatcher._cache = Cache(function)  # as cache=True sets Numba's own
+        dispatcher._cache.formulas = formulas
+        return dispatcher
+
+    return decorate
+
+
+exact = compiling(False)  # in the order written, whoever calls it
+compiled = compiling({"reassoc", "contract"})  # sums in any order
+
+# --- functions of one number, in arithmetic that becomes vector instructions ------------------------------------------
+
+
+@intrinsic
+def as_float(typing: Any, bits: Any) -> Any:
+    """The float32 or float64 that an int32 or int64 holds the bits of."""
+    float_type, kind = {32: (types.float32, ir.FloatType()), 64: (types.float64, ir.DoubleType())}[bits.bitwidth]
+    return float_type(bits), lambda context, builder, signature, args: builder.bitcast(args[0], kind)
+
+
+@intrinsic
+def is_negative(typing: Any, x: Any) -> Any:
+    """Whether the sign bit of x is set: of a number below 0, and of -0.0."""
+
+    def code(context, builder, signature, args):
+        kind = ir.IntType(x.bitwidth)
+        return builder.icmp_signed("<", builder.bitcast(args[0], kind), ir.Constant(kind, 0))
+
+    return types.boolean(x), code
+
+
+@exact
+def exp32(x):
+    """e^x = 2^n e^r with n whole and |r| <= ln 2 / 2, e^r a polynomial. Moshier's Cephes, expf; within 1 ulp."""
+    f = np.float32
+    x = f(-87.0) if x < f(-87.0) else x  # a NaN stays
+    x = f(88.0) if x > f(88.0) else x
+    n = np.floor(x * f(1.44269504088896341) + f(0.5))
+    r = x - n * f(0.693359375) - n * f(-2.12194440e-4)
+    p = f(1.9875691500e-4) * r + f(1.3981999507e-3)
+    p = p * r + f(8.3334519073e-3)
+    p = p * r + f(4.1665795894e-2)
+    p = p * r + f(1.6666665459e-1)
+    p = p * r + f(5.0000001201e-1)
+    return (p * r * r + r + f(1.0)) * as_float(np.int32((np.int32(n) + 127) << 23))
+
+
+@exact
+def exp64(x):
+    """The same with e^r = 1 + 2 r P(r²) / (Q(r²) - r P(r²)). Moshier's Cephes, exp; within 2 ulp."""
+    x = -708.0 if x < -708.0 else x
+    x = 709.0 if x > 709.0 else x
+    n = np.floor(x * 1.4426950408889634073599 + 0.5)
+    r = x - n * 6.93145751953125e-1 - n * 1.42860682030941723212e-6
+    s = r * r
+    p = r * ((1.26177193074810590878e-4 * s + 3.02994407707441961300e-2) * s + 9.99999999999999999910e-1)
+    q = ((3.00198505138664455042e-6 * s + 2.52448340349684104192e-3) * s + 2.27265548208155028766e-1) * s + 2.0
+    return (1.0 + 2.0 * (p / (q - p))) * as_float((np.int64(np.int32(n)) + 1023) << 52)
+
+
+def exp(x):
+    """Of the dtype that x has; for x beyond what it can hold, that of its ends."""
+
+
+@overload(exp)
+def _exp(x):
+    return (lambda x: exp32(x)) if x == types.float32 else (lambda x: exp64(x))

@@ -1,0 +1,77 @@
+"""The optimizers' rules as loops over any stretch of the vectors, the slots in place."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from ....backends import Array
+from ....optimizers import Optimizer
+from ...formulas import python
+from ...table import lines_of, numbers_in, numbers_of
+from .. import optimizers, threads
+from .compiling import compiled, compiling
+
+CLIP = "where(g < -limit, -limit, where(g >= limit, limit, g)) + 0 * g"  # NaN where g is not finite
+
+
+@compiled
+def checksum(w, slot):
+    """Σ w · slot, which is finite only if they are. Apart from the rules: in those the order of products counts."""
+    total = w.dtype.type(0.0)
+    for i in range(w.size):
+        total += w[i] * slot[i]
+    return total
+
+
+@functools.cache
+def rule(kind: type[Optimizer], decays: bool, clips: bool) -> tuple[Any, list[str]]:
+    """An optimizer's lines as a loop, and the names of the numbers it takes.
+
+    Its arguments are w, the slots, which become the next ones, g, which becomes the next w, and the numbers. The sum
+    that it returns is finite only if the next w and slots are.
+    """
+    lines, slots = lines_of(kind, decays), kind.memory
+    if clips:
+        lines = (("g", CLIP), *lines)
+    numbers = numbers_in(lines, slots)
+    body = [f"{name} = {python(formula)}" for name, formula in lines]
+    source = [
+        f"def rule(vector_w, {', '.join(f'vector_{name}' for name in slots)}, vector_g, numbers):",
+        "    T = vector_w.dtype.type",
+        *[f"    {name} = T(numbers[{i}])" for i, name in enumerate(numbers)],
+        "    for i in range(vector_w.size):",
+        *[f"        {name} = vector_{name}[i]" for name in ("w", *slots, "g")],
+        *[f"        {line}" for line in body],
+        *[f"        vector_{name}[i] = {name}" for name in slots],
+        "        vector_g[i] = w",
+        f"    return checksum(vector_g, vector_{slots[-1]})",
+    ]
+    scope: dict[str, Any] = {"sqrt": np.sqrt, "checksum": checksum}
+    exec(compile("\n".join(source), __file__, "exec"), scope)
+    return compiling({"contract"}, lines)(scope["rule"]), numbers
+
+
+class Update(optimizers.Update):
+    """The rule in one loop, which limits the gradient to `clip_value` and checks the results on its way."""
+
+    def advance(self, w: Array, slots: list[Array], new: Array, new_slots: list[Array], step: int) -> None:
+        optimizer, limit = self.optimizer, self.optimizer.clip_value
+        numbers = numbers_of(optimizer, step)
+        if optimizer.clip_norm is not None:
+            np.copyto(new, optimizer.limited(new))
+            limit = None
+        elif limit is not None:
+            numbers["limit"] = limit
+        for old, place in zip(slots, new_slots, strict=True):
+            if place is not old:
+                np.copyto(place, old)
+        arrays = [w, *new_slots, new]
+        loop, names = rule(type(optimizer), optimizer.weight_decay != 0.0, limit is not None)
+        values = np.array([numbers[name] for name in names], dtype=w.dtype)
+        if w.size <= threads.LARGE:
+            total = loop(*arrays, values)
+        else:
+            blocks = threads.in_blocks(lambda part: loop(*[a[part] for a in arrays], values), w.size, threads.BLOCK)
+            total = sum(blocks)
+        self.checked = new, float(total)

@@ -1,0 +1,119 @@
+// What the kernels in the files beside this one stand on, all for T = float and double.
+//
+// Axes: N batch, H features, K classes. Matrices are (H, N) with a feature's batch in one row of memory: neighbouring
+// threads take neighbouring numbers. A kernel over rows gives each row a block, or gridDim.y of them, the others a thread
+// each number, and every thread goes on to the next that nobody has. Blocks are whole warps of 32 threads, 512 at most.
+
+typedef long long Int;
+
+// source.py puts what table.py says in the places marked @: a struct for each pointwise function, such as
+//
+//     struct Tanh { value(x, alpha) { return tanh(x); } back(dy, x, y, alpha) { return dy * (1 - y * y); } };
+//
+// and a kernel for each optimizer. A comparison with NaN is false: the formulas are written so that NaN stays NaN.
+
+template <typename T>
+__device__ T maximum(T a, T b) {
+    return a < b ? b : a;
+}
+
+template <typename T>
+__device__ T absolute(T a) {
+    return fabs(a);
+}
+
+@pointwise
+
+// --- what the threads of a block find together -----------------------------------------------------------------------
+
+struct Sum {
+    template <typename T> static __device__ T of(T a, T b) { return a + b; }
+};
+
+struct Max {
+    template <typename T> static __device__ T of(T a, T b) { return a < b ? b : a; }
+};
+
+// The sum or maximum of all threads' values, for all of them. All must call it.
+template <typename Op, typename T>
+__device__ T over_block(T value) {
+    __shared__ T of_warp[32];
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x * blockDim.y / 32;
+    for (int distance = 16; distance > 0; distance /= 2)
+        value = Op::of(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    __syncthreads();  // of_warp may still be read, from the call before
+    if (thread % 32 == 0) of_warp[thread / 32] = value;
+    __syncthreads();
+    T result = of_warp[0];
+    for (int warp = 1; warp < warps; ++warp) result = Op::of(result, of_warp[warp]);
+    return result;
+}
+
+// The same over the threads of one threadIdx.x.
+template <typename Op, typename T>
+__device__ T over_column(T value) {
+    __shared__ T part[16][32];
+    __syncthreads();
+    part[threadIdx.y][threadIdx.x] = value;
+    __syncthreads();
+    T result = part[0][threadIdx.x];
+    for (int y = 1; y < blockDim.y; ++y) result = Op::of(result, part[y][threadIdx.x]);
+    return result;
+}
+
+// Whether all others of so many blocks have been here: then this one can read what their first threads wrote before.
+// Adding up in the last block, in order, gives the same sum each time, as adding with atomics does not. `count` is 0
+// before and after.
+__device__ bool last_block(unsigned* count, unsigned blocks) {
+    __shared__ bool last;
+    if (threadIdx.x == 0 && threadIdx.y == 0) {
+        __threadfence();
+        last = atomicAdd(count, 1u) == blocks - 1;
+        if (last) *count = 0;
+        __threadfence();
+    }
+    __syncthreads();
+    return last;
+}
+
+// A sum within two roundings of each of its terms, however many they are (Kahan's). Its three further additions should
+// cost no time beside reading the terms; that is reckoned, not measured.
+template <typename T>
+struct Total {
+    T sum = 0, excess = 0;  // by how much rounding has made the sum too large
+
+    __device__ void add(T a) {
+        const T term = a - excess, next = sum + term, rounding = (next - sum) - term;
+        excess = isfinite(rounding) ? rounding : T(0);  // an infinite sum stays so
+        sum = next;
+    }
+
+    __device__ void add_up() { sum = over_block<Sum>(sum); }  // over the block
+};
+
+// Add up over a row. Whether this block has the sums: where several share the row, the last of them has, from `partial`.
+template <typename T, int K>
+__device__ bool add_up_row(Total<T> (&totals)[K], volatile T* partial, unsigned* count) {
+    for (Total<T>& total : totals) total.add_up();
+    const Int blocks = gridDim.y;
+    if (blocks == 1) return true;
+    partial += blockIdx.x * blocks * K;
+    if (threadIdx.x == 0)
+        for (int k = 0; k < K; ++k) partial[k * blocks + blockIdx.y] = totals[k].sum;
+    if (!last_block(count + blockIdx.x, gridDim.y)) return false;
+    for (int k = 0; k < K; ++k) {
+        totals[k] = Total<T>();
+        for (Int i = threadIdx.x; i < blocks; i += blockDim.x) totals[k].add(partial[k * blocks + i]);
+        totals[k].add_up();
+    }
+    return true;
+}
+
+__device__ Int first() { return Int(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+__device__ Int stride() { return Int(gridDim.x) * blockDim.x; }
+
+// The same within a row.
+__device__ Int first_of_row(Int n) { return blockIdx.x * n + Int(blockIdx.y) * blockDim.x + threadIdx.x; }
+
+__device__ Int stride_of_row() { return Int(gridDim.y) * blockDim.x; }

@@ -1,0 +1,95 @@
+"""How CUDA kernels are compiled and launched, and stages that go through rows in them. Nothing waits for the device.
+
+A method takes one launch; those of batch norm take several where `columns` lets several blocks share a row.
+"""
+
+import functools
+import importlib
+from typing import Any
+
+import numpy as np
+
+from ...backends import Array
+from ...layers.base import Layer
+from ..stages import Stage
+from ..table import POINTWISE, pointwise
+from .source import source
+
+C_TYPES = {"float32": "float", "float64": "double"}
+THREADS = 512  # of a block, at most; the kernels count on it
+SHARED = 2**14  # numbers in a row from which on several blocks may share it
+
+
+@functools.cache
+def kernel(expression: str) -> Any:
+    """The kernel of this name with its template's arguments, compiled when it is first asked for."""
+    cupy = importlib.import_module("cupy")
+    module = cupy.RawModule(code=source(), options=("-std=c++17",), name_expressions=(expression,))
+    return module.get_function(expression)
+
+
+def launch(expression: str, grid: tuple[int, ...], block: tuple[int, ...], dtype: Any, *arguments: Any) -> None:
+    """Hand a kernel to the device: floats in the kernel's type, None as a null pointer."""
+    arguments = tuple(
+        np.uintp(0) if a is None else np.int64(a) if type(a) is int else dtype.type(a) if type(a) is float else a
+        for a in arguments
+    )
+    kernel(expression)(grid, block, arguments)
+
+
+def over_vector(name: str, like: Array, most: int, *arguments: Any) -> None:
+    """Launch a kernel with a thread for each number of a vector, up to so many blocks."""
+    launch(f"{name}<{C_TYPES[like.dtype.name]}>", (blocks(like.size, most),), (THREADS,), like.dtype, *arguments)
+
+
+def threads(n: int) -> int:
+    """How many a block has whose threads share n numbers: whole warps."""
+    return min(THREADS, -(-n // 32) * 32)
+
+
+def blocks(size: int, most: int) -> int:
+    """How many share a vector, THREADS numbers each, or more where they would be more than `most`."""
+    return min(-(-size // THREADS), most)
+
+
+def columns(h: int, n: int, multiprocessors: int) -> int:
+    """How many blocks share a row of (H, N): one, unless few long rows would leave most of the device idle.
+
+    Several are enough to give each multiprocessor two blocks, each with four numbers for a thread at least. Batch norm
+    then takes more launches, some 5 µs each, which pays where one block would take 20 µs for a row. These numbers are
+    estimates, not measurements.
+    """
+    return 1 if n < SHARED else max(1, min(2 * multiprocessors // h, n // (4 * THREADS)))
+
+
+def in_rows(a: Array, dtype: Any) -> Array:
+    """An array as the kernels take it, in C order: a copy where it lies otherwise."""
+    if a.flags.c_contiguous and a.dtype == dtype:
+        return a
+    return importlib.import_module("cupy").ascontiguousarray(a, dtype)
+
+
+class RowsStage(Stage):
+    """The base of stages with a pointwise function f, whose kernels give each row a block or several."""
+
+    f: Layer | None
+
+    def bind_rows(self, h: int, n: int) -> None:
+        """Find y, and what the kernels take beside arrays: f and its setting, and the blocks' sums and count."""
+        y, family = self.output(h, n), self.site.family
+        self.function, self.setting, self.n = pointwise(self.f), setting(self.f), n
+        self.columns = columns(h, n, family.multiprocessors)
+        self.partial = None if self.columns == 1 else self.work("partial", (2 * h * self.columns,))
+        self.sums = self.partial, family.count
+        self.dtype, self.grid, self.block = y.dtype, (h, self.columns), (threads(n),)
+
+    def over_rows(self, name: str, *arguments: Any, grid: tuple[int, ...] = ()) -> None:
+        """Launch a kernel whose template takes f."""
+        expression = f"{name}<{C_TYPES[self.dtype.name]}, {self.function}>"
+        launch(expression, grid or self.grid, self.block, self.dtype, *arguments)
+
+
+def setting(f: Layer | None) -> float:
+    """A pointwise function's setting, if it has one."""
+    names = POINTWISE[str(pointwise(f))].settings
+    return float(getattr(f, names[0])) if names else 0.0

@@ -1,0 +1,36 @@
+"""The optimizers, in CUDA."""
+
+import importlib
+import math
+from typing import Any
+
+from ...backends import Array
+from ...optimizers import Nesterov, Slots
+from ..cpu import optimizers
+from ..table import lines_of, numbers_in, numbers_of
+from .launching import blocks, over_vector
+from .source import rule_name
+
+
+class Update(optimizers.Update):
+    """One launch for the rule, and one for the gradient's norm where that is limited."""
+
+    def look_ahead(self, w: Array, slots: Slots, point: Array) -> None:
+        if type(self.optimizer) is not Nesterov:
+            super().look_ahead(w, slots, point)
+            return
+        over_vector("look_ahead", w, 2048, w, slots["velocity"], float(self.optimizer.momentum), w.shape[0], point)
+
+    def advance(self, w: Array, slots: list[Array], new: Array, new_slots: list[Array], step: int) -> None:
+        optimizer, size, norm = self.optimizer, w.shape[0], None
+        decays, clip = bool(optimizer.weight_decay), optimizer.clip_value
+        numbers, lines = numbers_of(optimizer, step), lines_of(type(optimizer), decays)
+        limit = math.inf if clip is None else float(clip)
+        if optimizer.clip_norm is not None:
+            empty: Any = importlib.import_module("cupy").empty
+            norm, partial = empty(2, dtype=w.dtype), empty(2 * blocks(size, 256), dtype=w.dtype)
+            over_vector("gradient_norm", w, 256, new, limit, size, partial, self.family.count, norm)
+        values = [float(numbers[name]) for name in numbers_in(lines, optimizer.memory)]
+        limits = limit, norm, float(optimizer.clip_norm or 0.0)
+        name = rule_name(type(optimizer), decays)
+        over_vector(name, w, 2048, w, new, *slots, size, *limits, *values, *new_slots, new)

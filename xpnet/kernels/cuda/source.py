@@ -1,0 +1,50 @@
+"""The source of the CUDA kernels: the files beside this one, with the formulas of table.py in them."""
+
+import functools
+from pathlib import Path
+
+from ...optimizers import Optimizer
+from ..formulas import cuda, times
+from ..table import POINTWISE, RULES, Pointwise, lines_of, numbers_in
+
+
+@functools.cache
+def source() -> str:
+    """All of it, without the letters in comments that CuPy could not write to a file in every locale's encoding."""
+    files = sorted(Path(__file__).parent.glob("*.cu"), key=lambda path: (path.stem != "common", path.stem))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files).encode("ascii", "ignore").decode()
+    text = text.replace("@pointwise", "\n".join(function(*item) for item in POINTWISE.items()))
+    rules = {rule_name(kind, decays): (kind, decays) for kind in RULES for decays in (False, True)}
+    return text.replace("@optimizers", "\n".join(optimizer(name, *rule) for name, rule in rules.items()))
+
+
+def function(name: str, row: Pointwise) -> str:
+    """A pointwise function of the table as a struct of CUDA."""
+    setting = ", ".join(row.settings) or "none"  # one at most
+    return f"""struct {name} {{
+    template <typename T> static __device__ T value(T x, T {setting}) {{ return {cuda(row.value)}; }}
+    template <typename T> static __device__ T back(T dy, T x, T y, T {setting}) {{ return {cuda(times(row.slope))}; }}
+}};"""
+
+
+def optimizer(name: str, kind: type[Optimizer], decays: bool) -> str:
+    """An optimizer's lines as a kernel of CUDA. next_w may be the gradient's own vector."""
+    lines, slots = lines_of(kind, decays), kind.memory
+    before, after = "".join(f"const T* all_{s}, " for s in slots), "".join(f"T* next_{s}, " for s in slots)
+    return f"""template <typename T>
+__global__ void __launch_bounds__(512) {name}(
+    const T* all_w, const T* gradient, {before}Int length, T clip, const T* norm, T clip_norm,
+    {"".join(f"T {number}, " for number in numbers_in(lines, slots))}{after}T* next_w) {{
+    for (Int i = first(); i < length; i += stride()) {{
+        T g = limited(gradient[i], clip, norm, clip_norm), w = all_w[i];
+        {" ".join(f"T {slot} = all_{slot}[i];" for slot in slots)}
+        {" ".join(f"{target} = {cuda(formula)};" for target, formula in lines)}
+        {" ".join(f"next_{slot}[i] = {slot};" for slot in slots)}
+        next_w[i] = w;
+    }}
+}}"""
+
+
+def rule_name(kind: type[Optimizer], decays: bool) -> str:
+    """The kernel of an optimizer, with weight decay or without."""
+    return kind.__name__ + "Decayed" * (decays and bool(RULES[kind].decay))

@@ -1,0 +1,402 @@
+"""A stage: the forward and backward of a run of layers, in arrays that are made once for each shape of a batch.
+
+Each operation has a class of stages in a file of its own, for each family of kernels; here are those that all families
+share, and the base. Axes: N batch, D features in, H features out. Inside, arrays are (H, N): the batch of a feature is
+one row of memory. Arrays of more axes are the layers' own, with all their axes the other way round.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ..backends import Array, namespace
+from ..common.checks import mapping_from, pair_from
+from ..layers import dense, normalization
+from ..layers.base import Layer
+from ..losses import losses
+from ..losses.losses import Loss
+from .reference import checked
+from .table import pointwise
+
+
+class Part(NamedTuple):
+    """A layer of the network, its name, the axes of the x that it is given, and the layers within it, each named."""
+
+    prefix: str
+    layer: Any
+    axes: int
+    leaves: Sequence[tuple[str, Layer]]
+
+
+class Workspace:
+    """Memory by name, as much of each as the largest array asked for; smaller arrays are parts of it."""
+
+    def __init__(self, xp: Any, dtype: Any, device: Any):
+        self.xp, self.dtype, self.device = xp, dtype, device
+        self.flat: dict[str, Array] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        """An array of that shape, with whatever numbers are in it."""
+        size = math.prod(shape)
+        if name not in self.flat or self.flat[name].shape[0] < size:
+            self.flat[name] = self.xp.empty(size, dtype=dtype or self.dtype, device=self.device)
+        return self.flat[name][:size].reshape(shape)
+
+    def filled(self, value: float, shape: tuple[int, ...] = ()) -> Array:
+        """An array of one value, which nobody writes to.
+
+        NumPy takes an array without axes in half the time of Python's number; a product with ones is a sum.
+        """
+        a = self(repr(value), shape)
+        a[...] = value
+        return a
+
+
+class Site(NamedTuple):
+    """What stages are made with: a family of kernels, memory, and where parameters stand in their vector."""
+
+    family: Any
+    workspace: Callable[[], Workspace]
+    shared: Workspace  # for what no stage leaves there for later
+    offsets: dict[str, int] = {}  # noqa: RUF012  # the first entry of each parameter, by name
+
+
+class Vector:
+    """A vector of all parameters or of their gradients, with the views of it: by name, and those of each stage."""
+
+    def __init__(self, flat: Array, arrays: dict[str, Array], stages: Sequence["Stage"]):
+        self.flat, self.arrays = flat, arrays
+        self.views = [stage.views(self) for stage in stages]
+
+
+class Stage:
+    """The base of every stage. `take` says what a class does; the planner asks the rest of these attributes.
+
+    For each shape of a batch the planner has a copy `bind` the arrays that it needs; forward and backward then write
+    into them. `backward` may write over its dy. Whoever is given y may read it until this stage's own backward.
+    """
+
+    layers = 1  # how many layers it does
+    features: int | None = None  # of x, where they are known beforehand
+    foreign = False  # whether it runs a layer's own code, which may keep what it is given and gives arrays of its own
+    bias = ""  # the name of a bias that the next stage has to add to y
+    frees_y = False  # whether nothing needs y once the next stage has read it, so that it may be written over
+    in_place = False  # whether y takes the place of x
+    extended = False  # whether a row of ones is to stand below y
+    shown = False  # whether y goes to a foreign stage
+    lowest = False  # whether nothing needs dx
+    idle: tuple[str, ...] = ()  # of its parameters those whose gradient is always 0
+    averages: tuple[tuple[str, float], ...] = ()  # names of running averages, and the share of each new batch in them
+    batch: tuple[Array, ...] = ()  # the places for the batch's own, in this order
+    states: Sequence[Any] = ()  # the layers whose running statistics it gives in `next_state`
+    y: Array
+    whole: Array  # y with the row of ones, if there is one
+    turn: int  # which of two places its dx takes where it has none of its own: dy may stand in the other
+    cache: Any = None  # what forward leaves for backward that is not the stage's own; let go after each step
+    keeps = False  # whether it does
+
+    def __init__(self, site: Site, before: "Stage | None", *names: str):
+        self.site, self.before, self.names = site, before, names
+        self.turn = before.turn if before else 0
+        self.work, self.shared = site.workspace(), site.shared
+
+    @classmethod
+    def take(cls, site: Site, before: "Stage | None", parts: Sequence[Part]) -> "Stage | None":
+        """A stage for the first `layers` of these parts; None where it does not do them."""
+        raise NotImplementedError
+
+    def views(self, vector: Vector) -> tuple[Any, ...]:
+        """What forward and backward are given of a vector."""
+        return tuple(vector.arrays[name] for name in self.names)
+
+    def extend(self) -> None:
+        """Have a row of ones stand below y."""
+        if self.in_place and self.before:
+            self.before.extend()
+        self.extended = not self.in_place
+
+    def show(self) -> None:
+        """Keep y as it is until the step has ended."""
+        if self.in_place and self.before:
+            self.before.show()
+        self.shown = True
+
+    def join(self) -> bool:
+        """Add the bias that is the next stage's to add, if that is possible and pays."""
+        return False
+
+    def has_averages(self) -> bool:
+        """Whether the running averages are of a batch already: the first one sets them."""
+        return False
+
+    def bound(self, x: Array, before: "Stage | None") -> "Stage":
+        """A copy for arrays like this x, which is the y of the stage `before`, or anybody's where that is None."""
+        twin = copy.copy(self)
+        twin.bind(x, before)
+        return twin
+
+    def bind(self, x: Array, before: "Stage | None") -> None:
+        """Find the arrays for an x of this shape; x itself is to be kept only as the y of the stage before."""
+
+    def output(self, h: int, n: int) -> Array:
+        """The place of y, (H, N)."""
+        self.whole = self.work("y", (h + self.extended, n))
+        self.y = self.whole[:h]
+        return self.y
+
+    def fill(self) -> None:
+        """Write what the arrays of another shape, in the same memory, may have written over."""
+        if self.extended:
+            self.whole[-1] = 1.0
+
+    def forward(self, x: Array, params: Any) -> Array:
+        """(D, N) -> (H, N)"""
+        raise NotImplementedError
+
+    def backward(self, dy: Array, params: Any, grads: Any) -> Any:
+        """(H, N) -> (D, N), None where it is the lowest. The gradients go to `grads`."""
+        raise NotImplementedError
+
+
+class LayerStage(Stage):
+    """Any layer, by its own forward and backward."""
+
+    foreign = keeps = True
+
+    def __init__(self, site: Site, before: Stage | None, part: Part):
+        self.prefix, self.layer = part.prefix, part.layer
+        self.params = [(leaf, k, f"{p}.{k}") for p, leaf in part.leaves if leaf.trainable for k in leaf.params]
+        self.states = [(leaf, {k: f"{p}.{k}" for k in leaf.state}) for p, leaf in part.leaves if leaf.state]
+        super().__init__(site, before, *(name for *_, name in self.params))
+
+    def __str__(self) -> str:
+        return f"layer {self.prefix}, {self.layer!r}" if self.prefix else f"the network, {self.layer!r}"
+
+    def named(self, method: str, given: Any) -> dict[str, Array]:
+        """What a method of the layer gave, under the network's names."""
+        return {f"{self.prefix}.{key}".lstrip("."): a for key, a in mapping_from(self.layer, method, given).items()}
+
+    def set_state(self, state: dict[str, Array]) -> None:
+        """Take the running statistics."""
+        for leaf, names in self.states:
+            vars(leaf)["state"] = {key: state[name] for key, name in names.items()}
+
+    def next_state(self) -> dict[str, Array]:
+        """The running statistics after this step, by name."""
+        given = self.layer.state, self.layer.next_state(self.cache)
+        before, after = (self.named("next_state", arrays) for arrays in given)
+        return {k: checked("next_state", after, k, tuple(a.shape), a.dtype) for k, a in before.items()}
+
+    def forward(self, x: Array, params: Sequence[Array]) -> Array:
+        for (leaf, key, _), value in zip(self.params, params, strict=True):
+            leaf.params[key] = value
+        y, self.cache = pair_from(self.layer, "forward", self.layer.forward(reversed_axes(x), training=True))
+        return reversed_axes(y)
+
+    def backward(self, dy: Array, params: Sequence[Array], grads: Sequence[Array]) -> Any:
+        if self.lowest:
+            dx, own = None, self.layer.backward_params(reversed_axes(dy), self.cache)
+        else:
+            dx, own = pair_from(self.layer, "backward", self.layer.backward(reversed_axes(dy), self.cache))
+        named = self.named("backward_params", own)
+        for name, place in zip(self.names, grads, strict=True):
+            place[...] = checked("backward", named, name, tuple(place.shape), place.dtype)
+        return None if dx is None else reversed_axes(dx)
+
+
+class Entry(Stage):
+    """Between a foreign stage and one that trusts what it is given: refuses a y that does not fit."""
+
+    foreign = True
+
+    def __init__(self, site: Site, before: Stage, features: int | None):
+        super().__init__(site, before)
+        self.who, self.features = f"{before}: forward", features
+
+    def bind(self, x: Array, before: Stage | None) -> None:
+        self.shape = (self.features or x.shape[0], *x.shape[-1:]) if x.ndim else ()
+
+    def forward(self, x: Array, params: Any) -> Array:
+        check_fit(self.who, x, self.shape, self.work.dtype)
+        return x
+
+    def backward(self, dy: Array, params: Any, grads: Any) -> Any:
+        return dy
+
+
+class Exit(Stage):
+    """Between a stage and a foreign one, or a loss: refuses a dy that does not fit, and copies it, to be written to."""
+
+    def __init__(self, site: Site, before: Stage, who: str):
+        super().__init__(site, before)
+        self.who, self.turn = who, 1 - self.turn
+
+    def bind(self, x: Array, before: Stage | None) -> None:
+        self.dy = self.shared(f"dy{self.turn}", tuple(x.shape))
+
+    def forward(self, x: Array, params: Any) -> Array:
+        return x
+
+    def backward(self, dy: Array, params: Any, grads: Any) -> Array:
+        check_fit(self.who, dy, tuple(self.dy.shape), self.work.dtype)
+        self.dy[...] = dy
+        return self.dy
+
+
+def check_fit(who: str, a: Array, shape: tuple[int, ...], dtype: Any) -> None:
+    """Refuse an array of a user's layer or loss that does not fit: the kernels trust what they are given."""
+    if tuple(a.shape) != shape:
+        got, expected = tuple(a.shape)[::-1], shape[::-1]
+        raise ValueError(f"fit: {who} gave an array of shape {got}, expected {expected}")
+    if a.dtype != dtype:
+        raise ValueError(f"fit: {who} gave an array of {a.dtype}, expected {dtype}")
+
+
+def reversed_axes(a: Array) -> Array:
+    """(N, H) as (H, N) and back; of more axes, all the other way round."""
+    return a.T if a.ndim == 2 else namespace(a).permute_dims(a, tuple(range(a.ndim))[::-1])
+
+
+# --- for all families -------------------------------------------------------------------------------------------------
+
+
+class Product(Stage):
+    """The matrix product of a Dense, z = Wᵀ x, with dW = x dzᵀ and dx = W dz.
+
+    The next stage adds the bias; or the product does, where x is another stage's y: it then takes x̃ (D + 1, N), with a
+    row of ones below it, and W̃ = [W; b], as they stand in the vector of parameters. W̃ᵀ x̃ = Wᵀ x + b and
+    [dW; db] = x̃ dzᵀ.
+    """
+
+    frees_y = True
+    joint = False  # whether it adds the bias
+
+    @classmethod
+    def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> "Stage | None":
+        fits = parts and type(parts[0].layer) is dense.Dense and parts[0].layer.trainable and parts[0].axes == 2
+        return cls(site, before, parts[0]) if fits else None
+
+    def __init__(self, site: Site, before: Stage | None, part: Part):
+        super().__init__(site, before, f"{part.prefix}.weight")
+        self.bias = f"{part.prefix}.bias"
+        self.shape = self.features, _ = part.layer.in_features, part.layer.out_features
+        self.product, self.turn = site.family.product, 1 - self.turn
+
+    def join(self) -> bool:
+        offsets, size, before = self.site.offsets, math.prod(self.shape), self.before
+        if before is None or before.foreign or size < self.site.family.joins_from:
+            return False
+        if offsets[self.bias] != offsets[self.names[0]] + size:  # a network may have been given them in another order
+            return False
+        self.joint, self.bias = True, ""
+        before.extend()
+        return True
+
+    def views(self, vector: Vector) -> tuple[Any, ...]:
+        """W, W̃ and its transpose; W̃ is W where the bias is not in it."""
+        weight = joint = vector.arrays[self.names[0]]
+        if self.joint:
+            start, (d, h) = self.site.offsets[self.names[0]], self.shape
+            joint = vector.flat[start : start + (d + 1) * h].reshape((d + 1, h))
+        return weight, joint, joint.T
+
+    def bind(self, x: Array, before: Stage | None) -> None:
+        (rows, outputs), n = self.shape, x.shape[1]
+        y = self.output(outputs, n)
+        self.keeps = before is None
+        self.cache = before and before.whole if self.joint else None if self.keeps else x
+        fits = rows <= outputs and not self.shown
+        self.dx = None if self.lowest else y[:rows] if fits else self.shared(f"dx{self.turn}", (rows, n))
+
+    def forward(self, x: Array, params: Any) -> Array:
+        if self.keeps:
+            self.cache = x
+        return self.product(params[2], self.cache, self.y)
+
+    def backward(self, dy: Array, params: Any, grads: Any) -> Any:
+        self.product(self.cache, dy.T, grads[1])
+        return None if self.dx is None else self.product(params[0], dy, self.dx)
+
+
+def function_in(parts: Sequence[Part]) -> Layer | None:
+    """The first of these layers, if it is a pointwise function of the table."""
+    return parts[0].layer if parts and pointwise(parts[0].layer) else None
+
+
+class Pointwise(Stage):
+    """A pointwise function of a product with its bias, y = f(z + bias): dz = dy f', dbias = Σ_n dz."""
+
+    @classmethod
+    def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> "Stage | None":
+        f = function_in(parts)
+        if before is None or not before.frees_y or not (before.bias or f):
+            return None
+        if before.bias and before.join() and not f:
+            return None
+        return cls(site, before, f)
+
+    def __init__(self, site: Site, before: Stage, f: Layer | None):
+        super().__init__(site, before, *[before.bias] * bool(before.bias))
+        self.f, self.layers = f, int(f is not None)
+
+    def views(self, vector: Vector) -> tuple[Any, ...]:
+        """The bias and it as a column; None where it is the product's."""
+        if not self.names:
+            return None, None
+        bias = vector.arrays[self.names[0]]
+        return bias, bias[:, None]
+
+
+class BatchNorm(Stage):
+    """A BatchNorm and perhaps a pointwise function, y = f(γ (z - μ) / √(v + eps) + β), with μ and v the batch's.
+
+    With du = dy f': dβ = Σ_n du, dγ = Σ_n du x̂, dz = γ / √(v + eps) (du - dβ / N - x̂ dγ / N).
+
+    The bias of a Dense before it moves the mean and nothing else: it is left out of the sum, added to the running mean,
+    and its gradient is 0, as `Sequential.idle_parameters` says.
+    """
+
+    @classmethod
+    def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> "Stage | None":
+        fits = parts and type(parts[0].layer) is normalization.BatchNorm and parts[0].layer.trainable
+        fits = fits and parts[0].axes == 2
+        return cls(site, before, parts[0], function_in(parts[1:])) if fits else None
+
+    def __init__(self, site: Site, before: Stage | None, part: Part, f: Layer | None):
+        self.idle = (before.bias,) if before and before.bias else ()
+        super().__init__(site, before, f"{part.prefix}.gamma", f"{part.prefix}.beta", *self.idle)
+        self.layer = layer = part.layer
+        self.f, self.layers, self.features, self.eps = f, 1 + (f is not None), layer.features, layer.eps
+        self.averages = tuple((f"{part.prefix}.{key}", 1.0 - layer.momentum) for key in ("mean", "var"))
+
+    def views(self, vector: Vector) -> tuple[Any, ...]:
+        """γ, β as a vector and a column, and the bias before it or None."""
+        gamma, beta, *bias = (vector.arrays[name] for name in self.names)
+        return gamma, beta, beta[:, None], bias[0] if bias else None
+
+    def has_averages(self) -> bool:
+        mean, var = (self.layer.state[key] for key in ("mean", "var"))
+        return not bool(self.work.xp.all((mean == 0.0) & (var == 1.0)))
+
+
+class SoftmaxCrossEntropy(Stage):
+    """The loss from logits, for rows of t that add up to 1: with s = z - max z, Σ_n [log Σ_k e^s - Σ_k t s] and
+    dz = softmax(z) - t, or their means.
+
+    z and t are (K, N). `forward` gives both at once.
+    """
+
+    @classmethod
+    def of(cls, site: Site, loss: Loss, axes: int) -> "SoftmaxCrossEntropy | None":
+        """The stage of this loss, of outputs with so many axes; None where it does not do it."""
+        fits = type(loss) is losses.SoftmaxCrossEntropy and loss.ignore is None and axes == 2
+        return cls(site, loss) if fits else None
+
+    def __init__(self, site: Site, loss: Any):
+        super().__init__(site, None)
+        self.reduction = loss.reduction
+
+    def share(self, n: int) -> float:
+        """The factor of the sum, by the reduction."""
+        return 1.0 if self.reduction == "sum" else 1.0 / n
