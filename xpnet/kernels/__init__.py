@@ -10,8 +10,8 @@
     cuda/          a family in CUDA kernels (kernels.py), likewise
     jit.py         the step compiled as a whole by jax.jit, from the layers' own code: JAX
 
-A fast path for a new layer is a class of stages in a file of its own, in a family's folder, and its name in the family's
-`stages`. A pointwise function is a row of table.py.
+A fast path for a new layer is a class of stages in a file of its own, in a family's folder, and its place in the
+family's `stages`. A pointwise function is a row of table.py.
 
 The environment variable XPNET_KERNELS chooses: "auto", the default, takes the fastest that is installed; "generic"
 turns off what Numba or CUDA code compiles; "reference" is the plain step. jax.jit needs neither Numba nor CUDA code.
