@@ -1,8 +1,12 @@
 """Initial weights, drawn on the host by a NumPy Generator: the same on every backend.
 
-Each initializer takes a Generator and the shape (in_features, out_features) and returns a float64 NumPy array.
+Each initializer takes a Generator and the weight's shape and returns a float64 NumPy array. A shape of two axes is
+(in_features, out_features), as of `Dense`; one of more is a convolution's, (out_channels, in_channels / groups,
+*kernel_size). In the formulas `in` and `out` are how many weights meet in an output and in an input: for a convolution
+its channels, of inputs those of a group, times the size of the kernel.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -12,34 +16,69 @@ from .common.checks import brief, integer
 Initializer = Callable[["np.random.Generator", tuple[int, ...]], np.ndarray]
 
 
-def _check(who: str, rng: object, shape: object) -> None:
-    """Raise TypeError unless these are a Generator, not a seed, and a shape of two axes or more."""
+def _fans(who: str, rng: object, shape: object) -> tuple[int, int]:
+    """`in` and `out` of a shape; TypeError unless it has two axes or more and `rng` is a Generator, not a seed."""
     if not isinstance(rng, np.random.Generator):
         raise TypeError(f"{who}: rng must be a Generator, such as np.random.default_rng(0), got {brief(rng)}")
     if not isinstance(shape, (tuple, list)) or len(shape) < 2:
         raise TypeError(f"{who}: shape must be (in_features, out_features), got {brief(shape)}")
-    for size in shape:
-        integer(f"{who}: each size of shape", size)
+    first, second, *kernel = (integer(f"{who}: each size of shape", size) for size in shape)
+    if not kernel:
+        return first, second
+    return second * math.prod(kernel), first * math.prod(kernel)
 
 
 def fan_in_uniform(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform within ±1/sqrt(in), as torch.nn.Linear draws them."""
-    _check("fan_in_uniform", rng, shape)
-    limit = shape[0] ** -0.5
+    """Uniform within ±1/sqrt(in), as torch.nn.Linear and torch.nn.Conv2d draw them."""
+    fan_in, _ = _fans("fan_in_uniform", rng, shape)
+    limit = fan_in**-0.5
     return rng.uniform(-limit, limit, shape)
 
 
 def glorot_uniform(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
     """Uniform within ±sqrt(6 / (in + out)), for tanh and sigmoid. Glorot & Bengio 2010, eq. 16."""
-    _check("glorot_uniform", rng, shape)
-    limit = (6 / (shape[0] + shape[1])) ** 0.5
+    limit = (6 / sum(_fans("glorot_uniform", rng, shape))) ** 0.5
+    return rng.uniform(-limit, limit, shape)
+
+
+def glorot_normal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
+    """Normal with variance 2 / (in + out), for tanh and sigmoid. Glorot & Bengio 2010, eq. 12."""
+    deviation = (2 / sum(_fans("glorot_normal", rng, shape))) ** 0.5
+    return rng.normal(0.0, deviation, shape)
+
+
+def he_uniform(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform within ±sqrt(6 / in), for ReLU: the variance is that of `he_normal`."""
+    fan_in, _ = _fans("he_uniform", rng, shape)
+    limit = (6 / fan_in) ** 0.5
     return rng.uniform(-limit, limit, shape)
 
 
 def he_normal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
     """Normal with variance 2 / in, for ReLU. He et al. 2015, eq. 10."""
-    _check("he_normal", rng, shape)
-    return rng.normal(0.0, (2 / shape[0]) ** 0.5, shape)
+    fan_in, _ = _fans("he_normal", rng, shape)
+    return rng.normal(0.0, (2 / fan_in) ** 0.5, shape)
 
 
-INITIALIZERS: dict[str, Initializer] = {f.__name__: f for f in (fan_in_uniform, glorot_uniform, he_normal)}
+def normal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
+    """Normal with standard deviation 0.02, for transformers. Radford et al. 2018, section 4.1."""
+    _fans("normal", rng, shape)
+    return rng.normal(0.0, 0.02, shape)
+
+
+def orthogonal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
+    """A matrix with orthonormal rows, or columns if these are fewer; a convolution's weight as (out, in).
+
+    It is the Q of a normal matrix's QR decomposition, with a positive diagonal of R so that each is as likely.
+    Saxe, McClelland & Ganguli 2014, section 3.
+    """
+    _fans("orthogonal", rng, shape)
+    rows, columns = shape[0], math.prod(shape[1:])
+    q, r = np.linalg.qr(rng.normal(size=(max(rows, columns), min(rows, columns))))
+    q *= np.where(np.diag(r) < 0.0, -1.0, 1.0)
+    return np.ascontiguousarray(q if rows >= columns else q.T).reshape(shape)
+
+
+INITIALIZERS: dict[str, Initializer] = {
+    f.__name__: f for f in (fan_in_uniform, glorot_normal, glorot_uniform, he_normal, he_uniform, normal, orthogonal)
+}

@@ -24,7 +24,7 @@ class Dense(Layer):
 
     x (N, ..., D), weight W (D, H), bias b (H,). The sums are over all positions, of x (N, T, D) over N and T.
     `initializer` names the function of `xpnet.initializers` that draws W:
-    "fan_in_uniform", "glorot_uniform" or "he_normal"; b starts at zero. `trainable=False` freezes both.
+    "fan_in_uniform", "glorot_uniform", "he_normal", ...; b starts at zero. `trainable=False` freezes both.
     Source: Rumelhart, Hinton & Williams 1986, eqs. 1 and 4 to 7.
     """
 
