@@ -81,8 +81,7 @@ class Layer(Configured, ABC):
     further_axes: int | None = None  # where an x of more axes has them, counted with the batch: 1, behind the batch
     takes: str = "floats"  # what x is made of: of the network's dtype, or "integers" of the library's default one
     vocabulary: int | None = None  # of a layer that takes integers, how many it knows, from 0; None leaves them alone
-    decays: bool = True  # whether its weights, of two axes or more, do where a decay is of weights alone
-    smallest_batch: int = 1  # the rows it needs at least to be trained
+    smallest_batch: int = 1  # rows; of fewer it may refuse to be trained, in its forward
     formula: tuple[str, str] | None = None  # of forward and of backward, in plain text, for `net.explain`
 
     _trainable = True
@@ -301,13 +300,17 @@ class Layer(Configured, ABC):
     def check_features(self, shape: Shape, features: int) -> None:
         """Refuse a shape whose last axis is not `features` long."""
         check_shape(self, shape)
-        if not shape or shape[-1] != features:
+        if not shape or shape[-1] not in (features, None):
             raise self._misfit_of(shape, features)
 
     def _misfit_of(self, shape: Shape, features: int, axis: int = -1) -> ValueError:
         """The error for a shape without so many features along the axis."""
         wanted = [str(features)] if len(shape) < 3 else [str(features), "..."] if axis == 1 else ["...", str(features)]
-        return ValueError(f"{self!r}: expected input of shape (n, {', '.join(wanted)}), got {tuple(shape)}")
+        hint = ""
+        if axis == 1 and len(shape) > 2 and shape[-1] == features:
+            order = ", ".join(map(str, (len(shape) - 1, *range(1, len(shape) - 1))))
+            hint = f": its channels are last, (n, ..., {features}); put Transpose({order}) before it"
+        return ValueError(f"{self!r}: expected input of shape (n, {', '.join(wanted)}), got {tuple(shape)}{hint}")
 
     def kept(self, cache: Any) -> tuple[Any, ...]:
         """What forward kept in `cache` = (self, shape of y, *kept), which must be this layer's."""

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from .. import callbacks as known
 from ..callbacks import TimeLimit
 from ..callbacks.watching import Watching
@@ -13,6 +15,7 @@ from ..layers.placed import Placed
 from ..metrics import BY_NAME
 from .callback import Callback
 from .checkpoints import Checkpoint
+from .inputs import inputs
 from .progress import Progress
 
 SILENT = {getattr(known, name) for name in known.__all__}  # callbacks that record no measure of validation
@@ -115,11 +118,14 @@ def check_checkpoint(checkpoint: object, resume: bool) -> None:
         raise ValueError("fit: resume=True needs checkpoint=xn.Checkpoint(folder), the folder to go on from")
 
 
-def check_smallest_batch(net: Placed, rows: int, smallest: int) -> None:
-    """Refuse batches that a layer cannot train on, before the first step rather than in the last."""
-    for prefix, layer in net.leaves():
-        if smallest < layer.smallest_batch:
-            raise ValueError(
-                f"fit: {rows} rows leave a batch of {smallest} for layer {prefix}, {layer!r}, which needs at least "
-                f"{layer.smallest_batch} to train on; choose another batch_size"
-            )
+def check_smallest_batch(net: Placed, shape: tuple[int, ...], smallest: int) -> None:
+    """Refuse batches that a layer cannot train on, before the first step rather than in the last; `shape` is x's."""
+    small = [(prefix, layer) for prefix, layer in net.leaves() if smallest < layer.smallest_batch]
+    if not small:
+        return
+    try:  # a BatchNorm of images may have entries enough in a row
+        with net.backend.scope():
+            net.forward(inputs(net, "fit", np.zeros((smallest, *shape[1:]), np.int8)), training=True)
+    except ValueError as error:
+        at = next((f" for layer {prefix}, " for prefix, layer in small if str(error).startswith(f"{layer!r}:")), ": ")
+        raise ValueError(f"fit: {shape[0]} rows leave a batch of {smallest}{at}{error}") from error

@@ -101,6 +101,8 @@ def check_row(net: Placed, who: str, shape: tuple[int, ...]) -> None:
     except ValueError as error:
         misfit = error
     wanted: Shape = net.input_shape or ()
+    if None in wanted:  # as of images: the layer tells more
+        raise ValueError(f"{who} has shape {shape}: {misfit}") from misfit
     hint = ""
     if shape == wanted:
         hint = "; for a single row give x[None, :]"

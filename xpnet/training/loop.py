@@ -193,7 +193,7 @@ def feed_of(
         return sources.feed_of(net, x, loss, batch_size, epochs, prefetch)
     x, y = inputs.rows_of_pair(net, "fit", x, y, loss)
     slices = minibatches(x.shape[0], batch_size or x.shape[0])
-    arguments.check_smallest_batch(net, x.shape[0], slices[-1].stop - slices[-1].start)
+    arguments.check_smallest_batch(net, x.shape, slices[-1].stop - slices[-1].start)
     return Arrays(net.backend, Batch(x, y, inputs.weights_for(net, "fit", loss, y, sample_weight)), slices)
 
 

@@ -108,9 +108,9 @@ class Reader:
             try:
                 if self.loss is None:
                     return Batch(inputs.inputs(net, f"{who}: x", arrays[0]), None)
-                if self.who == "fit" and len(arrays[0]) < self.smallest:
-                    check_smallest_batch(net, len(arrays[0]), len(arrays[0]))
                 x, y = inputs.pair(net, who, arrays[0], arrays[1], self.loss)
+                if self.who == "fit" and x.shape[0] < self.smallest:
+                    check_smallest_batch(net, x.shape, x.shape[0])
                 weight = None
                 if len(arrays) == 3:
                     weight = inputs.weights_for(net, who, self.loss, y, arrays[2], self.mean)
@@ -197,8 +197,9 @@ def feed_of(net: Placed, source: Any, loss: Loss, batch_size: int | None, epochs
     if not (rows := len(source)):
         raise no_batches("fit", source)
     slices = minibatches(rows, batch_size or rows)
-    check_smallest_batch(net, rows, slices[-1].stop - slices[-1].start)
-    return Rows(reader, source, slices, prefetch)
+    feed = Rows(reader, source, slices, prefetch)
+    check_smallest_batch(net, (rows, *feed.sample.x.shape[1:]), slices[-1].stop - slices[-1].start)
+    return feed
 
 
 class Rows(Arrays):
