@@ -381,7 +381,17 @@ def test_what_is_as_drawn_is_drawn_again(lib, copied):
     [
         (lambda: xn.Sequential(xn.Dense(4, 5), xn.Dense(6, 3)), ValueError, ["layer 1", "Dense(6, 3)", "6", "5"]),
         (lambda: xn.Sequential(xn.Dense(4, 5), xn.Tanh(), xn.BatchNorm(4)), ValueError, ["layer 2", "BatchNorm(4)"]),
-        (lambda: xn.Sequential(xn.BatchNorm(4), xn.Sequential(xn.Dense(5, 3))), ValueError, ["layer 1", "Dense(5, 3)"]),
+        (lambda: xn.Sequential(xn.BatchNorm(4), xn.Sequential(xn.BatchNorm(5))), ValueError, ["layer 1", "layer 0"]),
+        (
+            lambda: xn.Sequential(xn.Conv2d(1, 8, 3), xn.ReLU(), xn.Conv2d(4, 8, 3)),
+            ValueError,
+            ["layer 2", "Conv2d(4, 8, 3): expected input of shape (n, 4, height, width)", "layer 1, ReLU()"],
+        ),
+        (
+            lambda: xn.Sequential(xn.Reshape(1, 8, 8), xn.Conv2d(1, 2, 3), xn.Flatten(), xn.Dense(64, 3)),
+            ValueError,
+            ["layer 3", "Dense(64, 3)", "got ('N', 72)", "layer 2, Flatten()"],
+        ),
         (lambda: xn.Sequential(xn.Dense(4, 5), "relu"), TypeError, ["layer 1 is 'relu'", "expected a Layer"]),
         (lambda: xn.Sequential(xn.Dense(4, 5), xn.ReLU), TypeError, ["layer 1 is <class", "expected a Layer"]),
         (lambda: xn.Sequential([xn.Dense(4, 5)]), TypeError, ["layer 0 is [Dense(4, 5)]", "expected a Layer"]),

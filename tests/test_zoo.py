@@ -207,6 +207,7 @@ DEVICE = kind(None, "None", errors=(xn.BackendUnavailableError,))
 AXES = kind(axes, "None")
 FIGURE = kind(figure, "None")
 
+SIGNALS = "Conv1d", "MaxPool1d", "AveragePool1d"  # whose settings are for one axis
 PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is another's too
     "learning_rate": RATE,
     "then": RATE,
@@ -227,7 +228,6 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "delta": POSITIVE,
     "seconds": POSITIVE,
     "weight_decay": NOT_NEGATIVE,
-    "decays": kind("weights"),
     "clip_value": LIMIT,
     "clip_norm": LIMIT,
     "bias_correction": FLAG,
@@ -240,6 +240,21 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "features": COUNT,
     "in_features": COUNT,
     "out_features": COUNT,
+    "in_channels": COUNT,
+    "out_channels": COUNT,
+    "channels": COUNT,
+    "groups": COUNT,
+    **dict.fromkeys(("kernel_size", "dilation"), COUNT),
+    **{f"Conv1d.{setting}": kind(2, "(1,)") for setting in ("kernel_size", "stride", "dilation")},
+    "Conv2d.stride": COUNT,
+    **{f"{name}1d.stride": kind(2, "(1,)", "None") for name in ("MaxPool", "AveragePool")},
+    "stride": MAYBE_COUNT,
+    **{f"{name}.padding": kind(1, "0", "(1,)") for name in SIGNALS},
+    "padding": kind(1, "0"),
+    "scale": FINITE,
+    "offset": FINITE,
+    "Transpose.axes": kind(1, "0"),
+    "Reshape.shape": kind(4, "-1"),
     "trainable": FLAG,
     "initializer": kind("he_normal"),
     "reduction": kind("sum"),
@@ -328,6 +343,10 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "MultiHeadAttention.backward.dy": kind(None),
     "PositionalEmbedding.output_shape.input_shape": kind((ROWS, 3, FEATURES)),
     "MultiHeadAttention.output_shape.input_shape": kind((ROWS, 3, FEATURES)),
+    "GroupNorm.forward.x": MATRIX,
+    "Reshape.forward.x": MATRIX._replace(taken=MATRIX.taken | {"a 3-D array"}),
+    "Transpose.forward.x": MATRIX,
+    "GlobalAveragePool.forward.x": FLOATS._replace(taken=FLOATS.taken - {"a flat array"}),
     "Layer.forward.x": MATRIX,
     "Sequential.forward.x": MATRIX,
     "Residual.forward.x": MATRIX,
@@ -341,8 +360,12 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "axis": kind(-1, "-1", "1", "10**400"),
     "cache": kind(None),
     "input_shape": kind((ROWS, FEATURES)),
-    "Layer.output_shape.input_shape": kind((2, 3), left=["[]", "(1,)", "a list of words", "ragged lists"]),
-    "Embedding.output_shape.input_shape": kind((2, 3), left=["[]", "(1,)", "a list of words", "ragged lists"]),
+    **{
+        f"{name}.output_shape.input_shape": kind(
+            (ROWS, FEATURES), left=["[]", "(1,)", "a list of words", "ragged lists"]
+        )
+        for name in ("Layer", "Embedding", "Flatten", "GlobalAveragePool", "Reshape", "Transpose")
+    },
     "check_gradients.y": kind(None, "None"),
     "check_gradients.loss": kind(None, "None"),
     "load_torch.path": PATH._replace(example=lambda: "torch"),
@@ -445,6 +468,10 @@ SUBJECTS: dict[str, Callable[[], Any]] = {
     "BatchNorm": lambda: placed(xn.BatchNorm(FEATURES)),
     "LayerNorm": lambda: placed(xn.LayerNorm(FEATURES)),
     "RMSNorm": lambda: placed(xn.RMSNorm(FEATURES)),
+    "GroupNorm": lambda: placed(xn.GroupNorm(2, FEATURES)),
+    "Reshape": lambda: xn.Reshape(FEATURES),
+    "Transpose": lambda: xn.Transpose(1),
+    "Rescale": lambda: xn.Rescale(2.0),
     "Dropout": lambda: placed(xn.Dropout(0.5)),
     "Embedding": lambda: placed(xn.Embedding(FEATURES, 2)),
     "PositionalEmbedding": lambda: placed(xn.PositionalEmbedding(ROWS, FEATURES)),

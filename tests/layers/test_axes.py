@@ -282,3 +282,6 @@ def test_a_network_is_refused_only_where_no_number_of_axes_fits():
         xn.Sequential(xn.Dense(4, 5), Turned(), xn.BatchNorm(6))
     with pytest.raises(ValueError, match="expected input of shape"):
         xn.Sequential(xn.Dense(4, 5), xn.BatchNorm(6))
+    net = xn.Sequential(xn.BatchNorm(4), xn.Dense(5, 3)).initialize("numpy")
+    assert net.predict(np.ones((2, 4, 5))).shape == (2, 4, 3)
+    assert "(N, 4, 3)" in net.summary()

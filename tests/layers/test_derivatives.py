@@ -131,6 +131,24 @@ MUTANTS = [  # module, the line's part, what stands there instead, the case that
         "dy * y * (1.0 - y)",
         "softmax",
     ),
+    ("layers/normalization.py", "dx -= normal * xp.mean(g * normal, axis=(1, 2), keepdims=True)", "pass", "group norm"),
+    ("layers/convolution.py", "slice(each[0], each[-1] + 1, step)", "slice(0, len(each), 1)", "conv 2d, strided"),
+    (
+        "layers/convolution.py",
+        "list(taps.values()) for taps in along",
+        "[-e for e in taps.values()] for taps in along",
+        "conv 2d",
+    ),
+    (
+        "layers/convolution.py",
+        "part @ xp.matrix_transpose(columns)",
+        "part @ xp.matrix_transpose(columns) / 2",
+        "conv 1d",
+    ),
+    ("layers/pooling.py", "in reversed(range(len(seen)))", "in range(len(seen) - 1)", "max pool 2d"),
+    ("layers/pooling.py", "part = batch_last(dy) * share", "part = batch_last(dy)", "average pool 2d"),
+    ("layers/pooling.py", "batch_last(dy) / math.prod(sizes)", "batch_last(dy)", "global average pool"),
+    ("layers/shape.py", "return dy * self.scale, {}", "return dy, {}", "rescale"),
     ("layers/dropout.py", "(dy if mask is None else dy * mask)", "dy", "dropout"),
 ]
 
@@ -146,7 +164,12 @@ def test_a_mutant_is_found_out(module, line, instead, case, monkeypatch, rng):
     monkeypatch.setitem(sys.modules, "xpnet.layers.mutant", mutant)
     exec(compile(source.replace(line, instead), str(path), "exec"), vars(mutant))
 
-    sound = LAYERS[case]()
-    layer = getattr(mutant, type(sound).__name__)(**sound.settings())
+    def mutated(sound):
+        if isinstance(sound, xn.Sequential):
+            return xn.Sequential(*map(mutated, sound.layers))
+        kind = getattr(mutant, type(sound).__name__, type(sound))
+        return kind(*sound._arguments(), **sound.settings())
+
+    layer = mutated(LAYERS[case]())
     with pytest.raises(xn.GradientError, match="the gradient of"):
         xn.check_gradients(ready(layer), rng.normal(size=(5, FEATURES)))

@@ -50,6 +50,12 @@ class Foreign:
 
 FEATURES = 4
 
+
+def of_images(shape, *layers):
+    """A network of FEATURES that takes them as an image or signal of that shape."""
+    return xn.Sequential(xn.Reshape(*shape), *layers, xn.Flatten())
+
+
 LAYERS = {
     "dense": lambda: xn.Dense(FEATURES, 3),
     "dense to one": lambda: xn.Dense(FEATURES, 1),
@@ -70,7 +76,18 @@ LAYERS = {
     "gelu, approximate": lambda: xn.GELU(approximate=True),
     "layer norm": lambda: xn.LayerNorm(FEATURES),
     "rms norm": lambda: xn.RMSNorm(FEATURES, eps=1e-3),
+    "group norm": lambda: xn.GroupNorm(2, FEATURES),
     "softmax": xn.Softmax,
+    "rescale": lambda: xn.Rescale(0.5, -0.25),
+    "flatten": xn.Flatten,
+    "conv 1d": lambda: of_images((2, 2), xn.Conv1d(2, 3, 2, padding=1, dilation=2)),
+    "conv 2d": lambda: of_images((1, 2, 2), xn.Conv2d(1, 2, 2, padding="same"), xn.BatchNorm(2)),
+    "conv 2d, strided": lambda: of_images((2, 2, 1), xn.Conv2d(2, 2, (3, 1), (2, 1), (1, 0), groups=2)),
+    "max pool 1d": lambda: of_images((1, 4), xn.MaxPool1d(3, 2, padding=1)),
+    "max pool 2d": lambda: of_images((2, 2), xn.Reshape(1, 2, -1), xn.MaxPool2d(2, 1, "same")),
+    "average pool 1d": lambda: of_images((1, 4), xn.AveragePool1d(2)),
+    "average pool 2d": lambda: of_images((1, 2, 2), xn.Transpose(2, 1, 3), xn.AveragePool2d((1, 2), 1, (0, 1))),
+    "global average pool": lambda: of_images((2, 2, 1), xn.GlobalAveragePool()),
     "residual": lambda: xn.Residual(xn.Dense(FEATURES, FEATURES), xn.BatchNorm(FEATURES), xn.Tanh()),
     "branches, added": lambda: xn.Branches(xn.Dense(FEATURES, 3), xn.Sequential(xn.Dense(FEATURES, 3), xn.Sigmoid())),
     "branches, side by side": lambda: xn.Branches(xn.Dense(FEATURES, 2), xn.BatchNorm(FEATURES), merge="concat"),
@@ -114,13 +131,11 @@ SEQUENCES = {  # layers of other inputs than those of LAYERS, each with its own
     "gpt": (lambda: gpt(7, 5, 4, 2, blocks=1), ids),
 }
 
-WITHOUT_OPERATOR = {
-    xn.Embedding,
-    xn.GELU,
-    xn.MultiHeadAttention,
-    xn.PositionalEmbedding,
-    xn.RMSNorm,
-}  # layers that an ONNX file cannot hold; `TypeError` names them
+WITHOUT_OPERATOR = {  # layers that an ONNX file cannot hold; `TypeError` names them
+    xn.AveragePool1d, xn.AveragePool2d, xn.Conv1d, xn.Conv2d, xn.Embedding, xn.Flatten, xn.GELU, xn.GlobalAveragePool,
+    xn.GroupNorm, xn.MaxPool1d, xn.MaxPool2d, xn.MultiHeadAttention, xn.PositionalEmbedding, xn.RMSNorm, xn.Rescale,
+    xn.Reshape, xn.Transpose,
+}  # fmt: skip
 
 
 seeds = st.integers(0, 2**32 - 1)
@@ -181,7 +196,6 @@ OPTIMIZERS = {
     "adagrad": xn.Adagrad,
     "rmsprop": lambda: xn.RMSprop(0.001),
     "adam": xn.Adam,
-    "adamw, of weights": lambda: xn.AdamW(0.002, weight_decay=0.3, decays="weights"),
     "adamw, warmed up": lambda: xn.AdamW(xn.WarmUp(xn.CosineDecay(0.002, 20), 5), clip_norm=1.0),
 }
 

@@ -46,9 +46,14 @@ class Configured:
         """The constructor's arguments, by name."""
         return {name: getattr(self, name) for name in defaults(type(self))}
 
+    def _arguments(self) -> tuple[Any, ...]:
+        """Those of the constructor's *args, which it keeps under their name; none where it has no *args."""
+        cls = type(self)
+        return getattr(self, arguments_name(cls), ()) if takes_arguments(cls) else ()
+
     def __repr__(self) -> str:
         """The call that makes it: required arguments by position, others by keyword unless they are the default."""
-        shown = []
+        shown = [repr(value) for value in self._arguments()]
         for name, default in defaults(type(self)).items():
             value = repr(getattr(self, name, "?"))  # repr must not fail: error messages are made of it
             if default is REQUIRED:
@@ -99,6 +104,13 @@ class Adjustable(Configured):
 def takes_arguments(cls: type) -> bool:
     """Whether the constructor takes *args."""
     return bool(_flags(cls) & TAKES_ARGUMENTS)
+
+
+def arguments_name(cls: type) -> str:
+    """The name of the constructor's *args."""
+    code = cls.__init__.__code__  # type: ignore[misc]  # this very class's
+    name: str = code.co_varnames[code.co_argcount + code.co_kwonlyargcount]
+    return name
 
 
 def _flags(cls: type) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..common.publication import published
-from ..common.settings import takes_arguments
+from ..common.settings import arguments_name, takes_arguments
 from ..layers.base import Layer, mapped
 from ..layers.container import Container
 from ..layers.placed import Placed, streams
@@ -63,6 +63,8 @@ def describe(layer: Layer) -> dict[str, Any]:
     if takes_layers:
         described["layers"] = [describe(child) for child in children.values()]
     settings = {name: mapped(value, describe) for name, value in layer.settings().items()}
+    if takes_arguments(type(layer)) and not takes_layers:
+        settings[arguments_name(type(layer))] = mapped(layer._arguments(), describe)
     if settings or not takes_layers:
         described["settings"] = settings
     if not children and not takes_layers:

@@ -9,7 +9,7 @@ import numpy as np
 from .. import layers as ours
 from ..backends import DTYPES, Backend, resolve
 from ..common import checks
-from ..common.settings import defaults
+from ..common.settings import arguments_name, defaults, takes_arguments
 from ..layers.base import Layer
 from ..layers.placed import check_least, streams
 from ..network import Sequential
@@ -120,7 +120,11 @@ def build(described: object, table: Mapping[str, type[Layer]]) -> Layer:
         only(name, described, {"layer", "settings", "frozen" if "frozen" in described else "trainable"})
     if not isinstance(settings, dict):
         raise ValueError(f"{name}: settings are {settings!r:.80}, expected an object")
-    layer = cls(*(build(one, table) for one in layers), **{k: built(v, table) for k, v in settings.items()})
+    given = [build(one, table) for one in layers]
+    settings = {name: built(value, table) for name, value in settings.items()}
+    if takes_arguments(cls) and not of_layers(cls):
+        given = settings.pop(arguments_name(cls), [])
+    layer = cls(*given, **settings)
     if "frozen" in described:
         leaves = dict(layer._leaves())
         if not isinstance(described["frozen"], list) or not leaves.keys() >= set(described["frozen"]):

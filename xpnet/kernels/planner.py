@@ -27,8 +27,6 @@ def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool,
     """The step in stages, with compiled kernels where they are wanted and installed."""
     if net.backend.name == "cupy" and not compiled:  # not all of CuPy's functions write into arrays that are there
         return Step(net, loss, optimizer)
-    if "spared" in getattr(optimizer, "memory", ()):  # which no kernel knows
-        return Step(net, loss, optimizer)
     return BufferedStep(net, loss, optimizer, kernels_for(net.backend, compiled), shape)
 
 
@@ -98,10 +96,9 @@ class BufferedStep(Step):
         self.end = len(self.stages) - (not last.foreign)
         self.first = next(i for i, stage in enumerate(self.stages) if stage.names)
         self.stages[self.first].lowest = True
-        matrices = [part.prefix for part in parts if part.axes == 2]
         done = {name for stage in self.stages for name in stage.idle}
-        idle = [name for name in self.worker.idle_parameters() if name in self.trained and name not in done]
-        self.idle = [name for name in idle if any(is_within(name, prefix) for prefix in matrices)]
+        idle = self.worker.idle_parameters([*(part.axes for part in parts[1:]), axes])
+        self.idle = [name for name in idle if name in self.trained and name not in done]
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
         self.vectors = [self._vector(weights)]
         self.point = self._vector(xp.zeros_like(weights)) if self.looks_ahead else None

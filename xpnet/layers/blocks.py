@@ -128,7 +128,8 @@ class Branches(Container):
                 raise ValueError(f"{self!r}: outputs of shape {first} have no axis {self.axis}")
             at = axis % len(first)
             fit = len({(len(shape), shape[:at], shape[at + 1 :]) for shape in shapes}) == 1
-            length: Any = sum(shape[at] for shape in shapes) if fit else 0
+            lengths = [shape[at] for shape in shapes]
+            length: Any = sum(lengths) if fit and None not in lengths else None
             first = (*first[:at], length, *first[at + 1 :])
         if not fit:
             how = "be added" if self.merge == "add" else f"lie side by side along axis {self.axis}"

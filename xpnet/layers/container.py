@@ -8,11 +8,18 @@ from typing import Any
 
 from ..backends import Array, namespace
 from ..common.checks import brief, mapping_from, pair_from
-from .base import Layer, Shape
+from .base import Layer, Shape, check_shape
+from .convolution import Conv1d, Conv2d
 from .dense import Dense
 from .normalization import BatchNorm
+from .pooling import AveragePool1d, AveragePool2d, GlobalAveragePool, MaxPool1d, MaxPool2d
+from .shape import Flatten
 
-SHIFTS = {Dense: "bias", BatchNorm: "beta"}  # what these layers add to every row; else they are linear
+SHIFTS = {Dense: "bias", BatchNorm: "beta", Conv1d: "bias", Conv2d: "bias"}  # what these layers add to every row
+# what is the same in every row and at every position of a channel stays so in them
+KEEPING = {
+    Dense, BatchNorm, Flatten, AveragePool1d, AveragePool2d, GlobalAveragePool, MaxPool1d, MaxPool2d,
+}  # fmt: skip
 
 
 class Container(Layer):
@@ -41,9 +48,9 @@ class Container(Layer):
     def _leaves(self, prefix: str = "") -> list[tuple[str, Layer]]:
         return [leaf for i, layer in enumerate(self.layers) for leaf in layer._leaves(f"{prefix}{i}.")]
 
-    def __repr__(self) -> str:
-        settings = super().__repr__().removeprefix(f"{type(self).__name__}(").removesuffix(")")
-        return f"{type(self).__name__}({', '.join([*map(repr, self.layers), *filter(None, [settings])])})"
+    def _arguments(self) -> tuple[Layer, ...]:
+        """The layers, whatever a subclass's constructor makes them from."""
+        return self.layers
 
 
 class Chain(Container):
@@ -60,11 +67,13 @@ class Chain(Container):
         super().__init__(*layers)
         for first, layer in enumerate(layers):
             if layer.input_shape is not None:
-                who, longer = type(self).__name__, shapes_of(layer)[1:]
-                misfits = [self._misfit(shape, first) for shape in (layer.input_shape, *longer)]
+                misfits = [self._misfit(shape, first) for shape in shapes_of(layer)]
                 if all(misfits) and misfits[0]:
                     i, error = misfits[0]
-                    raise ValueError(f"{who}: layer {i} does not fit the one before it: {error}") from error
+                    raise ValueError(
+                        f"{type(self).__name__}: layer {i} does not fit the one before it: {error}, "
+                        f"from layer {i - 1}, {layers[i - 1]!r}"
+                    ) from error
                 return
 
     def _misfit(self, shape: Any, first: int = 0) -> tuple[int, ValueError] | None:
@@ -116,7 +125,7 @@ class Chain(Container):
                 dy, own = pair_from(self.layers[i], "backward", self.layers[i].backward(dy, caches[i]))
             grads = {f"{i}.{name}": gradient for name, gradient in own.items()} | grads
         if training:
-            idle = [name for name in self.idle_parameters(self._flat_caches(caches)) if name in grads]
+            idle = [name for name in self.idle_parameters(self._axes(caches)) if name in grads]
             grads |= {name: namespace(grads[name]).zeros_like(grads[name]) for name in idle}
         return dy, grads
 
@@ -129,6 +138,10 @@ class Chain(Container):
         return self.prefixed(**given)
 
     def output_shape(self, input_shape: Shape) -> Shape:
+        check_shape(self, input_shape)
+        shortest = self.input_shape
+        if shortest and len(input_shape) == len(shortest) and not isinstance(input_shape[0], str):  # without the batch
+            return Chain.output_shape(self, ("N", *input_shape))[1:]
         for layer in self.layers:
             input_shape = layer.output_shape(input_shape)
         return input_shape
@@ -180,12 +193,17 @@ class Chain(Container):
                 found.append(cache)
         return found
 
-    def idle_parameters(self, caches: Sequence[Any] | None = None) -> list[str]:
-        """The names of the parameters that have no effect in training on (N, features): they add the same to every row,
-        and a BatchNorm behind them, or behind Dense layers that follow, subtracts the batch's mean.
+    def _axes(self, caches: Iterable[Any]) -> list[int]:
+        """What `idle_parameters` asks about, from the caches of the layers."""
+        parts = zip(self._flat(), self._flat_caches(caches), strict=True)
+        return [len(cache[1]) if type(layer) is Dense else 2 for (_, layer), cache in parts]
 
-        With the `caches` of its parts those that had none in that forward: Dense adds along the last axis, and of an x
-        of more axes BatchNorm subtracts along another.
+    def idle_parameters(self, axes: Sequence[int] | None = None) -> list[str]:
+        """The names of the parameters that have no effect in training: they add the same to every row, at each position
+        of a channel, and a BatchNorm behind them, or behind layers that keep it the same, subtracts the batch's mean.
+
+        `axes` is how many axes the output of each part has; without it they are matrices. Dense adds along the last
+        axis, and of an x of more axes BatchNorm subtracts along another.
 
         The gradient of such a bias or beta is 0, and `backward` returns exactly that. Its sum over the rows would be
         rounding, which Adam, dividing by the gradient's own size, turns into full steps that differ between backends.
@@ -193,12 +211,12 @@ class Chain(Container):
         names: list[str] = []
         subtracted = False  # whether what is added to every row alike is, further on
         parts = self._flat()
-        for (prefix, layer), cache in zip(reversed(parts), reversed(caches or [None] * len(parts)), strict=True):
+        for (prefix, layer), n in zip(reversed(parts), reversed(axes or [2] * len(parts)), strict=True):
             kind = type(layer)
-            if subtracted and kind in SHIFTS:
+            by_channel = kind is not Dense or n == 2
+            if subtracted and by_channel and kind in SHIFTS:
                 names.append(f"{prefix}.{SHIFTS[kind]}")
-            norm = kind is BatchNorm and layer.trainable and (cache is None or len(cache[1]) == 2)
-            subtracted = kind in SHIFTS and (subtracted or norm)
+            subtracted = (kind is BatchNorm and layer.trainable) or (subtracted and by_channel and kind in KEEPING)
         return names
 
 

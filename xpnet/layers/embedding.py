@@ -29,7 +29,6 @@ class Embedding(Layer):
 
     formula = "y = W[x]", "dW[i] = Σ dy over all places of id i"
     takes = "integers"
-    decays = False
     vocabulary: int
     input_shape = ()
     further_axes = 1
@@ -83,8 +82,6 @@ class PositionalEmbedding(Layer):
     """
 
     formula = "y = x + W[:T]", "dW[t] = Σₙ dy[n, t], dx = dy"
-
-    decays = False
 
     def __init__(self, length: int, features: int, trainable: bool = True):
         self.length = integer("PositionalEmbedding: length", length)

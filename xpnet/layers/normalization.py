@@ -1,5 +1,6 @@
-"""Normalisation, over the batch or over the features. Axes: N batch; C and D features."""
+"""Normalisation, over the batch or over features. Axes: N batch; C and D features; G groups of channels."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,6 +10,7 @@ from .. import ops
 from ..backends import Array, namespace
 from ..common.checks import fraction, integer, positive
 from .base import Layer, Shape, check_shape
+from .windows import batch_first, batch_last
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -118,11 +120,7 @@ class BatchNorm(Layer):
         return {"mean": kept * mean + rate * batch[0], "var": kept * var + rate * batch[1]}
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        check_shape(self, input_shape)
-        batched = bool(input_shape) and not isinstance(input_shape[0], int)  # numbers alone may be without the batch
-        if self.features not in (input_shape[1:2] if batched else input_shape[:2]):
-            raise self._misfit_of(input_shape, self.features, axis=1)
-        return input_shape
+        return as_channels(self, input_shape, self.features)
 
 
 class FeatureNorm(Layer):
@@ -227,6 +225,92 @@ class RMSNorm(FeatureNorm):
 def mean_of_last(x: Array) -> Array:
     """The mean over the last axis, (N, ..., D) -> (N, ..., 1)."""
     return namespace(x).mean(x, axis=-1, keepdims=True)
+
+
+class GroupNorm(Layer):
+    """Each row's channels, on axis 1, normalised in groups over all positions, then scaled and shifted by channel.
+
+    x is (N, C, ...), μ and v are the mean and the biased variance of a group's entries in a row, and the means over
+    these:
+
+    forward:   x̂  = (x - μ) / √(v + eps)                                     (N, C, ...)
+               y  = γ x̂ + β                                                  (N, C, ...)
+    backward:  dβ = Σ dy                                                     (C,)
+               dγ = Σ dy x̂                                                   (C,)
+               dx = (g - mean(g) - x̂ mean(g x̂)) / √(v + eps),  g = γ dy      (N, C, ...)
+
+    The sums are over all axes but 1. With one group it normalises all of a row, with C groups each channel alone. The
+    same in training as evaluating. Raises ValueError for groups that do not divide the channels.
+    Source: Wu & He 2018, eqs. 1 to 6.
+    """
+
+    formula = LayerNorm.formula
+    further_axes = 2
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5, trainable: bool = True):
+        self.groups = integer("GroupNorm: groups", groups)
+        self.channels = integer("GroupNorm: channels", channels)
+        if self.channels % self.groups:
+            raise ValueError(f"GroupNorm: groups must divide channels, {self.channels}, got {self.groups}")
+        self.eps = positive("GroupNorm: eps", eps)
+        self.trainable = trainable
+        self.input_shape = (self.channels,)
+
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"gamma": (self.channels,), "beta": (self.channels,)}
+
+    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
+        return {"gamma": np.ones(self.channels), "beta": np.zeros(self.channels)}
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        xp = self.check_input(x, self.channels, axis=1)
+        gamma, beta = self._of_channels()
+        x, shape = self._grouped(x), x.shape
+        centred = x - xp.mean(x, axis=(1, 2), keepdims=True)
+        centred -= xp.mean(centred, axis=(1, 2), keepdims=True)  # what rounding took from the mean of large numbers
+        scale = 1.0 / xp.sqrt(xp.mean(centred * centred, axis=(1, 2), keepdims=True) + self.eps)  # (G, 1, 1, N)
+        normal = centred * scale
+        y = normal * gamma
+        y += beta
+        return self._ungrouped(y, shape), (self, shape, normal, scale)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        normal, scale = self.saved(cache, dy)
+        xp, shape, dy = namespace(dy), dy.shape, self._grouped(dy)
+        sums = {"gamma": xp.sum(dy * normal, axis=(2, 3)), "beta": xp.sum(dy, axis=(2, 3))}  # (G, C / G)
+        g = dy * self._of_channels()[0]
+        dx = g - xp.mean(g, axis=(1, 2), keepdims=True)
+        dx -= normal * xp.mean(g * normal, axis=(1, 2), keepdims=True)
+        dx *= scale
+        return self._ungrouped(dx, shape), {name: xp.reshape(a, (self.channels,)) for name, a in sums.items()}
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return as_channels(self, input_shape, self.channels)
+
+    def _of_channels(self) -> tuple[Array, Array]:
+        """γ and β as (G, C / G, 1, 1)."""
+        gamma, beta = self.params["gamma"], self.params["beta"]
+        xp, shape = namespace(gamma), (self.groups, self.channels // self.groups, 1, 1)
+        return xp.reshape(gamma, shape), xp.reshape(beta, shape)
+
+    def _grouped(self, x: Array) -> Array:
+        """(N, C, ...) as (G, C / G, positions, N)."""
+        shape = self.groups, self.channels // self.groups, math.prod(x.shape[2:]), x.shape[0]
+        return namespace(x).reshape(batch_last(x), shape)
+
+    def _ungrouped(self, x: Array, shape: tuple[int, ...]) -> Array:
+        """`_grouped` undone: in that shape."""
+        return batch_first(namespace(x).reshape(x, (*shape[1:], shape[0])))
+
+
+def as_channels(layer: Layer, shape: Shape, channels: int) -> Shape:
+    """The shape of an x with so many channels on axis 1, as it came."""
+    check_shape(layer, shape)
+    batched = bool(shape) and not isinstance(shape[0], int)  # numbers alone may be without the batch
+    unknown = len(shape) > 2 and not any(shape[1:])
+    if not unknown and channels not in (shape[1:2] if batched else shape[:2]):
+        raise layer._misfit_of(shape, channels, axis=1)
+    return shape
 
 
 def as_columns(x: Array) -> Array:

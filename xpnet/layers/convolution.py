@@ -1,0 +1,195 @@
+"""Convolutions. Axes: N batch, C input channels, O output channels, G groups, S those that the kernel slides along, K
+its taps.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import ops
+from ..backends import Array, device_of, is_plain, namespace
+from ..common.checks import choice, integer
+from ..initializers import INITIALIZERS
+from .base import Shape
+from .windows import Sizes, Windows, batch_first, interleaved, packed, slices
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+BLOCK = 2**18  # entries of the columns gathered at once, where they are to stay in the cache
+
+
+class Convolution(Windows):
+    """The base of convolutions along any number of axes.
+
+    forward:   y[o]  = b + Σ_i W_i x[s o + d i - p]              (N, O, S...)
+    backward:  dW_i  = Σ_n Σ_o dy[o] x[s o + d i - p]ᵀ           (O, C / G, K...)
+               db    = Σ_n Σ_o dy[o]                             (O,)
+               dx[j] = Σ_i W_iᵀ dy[o], where s o + d i - p = j   (N, C, S...)
+
+    i runs over the kernel's taps, with an index for each axis; beyond its ends x is 0. Stride s, dilation d, padding p.
+    With G groups, output channels see the input channels of their own group, C / G of them.
+    """
+
+    formula = (
+        "y[o] = b + Σ_i W_i x[s o + d i - p]",
+        "dx[j] = Σ_i W_iᵀ dy[o] where s o + d i - p = j, dW_i = Σ dy[o] x[s o + d i - p]ᵀ, db = Σ dy[o]",
+    )
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        trainable: bool = True,
+        initializer: str = "fan_in_uniform",
+    ):
+        who = type(self).__name__
+        self.in_channels = integer(f"{who}: in_channels", in_channels)
+        self.out_channels = integer(f"{who}: out_channels", out_channels)
+        self.dilation = self._each(f"{who}: dilation", dilation)
+        self._slide(kernel_size, stride, padding, dilation)
+        self.groups = integer(f"{who}: groups", groups)
+        for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
+            if channels % self.groups:
+                raise ValueError(f"{who}: groups must divide {name}, {channels}, got {self.groups}")
+        self.trainable = trainable
+        self.initializer = choice(f"{who}: initializer", initializer, INITIALIZERS)
+        self.input_shape = (self.in_channels, *[None] * self.axes)
+
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            "weight": (self.out_channels, self.in_channels // self.groups, *self._kernel),
+            "bias": (self.out_channels,),
+        }
+
+    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
+        shape = self.param_shapes()["weight"]
+        return {"weight": INITIALIZERS[self.initializer](rng, shape), "bias": np.zeros(self.out_channels)}
+
+    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
+        self._check(x, self.in_channels)
+        outputs, before = self._outputs(x.shape[2:])
+        grouped = self._grouped(x)  # (G, C / G, S..., N)
+        y = correlated(grouped, self._weight(), self._starts(before), self._stride, outputs)
+        y += namespace(y).reshape(self.params["bias"], (*y.shape[:2], *[1] * (self.axes + 1)))
+        y = self._ungrouped(y)
+        return y, (self, y.shape, grouped, before)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        grads = self.backward_params(dy, cache)
+        x, before = self.saved(cache, dy)
+        xp, dy, sizes = namespace(dy), self._grouped(dy), x.shape[2:-1]
+        weight = xp.permute_dims(self._weight(), (0, 2, 1, *range(3, 3 + self.axes)))  # (G, C / G, O / G, K...)
+        counts = [-(-size // s) for size, s in zip(sizes, self._stride, strict=True)]
+        phases = []
+        for along in itertools.product(*self._phases(before)):
+            if all(along):
+                seen = [list(taps) for taps in along]
+                steps = [each[1] - each[0] if len(each) > 1 else 1 for each in seen]
+                taps = [slice(each[0], each[-1] + 1, step) for each, step in zip(seen, steps, strict=True)]
+                starts = [list(taps.values()) for taps in along]
+                phases.append(correlated(dy, weight[(..., *taps)], starts, (1,) * self.axes, counts))
+            else:
+                phases.append(xp.zeros((*x.shape[:2], *counts, x.shape[-1]), dtype=x.dtype, device=device_of(x)))
+        return self._ungrouped(interleaved(phases, self._stride, sizes)), grads
+
+    def backward_params(self, dy: Array, cache: Any) -> dict[str, Array]:
+        x, before = self.saved(cache, dy)
+        xp, dy = namespace(dy), self._grouped(dy)
+        starts, counts = self._starts(before), dy.shape[2:-1]
+        total: Any = None
+        for rows, columns in blocks(x, starts, self._stride, counts, dy.shape[1]):
+            part = xp.reshape(dy[:, :, rows, ...], (*dy.shape[:2], columns.shape[2]))
+            more = part @ xp.matrix_transpose(columns)
+            total = more if total is None else total + more
+        weight = xp.reshape(total, (*dy.shape[:2], *self._kernel, x.shape[1]))  # (G, O / G, K..., C / G)
+        weight = xp.permute_dims(weight, (0, 1, 2 + self.axes, *range(2, 2 + self.axes)))
+        bias = ops.sum_over_batch(xp.reshape(dy, (self.out_channels, math.prod(dy.shape[2:]))).T)
+        return {"weight": xp.reshape(weight, self.params["weight"].shape), "bias": bias}
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return self._shape_after(input_shape, self.in_channels, self.out_channels)
+
+    def _grouped(self, x: Array) -> Array:
+        """(N, C, S...) as (G, C / G, S..., N), contiguous in memory."""
+        x = packed(x)
+        return namespace(x).reshape(x, (self.groups, x.shape[0] // self.groups, *x.shape[1:]))
+
+    def _ungrouped(self, x: Array) -> Array:
+        """`_grouped` undone."""
+        return batch_first(namespace(x).reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:])))
+
+    def _weight(self) -> Array:
+        """(G, O / G, C / G, K...)"""
+        weight = self.params["weight"]
+        return namespace(weight).reshape(weight, (self.groups, -1, *weight.shape[1:]))
+
+
+class Conv1d(Convolution):
+    """Convolution along one axis: x (N, C, L), weight (O, C / G, K), bias (O,). `Convolution` has the formulas.
+
+    A setting is a number, `padding` also "valid", which is 0, or "same": ceil(L / stride) outputs, as many zeros before
+    as behind, the odd one behind. `initializer` names the function of `xpnet.initializers` that draws the weight; the
+    bias starts at zero. Raises ValueError for groups that do not divide the channels, and for an x with other channels
+    or shorter than the kernel. Source: LeCun et al. 1989, section 3.
+    """
+
+    formula = Convolution.formula
+    axes = 1
+
+
+class Conv2d(Convolution):
+    """Convolution of images: x (N, C, H, W), weight (O, C / G, *K), bias (O,). `Convolution` has the formulas.
+
+    A setting is one number, or two for height and width. `padding` may be "valid", which is 0, or "same":
+    ceil(size / stride) outputs, as many zeros before as behind, the odd one behind. `initializer` names the function of
+    `xpnet.initializers` that draws the weight; the bias starts at zero. Raises ValueError for groups that do not divide
+    the channels, and for an x with other channels, or smaller with its padding than the kernel.
+    Source: LeCun et al. 1989, section 3; groups, Krizhevsky, Sutskever & Hinton 2012; dilation, Yu & Koltun 2016.
+    """
+
+    formula = Convolution.formula
+    axes = 2
+
+
+def correlated(x: Array, weight: Array, starts: Sequence[Sizes], steps: Sizes, counts: Sizes) -> Array:
+    """Σ over taps i and channels of weight_i x[start_i + step o], o = 0 ... count - 1 along each axis.
+
+    x (G, C, S..., N), weight (G, O, C, K...), with a start for each tap along each axis; gives (G, O, counts..., N).
+    """
+    xp, n = namespace(x), x.shape[-1]
+    weight = xp.permute_dims(weight, (0, 1, *range(3, weight.ndim), 2))
+    weight = xp.reshape(weight, (*weight.shape[:2], -1))  # (G, O, K C)
+    found = []
+    for rows, columns in blocks(x, starts, steps, counts, weight.shape[1]):
+        found.append(xp.reshape(weight @ columns, (*weight.shape[:2], rows.stop - rows.start, *counts[1:], n)))
+    return xp.concat(found, axis=2) if len(found) > 1 else found[0]
+
+
+def blocks(
+    x: Array, starts: Sequence[Sizes], steps: Sizes, counts: Sizes, outputs: int
+) -> Iterator[tuple[slice, Array]]:
+    """What each position of y sees as a column, (G, K C, positions N), for some rows of positions at a time.
+
+    A block has at least a row, and else half as many entries as x and y (G, outputs, counts..., N) together.
+    """
+    xp, (groups, channels), n = namespace(x), x.shape[:2], x.shape[-1]
+    taps = math.prod(map(len, starts))
+    a_row = groups * math.prod(counts[1:]) * n
+    most = (math.prod(x.shape) + a_row * outputs * counts[0]) // 2
+    most = most if is_plain(xp) else min(most, BLOCK)
+    size = max(1, most // max(1, a_row * taps * channels))
+    for first in range(0, counts[0], size):
+        rows = slice(first, min(first + size, counts[0]))
+        here = [[start + steps[0] * first for start in starts[0]], *starts[1:]]
+        parts = slices(x, here, steps, [rows.stop - first, *counts[1:]])
+        columns = xp.concat(parts, axis=1) if taps > 1 else parts[0]
+        yield rows, xp.reshape(columns, (groups, taps * channels, math.prod(columns.shape[2:])))

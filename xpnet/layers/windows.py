@@ -1,0 +1,219 @@
+"""Windows that slide over the axes behind batch and channels, as those of convolutions and pools. Axes: N batch, C
+channels, S any that windows slide along.
+
+Along an axis, output o sees the entries s o + d i - p of x, i = 0 ... k - 1: kernel size k, stride s, dilation d,
+padding p. The functions take arrays with the batch last, (C, S..., N). There the entries that all windows have at one
+place, a tap, are a slice with the step s, whose innermost axis is long and contiguous. What flows back to x are slices
+as well: of its entries s q + r, a phase r of s at a time, to which output q + e adds, by tap i, if r + p - d i = s e.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from ..backends import Array, Namespace, device_of, floating, is_plain, namespace
+from ..common.checks import brief, integer
+from .base import Layer, Shape, check_shape
+
+PADDINGS = "same", "valid"
+Sizes = Sequence[int]
+
+
+class Windows(Layer):
+    """The base of layers with windows: their kernel size, stride, padding and dilation along each axis."""
+
+    axes: ClassVar[int]  # that windows slide along
+
+    def _slide(self, kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1) -> None:
+        """Keep these settings, whole numbers or one for each axis, and what they come to for each axis."""
+        who = type(self).__name__
+        self.kernel_size = self._each(f"{who}: kernel_size", kernel_size)
+        self.stride = self._each(f"{who}: stride", stride)
+        self._kernel, self._stride = self._per_axis(self.kernel_size), self._per_axis(self.stride)
+        self._dilation = self._per_axis(self._each(f"{who}: dilation", dilation))
+        if isinstance(padding, str):
+            if padding not in PADDINGS:
+                raise ValueError(
+                    f'{who}: padding must be "same", "valid" or whole numbers of at least 0, got {brief(padding)}'
+                )
+            self.padding = padding
+        else:
+            self.padding = self._each(f"{who}: padding", padding, least=0)
+
+    def _each(self, name: str, value: Any, least: int = 1) -> Any:
+        """A whole number, or one for each axis as a tuple."""
+        if not isinstance(value, (tuple, list)):
+            return integer(name, value, least)
+        if len(value) != self.axes:
+            raise ValueError(f"{name} must be a whole number, or {self.axes} of them, got {brief(value)}")
+        return tuple(integer(name, each, least) for each in value)
+
+    def _per_axis(self, value: Any) -> tuple[int, ...]:
+        return value if isinstance(value, tuple) else (value,) * self.axes
+
+    def _outputs(self, sizes: Sequence[Any]) -> tuple[list[Any], list[int]]:
+        """For x of these sizes: how many outputs there are along each axis, None where its size is not known, and the
+        padding before the first entry.
+        """
+        outputs: list[Any] = []
+        before = []
+        for i, (size, k, s, d) in enumerate(zip(sizes, self._kernel, self._stride, self._dilation, strict=True)):
+            reach = d * (k - 1) + 1
+            p = 0 if isinstance(self.padding, str) else self._per_axis(self.padding)[i]
+            if not isinstance(size, int):
+                outputs.append(None)
+            elif self.padding == "same":
+                outputs.append(-(-size // s))
+                p = max((outputs[-1] - 1) * s + reach - size, 0) // 2
+            elif size + 2 * p < reach:
+                wide = f"of size {k} and dilation {d}, {reach} wide," if d > 1 else f"of size {k}"
+                raise ValueError(
+                    f"{self!r}: a kernel {wide} does not fit into {size} entries with {p} of padding on either side; "
+                    'use a smaller kernel, or padding="same"'
+                )
+            else:
+                outputs.append((size + 2 * p - reach) // s + 1)
+            before.append(p)
+        return outputs, before
+
+    def _starts(self, before: Sizes) -> list[list[int]]:
+        """Along each axis the entry that each tap of the first window sees."""
+        return [[d * i - p for i in range(k)] for k, d, p in zip(self._kernel, self._dilation, before, strict=True)]
+
+    def _phases(self, before: Sizes) -> list[list[dict[int, int]]]:
+        """Along each axis for each phase of x the taps that see it, each with its e."""
+        return [
+            [{i: (r + p - d * i) // s for i in range(k) if (r + p - d * i) % s == 0} for r in range(s)]
+            for k, s, d, p in zip(self._kernel, self._stride, self._dilation, before, strict=True)
+        ]
+
+    def _check(self, x: Array, channels: int | None = None) -> Namespace:
+        """The array API functions for x, if it is a floating array (N, C, S...) with so many channels, or any."""
+        xp = floating(x, self)
+        if len(x.shape) != self.axes + 2 or x.shape[1] != (channels or x.shape[1]):
+            raise self._misplaced(x.shape, channels)
+        return xp
+
+    def _misplaced(self, shape: Shape, channels: int | None) -> ValueError:
+        """The error for a shape with other axes or channels, with the remedy where they are known to lie elsewhere."""
+        names = ("length",) if self.axes == 1 else ("height", "width")
+        hint = ""
+        if len(shape) == self.axes + 2 and channels not in (None, shape[1]) and shape[-1] == channels:
+            last = ", ".join(map(str, (self.axes + 1, *range(1, self.axes + 1))))
+            hint = f": its channels are last, (n, {', '.join(names)}, {channels}); put Transpose({last}) before it"
+        elif len(shape) == self.axes + 1 and channels in (None, 1):
+            hint = ": for one channel give x[:, None]"
+        elif len(shape) == 2:
+            hint = f": put Reshape({channels or 'channels'}, {', '.join(names)}) before it"
+        wanted = ", ".join(map(str, ("n", channels or "channels", *names)))
+        return ValueError(f"{self!r}: expected input of shape ({wanted}), got {tuple(shape)}{hint}")
+
+    def _shape_after(self, shape: Shape, channels: int | None, out_channels: Any = None) -> Shape:
+        """`output_shape`: of x (N, C, S...), or without the batch."""
+        check_shape(self, shape)
+        start = len(shape) - self.axes - 1  # where the channels are
+        if start not in (0, 1) or (channels is not None and shape[start] not in (channels, None)):
+            raise self._misplaced(shape, channels)
+        kept = out_channels or shape[start]
+        return (*shape[:start], kept, *self._outputs(shape[start + 1 :])[0])
+
+
+# --- memory order -----------------------------------------------------------------------------------------------------
+
+
+def batch_last(x: Array) -> Array:
+    """(N, ...) as (..., N): a view."""
+    return x.T if x.ndim == 2 else namespace(x).permute_dims(x, (*range(1, x.ndim), 0))
+
+
+def batch_first(x: Array) -> Array:
+    """(..., N) as (N, ...): a view."""
+    return x.T if x.ndim == 2 else namespace(x).permute_dims(x, (x.ndim - 1, *range(x.ndim - 1)))
+
+
+def packed(x: Array) -> Array:
+    """`batch_last`, contiguous in memory: a view where x lies so, else a copy."""
+    xp, x = namespace(x), batch_last(x)
+    return xp.reshape(xp.reshape(x, (-1,)), x.shape)
+
+
+def reshaped(x: Array, shape: Sizes) -> Array:
+    """Each row of x in this shape, its entries in their logical order; the batch innermost in memory as in
+    `ops.linear`, and not where C order is best.
+    """
+    xp = namespace(x)
+    if is_plain(xp):
+        return xp.reshape(x, (x.shape[0], *shape))
+    return batch_first(xp.reshape(batch_last(x), (*shape, x.shape[0])))
+
+
+# --- slices -----------------------------------------------------------------------------------------------------------
+
+
+def extended(x: Array, axis: int, start: int, stop: int, fill: float) -> Array:
+    """x[start:stop] along an axis, where it has no entries filled up."""
+    xp, size = namespace(x), x.shape[axis]
+    low, high = max(start, 0), min(stop, size)
+
+    def filled(n: int) -> Array:
+        shape = (*x.shape[:axis], n, *x.shape[axis + 1 :])
+        return xp.full(shape, fill, dtype=x.dtype, device=device_of(x))
+
+    if low >= high:
+        return filled(stop - start)
+    inside = x if (low, high) == (0, size) else x[(slice(None),) * axis + (slice(low, high), ...)]
+    parts = [filled(low - start)] * (start < low) + [inside] + [filled(stop - high)] * (stop > high)
+    return xp.concat(parts, axis=axis) if len(parts) > 1 else inside
+
+
+def slices(x: Array, starts: Sequence[Sizes], steps: Sizes, counts: Sizes, fill: float = 0.0) -> list[Array]:
+    """For each combination of starts along the axes S of x (..., S..., N) its entries start + step o, o = 0 ... count -
+    1; beyond its ends they are `fill`.
+    """
+    first = x.ndim - 1 - len(starts)
+    along = []
+    for axis, (own, step, count) in enumerate(zip(starts, steps, counts, strict=True), first):
+        low, reach = min(own), step * (count - 1) + 1
+        x = extended(x, axis, low, max(own) + reach, fill)
+        along.append([slice(start - low, start - low + reach, step) for start in own])
+    return [x[(..., *each, slice(None))] for each in itertools.product(*along)]
+
+
+def interleaved(phases: Sequence[Array], steps: Sizes, sizes: Sizes) -> Array:
+    """The array (..., S..., N) of these sizes whose entries q step + r along each axis are those of phase r."""
+    xp, pieces = namespace(phases[0]), list(phases)
+    for i in reversed(range(len(steps))):
+        axis, step = pieces[0].ndim - 1 - len(steps) + i, steps[i]
+        merged = []
+        for start in range(0, len(pieces), step):
+            whole = pieces[start]
+            if step > 1:
+                group = xp.stack(pieces[start : start + step], axis=axis + 1)
+                whole = xp.reshape(group, (*whole.shape[:axis], -1, *whole.shape[axis + 1 :]))
+            if whole.shape[axis] > sizes[i]:
+                whole = whole[(slice(None),) * axis + (slice(sizes[i]), ...)]
+            merged.append(whole)
+        pieces = merged
+    return pieces[0]
+
+
+def spread(layer: Windows, part: Callable[[int], Array], shape: Sizes, before: Sizes) -> Array:
+    """The array of this shape (C, S..., N) to whose entries the windows add: `part` (C, outputs..., N) of each tap,
+    counted in row-major order, to those that it sees.
+    """
+    sizes, total = shape[1:-1], []
+    counts = [-(-size // s) for size, s in zip(sizes, layer._stride, strict=True)]
+    once = (1,) * layer.axes
+    for each in itertools.product(*layer._phases(before)):
+        piece: Any = None
+        for taps in itertools.product(*(along.items() for along in each)):
+            number = 0
+            for (i, _), k in zip(taps, layer._kernel, strict=True):
+                number = number * k + i
+            (more,) = slices(part(number), [[e] for _, e in taps], once, counts)
+            piece = more if piece is None else piece + more
+        if piece is None:
+            a = part(0)
+            piece = namespace(a).zeros((shape[0], *counts, shape[-1]), dtype=a.dtype, device=device_of(a))
+        total.append(piece)
+    return interleaved(total, layer._stride, sizes)
