@@ -170,13 +170,48 @@ def test_the_first_step_with_the_defaults_by_hand(lib, optimizer, first):
         (
             xn.AdamW(),
             {"learning_rate": 0.001, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "bias_correction": True}
-            | {"weight_decay": 0.01},
+            | {"weight_decay": 0.01, "decays": "all", "memory": ("m", "v")},
         ),
     ],
     ids=lambda v: type(v).__name__,
 )
 def test_the_defaults_are_the_designs(optimizer, defaults):
     assert vars(optimizer) == {"weight_decay": 0.0, "clip_value": None, "clip_norm": None} | defaults
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_a_decay_of_weights_spares_what_has_one_axis_and_embeddings(lib, monkeypatch, kernels):
+    """With a gradient of 0 Adam's part is 0 and the decay alone is left."""
+    monkeypatch.setenv("XPNET_KERNELS", kernels)
+    net = xn.Sequential(
+        xn.Embedding(3, 4), xn.PositionalEmbedding(2, 4), xn.LayerNorm(4), xn.Dense(4, 2), xn.Dense(2, 2)
+    )
+    net.layers[-1].trainable = False
+    net.initialize(lib.backend, "float64")
+    params = {k: np.ones(tuple(a.shape)) for k, a in net.params.items()} | {"4.weight": np.zeros((2, 2))}
+    net.set_params(params)
+    optimizer = xn.AdamW(0.1, weight_decay=0.5, decays="weights")
+    how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": optimizer, "epochs": 2, "batch_size": None}
+    history = net.fit(np.array([[0, 1], [2, 2]]), np.zeros((2, 2), int), **how)
+    for name, a in net.params.items():
+        lib.agrees(a, params[name] * (0.95**2 if name == "3.weight" else 1.0))
+    spared = lib.to_numpy(history.slots["spared"])
+    assert (
+        spared == np.concatenate([np.full(p.size, k != "3.weight") for k, p in params.items() if k[0] != "4"])
+    ).all()
+    net.fit(np.array([[0, 1]]), np.zeros((1, 2), int), slots=history.slots, **how)
+    lib.agrees(net.params["3.weight"], np.full((4, 2), 0.95**4))
+
+
+def test_a_decay_of_weights_is_by_hand_one_of_all(lib):
+    ends = [trained(lib, xn.AdamW(0.1, weight_decay=0.5, decays=d), START, slope, 3) for d in ("all", "weights")]
+    lib.agrees(ends[0], lib.to_numpy(ends[1]))
+    with pytest.raises(ValueError, match="AdamW: decays must be"):
+        xn.AdamW(decays="biases")
+    optimizer = xn.AdamW(decays="weights")
+    assert repr(optimizer) == "AdamW(decays='weights')"
+    assert repr(optimizer.set_params(decays="all")) == "AdamW()"
+    assert optimizer.memory == ("m", "v")
 
 
 def test_the_tutorials_adam_is_adam_with_a_rescaled_rate(lib):

@@ -395,7 +395,7 @@ def pytorchs_gpt(torch, net, params, x):
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
-@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "AdamW of weights"])
 def test_twenty_steps_of_a_small_gpt_are_pytorchs(torch, name, backend):
     """layers/test_sequences.py holds the other backends to NumPy's."""
     rng = np.random.default_rng(0)
@@ -404,7 +404,15 @@ def test_twenty_steps_of_a_small_gpt_are_pytorchs(torch, name, backend):
     params = {k: torch.tensor(net.backend.to_numpy(a)).requires_grad_() for k, a in net.params.items()}
     x, y = rng.integers(11, size=(20, 7)), rng.integers(11, size=(20, 7))
 
-    optimizer = getattr(torch.optim, name)(params.values(), lr=0.003)
+    groups, ours = [{"params": [*params.values()]}], getattr(xn, name.partition(" ")[0])(0.003)
+    if name.endswith("weights"):
+        weights = [k for k, a in params.items() if a.ndim > 1 and k not in ("0.weight", "1.weight")]
+        groups = [
+            {"params": [params[k] for k in weights], "weight_decay": 0.5},
+            {"params": [a for k, a in params.items() if k not in weights], "weight_decay": 0.0},
+        ]
+        ours = xn.AdamW(0.003, weight_decay=0.5, decays="weights")
+    optimizer = getattr(torch.optim, type(ours).__name__)(groups, lr=0.003)
     for first in 5 * [0, 5, 10, 15]:
         rows = slice(first, first + 5)
         optimizer.zero_grad()
@@ -412,7 +420,7 @@ def test_twenty_steps_of_a_small_gpt_are_pytorchs(torch, name, backend):
         torch.nn.functional.cross_entropy(outputs.flatten(0, 1), torch.tensor(y[rows]).flatten()).backward()
         optimizer.step()
 
-    how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": getattr(xn, name)(0.003), "batch_size": 5}
+    how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": ours, "batch_size": 5}
     net.fit(x, y, epochs=5, shuffle=False, **how)
     for key, a in net.params.items():
         ours, theirs = net.backend.to_numpy(a), params[key].detach().numpy()

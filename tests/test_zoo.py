@@ -228,6 +228,7 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "delta": POSITIVE,
     "seconds": POSITIVE,
     "weight_decay": NOT_NEGATIVE,
+    "decays": kind("weights"),
     "clip_value": LIMIT,
     "clip_norm": LIMIT,
     "bias_correction": FLAG,

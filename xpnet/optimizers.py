@@ -16,7 +16,7 @@ from typing import Any, TypedDict, Unpack
 
 from . import ops
 from .backends import Array, floating, namespace
-from .common.checks import flag, fraction, kind_of, non_negative, pair_from, positive
+from .common.checks import choice, flag, fraction, kind_of, non_negative, pair_from, positive
 from .common.settings import Adjustable, defaults
 from .schedules import Schedule, checked_rate
 
@@ -224,7 +224,7 @@ class Adam(Optimizer):
     Kingma & Ba 2015, algorithm 1.
     """
 
-    memory = ("m", "v")
+    memory: tuple[str, ...] = ("m", "v")
 
     def __init__(
         self, learning_rate: float | Schedule = 0.001, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
@@ -254,16 +254,26 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """w ← w - η λ w, then Adam's update of it. Loshchilov & Hutter 2019, algorithm 2, in PyTorch's form."""
+    """w ← w - η λ w, then Adam's update of it. Loshchilov & Hutter 2019, algorithm 2, in PyTorch's form.
+
+    `decays="weights"` spares a network's biases, gammas and betas, which have one axis, and its embeddings, as GPTs are
+    trained. The slots then have `spared`, 1 for an entry that does not decay; `init` alone has 0.
+    """
 
     def __init__(
         self, learning_rate: float | Schedule = 0.001, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
-        weight_decay: float = 0.01, **common: Unpack[AdamCommon],
+        weight_decay: float = 0.01, decays: str = "all", **common: Unpack[AdamCommon],
     ):  # fmt: skip
         super().__init__(learning_rate, beta1, beta2, eps, weight_decay=weight_decay, **common)
+        self.decays = choice(self._named("decays"), decays, ("all", "weights"))
+        self.memory = ("m", "v") if decays == "all" else ("m", "v", "spared")
 
     def decayed(self, w: Array, g: Array, slots: Slots) -> Array:
         return g
 
     def rule(self, w: Array, g: Array, slots: Slots, rate: float, size: float, shift: float) -> tuple[Array, Slots]:
-        return super().rule(w * (1 - rate * self.weight_decay), g, slots, rate, size, shift)
+        if self.decays == "all":
+            return super().rule(w * (1 - rate * self.weight_decay), g, slots, rate, size, shift)
+        spared = slots["spared"]
+        w, memory = super().rule(w - rate * self.weight_decay * (1.0 - spared) * w, g, slots, rate, size, shift)
+        return w, memory | {"spared": spared}

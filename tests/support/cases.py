@@ -196,6 +196,7 @@ OPTIMIZERS = {
     "adagrad": xn.Adagrad,
     "rmsprop": lambda: xn.RMSprop(0.001),
     "adam": xn.Adam,
+    "adamw, of weights": lambda: xn.AdamW(0.002, weight_decay=0.3, decays="weights"),
     "adamw, warmed up": lambda: xn.AdamW(xn.WarmUp(xn.CosineDecay(0.002, 20), 5), clip_norm=1.0),
 }
 

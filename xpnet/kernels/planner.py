@@ -27,6 +27,8 @@ def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool,
     """The step in stages, with compiled kernels where they are wanted and installed."""
     if net.backend.name == "cupy" and not compiled:  # not all of CuPy's functions write into arrays that are there
         return Step(net, loss, optimizer)
+    if "spared" in getattr(optimizer, "memory", ()):  # which no kernel knows
+        return Step(net, loss, optimizer)
     return BufferedStep(net, loss, optimizer, kernels_for(net.backend, compiled), shape)
 
 

@@ -59,10 +59,17 @@ class Step:
         self.lowest = [int(self.names[0].partition(".")[0])] if takes_lowest(net) else []
         self.stateful = [(layer, [(k, f"{p}.{k}") for k in layer.state]) for p, layer in leaves if layer.state]
         self.start = self._begin()
+        if "spared" in getattr(optimizer, "memory", ()):
+            self._remember(self.slots(self.start) | {"spared": self._spared()})
 
     def _begin(self) -> Carry:
         weights = ops.join([layer.params[key] for layer, key in self.trained.values()])
         return Carry(weights, self.optimizer.init(weights), dict(self.worker.state))
+
+    def _spared(self) -> Array:
+        """1 for each of the parameters that a decay of weights alone leaves out, else 0."""
+        leaves = [(layer.params[key], layer.decays) for layer, key in self.trained.values()]
+        return ops.join([0.0 * a if decays and a.ndim > 1 else 0.0 * a + 1.0 for a, decays in leaves])
 
     def go_on(self, slots: Slots) -> None:
         """Start from a copy of the optimizer's memory of an earlier run."""

@@ -81,6 +81,7 @@ class Layer(Configured, ABC):
     further_axes: int | None = None  # where an x of more axes has them, counted with the batch: 1, behind the batch
     takes: str = "floats"  # what x is made of: of the network's dtype, or "integers" of the library's default one
     vocabulary: int | None = None  # of a layer that takes integers, how many it knows, from 0; None leaves them alone
+    decays: bool = True  # whether its weights, of two axes or more, do where a decay is of weights alone
     smallest_batch: int = 1  # rows; of fewer it may refuse to be trained, in its forward
     formula: tuple[str, str] | None = None  # of forward and of backward, in plain text, for `net.explain`
 

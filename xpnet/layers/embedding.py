@@ -29,6 +29,7 @@ class Embedding(Layer):
 
     formula = "y = W[x]", "dW[i] = Σ dy over all places of id i"
     takes = "integers"
+    decays = False
     vocabulary: int
     input_shape = ()
     further_axes = 1
@@ -82,6 +83,8 @@ class PositionalEmbedding(Layer):
     """
 
     formula = "y = x + W[:T]", "dW[t] = Σₙ dy[n, t], dx = dy"
+
+    decays = False
 
     def __init__(self, length: int, features: int, trainable: bool = True):
         self.length = integer("PositionalEmbedding: length", length)
