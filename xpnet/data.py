@@ -129,12 +129,24 @@ class NpzFiles:
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         for path in self.paths:
-            with np.load(path, allow_pickle=False) as file:
-                if not {"x", "y"} <= set(file.files):
-                    raise ValueError(f"{path} holds {', '.join(file.files) or 'nothing'}, expected x and y")
-                parts = [file[name] for name in ("x", "y", "weight") if name in file.files]
+            found = read_npz(path)
+            if not {"x", "y"} <= found.keys():
+                raise ValueError(f"{path} holds {', '.join(found) or 'nothing'}, expected x and y")
+            parts = [found[name] for name in ("x", "y", "weight") if name in found]
             for rows in minibatches(len(parts[0]), self.batch_size):
                 yield tuple(part[rows] for part in parts)
+
+
+def read_npz(path: Any) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name. ValueError for another file, or one with arrays of Python objects."""
+    import zipfile
+    import zlib
+
+    try:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no .npz file of arrays of numbers or names ({error})") from None
 
 
 class shuffled:  # noqa: N801  # called as a function

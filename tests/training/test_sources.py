@@ -351,6 +351,21 @@ def test_a_step_that_is_not_finite_is_found_in_a_stream(lib, rng, number):
     assert bits(net) == bits(two)
 
 
+def test_a_file_that_holds_no_batches_is_named(strict_lib, data, tmp_path):
+    files = files_of(tmp_path, *data[:2])
+    net, two = network(strict_lib), network(strict_lib)
+    for damage, words in (
+        (lambda path: np.savez(path, a=data[0]), r"1\.npz holds a, expected x and y"),
+        (lambda path: path.write_bytes(b"PK not a zip"), r"1\.npz is no \.npz file"),
+    ):
+        damage(files[1])
+        with pytest.raises(ValueError, match=words):
+            trained(strict_lib, files, net=net, epochs=1)
+    for _ in range(2):
+        trained(strict_lib, *(part[: 2 * SIZE] for part in data[:2]), net=two, epochs=1, shuffle=False)
+    assert bits(net) == bits(two)
+
+
 # --- the thread -------------------------------------------------------------------------------------------------------
 
 
