@@ -7,7 +7,7 @@ import pytest
 
 import xpnet as xn
 from support import ROOT
-from support.cases import CALLBACKS, LAYERS, LOSSES, OPTIMIZERS, SEQUENCES, WITHOUT_OPERATOR
+from support.cases import CALLBACKS, LAYERS, LOSSES, OPTIMIZERS, SEQUENCES
 from xpnet import callbacks, layers, losses, optimizers
 from xpnet.files import load, onnx
 from xpnet.losses.objective import Objective
@@ -21,7 +21,6 @@ LISTS = {  # the module that has the list, and the class that those listed deriv
     "callbacks": (callbacks, xn.Callback),
 }
 INNER = {Objective}  # made by fit, around the loss that it is given
-IN_PARTS = {xn.Residual, xn.Branches}  # written to ONNX as their layers
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -43,9 +42,7 @@ TABLES = {  # by list and by where a row is missing: the names that have one
     ("losses", "LOSSES in tests/support/cases.py"): {type(make()).__name__ for make, _, _ in LOSSES.values()},
     ("optimizers", "OPTIMIZERS in tests/support/cases.py"): {type(make()).__name__ for make in OPTIMIZERS.values()},
     ("callbacks", "CALLBACKS in tests/support/cases.py"): {type(make(ROOT)).__name__ for make in CALLBACKS.values()},
-    ("layers", "OPERATORS in xpnet/files/onnx.py, or WITHOUT_OPERATOR in tests/support/cases.py"): {
-        cls.__name__ for cls in {*onnx.OPERATORS, *IN_PARTS, *WITHOUT_OPERATOR}
-    },
+    ("layers", "OPERATORS in xpnet/files/onnx.py"): {cls.__name__ for cls in onnx.OPERATORS},
     ("layers", "the classes that xpnet/files/load.py builds"): set(load.known(None)),
     ("layers", "a `formula` of its forward and backward"): with_formula(layers, "forward", "backward"),
     ("losses", "a `formula` of its terms"): with_formula(losses, "terms"),

@@ -215,3 +215,122 @@ def test_pytorch_and_xpnet_predict_the_same_both_ways(tmp_path):
     again.load_state_dict(safetensors.torch.load_file(tmp_path / "ours.safetensors"))
     again.eval()
     torch.testing.assert_close(again(x), theirs(x), rtol=0, atol=0)
+
+
+@pytest.mark.numpy_only
+def test_names_that_lead_nowhere_are_refused(tmp_path):
+    net = twin()
+    for exchange in (load_torch, save_torch):
+        with pytest.raises(
+            ValueError, match=r"names has '5', and the network no layer of that name; it has 0, 1, 2, 3\.0"
+        ):
+            exchange(net, FILE if exchange is load_torch else tmp_path / "net.st", {"5": "a"})
+        with pytest.raises(ValueError, match="names gives two layers one name"):
+            exchange(net, FILE if exchange is load_torch else tmp_path / "net.st", {"0": "a", "3.0": "a"})
+        with pytest.raises(
+            TypeError, match=r'names must be a dict such as \{"0": "wte"\}, of names here and there, got a list'
+        ):
+            exchange(net, FILE if exchange is load_torch else tmp_path / "net.st", ["a"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.numpy_only
+def test_a_layer_within_takes_the_longest_name_that_fits(tmp_path):
+    save_torch(twin(), tmp_path / "net.st", {"0": "first", "3": "block", "3.0": "last"})
+    save_torch(twin(), tmp_path / "two.st", {"3": "block"})
+    assert {name.partition(".")[0] for name in load_file(tmp_path / "net.st")} == {"first", "1", "last"}
+    assert "block.0.weight" in load_file(tmp_path / "two.st")
+
+
+@pytest.mark.torch_only
+def test_a_network_of_gpt_2s_shape_made_in_pytorch_predicts_the_same(tmp_path):
+    import safetensors.torch
+    import torch
+    from torch import nn
+
+    vocabulary, length, features, heads, layers = 29, 12, 16, 4, 4
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ln_1, self.ln_2 = nn.LayerNorm(features), nn.LayerNorm(features)
+            self.attn = nn.MultiheadAttention(features, heads, batch_first=True)
+            wide = nn.Linear(features, 4 * features), nn.GELU(approximate="tanh"), nn.Linear(4 * features, features)
+            self.mlp = nn.Sequential(*wide)
+
+        def forward(self, x):
+            a = self.ln_1(x)
+            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+            x = x + self.attn(a, a, a, attn_mask=mask, need_weights=False)[0]
+            return x + self.mlp(self.ln_2(x))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wte, self.wpe = nn.Embedding(vocabulary, features), nn.Embedding(length, features)
+            self.h = nn.ModuleList([Block() for _ in range(layers)])
+            self.ln_f, self.lm_head = nn.LayerNorm(features), nn.Linear(features, vocabulary)
+
+        def forward(self, ids):
+            x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
+            for block in self.h:
+                x = block(x)
+            return self.lm_head(self.ln_f(x))
+
+    def block():
+        attention = xn.LayerNorm(features), xn.MultiHeadAttention(features, heads, causal=True)
+        wide = xn.Dense(features, 4 * features), xn.GELU(approximate=True), xn.Dense(4 * features, features)
+        return xn.Residual(*attention), xn.Residual(xn.LayerNorm(features), *wide)
+
+    net = xn.Sequential(
+        xn.Embedding(vocabulary, features),
+        xn.PositionalEmbedding(length, features),
+        *[each for _ in range(layers) for each in block()],
+        xn.LayerNorm(features),
+        xn.Dense(features, vocabulary),
+    ).initialize("torch", "float64")
+    names = {"0": "wte", "1": "wpe", "10": "ln_f", "11": "lm_head"}
+    for i in range(layers):
+        first, second = f"{2 + 2 * i}", f"{3 + 2 * i}"
+        names |= {f"{first}.0": f"h.{i}.ln_1", f"{first}.1": f"h.{i}.attn", f"{second}.0": f"h.{i}.ln_2"}
+        names |= {f"{second}.1": f"h.{i}.mlp.0", f"{second}.3": f"h.{i}.mlp.2"}
+    torch.manual_seed(0)
+    model = Model().double().eval()
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.st")
+    load_torch(net, tmp_path / "model.st", names)
+    ids = torch.randint(vocabulary, (3, 10))
+    with torch.no_grad():
+        torch.testing.assert_close(net.predict(ids), model(ids), rtol=0, atol=1e-12)
+        net.initialize("torch", "float64", seed=5, fresh=True)
+        save_torch(net, tmp_path / "back.st", names)
+        model.load_state_dict(safetensors.torch.load_file(tmp_path / "back.st"))
+        torch.testing.assert_close(net.predict(ids), model(ids), rtol=0, atol=1e-12)
+
+
+@pytest.mark.torch_only
+def test_a_convolutional_network_made_in_pytorch_predicts_the_same(tmp_path):
+    import safetensors.torch
+    import torch
+    from torch import nn
+
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, (3, 2), groups=2, padding=(1, 0)), nn.GroupNorm(4, 8), nn.SiLU(), nn.AvgPool2d(2),
+        nn.Flatten(), nn.Linear(8 * 2 * 1, 5),
+    ).double()  # fmt: skip
+    net = xn.Sequential(
+        xn.Conv2d(2, 6, 3, padding=1, stride=2), xn.BatchNorm(6, 0.9, 1e-5), xn.ReLU(), xn.MaxPool2d(2),
+        xn.Conv2d(6, 8, (3, 2), groups=2, padding=(1, 0)), xn.GroupNorm(4, 8), xn.SiLU(), xn.AveragePool2d(2),
+        xn.Flatten(), xn.Dense(8 * 2 * 1, 5),
+    ).initialize("torch", "float64")  # fmt: skip
+    torch.manual_seed(0)
+    model(torch.randn(9, 2, 17, 14, dtype=torch.float64))  # statistics of a batch
+    model.eval()
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.st")
+    load_torch(net, tmp_path / "model.st")
+    x = torch.randn(3, 2, 17, 14, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(net.predict(x), model(x), rtol=0, atol=1e-12)
+        save_torch(net, tmp_path / "back.st")
+        model.load_state_dict(safetensors.torch.load_file(tmp_path / "back.st"))
+        torch.testing.assert_close(net.predict(x), model(x), rtol=0, atol=1e-12)

@@ -131,12 +131,6 @@ SEQUENCES = {  # layers of other inputs than those of LAYERS, each with its own
     "gpt": (lambda: gpt(7, 5, 4, 2, blocks=1), ids),
 }
 
-WITHOUT_OPERATOR = {  # layers that an ONNX file cannot hold; `TypeError` names them
-    xn.AveragePool1d, xn.AveragePool2d, xn.Conv1d, xn.Conv2d, xn.Embedding, xn.Flatten, xn.GELU, xn.GlobalAveragePool,
-    xn.GroupNorm, xn.MaxPool1d, xn.MaxPool2d, xn.MultiHeadAttention, xn.PositionalEmbedding, xn.RMSNorm, xn.Rescale,
-    xn.Reshape, xn.Transpose,
-}  # fmt: skip
-
 
 seeds = st.integers(0, 2**32 - 1)
 

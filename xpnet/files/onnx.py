@@ -1,39 +1,28 @@
 """Export of networks to ONNX files. Needs the `onnx` package."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..common import checks
-from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
+from ..layers.activations import ELU, GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
+from ..layers.attention import MultiHeadAttention
 from ..layers.base import Layer, Shape
 from ..layers.blocks import Branches, Residual
+from ..layers.convolution import Conv1d, Conv2d
 from ..layers.dense import Dense
 from ..layers.dropout import Dropout
-from ..layers.normalization import BatchNorm, LayerNorm
+from ..layers.embedding import Embedding, PositionalEmbedding
+from ..layers.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from ..layers.placed import Placed
+from ..layers.pooling import AveragePool1d, AveragePool2d, GlobalAveragePool, MaxPool1d, MaxPool2d
+from ..layers.shape import Flatten, Rescale, Reshape, Transpose
 from .safetensors import Path, replacing
 
 OPSET, IR_VERSION = 18, 9  # old enough for the runtimes in use, new enough for the operators here
 SIZE_LIMIT = 2**31 - 2**24  # bytes of parameters: a Protocol Buffers message is below 2 GiB
-
-# for each layer: the operator, its arrays in order, its attributes; without an operator the layer is left out. A second
-# operator takes x and what the first gives
-OPERATORS: dict[type[Layer], tuple[str, tuple[str, ...], Callable[[Any], dict[str, Any]]]] = {
-    Dense: ("Gemm", ("weight", "bias"), lambda layer: {}),
-    BatchNorm: ("BatchNormalization", ("gamma", "beta", "mean", "var"), lambda layer: {"epsilon": layer.eps}),
-    LayerNorm: ("LayerNormalization", ("gamma", "beta"), lambda layer: {"axis": -1, "epsilon": layer.eps}),
-    Dropout: ("", (), lambda layer: {}),
-    Sigmoid: ("Sigmoid", (), lambda layer: {}),
-    Tanh: ("Tanh", (), lambda layer: {}),
-    ReLU: ("Relu", (), lambda layer: {}),
-    LeakyReLU: ("LeakyRelu", (), lambda layer: {"alpha": layer.alpha}),
-    ELU: ("Elu", (), lambda layer: {"alpha": layer.alpha}),
-    SiLU: ("Sigmoid Mul", (), lambda layer: {}),
-    Softplus: ("Softplus", (), lambda layer: {}),
-    Softmax: ("Softmax", (), lambda layer: {"axis": -1}),
-}
 
 Node = tuple[str, list[str], str, dict[str, Any]]  # operator, inputs, output, attributes
 RAW = "raw"  # the network's output, as an input of an ending's nodes
@@ -44,14 +33,14 @@ class Ending(NamedTuple):
 
     nodes: list[Node]
     constants: Mapping[str, np.ndarray]
-    outputs: Mapping[str, tuple[Any, list[Any]]]
+    outputs: Mapping[str, tuple[Any, list[Any] | None]]
 
 
 class Graph:
     """The nodes of a network's layers, and their arrays."""
 
-    def __init__(self, who: str, host: Callable[[Any], np.ndarray]):
-        self.who, self.host = who, host
+    def __init__(self, who: str, dtype: str, host: Callable[[Any], np.ndarray]):
+        self.who, self.dtype, self.host = who, dtype, host
         self.nodes: list[Node] = []
         self.arrays: dict[str, np.ndarray] = {}
 
@@ -63,37 +52,227 @@ class Graph:
 
     def layer(self, prefix: str, layer: Layer, x: str) -> str:
         """Add one layer; returns the name of its output."""
-        if type(layer) is Residual:
-            return self.node("Add", [x, self.chain(layer._flat(f"{prefix}."), x)], prefix)
-        if type(layer) is Branches:
-            outputs = [self.chain(child._parts(f"{prefix}.{name}."), x) for name, child in layer._children().items()]
-            more = {"axis": layer.axis} if layer.merge == "concat" else {}
-            return self.node("Concat" if more else "Sum", outputs, prefix, more)
         if type(layer) not in OPERATORS:
             raise TypeError(
                 f"{self.who}: {f'layer {prefix}, {layer!r},' if prefix else type(layer).__name__} has a forward of its "
                 "own, for which ONNX has no operator; put it together from xpnet's layers, or apply it outside the file"
             )
-        operator, names, attributes = OPERATORS[type(layer)]
-        if not operator:
-            return x
-        own = {f"{prefix}.{k}": self.host((layer.params | layer.state)[k]) for k in names}
-        self.arrays |= own
-        first, _, second = operator.partition(" ")
-        if second:
-            return self.node(second, [x, self.node(first, [x], f"{prefix}.{first}")], prefix)
-        return self.node(first, [x, *own], prefix, attributes(layer))
+        return OPERATORS[type(layer)](Nodes(self, prefix, layer), layer, x)
 
-    def node(self, operator: str, inputs: list[str], prefix: str, attributes: dict[str, Any] | None = None) -> str:
+
+class Nodes:
+    """The nodes of one layer, called by their operators' names: `nodes.Add(x, y)` is the name of their sum.
+
+    An input is a node's output, by its name, one of the layer's arrays, by `array`, or a number or NumPy array.
+    """
+
+    def __init__(self, graph: Graph, prefix: str, layer: Layer):
+        self.graph, self.prefix, self.layer = graph, prefix, layer
+
+    def __getattr__(self, operator: str) -> Callable[..., str]:
+        def add(*inputs: Any, **attributes: Any) -> str:
+            return self.add(operator, inputs, attributes)
+
+        return add
+
+    def add(self, operator: str, inputs: Iterable[Any], attributes: dict[str, Any]) -> str:
         """Add an operator; returns the name of its output."""
-        self.nodes.append((operator, inputs, f"{prefix}.y", attributes or {}))
-        return f"{prefix}.y"
+        names = [each if isinstance(each, str) else self.constant(each) for each in inputs]
+        output = f"{self.prefix}.{operator}.{len(self.graph.nodes)}"
+        self.graph.nodes.append((operator, names, output, attributes))
+        return output
+
+    def array(self, name: str, of: Callable[[np.ndarray], np.ndarray] = lambda a: a) -> str:
+        """One of the layer's parameters or statistics, as a function makes it."""
+        own = f"{self.prefix}.{name}"
+        self.graph.arrays[own] = of(self.graph.host((self.layer.params | self.layer.state)[name]))
+        return own
+
+    def constant(self, value: Any) -> str:
+        """A number or array as an input: whole numbers as ONNX's int64, others in the network's dtype."""
+        a = np.asarray(value)
+        name = f"{self.prefix}.constant.{len(self.graph.arrays)}"
+        self.graph.arrays[name] = (
+            a if a.dtype.kind == "b" else a.astype("int64" if a.dtype.kind == "i" else self.graph.dtype)
+        )
+        return name
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+Writer = Callable[[Nodes, Any, str], str]  # the nodes to add to, the layer, the name of x -> the name of y
+
+
+def operator(name: str, *arrays: str, **attributes: Callable[[Any], Any]) -> Writer:
+    """A layer that is one operator of x and of these arrays; its attributes are functions of the layer."""
+
+    def write(nodes: Nodes, layer: Any, x: str) -> str:
+        inputs = x, *(nodes.array(array) for array in arrays)
+        return nodes.add(name, inputs, {key: of(layer) for key, of in attributes.items()})
+
+    return write
+
+
+def dense(nodes: Nodes, layer: Dense, x: str) -> str:
+    """x W + b, on the last axis"""
+    return nodes.Add(nodes.MatMul(x, nodes.array("weight")), nodes.array("bias"))
+
+
+def gelu(nodes: Nodes, layer: GELU, x: str) -> str:
+    """x Φ(x), or its form with tanh"""
+    if layer.approximate:
+        cubed = nodes.Mul(nodes.Mul(nodes.Mul(x, x), x), 0.044715)
+        share = nodes.Tanh(nodes.Mul(nodes.Add(x, cubed), math.sqrt(2.0 / math.pi)))
+    else:
+        share = nodes.Erf(nodes.Mul(x, math.sqrt(0.5)))
+    return nodes.Mul(nodes.Mul(x, 0.5), nodes.Add(share, 1.0))
+
+
+def convolution(nodes: Nodes, layer: Any, x: str) -> str:
+    """A convolution; a window's settings are those of pools, too."""
+    more = {"dilations": list(layer._dilation), "group": layer.groups}
+    return nodes.add("Conv", [x, nodes.array("weight"), nodes.array("bias")], windows(layer) | more)
+
+
+def windows(layer: Any) -> dict[str, Any]:
+    """The attributes of layers with windows."""
+    padding: dict[str, Any] = {"auto_pad": "SAME_UPPER"}
+    if layer.padding != "same":
+        each = layer._per_axis(0 if layer.padding == "valid" else layer.padding)
+        padding = {"pads": [*each, *each]}
+    return {"kernel_shape": list(layer._kernel), "strides": list(layer._stride)} | padding
+
+
+def max_pool(nodes: Nodes, layer: Any, x: str) -> str:
+    """The maximum of each window."""
+    return nodes.add("MaxPool", [x], windows(layer))
+
+
+def average_pool(nodes: Nodes, layer: Any, x: str) -> str:
+    """The mean of each window, over real entries."""
+    return nodes.add("AveragePool", [x], windows(layer) | {"count_include_pad": 0})
+
+
+def global_average_pool(nodes: Nodes, layer: Layer, x: str) -> str:
+    """(N, C, ...) -> (N, C)"""
+    return nodes.Flatten(nodes.GlobalAveragePool(x), axis=1)
+
+
+def reshape(nodes: Nodes, layer: Reshape, x: str) -> str:
+    """0 is an axis that stays as it is, here the batch."""
+    return nodes.Reshape(x, np.array([0, *layer.shape]))
+
+
+def rescale(nodes: Nodes, layer: Rescale, x: str) -> str:
+    """scale x + offset"""
+    return nodes.Add(nodes.Mul(x, layer.scale), layer.offset)
+
+
+def over_root(nodes: Nodes, x: str, eps: float) -> str:
+    """x / √(mean x² + eps), over the last axis"""
+    squares = nodes.ReduceMean(nodes.Mul(x, x), np.array([-1]), keepdims=1)
+    return nodes.Div(x, nodes.Sqrt(nodes.Add(squares, eps)))
+
+
+def rms_norm(nodes: Nodes, layer: RMSNorm, x: str) -> str:
+    """γ x / √(mean x² + eps)"""
+    return nodes.Mul(over_root(nodes, x, layer.eps), nodes.array("gamma"))
+
+
+def group_norm(nodes: Nodes, layer: GroupNorm, x: str) -> str:
+    """Each group of channels centred and over its deviation, then γ and β of the channels."""
+    grouped = nodes.Reshape(x, np.array([0, layer.groups, -1]))
+    for _ in range(2):  # the second takes what rounding took from the mean of large numbers
+        grouped = nodes.Sub(grouped, nodes.ReduceMean(grouped, np.array([-1]), keepdims=1))
+    channels = nodes.Reshape(over_root(nodes, grouped, layer.eps), np.array([0, layer.channels, -1]))
+    gamma, beta = (nodes.array(name, lambda a: a[:, None]) for name in ("gamma", "beta"))
+    return nodes.Reshape(nodes.Add(nodes.Mul(channels, gamma), beta), nodes.Shape(x))
+
+
+def embedding(nodes: Nodes, layer: Embedding, x: str) -> str:
+    """The rows of the weight that x names."""
+    return nodes.Gather(nodes.array("weight"), x, axis=0)
+
+
+def positional_embedding(nodes: Nodes, layer: PositionalEmbedding, x: str) -> str:
+    """x + W[:T]"""
+    positions = nodes.Shape(x, start=1, end=2)
+    return nodes.Add(x, nodes.Slice(nodes.array("weight"), np.array([0]), positions, np.array([0])))
+
+
+def attention(nodes: Nodes, layer: MultiHeadAttention, x: str) -> str:
+    """softmax(Q Kᵀ / √d) V for each head, as `MultiHeadAttention` has it."""
+    d, h = layer.features, layer.heads
+    qkv = nodes.Add(nodes.MatMul(x, nodes.array("qkv_weight")), nodes.array("qkv_bias"))
+    parts = nodes.Transpose(nodes.Reshape(qkv, np.array([0, 0, 3, h, d // h])), perm=[2, 0, 3, 1, 4])
+    q, k, v = (nodes.Gather(parts, i, axis=0) for i in range(3))  # (N, h, T, d / h)
+    scores = nodes.MatMul(nodes.Mul(q, (d // h) ** -0.5), nodes.Transpose(k, perm=[0, 1, 3, 2]))
+    if layer.causal:
+        positions = nodes.Range(0, nodes.Gather(nodes.Shape(x), 1, axis=0), 1)
+        seen = nodes.GreaterOrEqual(nodes.Unsqueeze(positions, np.array([1])), positions)
+        scores = nodes.Where(seen, scores, -math.inf)
+    mixed = nodes.Transpose(nodes.MatMul(nodes.Softmax(scores, axis=-1), v), perm=[0, 2, 1, 3])
+    joined = nodes.Reshape(mixed, np.array([0, 0, d]))
+    return nodes.Add(nodes.MatMul(joined, nodes.array("out_weight")), nodes.array("out_bias"))
+
+
+def residual(nodes: Nodes, layer: Residual, x: str) -> str:
+    """x + f(x)"""
+    return nodes.Add(x, nodes.graph.chain(layer._flat(f"{nodes.prefix}."), x))
+
+
+def branches(nodes: Nodes, layer: Branches, x: str) -> str:
+    """The outputs of each branch, added or side by side."""
+    chain = nodes.graph.chain
+    outputs = [chain(child._parts(f"{nodes.prefix}.{name}."), x) for name, child in layer._children().items()]
+    return nodes.Sum(*outputs) if layer.merge == "add" else nodes.Concat(*outputs, axis=layer.axis)
+
+
+OPERATORS: dict[type[Layer], Writer] = {
+    Dense: dense,
+    Conv1d: convolution,
+    Conv2d: convolution,
+    MaxPool1d: max_pool,
+    MaxPool2d: max_pool,
+    AveragePool1d: average_pool,
+    AveragePool2d: average_pool,
+    GlobalAveragePool: global_average_pool,
+    Flatten: operator("Flatten", axis=lambda layer: 1),
+    Reshape: reshape,
+    Transpose: operator("Transpose", perm=lambda layer: [0, *layer.axes]),
+    Rescale: rescale,
+    BatchNorm: operator("BatchNormalization", "gamma", "beta", "mean", "var", epsilon=lambda layer: layer.eps),
+    LayerNorm: operator("LayerNormalization", "gamma", "beta", axis=lambda layer: -1, epsilon=lambda layer: layer.eps),
+    RMSNorm: rms_norm,
+    GroupNorm: group_norm,
+    Embedding: embedding,
+    PositionalEmbedding: positional_embedding,
+    MultiHeadAttention: attention,
+    Residual: residual,
+    Branches: branches,
+    Dropout: lambda nodes, layer, x: x,
+    Sigmoid: operator("Sigmoid"),
+    Tanh: operator("Tanh"),
+    ReLU: operator("Relu"),
+    LeakyReLU: operator("LeakyRelu", alpha=lambda layer: layer.alpha),
+    ELU: operator("Elu", alpha=lambda layer: layer.alpha),
+    GELU: gelu,
+    SiLU: lambda nodes, layer, x: nodes.Mul(x, nodes.Sigmoid(x)),
+    Softplus: operator("Softplus"),
+    Softmax: operator("Softmax", axis=lambda layer: -1),
+}
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
 
 
 def export_onnx(
     net: Placed, path: Path, who: str = "export_onnx", given: str = "x", ending: Ending | None = None
 ) -> None:
-    """Write the network's inference to `path`, from "x" (N, features) to "y", for any N, in the network's dtype.
+    """Write the network's inference to `path`, from "x" (N, ...) to "y", for any N, in the network's dtype.
+
+    x is int64 where the first layer takes integers. Sizes that a layer takes as they come, such as an image's, are left
+    open in the file, too.
 
     `who` begins messages, `given` names the input, and an `ending` replaces "y" by other outputs.
 
@@ -110,25 +289,26 @@ def export_onnx(
     size = net.parameter_count * np.dtype(net.dtype).itemsize
     if size > SIZE_LIMIT:
         raise ValueError(f"{who}: the parameters take {size} bytes; an ONNX file holds at most {SIZE_LIMIT}")
-    features: Shape = net.input_shape or ("features",)
+    integers = net.takes == "integers"
+    features = (*features_of(net),)
     if ending is None:
-        y = net.dtype, list(net.output_shape(("N", *features)))
+        y = net.dtype, shape_after(net, features)
         ending = Ending([("Identity", [RAW], "y", {})], {}, {"y": y})
-    inside = Graph(who, host)
+    inside = Graph(who, net.dtype, host)
     at = inside.chain(net.parts(), given)
     arrays = dict(ending.constants) | inside.arrays
     nodes = inside.nodes
     nodes += [(kind, [at if i == RAW else i for i in inputs], o, more) for kind, inputs, o, more in ending.nodes]
 
-    def described(name: str, dtype: Any, shape: list[Any]) -> Any:
+    def described(name: str, dtype: Any, shape: list[Any] | None) -> Any:
         return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
 
     graph = helper.make_graph(
         [helper.make_node(kind, inputs, [o], name=f"{o}.{kind}", **more) for kind, inputs, o, more in nodes],
         "xpnet",
-        [described(given, net.dtype, ["N", *features])],
+        [described(given, "int64" if integers else net.dtype, ["N", *named("x", features)])],
         [described(name, dtype, shape) for name, (dtype, shape) in ending.outputs.items()],
-        [numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in arrays.items()],
+        [numpy_helper.from_array(np.asarray(a, order="C"), name) for name, a in arrays.items()],
     )
     model = helper.make_model(
         graph, producer_name="xpnet", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
@@ -136,3 +316,33 @@ def export_onnx(
     checker.check_model(model)
     with replacing(path) as file:
         file.write(model.SerializeToString())
+
+
+def features_of(net: Placed) -> Shape:
+    """The shape of a row of x, None for the sizes that may be any: of the fewest axes that all layers can take."""
+    wanted = net.input_shape
+    if wanted is None:
+        return (None,)
+    further = net.parts()[0][1].further_axes
+    if further is not None:
+        at = further - 1
+        least = 1 if net.takes == "integers" else 0  # of ids sequences, rather than one a row
+        for more in range(least, 4):
+            features = *wanted[:at], *[None] * more, *wanted[at:]
+            if shape_after(net, features) is not None:
+                return features
+    return wanted
+
+
+def shape_after(net: Placed, features: Shape) -> list[Any] | None:
+    """The shape of y for rows of x of this shape, with letters where it is open; None where that cannot be told."""
+    try:
+        n, *sizes = net.output_shape(("N", *features))
+    except ValueError:  # of a size that a later layer needs to know
+        return None
+    return [n, *named("y", sizes)]
+
+
+def named(prefix: str, sizes: Iterable[Any]) -> list[Any]:
+    """Sizes, with names for those that are not known."""
+    return [f"{prefix}{i}" if size is None else size for i, size in enumerate(sizes, 1)]

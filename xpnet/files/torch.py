@@ -1,16 +1,20 @@
-"""PyTorch's files: the state dict of a `torch.nn.Sequential` of the same layers, in a safetensors file."""
+"""PyTorch's files: the state dict of a model of the same layers, in a safetensors file."""
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from typing import Any
 
 import numpy as np
 
 from ..common import checks
+from ..common.checks import kind_of
 from ..common.publication import published
+from ..layers.attention import MultiHeadAttention
 from ..layers.base import Layer
-from ..layers.container import Container
+from ..layers.convolution import Conv1d, Conv2d
 from ..layers.dense import Dense
 from ..layers.dropout import Dropout
-from ..layers.normalization import BatchNorm
+from ..layers.embedding import Embedding, PositionalEmbedding
+from ..layers.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from ..layers.placed import check_least, check_network
 from ..network import Sequential
 from . import safetensors
@@ -18,32 +22,53 @@ from .format import arrays_of
 from .load import least_of
 from .safetensors import FormatError, Path
 
+SAME = {"weight": "weight", "bias": "bias"}
+NORM = {"gamma": "weight", "beta": "bias"}
 TORCH: dict[type[Layer], dict[str, str]] = {
-    Dense: {"weight": "weight", "bias": "bias"},
-    BatchNorm: {"gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"},
+    Dense: SAME,
+    Conv1d: SAME,
+    Conv2d: SAME,
+    BatchNorm: NORM | {"mean": "running_mean", "var": "running_var"},
+    LayerNorm: NORM,
+    GroupNorm: NORM,
+    RMSNorm: {"gamma": "weight"},
+    Embedding: {"weight": "weight"},
+    PositionalEmbedding: {"weight": "weight"},
+    MultiHeadAttention: {
+        "qkv_weight": "in_proj_weight",
+        "qkv_bias": "in_proj_bias",
+        "out_weight": "out_proj.weight",
+        "out_bias": "out_proj.bias",
+    },
 }
+TRANSPOSED = {Dense, MultiHeadAttention}  # (in, out) here, (out, in) there
 COUNTER = "num_batches_tracked"
 
 
-def load_torch(net: Sequential, path: Path) -> Sequential:
-    """Set the arrays of `net` from the state dict of the matching `torch.nn.Sequential`; returns the network.
+def load_torch(net: Sequential, path: Path, names: Mapping[str, str] | None = None) -> Sequential:
+    """Set the arrays of `net` from the state dict of a PyTorch model of the same layers; returns the network.
 
-    `safetensors.torch.save_file(model.state_dict(), path)` writes such a file. Layer i of the model must match layer i
-    of the network: Linear matches Dense (its weight is transposed), BatchNorm1d matches BatchNorm, any layer without
-    arrays an activation or Dropout, Sequential a Sequential, and an empty Sequential() any layer that only torch has,
-    such as Flatten. Numbers are converted to the network's dtype; `net` must be initialized, and an error leaves it
-    unchanged.
+    `safetensors.torch.save_file(model.state_dict(), path)` writes such a file. Layers match by their names, in a
+    `torch.nn.Sequential` their numbers: Linear matches Dense (its weight is transposed), Conv, BatchNorm, LayerNorm,
+    GroupNorm, RMSNorm and Embedding the layers of their names, an Embedding of positions PositionalEmbedding,
+    MultiheadAttention with self-attention MultiHeadAttention, a Sequential or a module of one's own around them a
+    Sequential, Residual or other layer that holds layers, and an empty Sequential() any layer that only torch has.
+    Where a model has other names, `names` gives them by ours: {"0": "wte", "2": "blocks.0"} for "wte.weight" and
+    "blocks.0.1.in_proj_weight". A Dense after Flatten fits as it is: both flatten in the order (C, H, W).
+
+    Numbers are converted to the network's dtype; `net` must be initialized, and an error leaves it unchanged.
 
     A state dict has no settings: eps, momentum, slopes and rates are the network's own. torch's defaults correspond to
     `BatchNorm(features, momentum=0.9, eps=1e-5)` (torch's momentum=0.1), `LeakyReLU(0.01)` and `ELU(1.0)`. Further
     training differs: torch's running variance divides by N - 1, ours by N, and it starts from ones, ours from the first
     batch.
 
-    Raises FormatError for any other file, TypeError for a network with a layer that torch does not have.
+    Raises FormatError for any other file, TypeError for a network with a layer that torch does not have, ValueError for
+    `names` of layers that it has not.
     """
     path = checks.path("load_torch: path", path)
     check_network("load_torch", net)
-    theirs, own = torch_names(net), arrays_of(net)
+    theirs, own = torch_names("load_torch", net, names), arrays_of(net)
     try:
         arrays, _ = safetensors.read(path, signed=False)
     except FormatError as error:
@@ -52,23 +77,24 @@ def load_torch(net: Sequential, path: Path) -> Sequential:
             "written the file, give that torch.load(path, weights_only=True)"
         )
         raise
-    counters = {name.rpartition(".")[0] + f".{COUNTER}" for name in theirs.values() if name.endswith("running_mean")}
+    means = [other for other, _ in theirs.values() if other.endswith("running_mean")]
+    counters = {f"{name.rpartition('.')[0]}.{COUNTER}" for name in means}
     found, least = {}, least_of(net)
     try:
-        check_torch_names(net, counters | set(theirs.values()), arrays.keys())
+        check_torch_names(net, counters | {other for other, _ in theirs.values()}, arrays.keys())
         for counter in counters:
             if arrays[counter].shape != () or arrays[counter].dtype != np.int64:
                 raise ValueError(
                     f"{counter} is {arrays[counter].dtype} of shape {arrays[counter].shape}, not an int64 of no axes"
                 )
-        for name, other in theirs.items():
+        for name, (other, turned) in theirs.items():
             a = arrays[other]
             if a.dtype.kind != "f":
                 raise ValueError(f"{other} has dtype {a.dtype.name}, expected floating point")
-            if a.shape != (shape := own[name].shape[::-1]):
+            if a.shape != (shape := own[name].shape[:: -1 if turned else 1]):
                 raise ValueError(f"{other} has shape {a.shape}, expected {shape}")
             with np.errstate(over="ignore"):
-                found[name] = a.T.astype(net.dtype)
+                found[name] = (a.T if turned else a).astype(net.dtype)
             if not np.isfinite(found[name]).all():
                 raise ValueError(f"{other} has entries that are NaN or infinite in {net.dtype}")
             if name in least:
@@ -104,17 +130,18 @@ def check_torch_names(net: Sequential, expected: set[str], names: Set[str]) -> N
     raise error
 
 
-def save_torch(net: Sequential, path: Path) -> None:
-    """Write the state dict of the `torch.nn.Sequential` that matches `net`, as described in `load_torch`.
+def save_torch(net: Sequential, path: Path, names: Mapping[str, str] | None = None) -> None:
+    """Write the state dict of the PyTorch model that matches `net`, as described in `load_torch`.
 
     `model.load_state_dict(safetensors.torch.load_file(path))` loads it. torch's count of batches, which it uses with
     momentum=None only, is 0 for initial statistics, else 1. Raises TypeError for a network with a layer that torch does
-    not have, OSError if the file system refuses.
+    not have, ValueError for `names` of layers that it has not, OSError if the file system refuses.
     """
     path = checks.path("save_torch: path", path)
     check_network("save_torch", net)
     own = arrays_of(net)
-    arrays = {other: own[name].T for name, other in torch_names(net).items()}
+    theirs = torch_names("save_torch", net, names)
+    arrays = {other: own[name].T if turned else own[name] for name, (other, turned) in theirs.items()}
     for name in [name for name in arrays if name.endswith("running_mean")]:
         prefix = name.removesuffix("running_mean")
         fresh = (arrays[name] == 0).all() and (arrays[f"{prefix}running_var"] == 1).all()
@@ -122,16 +149,39 @@ def save_torch(net: Sequential, path: Path) -> None:
     safetensors.write(path, arrays, {"format": "pt"})
 
 
-def torch_names(net: Sequential) -> dict[str, str]:
-    """torch's names by those in a model file, such as "params.0.weight". Dropout's key has none and needs none."""
-    for prefix, layer in net.parts():
-        if isinstance(layer, Container):
-            who = f"layer {prefix}, {layer!r:.80}," if prefix else f"the network, {type(layer).__name__},"
-            raise TypeError(f"{who} has a forward of its own, which torch.nn.Sequential would do without")
-    names = {}
+def torch_names(who: str, net: Sequential, names: Mapping[str, str] | None) -> dict[str, tuple[str, bool]]:
+    """torch's names by those in a model file, such as "params.0.weight", and whether the array is transposed there.
+
+    Dropout's key has none and needs none.
+    """
+    renamed = checked_names(who, net, names)
+    found = {}
     for prefix, layer in net.leaves():
         if type(layer) not in TORCH and type(layer) is not Dropout and (layer.params or layer.state):
             raise TypeError(f"layer {prefix}, {layer!r}, has arrays for which PyTorch has no names")
+        begins = [ours for ours in renamed if f"{prefix}.".startswith(f"{ours}.")]
+        ours = max(begins, key=len, default="")
+        theirs = f"{renamed[ours]}{prefix[len(ours) :]}" if ours else prefix
         for key, other in TORCH.get(type(layer), {}).items():
-            names[f"{'params' if key in layer.params else 'state'}.{prefix}.{key}"] = f"{prefix}.{other}"
-    return names
+            turned = type(layer) in TRANSPOSED and key.endswith("weight")
+            found[f"{'params' if key in layer.params else 'state'}.{prefix}.{key}"] = f"{theirs}.{other}", turned
+    if len({other for other, _ in found.values()}) < len(found):
+        raise ValueError(f"{who}: names gives two layers one name: {renamed}")
+    return found
+
+
+def checked_names(who: str, net: Sequential, names: Any) -> dict[str, str]:
+    """The names that are given, if they are of layers of the network, or of layers that hold such."""
+    if names is None:
+        return {}
+    if not isinstance(names, Mapping) or not all(isinstance(name, str) for pair in names.items() for name in pair):
+        raise TypeError(
+            f'{who}: names must be a dict such as {{"0": "wte"}}, of names here and there, got {kind_of(names)}'
+        )
+    leaves = [prefix for prefix, _ in net.leaves()]
+    for name in names:
+        if not any(f"{prefix}.".startswith(f"{name}.") for prefix in leaves):
+            raise ValueError(
+                f"{who}: names has {name!r}, and the network no layer of that name; it has {', '.join(leaves)}"
+            )
+    return dict(names)
