@@ -182,7 +182,7 @@ def main() -> None:
     loss = xn.SoftmaxCrossEntropy()
     steps = options.epochs * math.ceil(len(x_train) / options.batch_size)
 
-    print(net.summary())
+    print(net.summary(shape))
     print(f"\n{len(x_train):,} images {shape} of {len(names)} classes train, {len(x_test):,} test")
     print(f"{options.dtype} on {net.backend.describe()}\n", flush=True)
     began = time.perf_counter()

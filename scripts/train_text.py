@@ -212,7 +212,7 @@ def trained(options: argparse.Namespace) -> tuple[xn.Sequential, Characters]:
         int
     )
 
-    print(net.summary())
+    print(net.summary((options.context,)))
     print(f"\n{len(text):,} characters, {len(characters.ids)} of them different: {cut:,} train")
     print(f"{options.dtype} on {net.backend.describe()}\n", flush=True)
     began = time.perf_counter()

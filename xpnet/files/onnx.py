@@ -11,6 +11,7 @@ from ..layers.activations import ELU, GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Soft
 from ..layers.attention import MultiHeadAttention
 from ..layers.base import Layer, Shape
 from ..layers.blocks import Branches, Residual
+from ..layers.container import shapes_of
 from ..layers.convolution import Conv1d, Conv2d
 from ..layers.dense import Dense
 from ..layers.dropout import Dropout
@@ -323,15 +324,10 @@ def features_of(net: Placed) -> Shape:
     wanted = net.input_shape
     if wanted is None:
         return (None,)
-    further = net.parts()[0][1].further_axes
-    if further is not None:
-        at = further - 1
-        least = 1 if net.takes == "integers" else 0  # of ids sequences, rather than one a row
-        for more in range(least, 4):
-            features = *wanted[:at], *[None] * more, *wanted[at:]
-            if shape_after(net, features) is not None:
-                return features
-    return wanted
+    shapes = [shape[1:] for shape in shapes_of(net)]
+    if net.takes == "integers" and len(shapes) > 1:
+        del shapes[0]  # of ids sequences, rather than one a row
+    return next((features for features in shapes if shape_after(net, features) is not None), wanted)
 
 
 def shape_after(net: Placed, features: Shape) -> list[Any] | None:

@@ -1,7 +1,7 @@
 """A chain of layers whose arrays are on one backend, in one dtype: initializing, moving, setting, summarizing them."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -30,6 +30,15 @@ class DefaultDtype(str):
 
 
 DEFAULT_DTYPE = DefaultDtype("float32")
+
+
+class Table(str):
+    """Text that a console or notebook shows as it is printed."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 class Placed(Chain):
@@ -121,21 +130,29 @@ class Placed(Chain):
         """How many numbers the parameters hold."""
         return sum(count(layer) for _, layer in self.leaves())
 
-    def summary(self) -> str:
-        """A text table: each layer with its settings, the shape it gives, its parameters."""
-        rows = [("", "layer", "output shape", "parameters"), *self._rows()]
+    def summary(self, input_shape: Sequence[int] | None = None) -> str:
+        """A text table: each layer with its settings, the shape it gives, its parameters.
+
+        `input_shape` is that of a row of x, without the batch, such as (3, 32, 32): of a network that takes several,
+        the shapes are then known. Raises ValueError for one that it cannot take.
+        """
+        rows = [("", "layer", "output shape", "parameters"), *self._rows(input_shape)]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = [f"{a:>{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
         rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:], rule, self._counts().rjust(len(rule))])
+        return Table("\n".join([lines[0], rule, *lines[1:], rule, self._counts().rjust(len(rule))]))
 
     def _counts(self) -> str:
         """How many parameters there are, in words, and how many of them are frozen."""
         frozen = sum(count(layer) for _, layer in self.leaves() if not layer.trainable)
         return f"{self.parameter_count:,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
 
-    def _rows(self) -> list[tuple[str, str, str, str]]:
+    def _rows(self, input_shape: Sequence[int] | None = None) -> list[tuple[str, str, str, str]]:
         """The summary's cells, layer by layer."""
+        if input_shape is not None:
+            shape: Shape = ("N", *(checks.integer("summary: each of input_shape", n) for n in input_shape))
+            self.output_shape(shape)
+            return rows_of("", self, shape)
         shapes = [] if self.input_shape is None else shapes_of(self)
         return rows_of("", self, next((shape for shape in shapes if not self._misfit(shape)), None))
 
