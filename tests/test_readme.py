@@ -153,3 +153,21 @@ def test_the_tutorials_adam_is_ours_with_other_settings():
         theirs = theirs - rate * (m / (1 - beta1)) / (np.sqrt(v / (1 - beta2)) + eps)
         w, slots = ours.update(w, np.sin(step + w), slots)
     np.testing.assert_allclose(w, theirs, rtol=1e-12)
+
+
+GUIDES = sorted((ROOT / "xpnet").glob("*/README.md"))
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.parent.name)
+def test_a_folders_guide_runs_and_names_only_what_is_there(path):
+    guide = path.read_text(encoding="utf-8")
+    scope = {}
+    for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
+        exec(compile(block, str(path), "exec"), scope)
+    for file in re.findall(r"`(\w+\.py)`", guide):
+        assert (path.parent / file).is_file(), file
+
+
+def test_the_guide_of_layers_has_them_all():
+    guide = (ROOT / "xpnet" / "layers" / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in xn.layers.__all__ if f"`{name}`" not in guide]
