@@ -29,7 +29,7 @@ class Callback:
     memory: tuple[str, ...] = ()
 
     def check_memory(self, memory: Mapping[str, Any], net: Placed) -> None:
-        """Raise ValueError for what cannot be its memory, as a file may have it; `net` is the network beside it."""
+        """Raise ValueError for a `memory` from a checkpoint that it cannot have; `net` is the checkpoint's network."""
 
     def train_begin(self, run: "Run") -> None:
         """Before the first step."""

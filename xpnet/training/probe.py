@@ -18,8 +18,9 @@ class Trace:
     """One call of a layer: `x` and `y` of its forward, `dy`, `dx` and `gradients` of its backward, None before it.
 
     dy is dL/dy, dx is dL/dx (None where x is of integers), and `gradients` are those of its parameters, by their names
-    in `layer.params`. `name` is the layer's name in the network, "0" or "1.attention", `inner` the calls that it made
-    of the layers within it, `depth` how many layers it is within.
+    in `layer.params`. `name` is the layer's name in the network, such as "0" or "1.attention"; `layer` is a copy of it,
+    `cache` the one that its forward returned; `inner` are the calls that it made of the layers within it, and `depth`
+    is the number of layers that it is within.
     """
 
     def __init__(self, name: str, layer: Layer, x: Array, depth: int):
