@@ -142,7 +142,6 @@ class Conv1d(Convolution):
     or shorter than the kernel. Source: LeCun et al. 1989, section 3.
     """
 
-    formula = Convolution.formula
     axes = 1
 
 
@@ -156,7 +155,6 @@ class Conv2d(Convolution):
     Source: LeCun et al. 1989, section 3; groups, Krizhevsky, Sutskever & Hinton 2012; dilation, Yu & Koltun 2016.
     """
 
-    formula = Convolution.formula
     axes = 2
 
 

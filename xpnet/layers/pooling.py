@@ -107,7 +107,6 @@ class MaxPool1d(MaxPool):
     for an x shorter than the kernel. Source: Ranzato et al. 2007, section 2.
     """
 
-    formula = MaxPool.formula
     axes = 1
 
 
@@ -122,7 +121,6 @@ class MaxPool2d(MaxPool):
     ValueError for an x smaller with its padding than the kernel. Source: Ranzato et al. 2007, section 2.
     """
 
-    formula = MaxPool.formula
     axes = 2
 
 
@@ -136,7 +134,6 @@ class AveragePool1d(AveragePool):
     Source: LeCun et al. 1998, section II.B.
     """
 
-    formula = AveragePool.formula
     axes = 1
 
 
@@ -150,7 +147,6 @@ class AveragePool2d(AveragePool):
     Source: LeCun et al. 1998, section II.B.
     """
 
-    formula = AveragePool.formula
     axes = 2
 
 
