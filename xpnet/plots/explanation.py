@@ -54,7 +54,9 @@ def _maps(ax: Any, maps: np.ndarray, title: str, label: str) -> None:
     shown = maps[:MOST]
     _, height, width = maps.shape
     columns = min(len(shown), max(1, round(math.sqrt(len(shown) * 2.2 * height / width))))
-    ax.imshow(sheet(shown, columns), **signed(shown))
+    drawn = sheet(shown, columns)
+    ax.imshow(drawn, **signed(shown))
+    ax.set_xlim(-0.04 * drawn.shape[1] - 0.5, 1.04 * drawn.shape[1] - 0.5)  # apart from the panel beside it
     set_title(ax, title, 9)
     more = "" if len(shown) == len(maps) else f", the first {len(shown)} of {len(maps)}"
     ax.set_xlabel(f"{label}{more}{zeros(maps)}", fontsize=8)
