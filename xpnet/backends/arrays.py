@@ -47,7 +47,7 @@ def namespace(x: Array, who: object = "xpnet") -> Namespace:
             raise TypeError(
                 f"{who}: expected an array, got {kind_of(x)}; backend.asarray makes one of a list"
             ) from None
-        xp = _namespaces[type(x)] = importlib.import_module("array_api_compat").array_namespace(x)
+        xp = _namespaces[type(x)] = compat().array_namespace(x)
         return xp
 
 
@@ -67,7 +67,7 @@ def floating(x: Array, who: object) -> Namespace:
 
 def is_array(x: object) -> bool:
     """Whether `x` is an array of a library known to array-api-compat."""
-    return bool(importlib.import_module("array_api_compat").is_array_api_obj(x))
+    return bool(compat().is_array_api_obj(x))
 
 
 def library(xp: Namespace) -> str | None:
@@ -104,9 +104,15 @@ def scans(xp: Namespace) -> bool:
     return name is not None and LIBRARIES[name].scans
 
 
+@functools.cache
+def compat() -> Any:
+    """The array-api-compat package, imported when it is first needed."""
+    return importlib.import_module("array_api_compat")
+
+
 def device_of(x: Array) -> Any:
     """The device of array `x`, as creation functions take it."""
-    return importlib.import_module("array_api_compat").device(x)
+    return compat().device(x)
 
 
 def dtype_name(dtype: object) -> str:

@@ -162,8 +162,11 @@ def extended(x: Array, axis: int, start: int, stop: int, fill: float) -> Array:
     if low >= high:
         return filled(stop - start)
     inside = x if (low, high) == (0, size) else x[(slice(None),) * axis + (slice(low, high), ...)]
-    parts = [filled(low - start)] * (start < low) + [inside] + [filled(stop - high)] * (stop > high)
-    return xp.concat(parts, axis=axis) if len(parts) > 1 else inside
+    if (low, high) == (start, stop):
+        return inside
+    fills = {n: filled(n) for n in {low - start, stop - high} if n}  # usually the same on either side
+    parts = [*([fills[low - start]] if low > start else []), inside, *([fills[stop - high]] if stop > high else [])]
+    return xp.concat(parts, axis=axis)
 
 
 def slices(x: Array, starts: Sequence[Sizes], steps: Sizes, counts: Sizes, fill: float = 0.0) -> list[Array]:
