@@ -8,6 +8,8 @@ import argparse
 import math
 import sys
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from command_line import a_file, a_picture, add_backend, count
@@ -32,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_backend(parser)
     parser.add_argument("--dtype", choices=["float32", "float64"], help="default: float32, the tutorial's float64")
+    parser.add_argument("--model", choices=MODELS, help="default: mlp, dense layers; cnn, convolutions")
     parser.add_argument("--epochs", type=count, help="default: 10, the tutorial's 5,000")
     parser.add_argument("--batch-size", type=count, help="default: 64, the tutorial's 1,500")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="default: adam")
@@ -47,6 +50,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.resume and not options.checkpoint_dir:
         parser.error("--resume needs --checkpoint-dir DIR, the folder to go on from")
+    if options.tutorial and options.model:
+        parser.error("--tutorial has a model of its own: leave out --model")
     return options
 
 
@@ -63,6 +68,40 @@ def network() -> xn.Sequential:
         xn.Dropout(0.4),
         xn.Dense(128, 10),
     )
+
+
+def cnn() -> xn.Sequential:
+    """Three convolutions with batch norm, halving the image after the second and the third."""
+
+    def convolution(channels: int, filters: int) -> tuple[xn.Layer, ...]:
+        return (
+            xn.Conv2d(channels, filters, 3, padding=1, initializer="he_normal"),
+            xn.BatchNorm(filters, momentum=0.9),
+            xn.ReLU(),
+        )
+
+    return xn.Sequential(
+        xn.Reshape(1, 8, 8),
+        *convolution(1, 16),
+        *convolution(16, 32),
+        xn.MaxPool2d(2),
+        *convolution(32, 64),
+        xn.MaxPool2d(2),
+        xn.Flatten(),
+        xn.Dropout(0.4),
+        xn.Dense(256, 10),
+    )
+
+
+class Model(NamedTuple):
+    """A network to train, and what suits it where the command line does not say."""
+
+    network: Callable[[], xn.Sequential]
+    epochs: int
+    label_smoothing: float = 0.0
+
+
+MODELS = {"mlp": Model(network, epochs=10), "cnn": Model(cnn, epochs=10, label_smoothing=0.1)}
 
 
 def tutorial_network() -> xn.Sequential:
@@ -146,8 +185,8 @@ def picture(path, history, counts, images, predicted, true, title):
 def main() -> None:
     """Train, report, and draw and save what was asked for."""
     options = arguments()
-    tutorial = options.tutorial
-    defaults = ("float64", 5000, TRAIN, 0.001) if tutorial else ("float32", 10, 64, RATES[options.optimizer])
+    tutorial, model = options.tutorial, MODELS[options.model or "mlp"]
+    defaults = ("float64", 5000, TRAIN, 0.001) if tutorial else ("float32", model.epochs, 64, RATES[options.optimizer])
     given = (options.dtype, options.epochs, options.batch_size, options.learning_rate)
     dtype, epochs, batch_size, learning_rate = (d if g is None else g for g, d in zip(given, defaults, strict=True))
 
@@ -157,7 +196,7 @@ def main() -> None:
     x_train, y_train, x_val, y_val = x[:TRAIN], y[:TRAIN], x[TRAIN:], y[TRAIN:]
     if not tutorial:
         x_train, y_train = with_moved_copies(x_train, y_train)
-    net = tutorial_network() if tutorial else network()
+    net = tutorial_network() if tutorial else model.network()
     net.initialize(xn.get_backend(options.backend, options.device), dtype, options.seed)
     backend = net.backend
     if tutorial and options.optimizer == "adam":
@@ -165,7 +204,10 @@ def main() -> None:
     else:
         steps = epochs * math.ceil(len(x_train) / batch_size)
         optimizer = OPTIMIZERS[options.optimizer](learning_rate if tutorial else xn.CosineDecay(learning_rate, steps))
-    loss = xn.SoftmaxCrossEntropy(reduction="sum" if tutorial else "mean")
+    if tutorial:
+        loss = xn.SoftmaxCrossEntropy(reduction="sum")
+    else:
+        loss = xn.SoftmaxCrossEntropy(label_smoothing=model.label_smoothing)
 
     print(net.summary())
     print(f"\n{optimizer}")

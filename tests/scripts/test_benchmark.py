@@ -85,6 +85,8 @@ def test_what_it_cannot_do_is_refused_with_the_choices_named(scripts, monkeypatc
         (["--plot", "digits.txt"], "argument --plot: digits.txt must end in .png"),
         (["--save", "."], "argument --save: . is a directory"),
         (["--epochs", "0"], "argument --epochs: 0: it must be at least 1"),
+        (["--model", "rnn"], "argument --model: invalid choice: 'rnn'"),
+        (["--model", "cnn", "--tutorial"], "--tutorial has a model of its own: leave out --model"),
     ],
 )
 def test_the_digits_are_not_trained_for_a_file_that_cannot_be_written(scripts, monkeypatch, capsys, arguments, message):
@@ -96,6 +98,21 @@ def test_the_digits_are_not_trained_for_a_file_that_cannot_be_written(scripts, m
     out, err = capsys.readouterr()
     assert message in err
     assert not out
+
+
+@pytest.mark.parametrize(("model", "layer"), [("mlp", "Dense(64, 256"), ("cnn", "Conv2d(32, 64, 3")])
+def test_each_model_of_the_digits_trains(scripts, monkeypatch, capsys, digits, model, layer):
+    import train_digits
+
+    x, y = digits
+    monkeypatch.setattr(train_digits.xn.data, "load_digits", lambda: (x[:90], y[:90]))
+    monkeypatch.setattr(train_digits, "TRAIN", 60)
+    monkeypatch.setattr(sys, "argv", ["train_digits.py", "--model", model, "--epochs", "1", "--backend", "numpy"])
+    train_digits.main()
+    out = capsys.readouterr().out
+    assert layer in out
+    assert "540 images train in batches of 64, 30 validate" in out
+    assert re.search(r"accuracy after: \d+\.\d% \(\d+ of 30 right\)", out)
 
 
 def test_a_peer_that_is_not_installed_is_named_and_skipped(tmp_path):
