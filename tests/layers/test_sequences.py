@@ -186,11 +186,12 @@ def test_ids_are_integers(lib, x):
         net.layers[0].forward(lib.asarray(x))
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "int64", "uint64"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
 def test_ids_of_every_integer_dtype(lib, rng, dtype):
     net = xn.Sequential(xn.Embedding(5, 3), xn.Dense(3, 2)).initialize(lib.backend, "float64")
     x = rng.integers(5, size=(6, 2))
-    np.testing.assert_array_equal(lib.to_numpy(net.predict(x.astype(dtype))), lib.to_numpy(net.predict(x)))
+    for given in (x.astype(dtype), lib.asarray(x.astype(dtype))):
+        np.testing.assert_array_equal(lib.to_numpy(net.predict(given)), lib.to_numpy(net.predict(x)))
 
 
 def test_branches_take_the_ids_that_all_of_them_know(lib):

@@ -44,8 +44,8 @@ def rows_of(net: Placed, who: str, x: Any) -> Array | Uncast:
     if integers:
         if x.dtype.kind not in "iu" if host else not xp.isdtype(x.dtype, "integral"):
             raise TypeError(f"{who} has dtype {dtype_name(x.dtype)}, and {net.parts()[0][1]!r} takes integers")
-        check_vocabulary(net, who, x)
         dtype = xp.asarray(0, device=backend.device).dtype
+        check_vocabulary(net, who, x, dtype)
     if math.prod(shape) >= LARGE:
         real = dtype_name(x.dtype) in DTYPES
         if is_mapped(x) if real else dtype_name(x.dtype) != dtype_name(dtype):
@@ -59,11 +59,16 @@ def rows_of(net: Placed, who: str, x: Any) -> Array | Uncast:
     return x
 
 
-def check_vocabulary(net: Placed, who: str, x: Array) -> None:
-    """Refuse integers that the first layer does not know, looked for block by block. Waits for the device."""
+def check_vocabulary(net: Placed, who: str, x: Array, dtype: Any) -> None:
+    """Refuse integers that the first layer does not know, looked for block by block. Waits for the device.
+
+    NumPy's are looked at as they are, since large ones wrap around in a cast; PyTorch has no minimum of unsigned ones.
+    """
     if net.vocabulary is not None:
         for rows in blocks(x.shape):
-            check_ids(who, x[rows, ...], net.vocabulary, rows.start)
+            block = x[rows, ...]
+            ids = block if isinstance(block, np.ndarray) else net.backend.xp.astype(block, dtype, copy=False)
+            check_ids(who, ids, net.vocabulary, rows.start)
 
 
 def is_mapped(x: Array) -> bool:
