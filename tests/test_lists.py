@@ -21,7 +21,9 @@ LISTS = {  # the module that has the list, and the class that those listed deriv
     "callbacks": (callbacks, xn.Callback),
 }
 INNER = {Objective}  # made by fit, around the loss that it is given
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = {
+    name: (ROOT / "xpnet" / name / "README.md").read_text(encoding="utf-8") for name in ("layers", "losses", "training")
+}
 
 
 def within(layer):
@@ -46,7 +48,15 @@ TABLES = {  # by list and by where a row is missing: the names that have one
     ("layers", "the classes that xpnet/files/load.py builds"): set(load.known(None)),
     ("layers", "a `formula` of its forward and backward"): with_formula(layers, "forward", "backward"),
     ("losses", "a `formula` of its terms"): with_formula(losses, "terms"),
-    **{(name, "README.md's tables"): {n for n in xn.__all__ if f"| `{n}(" in README} for name in LISTS},
+    **{
+        (name, f"the tables of xpnet/{folder}/README.md"): {n for n in xn.__all__ if f"| `{n}(" in GUIDES[folder]}
+        for name, folder in (
+            ("layers", "layers"),
+            ("losses", "losses"),
+            ("optimizers", "training"),
+            ("callbacks", "training"),
+        )
+    },
     **{(name, "xpnet.__all__"): set(xn.__all__) for name in LISTS},
 }
 

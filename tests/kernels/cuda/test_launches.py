@@ -18,7 +18,7 @@ from xpnet.training import loop as training
 from xpnet.training.batches import Batch
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
-README = ROOT / "README.md"
+README = ROOT / "xpnet" / "kernels" / "README.md"
 
 
 def mlp(*sizes, norm):
