@@ -3,6 +3,7 @@
 from . import callbacks, data, initializers, layers, losses, metrics, ops, optimizers, plots, schedules
 from .backends import Backend, BackendUnavailableError, get_backend, use_backend
 from .callbacks import *
+from .common.versions import show_versions
 from .files.load import load
 from .files.safetensors import FormatError
 from .gradcheck import GradientError, check_gradients, compare_backends
@@ -35,6 +36,6 @@ __all__ = [
     "ExponentialDecay", "FormatError", "GradientError", "History", "Layer", "Loss", "Optimizer", "Sequential",
     "StepDecay", "WarmUp", "accuracy", "check_gradients", "compare_backends", "confusion_matrix", "data", "f1",
     "get_backend", "initializers", "load", "mean_absolute_error", "mean_squared_error", "metrics", "ops", "plots",
-    "r2", "roc_auc", "schedules", "top_k_accuracy", "use_backend",
+    "r2", "roc_auc", "schedules", "show_versions", "top_k_accuracy", "use_backend",
 ]  # fmt: skip
 __all__ += layers.__all__ + losses.__all__ + optimizers.__all__ + callbacks.__all__

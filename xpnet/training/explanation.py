@@ -1,7 +1,6 @@
 """A network's forward and backward pass on some rows, layer by layer, as `net.explain` returns it."""
 
 import math
-import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -187,6 +186,8 @@ class Explanation(Mapping[str, Trace]):
 
         The rows of numbers are about 60 to 75 columns wide.
         """
+        import shutil
+
         width = width or shutil.get_terminal_size(TERMINAL).columns
         passes = [(title, [(s, self._cells(s)) for s in sections]) for title, sections in self._passes()]
         cells = [row for _, sections in passes for _, rows in sections for row in rows]
