@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import math
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from .. import ops
@@ -92,9 +93,10 @@ class BufferedStep(Step):
         self.site = Site(kernels, workspace, workspace(), dict(zip(self.names, offsets, strict=False)))
         parts, axes = parts_of(self.worker, shape)
         self.fused_loss = kernels.loss(self.site, self.objective.loss, axes)
-        self.stages = self._stages(parts)
+        turns = itertools.cycle((0, 1))  # a layer may hand on the very dy that it was given, from one exit to the next
+        self.stages = self._stages(parts, turns)
         if not (last := self.stages[-1]).foreign:
-            self.stages.append(Exit(self.site, last, f"the loss, {self.objective.loss!r},"))
+            self.stages.append(Exit(self.site, last, f"the loss, {self.objective.loss!r},", f"dy{next(turns)}"))
         self.end = len(self.stages) - (not last.foreign)
         self.first = next(i for i, stage in enumerate(self.stages) if stage.names)
         self.stages[self.first].lowest = True
@@ -115,7 +117,7 @@ class BufferedStep(Step):
     def _vector(self, flat: Array) -> Vector:
         return Vector(flat, dict(zip(self.names, ops.split(flat, self.shapes), strict=True)), self.stages)
 
-    def _stages(self, parts: list[Part]) -> list[Stage]:
+    def _stages(self, parts: list[Part], turns: Iterator[int]) -> list[Stage]:
         """The stages for these layers, and one wherever arrays of a layer's own code come in or go out."""
         stages: list[Stage] = []
         before: Stage | None = None
@@ -126,9 +128,9 @@ class BufferedStep(Step):
                 break
             if before and stage.foreign and not before.foreign:
                 before.show()
-                stages.append(Exit(self.site, before, f"{stage}: backward"))
+                stages.append(Exit(self.site, before, f"{stage}: backward", f"dy{next(turns)}"))
             elif before and before.foreign and not stage.foreign:
-                stages.append(Entry(self.site, before, stage.features))
+                stages.append(Entry(self.site, before, stage))
             stages.append(stage)
             before, parts = stage, parts[stage.layers :]
         return stages

@@ -79,6 +79,7 @@ class Stage:
 
     layers = 1  # how many layers it does
     features: int | None = None  # of x, where they are known beforehand
+    axes = 2  # of x
     foreign = False  # whether it runs a layer's own code, which may keep what it is given and gives arrays of its own
     bias = ""  # the name of a bias that the next stage has to add to y
     frees_y = False  # whether nothing needs y once the next stage has read it, so that it may be written over
@@ -210,12 +211,12 @@ class Entry(Stage):
 
     foreign = True
 
-    def __init__(self, site: Site, before: Stage, features: int | None):
+    def __init__(self, site: Site, before: Stage, after: Stage):
         super().__init__(site, before)
-        self.who, self.features = f"{before}: forward", features
+        self.who, self.features, self.axes = f"{before}: forward", after.features, after.axes
 
     def bind(self, x: Array, before: Stage | None) -> None:
-        self.shape = (self.features or x.shape[0], *x.shape[-1:]) if x.ndim else ()
+        self.shape = (self.features or x.shape[0], *x.shape[1 - self.axes :]) if x.ndim else ()
 
     def forward(self, x: Array, params: Any) -> Array:
         check_fit(self.who, x, self.shape, self.work.dtype)
@@ -228,12 +229,15 @@ class Entry(Stage):
 class Exit(Stage):
     """Between a stage and a foreign one, or a loss: refuses a dy that does not fit, and copies it, to be written to."""
 
-    def __init__(self, site: Site, before: Stage, who: str):
+    def __init__(self, site: Site, before: Stage, who: str, place: str):
         super().__init__(site, before)
-        self.who, self.turn = who, 1 - self.turn
+        self.who, self.place = who, place
 
     def bind(self, x: Array, before: Stage | None) -> None:
-        self.dy = self.shared(f"dy{self.turn}", tuple(x.shape))
+        shape = tuple(x.shape)
+        flat = len(shape) == 2  # of more axes, it lies as the layers' own code has it
+        self.dy = self.shared(self.place, shape if flat else shape[::-1])
+        self.dy = self.dy if flat else reversed_axes(self.dy)
 
     def forward(self, x: Array, params: Any) -> Array:
         return x
@@ -320,8 +324,8 @@ class Product(Stage):
 
 
 def function_in(parts: Sequence[Part]) -> Layer | None:
-    """The first of these layers, if it is a pointwise function of the table."""
-    return parts[0].layer if parts and pointwise(parts[0].layer) else None
+    """The first of these layers, if it is a pointwise function of the table, of a matrix."""
+    return parts[0].layer if parts and parts[0].axes == 2 and pointwise(parts[0].layer) else None
 
 
 class Pointwise(Stage):

@@ -37,7 +37,7 @@ class BatchNorm(stages.BatchNorm, RowsStage):
         self.forward_rows(self, x, gamma, beta)
         if bias is not None:
             self.lib.add(self.mean, bias, out=self.mean)
-        return self.whole
+        return self.y
 
     def ahead(self, x: Array, gamma: Array, beta: Array) -> None:
         """The forward pass but for the bias, of all rows or of a part; beta is a column."""

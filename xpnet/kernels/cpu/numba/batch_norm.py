@@ -92,7 +92,7 @@ class BatchNorm(stages.BatchNorm, LoopStage):
         np.add(own, 0.0 if bias is None else bias, mean)
         if self.finish:
             self.finish()
-        return self.whole
+        return self.y
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Array:
         (gamma, beta, *_), (dgamma, dbeta, _, dbias) = params, grads
