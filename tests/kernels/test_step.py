@@ -136,6 +136,13 @@ class Folded(xn.Layer):
         return shape
 
 
+class Split(Folded):
+    """The same, and it tells its shape."""
+
+    def output_shape(self, shape):
+        return (shape[0], 8) if self.back else (*shape[:-1], 2, 4)
+
+
 def read_only(a):
     a = a + 0.25
     if isinstance(a, np.ndarray):
@@ -198,6 +205,12 @@ NETWORKS = {
         D(6, 7), xn.BatchNorm(7), xn.Tanh(), Same(), D(7, 9), Same(), Same(), D(9, 3)
     ),
     "dy handed on past dense layers": lambda: xn.Sequential(D(6, 30), D(30, 20), Same(), D(20, 10), Same(), D(10, 3)),
+    "layer norms": lambda: xn.Sequential(
+        xn.LayerNorm(6), D(6, 8), xn.LayerNorm(8), xn.ReLU(), D(8, 5), xn.LayerNorm(5), xn.Dropout(0.1), D(5, 3)
+    ),
+    "layer norms of three axes": lambda: xn.Sequential(
+        D(6, 8), Split(), *(xn.LayerNorm(4), xn.LayerNorm(4), Same(), xn.LayerNorm(4), xn.Tanh()), Split(True), D(8, 3)
+    ),
     "images": lambda: xn.Sequential(D(6, 8), xn.ReLU(), Images(), D(8, 3)),
     "three axes": lambda: xn.Sequential(D(6, 8), xn.ReLU(), Folded(), xn.Tanh(), Same(), Folded(back=True), D(8, 3)),
 }

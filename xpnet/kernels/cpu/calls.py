@@ -10,6 +10,7 @@ from ...losses.losses import Loss
 from ...optimizers import Optimizer
 from ..stages import Product, Site
 from .batch_norm import BatchNorm
+from .layer_norm import LayerNorm
 from .optimizers import Update
 from .pointwise import Pointwise
 from .products import product
@@ -21,7 +22,7 @@ Sums = Callable[..., Array]
 class Calls:
     """The family: its classes of stages in the order of preference, and the library's functions that they call."""
 
-    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product
+    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm
     loss_stage: Any = SoftmaxCrossEntropy
     update: type[Update] = Update
     joins_from: float = 0  # weights of a Dense from which on its bias may be the product's work

@@ -7,7 +7,9 @@ import numpy as np
 from ....backends import Backend
 from ...stages import Product
 from ..calls import Calls
+from ..layer_norm import LayerNorm as LayerNormInCalls
 from .batch_norm import BatchNorm
+from .layer_norm import LayerNorm
 from .optimizers import Update
 from .pointwise import Pointwise
 from .softmax import SoftmaxCrossEntropy, higher
@@ -16,7 +18,7 @@ from .softmax import SoftmaxCrossEntropy, higher
 class NumbaKernels(Calls):
     """`Calls` with the stages' work in compiled loops."""
 
-    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product
+    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, LayerNormInCalls
     loss_stage = SoftmaxCrossEntropy
     update = Update
     joins_from = 2**16  # the loop adds a bias on its way, and a small product takes longer with one row more
