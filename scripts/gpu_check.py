@@ -37,6 +37,7 @@ def network(features: int = 64) -> xn.Sequential:
         *(xn.Dense(features, 64), xn.BatchNorm(64), xn.ReLU(), xn.Dropout(0.2)),
         *(xn.Dense(64, 32), xn.Sigmoid(), xn.Dense(32, 32), xn.Tanh(), xn.Dense(32, 32), xn.ELU()),
         *(xn.Dense(32, 32), xn.LeakyReLU(), xn.Dense(32, 32), xn.SiLU(), xn.Dense(32, 32), xn.Softplus()),
+        *(xn.Dense(32, 32), xn.GELU(), xn.Dense(32, 32), xn.GELU(approximate=True)),
         *(xn.Dense(32, 10), xn.BatchNorm(10)),
     )
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .. import ops
+
 NAMES: dict[type[ast.AST], str] = {
     ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide", ast.USub: "negative",
     ast.GtE: "greater_equal", ast.Lt: "less",
@@ -49,10 +51,13 @@ def functions_in(formula: str) -> frozenset[str]:
 def operations(formula: str) -> list[tuple[str, list[Operand]]]:
     """A formula as operations one after another, of two operands the larger first: few results wait at a time."""
     found: list[tuple[str, list[Operand]]] = []
+    known: dict[str, int] = {}  # which of them gives a part of the formula that may stand there twice
 
     def visit(node: Any) -> Operand:
         if isinstance(node, ast.Name):
             return node.id
+        if (text := ast.unparse(node)) in known:
+            return known[text]
         if isinstance(node, ast.Constant):
             return float(node.value)  # type: ignore[arg-type]
         if isinstance(node, ast.Call):
@@ -67,7 +72,8 @@ def operations(formula: str) -> list[tuple[str, list[Operand]]]:
         for i in sorted(range(len(operands)), key=lambda i: -sum(1 for _ in ast.walk(operands[i]))):
             refs[i] = visit(operands[i])
         found.append((function, refs))
-        return len(found) - 1
+        known[text] = len(found) - 1
+        return known[text]
 
     visit(parsed(formula))
     return found
@@ -146,7 +152,13 @@ def select(condition: Any, a: Any, b: Any, out: Any) -> None:
         np.copyto(out, b, where=~condition)
 
 
-FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {("numpy", "where"): select}  # what a library lacks
+def erf(x: Any, out: Any) -> None:
+    """2/√π ∫₀ˣ exp(-t²) dt"""
+    out[...] = ops.erf(x)
+
+
+# what a library lacks
+FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {("numpy", "where"): select, ("numpy", "erf"): erf}
 
 
 # --- source of functions of single numbers ----------------------------------------------------------------------------

@@ -5,10 +5,11 @@ lead from the gradient g, limited already, and the slots to the next slots and t
 needs few arrays beside those.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..layers.activations import ELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
+from ..layers.activations import CUBIC, ELU, GELU, ROOT, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
 from ..layers.base import Layer
 from ..optimizers import SGD, Adagrad, Adam, AdamW, Nesterov, Optimizer, RMSprop
 from .formulas import names_in
@@ -20,12 +21,22 @@ class Pointwise(NamedTuple):
     layer: Any
     value: str
     slope: str
+    of: tuple[tuple[str, object], ...] = ()  # settings that the layer has to have
+    shared: str = ""  # what the formulas call `shared`, a part of both
 
     @property
     def settings(self) -> list[str]:
         """The names of the layer's settings that are in it."""
-        return sorted((names_in(self.value) | names_in(self.slope)) - {"x", "y"})
+        return sorted(names_in(f"{self.value} + {self.slope} + {self.shared or 0}") - {"x", "y", "shared"})
 
+    @property
+    def whole(self) -> tuple[str, str]:
+        """The value and the slope without the name `shared`."""
+        value, slope = (re.sub(r"\bshared\b", f"({self.shared})", formula) for formula in (self.value, self.slope))
+        return value, slope
+
+
+LINEAR, CUBED = 2.0 * ROOT, 2.0 * ROOT * CUBIC  # of 2 u in GELU's approximation; (1 + tanh u) / 2 = 1 / (1 + e⁻²ᵘ)
 
 POINTWISE = {
     "Identity": Pointwise(None, "x", "1"),
@@ -35,14 +46,30 @@ POINTWISE = {
     "LeakyReLU": Pointwise(LeakyReLU, "where(x >= 0, x, alpha * x)", "where(x >= 0, 1, alpha)"),
     "ELU": Pointwise(ELU, "where(x >= 0, x, alpha * expm1(x))", "where(x >= 0, 1, alpha * exp(x))"),
     "SiLU": Pointwise(SiLU, "x / (1 + exp(-x))", "(1 + x - x / (1 + exp(-x))) / (1 + exp(-x))"),
+    "GELU": Pointwise(
+        GELU, "x * shared", "shared + x * 0.3989422804014327 / exp(0.5 * x * x)",
+        (("approximate", False),), "0.5 + 0.5 * erf(x * 0.7071067811865476)",
+    ),
+    "GELUTanh": Pointwise(  # of a far x, whose powers overflow, the slope is 1 or 0
+        GELU, "x / (1 + shared)",
+        "where(x >= 10, 1, where(x + 9 < 0, 0, (1 + x * (shared / (1 + shared)) * "
+        f"({LINEAR} + {3.0 * CUBED} * (x * x))) / (1 + shared)))",
+        (("approximate", True),), f"exp(-x * ({LINEAR} + {CUBED} * (x * x)))",
+    ),
     "Softplus": Pointwise(Softplus, "maximum(x, 0) + log1p(exp(-absolute(x)))", "1 / (1 + exp(-x))"),
-}
+}  # fmt: skip
 
 
 def pointwise(layer: Layer | None) -> str | None:
     """The name of the function in the table that a layer is; "Identity" of no layer, None where there is none."""
     kind = None if layer is None else type(layer)
-    return next((name for name, row in POINTWISE.items() if row.layer is kind), None)
+    fits = (name for name, row in POINTWISE.items() if row.layer is kind and has(layer, row.of))
+    return next(fits, None)
+
+
+def has(layer: Layer | None, settings: tuple[tuple[str, object], ...]) -> bool:
+    """Whether a layer has these settings."""
+    return all(getattr(layer, name) == value for name, value in settings)
 
 
 Lines = tuple[tuple[str, str], ...]  # names and the formulas of their next values

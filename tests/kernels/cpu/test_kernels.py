@@ -1,6 +1,7 @@
 """Each method of the kernels, calls and Numba's loops, against its formula in float64; and what they stand on."""
 
 import itertools
+import math
 import threading
 import warnings
 
@@ -18,6 +19,7 @@ SHAPES = [(1, 1), (1, 7), (4, 1), (3, 2), (5, 33), (2, 700), (40, 64), (20, 7000
 FUNCTIONS = {
     "none": None, "sigmoid": xn.Sigmoid(), "tanh": xn.Tanh(), "relu": xn.ReLU(), "leaky relu": xn.LeakyReLU(0.3),
     "leaky relu, downwards": xn.LeakyReLU(-2.0), "elu": xn.ELU(0.7), "silu": xn.SiLU(), "softplus": xn.Softplus(),
+    "gelu": xn.GELU(), "gelu, approximate": xn.GELU(approximate=True),
 }  # fmt: skip
 LAYOUTS = {
     "as it is": lambda a: a,
@@ -38,6 +40,14 @@ def formula(f, u):
             return y, y * (1 - y)
         if isinstance(f, xn.Tanh):
             return np.tanh(u), 1 - np.tanh(u) ** 2
+        if isinstance(f, xn.GELU):
+            if f.approximate:
+                a, b = (2 / np.pi) ** 0.5, 0.044715
+                c = np.clip(u, -10, 10)
+                e = np.exp(-2 * a * (c + b * c**3))  # (1 + tanh v) / 2 = 1 / (1 + e⁻²ᵛ)
+                return u / (1 + e), (1 + u * (e / (1 + e)) * 2 * a * (1 + 3 * b * c * c)) / (1 + e)
+            below = np.vectorize(lambda v: math.erfc(-v / 2**0.5) / 2)(u)
+            return u * below, below + u * np.exp(-u * u / 2) / (2 * np.pi) ** 0.5
         if isinstance(f, xn.SiLU):
             gate = 1 / (1 + np.exp(-u))
             return u * gate, gate * (1 + u * (1 - gate))
@@ -141,7 +151,8 @@ FAR = [1e4, -1e4, 700.0, -700.0, 88.0, -88.0, 40.0, -40.0, np.inf, -np.inf]
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_activation_far_out_and_at_infinity(name, bench):
     f = FUNCTIONS[name]
-    z = np.array([FAR[:-2] if name == "silu" else FAR], bench.dtype)  # x σ(x) at -infinity is infinity times 0
+    far = FAR[:-2] if name.startswith(("silu", "gelu")) else FAR  # x σ(x) at -infinity is infinity times 0
+    z = np.array([far], bench.dtype)
     y, slope = formula(f, z.astype("float64"))
     zero, dbias = bench.put(np.zeros(1, bench.dtype)), bench.empty(1)
     on_y = bench.kernels.activation(f, bench.own(z), zero)

@@ -27,26 +27,28 @@ class Compiled(NamedTuple):
 class Function:
     """A pointwise function in a library's calls: x, which stands in y's place, becomes y.
 
-    A slope that is a formula of x is found in forward and kept, as a mask where it is 1 or 0. One of y alone is found
-    in backward.
+    A slope that is a formula of x is found in forward, first, and kept, as a mask where it is 1 or 0. One of y alone is
+    found in backward.
     """
 
     def __init__(self, lib: Any, name: str):
-        _, value, slope = row = POINTWISE[name]
+        _, value, slope, _, shared = row = POINTWISE[name]
         condition = re.fullmatch(r"where\((.*), 1, 0\)", slope)
         self.keeps, self.masks = "x" in names_in(slope), condition is not None
         self.settings = row.settings
-        self.programs = {
-            "value": self._compiled(lib, "y", value),
-            "slope_of": self._compiled(lib, "slope", condition[1] if condition else slope),
-        }
+        lines = [("shared", shared)] * bool(shared), [("slope", condition[1] if condition else slope)], [("y", value)]
+        if self.keeps:
+            self.programs = {"value": self._compiled(lib, [*lines[0], *lines[1], *lines[2]])}
+            return
+        self.programs = {"value": self._compiled(lib, lines[2]), "slope_of": self._compiled(lib, lines[1])}
         if len(re.findall(r"\bx\b", value)) == value.count("-x"):  # it is of -(x + shift), in one call less
             value = value.replace("-x", "(minus_shift - x)")
-            self.programs["negated"] = self._compiled(lib, "y", value, "minus_shift")
+            self.programs["negated"] = self._compiled(lib, [("y", value)], "minus_shift")
 
-    def _compiled(self, lib: Any, place: str, formula: str, *last: str) -> Compiled:
-        program = Program([(place, formula)], {place: place}, {"x": "y"})
-        names = list(dict.fromkeys(["y", place, *self.settings]))
+    def _compiled(self, lib: Any, lines: list[tuple[str, str]], *last: str) -> Compiled:
+        places = {name: name for name, _ in lines}
+        program = Program(lines, places, {"x": "y"})
+        names = list(dict.fromkeys(["y", *places, *self.settings]))
         return Compiled(program.function(lib, *names, last=last), [*names, *program.spare], [*program.constants])
 
 
@@ -132,8 +134,6 @@ class RowsStage(Stage):
             y = self.y
             y += shift
         if self.function is not None:
-            if self.function.keeps:
-                self.slope_of()
             self.value()
 
     def times_slope(self, dy: Array) -> None:

@@ -5,6 +5,7 @@ written, it is compiled anew in each process.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,9 @@ from numba import config, njit, types
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic, overload
 
+from .... import ops
 from ....common.warn import warn
+from ...formulas import python
 
 if config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, so it compiles nothing")
@@ -122,3 +125,27 @@ def exp(x):
 @overload(exp)
 def _exp(x):
     return (lambda x: exp32(x)) if x == types.float32 else (lambda x: exp64(x))
+
+
+# --- erf, as `ops.rational_erf` has it ---
+
+
+def horner(x: str, coefficients: tuple[float, ...]) -> str:
+    """A polynomial as a formula, of the highest power first."""
+    return functools.reduce(lambda y, c: f"({y} * {x} + {c})", coefficients[1:], str(coefficients[0]))
+
+
+SOURCE = f"""def erf(x):
+    T = type(x)
+    size = abs(x)
+    a = {python("where(size < 1, size, 1)")}
+    b = {python("where(size < 1, 1, where(size >= 6, 6, size))")}
+    s = a * a
+    near = {python(f"a * {horner('s', ops.NEAR[0])} / {horner('s', ops.NEAR[1])}")}
+    far = {python(f"1 - exp(-b * b) * {horner('b', ops.FAR[0])} / {horner('b', ops.FAR[1])}")}
+    y = near if size < T(1.0) else far
+    return -y if x < T(0.0) else y
+"""
+scope = {"exp": exp}
+exec(compile(SOURCE, __file__, "exec"), scope)
+erf = njit(inline="always")(scope["erf"])
