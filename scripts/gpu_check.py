@@ -97,7 +97,7 @@ def waits(options: argparse.Namespace) -> None:
         except cupyx.DeviceSynchronized:
             pass
         else:
-            sys.exit("gpu_check: CuPy does not notice that a number is read: nothing is shown")
+            sys.exit("gpu_check: CuPy does not notice that a number is read: nothing is y_kept")
     net, (x, y) = network().initialize("cupy", seed=0), rows(16 * options.steps)
     callback = NoWaits(options.steps)
     with callback.until:

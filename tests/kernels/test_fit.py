@@ -211,7 +211,7 @@ def test_an_error_in_a_callback_keeps_the_plain_steps_parameters(hook, choice, b
 
 
 class Keeper(xn.Callback):
-    """Keeps every array that it is shown, with its numbers as they were."""
+    """Keeps every array that it is y_kept, with its numbers as they were."""
 
     def __init__(self):
         self.kept = []

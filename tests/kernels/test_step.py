@@ -496,3 +496,5 @@ class Follows(xn.Layer):
 def test_a_layer_finds_its_inputs_as_they_were_after_backward(kernels, backend, dtype):
     assert_same_steps(kernels, backend, dtype, xn.Sequential(D(4, 4), xn.Tanh(), Follows(), D(4, 3)))
     assert_same_steps(kernels, backend, dtype, xn.Sequential(D(4, 4), xn.Tanh(), D(4, 4), Follows(), D(4, 3)))
+    assert_same_steps(kernels, backend, dtype, xn.Sequential(D(4, 4), xn.LayerNorm(4), Follows(), D(4, 3)))
+    assert_same_steps(kernels, backend, dtype, xn.Sequential(D(4, 4), xn.LayerNorm(4), xn.ReLU(), Follows(), D(4, 3)))

@@ -7,9 +7,9 @@ from xpnet.kernels.stages import Part, Site, Stage, Vector, Workspace
 class Given(Stage):
     """The stage before, of a Dense: its y is what a test made."""
 
-    frees_y, bias = True, "bias"
+    y_read_once, bias = True, "bias"
 
-    def join(self):
+    def take_bias(self):
         """Add the bias, where the test gives none."""
         self.bias = "" if self.joins else self.bias
         return self.joins
@@ -31,7 +31,7 @@ class Operations:
 
     def _forward(self, layers, z, arrays, own=True, batch=()):
         before = Given(self.site, None)
-        before.joins, before.whole = arrays["bias"] is None, z
+        before.joins, before.y_and_ones = arrays["bias"] is None, z
         parts = [Part(str(i), layer, 2, ()) for i, layer in enumerate(layers) if layer]
         stage = next(filter(None, (kind.take(self.site, before, parts) for kind in self.family.stages)))
         stage.batch = batch

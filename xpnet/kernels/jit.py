@@ -213,7 +213,7 @@ class Recipe:
         first: Array,
         size: int,
     ) -> tuple[Array, tuple[Array, ...], tuple[Slots, ...], dict[str, Array]]:
-        """What is traced, on `size` rows of the batch from `first` on.
+        """The step that is traced, on `size` rows of the batch from `first` on.
 
         Gives the loss and the next weights, memory and state.
         """
@@ -246,7 +246,7 @@ def program(recipe: Recipe, donate: bool) -> Function:
 def recipe_of(
     key: Any, net: Placed, loss: Loss, optimizer: Optimizer, groups: tuple[Group, ...], args: tuple[Any, ...]
 ) -> Recipe | None:
-    """What to compile; None where a user's own parts are not to be compiled."""
+    """The recipe to compile; None where a user's own parts are not to be compiled."""
     if key is not None:
         return Recipe(key, groups, without_arrays(net), copy.copy(loss), copy.copy(optimizer))
     try:
@@ -303,7 +303,7 @@ def settings(net: Placed, loss: Loss, optimizer: Optimizer) -> list[dict[str, An
 
 
 def key_of(net: Placed, loss: Loss, optimizer: Optimizer, groups: tuple[Group, ...]) -> Any:
-    """What the compiled step depends on; None where types and settings do not tell, for a user's own parts."""
+    """All that the compiled step depends on; None where types and settings do not tell, for a user's own parts."""
     parts, own = [*tree(net), *losses_in(loss), optimizer], settings(net, loss, optimizer)
     if not all(map(is_ours, parts)) or not all(is_plain(value) for each in own for value in each.values()):
         return None

@@ -41,7 +41,7 @@ def kernels_for(backend: Backend, compiled: bool) -> Any:
         return CuPyKernels(backend)
     if compiled and backend.name == "numpy" and importlib.util.find_spec("numba"):
         try:
-            return whole_import("numba", "llvmlite").NumbaKernels(backend)
+            return import_whole("numba", "llvmlite").NumbaKernels(backend)
         except Exception as error:  # for another NumPy, switched off, no folder for its code: training needs none of it
             warn(
                 f"Numba is installed and cannot be used ({type(error).__name__}: {error}): training goes on without "
@@ -53,7 +53,7 @@ def kernels_for(backend: Backend, compiled: bool) -> Any:
     return Calls(backend)
 
 
-def whole_import(library: str, *below: str) -> Any:
+def import_whole(library: str, *below: str) -> Any:
     """The module here that has the name of the library it imports, whole or not at all.
 
     Where that fails, or Ctrl-C ends it, what is half imported of the library and those below it is forgotten: Python
@@ -127,7 +127,7 @@ class BufferedStep(Step):
             if stage is None:  # what was left, a bias, has become the product's
                 break
             if before and stage.foreign and not before.foreign:
-                before.show()
+                before.keep_y()
                 stages.append(Exit(self.site, before, f"{stage}: backward", f"dy{next(turns)}"))
             elif before and before.foreign and not stage.foreign:
                 stages.append(Entry(self.site, before, stage))
@@ -172,12 +172,12 @@ class BufferedStep(Step):
         return super().sound(carry)
 
     def __call__(self, carry: Carry, batch: Batch) -> tuple[Array, Carry]:
-        return self._take(carry, batch, (self.start, carry))
+        return self._advance(carry, batch, (self.start, carry))
 
     def on_rows(self, carry: Carry, batch: Batch, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
-        return self._take(carry, batch.rows(rows), keep)
+        return self._advance(carry, batch.rows(rows), keep)
 
-    def _take(self, carry: Carry, batch: Batch, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
+    def _advance(self, carry: Carry, batch: Batch, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
         at = self._vector_of(carry)
         plan, value, dy = self._forward(at, carry.state, batch)
         if self.backend.immediate and not math.isfinite(value):

@@ -21,7 +21,7 @@ from ..training.batches import Batch
 
 
 class Carry(NamedTuple):
-    """What a step takes and gives: the vector of trained parameters, the optimizer's memory, running statistics."""
+    """The state that steps hand on: the vector of trained parameters, the optimizer's memory, running statistics."""
 
     weights: Array
     slots: Slots

@@ -54,7 +54,7 @@ class Workspace:
 
 
 class Site(NamedTuple):
-    """What stages are made with: a family of kernels, memory, and where parameters stand in their vector."""
+    """The surroundings of stages: a family of kernels, memory, and where parameters stand in their vector."""
 
     family: Any
     workspace: Callable[[], Workspace]
@@ -82,17 +82,17 @@ class Stage:
     axes = 2  # of x
     foreign = False  # whether it runs a layer's own code, which may keep what it is given and gives arrays of its own
     bias = ""  # the name of a bias that the next stage has to add to y
-    frees_y = False  # whether nothing needs y once the next stage has read it, so that it may be written over
+    y_read_once = False  # whether only the next stage reads y, and may write over it
     in_place = False  # whether y takes the place of x
-    extended = False  # whether a row of ones is to stand below y
-    shown = False  # whether y goes to a foreign stage
+    has_ones = False  # whether a row of ones stands below y
+    y_kept = False  # whether y goes to a foreign stage, which may keep it
     lowest = False  # whether nothing needs dx
     idle: tuple[str, ...] = ()  # of its parameters those whose gradient is always 0
     averages: tuple[tuple[str, float], ...] = ()  # names of running averages, and the share of each new batch in them
     batch: tuple[Array, ...] = ()  # the places for the batch's own, in this order
     states: Sequence[Any] = ()  # the layers whose running statistics it gives in `next_state`
     y: Array
-    whole: Array  # y with the row of ones, if there is one
+    y_and_ones: Array  # y, with the row of ones below it if it has one
     turn: int  # which of two places its dx takes where it has none of its own: dy may stand in the other
     cache: Any = None  # what forward leaves for backward that is not the stage's own; let go after each step
     keeps = False  # whether it does
@@ -108,22 +108,22 @@ class Stage:
         raise NotImplementedError
 
     def views(self, vector: Vector) -> tuple[Any, ...]:
-        """What forward and backward are given of a vector."""
+        """The views of a vector that forward and backward are given."""
         return tuple(vector.arrays[name] for name in self.names)
 
-    def extend(self) -> None:
+    def add_ones(self) -> None:
         """Have a row of ones stand below y."""
         if self.in_place and self.before:
-            self.before.extend()
-        self.extended = not self.in_place
+            self.before.add_ones()
+        self.has_ones = not self.in_place
 
-    def show(self) -> None:
+    def keep_y(self) -> None:
         """Keep y as it is until the step has ended."""
         if self.in_place and self.before:
-            self.before.show()
-        self.shown = True
+            self.before.keep_y()
+        self.y_kept = True
 
-    def join(self) -> bool:
+    def take_bias(self) -> bool:
         """Add the bias that is the next stage's to add, if that is possible and pays."""
         return False
 
@@ -142,14 +142,14 @@ class Stage:
 
     def output(self, h: int, n: int) -> Array:
         """The place of y, (H, N)."""
-        self.whole = self.work("y", (h + self.extended, n))
-        self.y = self.whole[:h]
+        self.y_and_ones = self.work("y", (h + self.has_ones, n))
+        self.y = self.y_and_ones[:h]
         return self.y
 
     def fill(self) -> None:
         """Write what the arrays of another shape, in the same memory, may have written over."""
-        if self.extended:
-            self.whole[-1] = 1.0
+        if self.has_ones:
+            self.y_and_ones[-1] = 1.0
 
     def forward(self, x: Array, params: Any) -> Array:
         """(D, N) -> (H, N)"""
@@ -175,7 +175,7 @@ class LayerStage(Stage):
         return f"layer {self.prefix}, {self.layer!r}" if self.prefix else f"the network, {self.layer!r}"
 
     def named(self, method: str, given: Any) -> dict[str, Array]:
-        """What a method of the layer gave, under the network's names."""
+        """The arrays that a method of the layer gave, under the network's names."""
         return {f"{self.prefix}.{key}".lstrip("."): a for key, a in mapping_from(self.layer, method, given).items()}
 
     def set_state(self, state: dict[str, Array]) -> None:
@@ -234,16 +234,18 @@ class Exit(Stage):
         self.who, self.place = who, place
 
     def bind(self, x: Array, before: Stage | None) -> None:
-        shape = tuple(x.shape)
-        flat = len(shape) == 2  # of more axes, it lies as the layers' own code has it
-        self.dy = self.shared(self.place, shape if flat else shape[::-1])
-        self.dy = self.dy if flat else reversed_axes(self.dy)
+        self.shape = tuple(x.shape)
+        self.dy: Any = None
 
     def forward(self, x: Array, params: Any) -> Array:
         return x
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Array:
-        check_fit(self.who, dy, tuple(self.dy.shape), self.work.dtype)
+        check_fit(self.who, dy, self.shape, self.work.dtype)
+        if self.dy is None:  # made when it is needed: a loss of the family's own gives an array that may be written to
+            flat = len(self.shape) == 2  # of more axes, it lies in memory as the layers' own code has it
+            own = self.shared(self.place, self.shape if flat else self.shape[::-1])
+            self.dy = own if flat else reversed_axes(own)
         self.dy[...] = dy
         return self.dy
 
@@ -273,8 +275,8 @@ class Product(Stage):
     [dW; db] = x̃ dzᵀ.
     """
 
-    frees_y = True
-    joint = False  # whether it adds the bias
+    y_read_once = True
+    adds_bias = False
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> "Stage | None":
@@ -287,20 +289,20 @@ class Product(Stage):
         self.shape = self.features, _ = part.layer.in_features, part.layer.out_features
         self.product, self.turn = site.family.product, 1 - self.turn
 
-    def join(self) -> bool:
+    def take_bias(self) -> bool:
         offsets, size, before = self.site.offsets, math.prod(self.shape), self.before
-        if before is None or before.foreign or size < self.site.family.joins_from:
+        if before is None or before.foreign or size < self.site.family.bias_joins_from:
             return False
         if offsets[self.bias] != offsets[self.names[0]] + size:  # a network may have been given them in another order
             return False
-        self.joint, self.bias = True, ""
-        before.extend()
+        self.adds_bias, self.bias = True, ""
+        before.add_ones()
         return True
 
     def views(self, vector: Vector) -> tuple[Any, ...]:
         """W, W̃ and its transpose; W̃ is W where the bias is not in it."""
         weight = joint = vector.arrays[self.names[0]]
-        if self.joint:
+        if self.adds_bias:
             start, (d, h) = self.site.offsets[self.names[0]], self.shape
             joint = vector.flat[start : start + (d + 1) * h].reshape((d + 1, h))
         return weight, joint, joint.T
@@ -309,8 +311,8 @@ class Product(Stage):
         (rows, outputs), n = self.shape, x.shape[1]
         y = self.output(outputs, n)
         self.keeps = before is None
-        self.cache = before and before.whole if self.joint else None if self.keeps else x
-        fits = rows <= outputs and not self.shown
+        self.cache = before and before.y_and_ones if self.adds_bias else None if self.keeps else x
+        fits = rows <= outputs and not self.y_kept
         self.dx = None if self.lowest else y[:rows] if fits else self.shared(f"dx{self.turn}", (rows, n))
 
     def forward(self, x: Array, params: Any) -> Array:
@@ -334,9 +336,9 @@ class Pointwise(Stage):
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> "Stage | None":
         f = function_in(parts)
-        if before is None or not before.frees_y or not (before.bias or f):
+        if before is None or not before.y_read_once or not (before.bias or f):
             return None
-        if before.bias and before.join() and not f:
+        if before.bias and before.take_bias() and not f:
             return None
         return cls(site, before, f)
 

@@ -30,7 +30,7 @@ class Pointwise(NamedTuple):
         return sorted(names_in(f"{self.value} + {self.slope} + {self.shared or 0}") - {"x", "y", "shared"})
 
     @property
-    def whole(self) -> tuple[str, str]:
+    def formulas(self) -> tuple[str, str]:
         """The value and the slope without the name `shared`."""
         value, slope = (re.sub(r"\bshared\b", f"({self.shared})", formula) for formula in (self.value, self.slope))
         return value, slope

@@ -21,7 +21,7 @@ class BatchNorm(stages.BatchNorm, RowsStage):
         h, n = x.shape
         self.average, self.share = self.shared.filled(1.0 / n, (n,)), self.shared.filled(1.0 / n)
         self.eps_number = self.shared.filled(self.eps)
-        centred = x if before and before.frees_y else self.work("centred", (h, n))
+        centred = x if before and before.y_read_once else self.work("centred", (h, n))
         vectors = {name: self.work(name, (h,)) for name in ("deviation", "gain", "small")}
         vectors |= dict(zip(("mean", "var"), self.batch, strict=True))
         self.bind_rows(h, n, y=self.output(h, n), centred=centred, **vectors)

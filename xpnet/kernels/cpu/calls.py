@@ -25,7 +25,7 @@ class Calls:
     stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm
     loss_stage: Any = SoftmaxCrossEntropy
     update: type[Update] = Update
-    joins_from: float = 0  # weights of a Dense from which on its bias may be the product's work
+    bias_joins_from: float = 0  # weights of a Dense from which on its bias may be the product's work
     product: Callable[..., Array]
     top: Callable[..., Array]
 
@@ -34,7 +34,7 @@ class Calls:
         self.xp = backend.xp
         self.integers = {4: self.xp.int32, 8: self.xp.int64}  # as wide as a number of so many bytes
         self.row_dot = getattr(lib, "vecdot", None) or lib.linalg.vecdot
-        self.shares = backend.name == "numpy"  # PyTorch's calls have threads of their own
+        self.threaded = backend.name == "numpy"  # PyTorch's calls have threads of their own
         self.immediate = backend.immediate
         self.scalar: Callable[[Array], Any] = float if backend.immediate else lambda a: a  # else it stays on the device
         if backend.name == "numpy":  # the same as below, in calls that cost less

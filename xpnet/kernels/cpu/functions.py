@@ -75,7 +75,7 @@ class RowsStage(Stage):
         """Find what f writes to beside the arrays given, which are y and others with a row for each feature."""
         family, name = self.site.family, pointwise(self.f)
         self.lib, self.integers = family.lib, family.integers.get(arrays["y"].itemsize)
-        shared = family.shares and h * n > threads.LARGE
+        shared = family.threaded and h * n > threads.LARGE
         self.block = max(1, threads.BLOCK // n) if shared else h  # rows gone through at a time
         self.parts: dict[int, Self] = {}
         self.ones = self.shared.filled(1.0, (n,))

@@ -15,7 +15,7 @@ class LayerNorm(Stage):
     Of more than two axes the arrays lie in memory as the layers' own code has them, (M, D).
     """
 
-    frees_y = True
+    y_read_once = True
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
@@ -38,9 +38,14 @@ class LayerNorm(Stage):
         self.share, self.eps_number = self.shared.filled(1.0 / d, (d,)), self.shared.filled(self.eps)
         self.ones, (self.sums, self.row_dot) = self.shared.filled(1.0, (m,)), self.site.family.over_batch(m)
         self.mean, self.scale = self.work("mean", (m,)), self.work("scale", (m,))
-        self.normal = self.work("normal", (d, m)) if self.flat else self.work("normal", (m, d)).T
-        self.matrix = self.output(d, m) if self.flat else self.work("y", (m, d)).T
+        self.normal = self.place("normal", d, m)
+        self.matrix = self.output(d, m) if self.flat else self.place("y", d, m)
         self.y = self.features_first(self.matrix)
+        self.spare = self.place("spare", d, m) if self.y_kept else self.matrix
+
+    def place(self, name: str, d: int, m: int) -> Array:
+        """An array (D, M) of the workspace."""
+        return self.work(name, (d, m)) if self.flat else self.work(name, (m, d)).T
 
     def as_matrix(self, a: Array) -> Array:
         """(D, ..., N) -> (D, M)"""
@@ -67,7 +72,7 @@ class LayerNorm(Stage):
         return self.y
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Any:
-        lib, normal, spare, mean, g = self.lib, self.normal, self.matrix, self.mean, self.as_matrix(dy)
+        lib, normal, spare, mean, g = self.lib, self.normal, self.spare, self.mean, self.as_matrix(dy)
         self.row_dot(g, normal, out=grads[0])
         self.sums(g, self.ones, out=grads[1])
         if self.lowest:

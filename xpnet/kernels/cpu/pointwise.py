@@ -13,7 +13,7 @@ class Pointwise(stages.Pointwise, RowsStage):
     in_place = True
 
     def bind(self, x: Array, before: Any) -> None:
-        self.whole = before.whole
+        self.y_and_ones = before.y_and_ones
         self.bind_rows(*x.shape, y=x)
         self.forward_rows, self.backward_rows = self.by_rows(Pointwise.apply), self.by_rows(Pointwise.back)
 

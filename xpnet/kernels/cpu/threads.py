@@ -17,7 +17,7 @@ LIMIT = 8  # more threads than this add nothing: the work waits for memory
 
 
 def in_blocks(work: Callable[[slice], Any], size: int, block: int, shared: bool = True) -> list[Any]:
-    """What `work` gives for every block of range(size), if `shared` on several cores: array libraries let go of
+    """The results of `work` for every block of range(size), if `shared` on several cores: array libraries release
     Python's lock.
 
     The threads work in the caller's context, where NumPy keeps its `errstate`. None is at work any more when this
@@ -58,7 +58,7 @@ def cores() -> int:
 
 @functools.cache
 def workers() -> tuple[Tasks, int]:
-    """What the threads beside the caller's take their work from, and how many there are, started when first needed.
+    """The queue that the threads beside the caller's take their work from, and how many they are, started when needed.
 
     An executor's threads take no work once the main thread has ended, from other threads and what `atexit` runs. These
     do; where no more of them can be started, there are fewer, or none.

@@ -20,7 +20,7 @@ class CuPyKernels:
     """The family: its classes of stages in the order of preference, and what they share."""
 
     stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, Dropout
-    joins_from = math.inf  # no GPU has told whether it pays
+    bias_joins_from = math.inf  # no GPU has told whether it pays
 
     def __init__(self, backend: Backend):
         self.cupy = importlib.import_module("cupy")

@@ -20,7 +20,7 @@ def source() -> str:
 
 def function(name: str, row: Pointwise) -> str:
     """A pointwise function of the table as a struct of CUDA."""
-    (value, slope), setting = row.whole, ", ".join(row.settings) or "none"  # one at most
+    (value, slope), setting = row.formulas, ", ".join(row.settings) or "none"  # one at most
     return f"""struct {name} {{
     template <typename T> static __device__ T value(T x, T {setting}) {{ return {cuda(value)}; }}
     template <typename T> static __device__ T back(T dy, T x, T y, T {setting}) {{ return {cuda(times(slope))}; }}

@@ -21,7 +21,7 @@ class NumbaKernels(Calls):
     stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, LayerNormInCalls
     loss_stage = SoftmaxCrossEntropy
     update = Update
-    joins_from = 2**16  # the loop adds a bias on its way, and a small product takes longer with one row more
+    bias_joins_from = 2**16  # the loop adds a bias on its way, and a small product takes longer with one row more
 
     def __init__(self, backend: Backend):
         super().__init__(backend)

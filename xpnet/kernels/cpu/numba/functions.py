@@ -33,7 +33,7 @@ class Function:
 
     def __init__(self, name: str, loops: Callable[..., Loops]):
         row = FORMULAS[name]
-        value, slope = row.whole
+        value, slope = row.formulas
         self.settings = row.settings
         self.inside = functions_in(value) <= INSIDE  # else the loops leave x, and NumPy makes y of it
         formulas = value if self.inside else "x", times(slope)

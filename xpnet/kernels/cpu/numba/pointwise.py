@@ -48,7 +48,7 @@ class Pointwise(stages.Pointwise, LoopStage):
 
     def bind(self, x: Array, before: Any) -> None:
         if self.in_place:
-            self.whole = before.whole
+            self.y_and_ones = before.y_and_ones
         self.z, self.place = x, None if self.in_place else self.output(*x.shape)
         self.bind_rows(x if self.in_place else self.y)
 
