@@ -91,6 +91,7 @@ ZOO: dict[str, Callable[[], Any]] = {
     "a frame": lambda: pd.DataFrame(numbers(ROWS, FEATURES)),
     "a frame of words": lambda: pd.DataFrame({"a": ["x"] * ROWS}),
 }
+ITERABLE = frozenset(name for name, make in ZOO.items() if hasattr(make(), "__iter__"))
 SHAPED = frozenset(name for name, make in ZOO.items() if isinstance(make(), np.ndarray)) | {"another library's array"}
 ROWS_OF_ANYTHING = {
     "an array of objects", "complex numbers", "an array of words", "dates", "an array with NaN",
@@ -164,6 +165,10 @@ def axes() -> Any:
     return figure().add_subplot()
 
 
+def explained() -> Any:
+    return network().explain(numbers(ROWS, FEATURES), classes(), xn.SoftmaxCrossEntropy())
+
+
 def history() -> xn.History:
     made = xn.History()
     made.record({"loss": 1.0, "val_loss": 2.0})
@@ -208,6 +213,7 @@ AXES = kind(axes, "None")
 FIGURE = kind(figure, "None")
 
 SIGNALS = "Conv1d", "MaxPool1d", "AveragePool1d"  # whose settings are for one axis
+FILES = "save_torch", "load_torch"  # of `xpnet.files`; the rest of it is for these and the checkpoints
 PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is another's too
     "learning_rate": RATE,
     "then": RATE,
@@ -293,13 +299,18 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "fresh": FLAG,
     "custom_layers": kind(list, "None", "[]", left=["a generator"]),  # of wrong things: the first is named
     "x": X,
+    **{
+        f"{name}.x": X._replace(left=frozenset(["a list of words"]))
+        for name in ("fit", "evaluate", "predict", "__call__")
+    },
     "y": kind(classes),
     "loss": LOSS,
     "optimizer": OPTIMIZER,
     "epochs": COUNT,
     "batch_size": MAYBE_COUNT,
     "shuffle": FLAG,
-    "validation_data": kind(lambda: (numbers(ROWS, FEATURES), classes()), "None"),
+    "validation_data": kind(lambda: (numbers(ROWS, FEATURES), classes()), "None", left=["a list of words"]),  # files
+    **{f"{name}.names": kind(None, "None", "{}") for name in FILES},
     "metrics": kind(lambda: {"a": xn.accuracy}, "None", "{}", "[]"),
     "fit.metrics": kind(None, "None", "{}", "[]"),
     "callbacks": kind(lambda: [xn.Callback()], "None", "[]", "{}"),
@@ -309,6 +320,18 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "slots": kind(None, "None"),
     "checkpoint": kind(None, "None"),
     "resume": kind(False),
+    "prefetch": kind(2, "0"),
+    **{f"ArraySource.{part}": kind(classes, *ROWS_OF_ANYTHING) for part in ("x", "y")},
+    "ArraySource.weight": kind(classes, *ROWS_OF_ANYTHING, "None"),
+    "paths": kind(lambda: ["npz"], "a list of words"),
+    "NpzFiles.batch_size": COUNT,
+    "read_npz.path": PATH._replace(example=lambda: "npz", taken=frozenset()),
+    "source": kind(lambda: [(numbers(ROWS, FEATURES), classes())], left=ITERABLE),  # looked at as they are read
+    "buffer": COUNT,
+    "shuffled.seed": kind(3, "0"),
+    "epoch": kind(3, "0"),
+    "explained": kind(explained),
+    "row": kind(2, "0", "-1"),
     "params": kind(lambda: network().params),
     "state": kind(lambda: network().state),
     "prediction": PREDICTION,
@@ -437,7 +460,6 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
 
 # --- the entry points -------------------------------------------------------------------------------------------------
 
-FILES = "save_torch", "load_torch"  # of `xpnet.files`; the rest of it is for these and the checkpoints
 MODULES = {"xn": xn, **{m: getattr(xn, m) for m in ("ops", "data", "initializers", "metrics", "schedules", "plots")}}
 INNER = {
     "what the package raises itself": {"DivergenceError", "FormatError", "BackendUnavailableError", "GradientError"},
@@ -483,6 +505,7 @@ SUBJECTS: dict[str, Callable[[], Any]] = {
     "Loss": xn.MeanSquaredError,
     "Optimizer": xn.Adam,
     "History": history,
+    "shuffled": lambda: xn.data.shuffled([(numbers(ROWS, FEATURES), classes())]),
     "Backend": lambda: xn.get_backend("numpy"),
     "BaseSchedule": lambda: xn.CosineDecay(0.1, 10),
 }  # the classes that are made of nothing make their own
@@ -640,6 +663,8 @@ def nothing_left_behind(tmp_path, monkeypatch):
     """In a folder with a network's files; pictures are closed."""
     monkeypatch.chdir(tmp_path)
     network().save("file")
+    with open("npz", "wb") as file:
+        np.savez(file, x=numbers(ROWS, FEATURES), y=classes())
     xn_files.save_torch(network(), "torch")
     yield
     if "matplotlib.pyplot" in sys.modules:

@@ -7,7 +7,7 @@ import numpy as np
 
 from .backends import on_host
 from .common import checks
-from .common.checks import finite, integer, kind_of
+from .common.checks import brief, finite, integer, kind_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -102,12 +102,11 @@ class ArraySource:
         for name, part in zip(("x", "y", "weight"), (x, y, weight), strict=True):
             if not (hasattr(part, "shape") and hasattr(part, "__getitem__")) and (part is not None or name != "weight"):
                 raise TypeError(f"ArraySource: {name} is {kind_of(part)}, expected something with a shape and rows")
-        lengths = {part.shape[0] if part.shape else 0 for part in self.parts}
-        if len(lengths) > 1:
-            raise ValueError(
-                f"ArraySource: the parts have {', '.join(map(str, sorted(lengths)))} rows; they must match"
-            )
-        (self.rows,) = lengths
+        shapes = [tuple(part.shape) for part in self.parts]
+        if len({shape[:1] for shape in shapes}) > 1 or not shapes[0]:
+            found = ", ".join(map(str, shapes))
+            raise ValueError(f"ArraySource: x, y and weight must have as many rows each, got the shapes {found}")
+        self.rows = shapes[0][0]
 
     def __len__(self) -> int:
         return self.rows
@@ -124,6 +123,8 @@ class NpzFiles:
     """
 
     def __init__(self, paths: Sequence[Any], batch_size: int = 32):
+        if not isinstance(paths, (list, tuple)) or not paths:
+            raise TypeError(f'NpzFiles: paths must be a list of at least one, such as ["a.npz"], got {brief(paths)}')
         self.paths = [checks.path("NpzFiles: a path", path) for path in paths]
         self.batch_size = integer("NpzFiles: batch_size", batch_size)
 
@@ -142,11 +143,12 @@ def read_npz(path: Any) -> dict[str, np.ndarray]:
     import zipfile
     import zlib
 
+    path = checks.path("read_npz: path", path)
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no .npz file of arrays of numbers or names ({error})") from None
+        raise ValueError(f"read_npz: {path!r} is no .npz file of arrays of numbers or names ({error})") from None
 
 
 class shuffled:  # noqa: N801  # called as a function
@@ -158,14 +160,16 @@ class shuffled:  # noqa: N801  # called as a function
     """
 
     def __init__(self, source: Iterable[Any], buffer: int = 10_000, seed: int = 0):
+        if not hasattr(source, "__iter__"):
+            raise TypeError(f"shuffled: source must be an iterable of batches, got {brief(source)}")
         self.source, self.buffer = source, integer("shuffled: buffer", buffer)
-        self.seed, self.epoch = checks.seed("shuffled: seed", seed), 0
+        self.seed, self.epoch = integer("shuffled: seed", seed, least=0), 0
         if hasattr(source, "mean_weight"):
             self.mean_weight = source.mean_weight
 
     def set_epoch(self, epoch: int) -> None:
         """Give the next iteration the order of this epoch."""
-        self.epoch = epoch
+        self.epoch = integer("shuffled: epoch", epoch, least=0)
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)
 
@@ -173,7 +177,7 @@ class shuffled:  # noqa: N801  # called as a function
         return len(self.source)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        rng = np.random.default_rng([self.seed or 0, self.epoch])
+        rng = np.random.default_rng([self.seed, self.epoch])
         self.epoch += 1
         waiting: list[np.ndarray] = []  # the buffer's parts
         ready: list[list[np.ndarray]] = []  # rows that have left it

@@ -241,8 +241,8 @@ FAULTS = {
     "other columns": (lambda x, y: (x[:, :3], y), ValueError, r"fit, batch 3: its rows have x of float64 \(3,\)"),
     "other dtype": (lambda x, y: (x.astype("float32"), y), ValueError, r"fit, batch 3: its rows have x of float32"),
     "rows amiss": (lambda x, y: (x, y[:-1]), ValueError, "fit, batch 3: x has 5 rows and y 4"),
-    "no pair": (lambda x, y: x, TypeError, r"fit: batch 3 is an ndarray, expected \(x, y\) or"),
-    "a dict": (lambda x, y: {"x": x}, TypeError, "fit: batch 3 is a dict.* of a mapping make pairs"),
+    "no pair": (lambda x, y: x, TypeError, r"fit: batch 3 of a Changed is an ndarray, expected \(x, y\) or"),
+    "a dict": (lambda x, y: {"x": x}, TypeError, "fit: batch 3 of a Changed is a dict.* of a mapping make pairs"),
     "a weight": (lambda x, y: (x, y, x[:, 0] ** 2), ValueError, "fit, batch 3: its rows have x .* and weight"),
     "a class outside": (lambda x, y: (x, y + K), ValueError, "class labels run from 3 to 5"),
     "one row": (lambda x, y: (x[:1], y[:1]), ValueError, "1 rows leave a batch of 1 for layer 1"),
@@ -356,7 +356,7 @@ def test_a_file_that_holds_no_batches_is_named(strict_lib, data, tmp_path):
     net, two = network(strict_lib), network(strict_lib)
     for damage, words in (
         (lambda path: np.savez(path, a=data[0]), r"1\.npz holds a, expected x and y"),
-        (lambda path: path.write_bytes(b"PK not a zip"), r"1\.npz is no \.npz file"),
+        (lambda path: path.write_bytes(b"PK not a zip"), r"1\.npz' is no \.npz file"),
     ):
         damage(files[1])
         with pytest.raises(ValueError, match=words):

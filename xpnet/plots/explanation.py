@@ -1,11 +1,12 @@
 """A network's forward and backward pass on some rows: every layer's output beside its gradient."""
 
 import math
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.checks import brief
+from ..common.checks import brief, integer
 from ..layers.container import Container
 from .canvas import BLUE, ORANGE, histogram, panels, set_title, sheet, signed, zeros
 
@@ -26,8 +27,9 @@ def explanation(explained: Any, row: int = 0, columns: int = 4, figure: Any = No
     if not hasattr(explained, "dprediction"):
         raise TypeError(f"explanation: expected what net.explain(x, y, loss) returns, got {brief(explained)}")
     rows = explained.x.shape[0]
-    if not isinstance(row, int) or not -rows <= row < rows:
-        raise ValueError(f"explanation: row {row!r} of a batch of {rows}; give a number from 0 to {rows - 1}")
+    columns = integer("explanation: columns", columns)
+    if isinstance(row, bool) or not isinstance(row, Integral) or not -rows <= row < rows:
+        raise ValueError(f"explanation: row {brief(row)} of a batch of {rows}; give a number from 0 to {rows - 1}")
     host = explained.net.backend.to_numpy
     drawn: list[tuple[str, str, Any, str]] = [("input", "x", explained.x, BLUE), ("", "dL/dx", explained.dx, ORANGE)]
     for name, trace in explained.items():

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,9 @@ PARTS = "x", "y", "weight"
 
 def is_source(x: object) -> bool:
     """Whether x is something other than an array, frame or list of numbers, from which batches can be read."""
-    if any(hasattr(x, name) for name in ("shape", "__array__", "__dlpack__")) or isinstance(x, (str, bytes, Mapping)):
+    if any(hasattr(x, name) for name in ("shape", "__array__", "__dlpack__")) or isinstance(
+        x, (str, bytes, Mapping, Set, type)
+    ):
         return False
     if isinstance(x, (list, tuple)):
         pairs = bool(x) and isinstance(x[0], (list, tuple)) and any(hasattr(part, "shape") for part in x[0])
@@ -69,8 +71,8 @@ class Reader:
     Without a `loss`, x alone is read. `mean` is that of all weights, by which they are divided.
     """
 
-    def __init__(self, net: Placed, who: str, loss: Loss | None):
-        self.net, self.who, self.loss = net, who, loss
+    def __init__(self, net: Placed, who: str, loss: Loss | None, source: object):
+        self.net, self.who, self.loss, self.source = net, who, loss, kind_of(source)
         self.kinds: list[tuple[Any, ...]] = []  # of the first batch's parts: dtype and shape of a row
         self.mean: float | None = None
         self.smallest = max(layer.smallest_batch for _, layer in net.leaves())
@@ -84,7 +86,7 @@ class Reader:
             if isinstance(given, Mapping):
                 hint = "; of a mapping make pairs, as in ((b['x'], b['y']) for b in batches), in a class's __iter__"
             raise TypeError(
-                f"{self.who}: {name} is {kind_of(given)}"
+                f"{self.who}: {name} of {self.source} is {kind_of(given)}"
                 + (f" of {len(given)}" if isinstance(given, (tuple, list)) else "")
                 + f", expected (x, y) or (x, y, weight){hint}"
             )
@@ -151,7 +153,7 @@ def name_of(number: int, rows: slice) -> str:
 
 def first_of(net: Placed, who: str, source: Any, loss: Loss, batch_size: int | None) -> tuple[Batch, Array]:
     """The first batch, and its targets as they were given."""
-    reader = Reader(net, who, loss)
+    reader = Reader(net, who, loss, source)
     for name, given in raw_batches(source, batch_size):
         return reader(given, name), reader.parts(given, name)[1]
     raise no_batches(who, source)
@@ -170,7 +172,7 @@ def outputs_for(
     """
     with published.lock:  # the arrays of one step
         net = net.clone()
-    reader, columns = Reader(net, who, loss), []
+    reader, columns = Reader(net, who, loss, source), []
     for name, given in raw_batches(source, batch_size):
         batch = reader(given, name)
         columns.append((net._infer(batch.x), *([batch.y, reader.parts(given, name)[1]] if loss else [])))
@@ -189,7 +191,7 @@ def outputs_for(
 
 def feed_of(net: Placed, source: Any, loss: Loss, batch_size: int | None, epochs: int, prefetch: int) -> Feed:
     """The batches of a source."""
-    reader = Reader(net, "fit", loss)
+    reader = Reader(net, "fit", loss, source)
     if are_paths(source):
         source = NpzFiles(source, batch_size or 1024)
     if not has_rows(source):
