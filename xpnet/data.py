@@ -106,7 +106,7 @@ class ArraySource:
         if len({shape[:1] for shape in shapes}) > 1 or not shapes[0]:
             found = ", ".join(map(str, shapes))
             raise ValueError(f"ArraySource: x, y and weight must have as many rows each, got the shapes {found}")
-        self.rows = shapes[0][0]
+        self.rows: int = shapes[0][0]
 
     def __len__(self) -> int:
         return self.rows

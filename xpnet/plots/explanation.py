@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MOST = 16  # feature maps or heads in a panel
 
 
-def explanation(explained: Any, row: int = 0, columns: int = 4, figure: Any = None) -> "Figure":
+def explanation(explained: Any, row: Any = 0, columns: int = 4, figure: Any = None) -> "Figure":
     """Draw what `net.explain(x, y, loss)` returns: of each layer its output y, and beside it dL/dy; first x and dL/dx.
 
     Of images, (N, C, H, W), the first 16 feature maps of one `row` of the batch are drawn, red above 0; of attention,
