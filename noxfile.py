@@ -107,6 +107,13 @@ def tests_onnx(session: nox.Session) -> None:
     suite(session, "numpy", "-k", "onnx", name="onnx")
 
 
+@nox.session(name="tests-mpi", default=False)
+def tests_mpi(session: nox.Session) -> None:
+    """Trainings in several processes, started by MPICH's mpiexec."""
+    session.install("-e", ".[mpi]", *group("test"), *group("mpich"))
+    suite(session, "numpy", "-m", "mpi_only", "--numprocesses=0", "tests/training/test_processes.py", name="mpi")
+
+
 @nox.session(default=False)
 def coverage(session: nox.Session) -> None:
     """After the tests on NumPy with and without Numba, CuPy, strict, PyTorch, JAX, ONNX: every line was run.

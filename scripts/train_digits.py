@@ -1,15 +1,18 @@
 """Train a network on scikit-learn's handwritten digits, on NumPy, CuPy, PyTorch or JAX.
 
 The first 1,500 images train, each also moved by half a pixel in eight directions; the other 297 validate.
-With --tutorial: the source tutorial's own job, step for step.
+With --tutorial: the source tutorial's own job, step for step. `mpiexec -n 4 python scripts/train_digits.py --processes`
+trains in four processes, which share every batch.
 """
 
 import argparse
+import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from command_line import a_file, a_picture, add_backend, count
@@ -47,6 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint-dir", metavar="DIR", help="save the run's state there after each epoch")
     parser.add_argument("--resume", action="store_true", help="go on from the newest state in DIR, if there is one")
     parser.add_argument("--tutorial", action="store_true", help="the tutorial's network, loss, Adam and 5,000 steps")
+    parser.add_argument("--processes", action="store_true", help="train in those that mpiexec started (mpi4py)")
     options = parser.parse_args()
     if options.resume and not options.checkpoint_dir:
         parser.error("--resume needs --checkpoint-dir DIR, the folder to go on from")
@@ -183,8 +187,22 @@ def picture(path, history, counts, images, predicted, true, title):
 
 
 def main() -> None:
-    """Train, report, and draw and save what was asked for."""
+    """Train, in several processes where that is asked for, of which the first reports."""
     options = arguments()
+    if not options.processes:
+        run(options)
+        return
+    from mpi4py import MPI
+
+    with contextlib.ExitStack() as quiet:
+        if MPI.COMM_WORLD.Get_rank() > 0:
+            options.plot = options.save = None
+            quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
+        run(options, MPI.COMM_WORLD)
+
+
+def run(options: argparse.Namespace, comm: Any = None) -> None:
+    """Train, report, and draw and save what was asked for."""
     tutorial, model = options.tutorial, MODELS[options.model or "mlp"]
     defaults = ("float64", 5000, TRAIN, 0.001) if tutorial else ("float32", model.epochs, 64, RATES[options.optimizer])
     given = (options.dtype, options.epochs, options.batch_size, options.learning_rate)
@@ -219,7 +237,7 @@ def main() -> None:
     callbacks: list[xn.Callback] = [TutorialTable(x_train, y_train)] if tutorial else []
     if options.plot:
         callbacks.append(TrainingAccuracy(x[:TRAIN], y[:TRAIN], loss))
-    how = {"loss": loss, "optimizer": optimizer, "batch_size": batch_size, "shuffle": not tutorial}
+    how = {"loss": loss, "optimizer": optimizer, "batch_size": batch_size, "shuffle": not tutorial, "comm": comm}
     began = time.perf_counter()
     net.clone().fit(x_train, y_train, **how)
     print(f"an epoch on a copy, with the compiling of all it needs: {time.perf_counter() - began:.1f} s\n", flush=True)

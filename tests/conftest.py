@@ -17,6 +17,7 @@ from xpnet.kernels.cpu import threads
 BACKENDS = ("numpy", "cupy", "torch", "jax", "array_api_strict")
 NUMBA = importlib.util.find_spec("numba") is not None
 ONNX = importlib.util.find_spec("onnxruntime") is not None
+MPI = importlib.util.find_spec("mpi4py") is not None
 
 
 def pytest_addoption(parser):
@@ -41,6 +42,7 @@ def pytest_configure(config):
         "markers", "numba_only: about the loops that Numba compiles; runs on NumPy where it is there"
     )
     config.addinivalue_line("markers", "onnx_only: runs ONNX files; in onnx's session, where onnxruntime is there")
+    config.addinivalue_line("markers", "mpi_only: runs processes with mpiexec; in mpi's session, where mpi4py is there")
     config.addinivalue_line("markers", "cupy_only: about CuPy's own package; runs in cupy's session")
     config.addinivalue_line("markers", "on_host_only: about CuPy on the host; runs where --on-host is given")
     config.addinivalue_line("markers", "not_on_host: takes minutes there, and shows what each layer's own tests show")
@@ -58,6 +60,8 @@ def pytest_collection_modifyitems(config, items):
         if item.get_closest_marker("numba_only") and not (backend == "numpy" and NUMBA):
             return False
         if item.get_closest_marker("onnx_only") and not ONNX:
+            return False
+        if item.get_closest_marker("mpi_only") and not MPI:
             return False
         return not only or backend in only
 

@@ -176,14 +176,19 @@ def in_spans(total: Callable[[slice], Array], n: int) -> Array:
 # --- random bits ------------------------------------------------------------------------------------------------------
 
 
-def random_keep(key: Array, shape: tuple[int, ...], rate: float) -> Array:
+def random_keep(key: Array, shape: tuple[int, ...], rate: float, first: int = 0, rows: int | None = None) -> Array:
     """A boolean array, False with probability `rate`; the `key`, (2,) int32, gives the same one on every backend.
+
+    Its rows are those from number `first` on of an array that has so many `rows` (None: `shape` is all of it).
 
     A counter-based generator: each position is hashed with the key, so there is no state to advance on the host. The
     hash is lowbias32 (C. Wellons, "Prospecting for hash functions", 2018) in wrapping int32 arithmetic.
     """
     xp = namespace(key, "random_keep")
-    number = xp.arange(math.prod(shape), dtype=xp.int32, device=device_of(key))
+    rows, device = shape[0] if rows is None else rows, device_of(key)
+    columns = xp.arange(math.prod(shape[1:]), dtype=xp.int32, device=device) * rows
+    number = columns[:, None] + xp.arange(first, first + shape[0], dtype=xp.int32, device=device)
+    number = xp.reshape(number, (-1,))
     bits = _hash(_hash(number ^ key[:1]) ^ _hash(key[1:]))
     keep = xp.reshape((bits & 0xFFFFFF) >= round(rate * 2**24), shape[::-1])
     return xp.permute_dims(keep, tuple(reversed(range(len(shape)))))  # in the memory order of `linear`

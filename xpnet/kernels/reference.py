@@ -123,6 +123,14 @@ class Step:
 
     def passes(self, batch: Batch) -> tuple[Array, dict[str, Array], dict[str, Array]]:
         """Forward, loss and backward: the loss, the gradients in the order of `names`, the next statistics."""
+        value, gradients, state = self.data_passes(batch)
+        if self.objective.l2:
+            params = {name: layer.params[key] for name, (layer, key) in self.trained.items()}
+            value, gradients = self.objective.penalized(value, gradients, params, batch.y, batch.weight)
+        return value, gradients, state
+
+    def data_passes(self, batch: Batch) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+        """`passes` without the penalty, which is no row's."""
         x, *targets = batch
         prediction, cache = self.worker.forward(x, training=True)
         value, dy = self.loss(prediction, *targets)
@@ -131,9 +139,6 @@ class Step:
         gradients = {
             k: checked("backward", grads, k, shape, dtype) for k, shape in zip(self.names, self.shapes, strict=True)
         }
-        if self.objective.l2:
-            params = {name: layer.params[key] for name, (layer, key) in self.trained.items()}
-            value, gradients = self.objective.penalized(value, gradients, params, *targets)
         before, after = self.worker.state, self.worker.next_state(cache)
         state = {k: checked("next_state", after, k, tuple(a.shape), a.dtype) for k, a in before.items()}
         return value, gradients, state
@@ -141,6 +146,8 @@ class Step:
     def _within_range(self, prediction: Array, *targets: Array | None) -> tuple[Array, Array]:
         """The loss and its derivative, the loss NaN where a prediction is no probability: nobody waits to find out."""
         value, gradient = self.objective.reduced(prediction, *targets)
+        if 0 in prediction.shape:  # a share of a batch that has no row of it
+            return value, gradient
         xp = namespace(prediction)
         furthest = xp.max(xp.abs(prediction - 0.5))
         return xp.where(furthest > 0.5 + ROUNDED, xp.nan, xp.zeros_like(furthest)) + value, gradient

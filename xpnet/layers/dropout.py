@@ -8,6 +8,7 @@ import numpy as np
 from .. import ops
 from ..backends import Array, floating, namespace
 from ..common.checks import fraction
+from ..common.share import span
 from .base import Layer
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ class Dropout(Layer):
 
     The mask m is a pure function of the state `key` (2,) int32: a number drawn at `initialize` and the count of calls,
     which training counts up. So a call changes nothing, a step can be repeated, and every backend drops the same
-    entries. Source: Srivastava et al. 2014, section 10 (the scaling moved to training).
+    entries. So do processes that share a batch: of a row counts its number in the whole batch.
+    Source: Srivastava et al. 2014, section 10 (the scaling moved to training).
     """
 
     formula = "y = x m, m = 1 / (1 - rate) or 0", "dx = dy m"
@@ -39,7 +41,7 @@ class Dropout(Layer):
         xp = floating(x, self)
         if not training:
             return x, (self, x.shape, None)
-        keep = ops.random_keep(self.state["key"], x.shape, self.rate)
+        keep = ops.random_keep(self.state["key"], x.shape, self.rate, *span(x.shape[0]))
         mask = xp.astype(keep, x.dtype) * (1.0 / (1.0 - self.rate))
         return x * mask, (self, x.shape, mask)
 

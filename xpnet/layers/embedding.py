@@ -128,7 +128,7 @@ class PositionalEmbedding(Layer):
 def check_ids(who: str, x: Array, vocabulary: int, first_row: int = 0) -> None:
     """Refuse integers outside of 0 to `vocabulary` - 1; `who` begins the message. Waits for the device."""
     xp = namespace(x)
-    if int(xp.min(x)) >= 0 and int(xp.max(x)) < vocabulary:
+    if 0 in x.shape or (int(xp.min(x)) >= 0 and int(xp.max(x)) < vocabulary):
         return
     outside = xp.reshape((x < 0) | (x >= vocabulary), (-1,))
     first = int(xp.argmax(xp.astype(outside, xp.int32)))

@@ -9,6 +9,7 @@ import numpy as np
 from .. import ops
 from ..backends import Array, namespace
 from ..common.checks import fraction, integer, positive
+from ..common.share import whole
 from .base import Layer, Shape, check_shape
 from .windows import batch_first, batch_last
 
@@ -29,7 +30,8 @@ class BatchNorm(Layer):
                dx = γ / √(v + eps) · (dy - dβ / M - x̂ dγ / M)         (N, C, ...)
 
     The sums are over all axes but 1. The last two terms of dx come from x's influence on μ and on v. When evaluating,
-    or frozen (`trainable=False`), μ and v are the running averages, constants, and dx = γ / √(v + eps) · dy.
+    or frozen (`trainable=False`), μ and v are the running averages, constants, and dx = γ / √(v + eps) · dy. Where
+    processes share a batch, μ, v, M and the sums in dx are the whole batch's.
 
     State: `mean` and `var`, momentum · old + (1 - momentum) · the batch's. The first batch sets them: a mean of exactly
     0 with a variance of exactly 1 in every feature, which is what they hold before it, counts as no batch seen.
@@ -74,20 +76,20 @@ class BatchNorm(Layer):
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         xp, shape = self.check_input(x, self.features, axis=1), x.shape
         x = as_columns(x)
-        n = x.shape[0]
         batch = None
         if training and self.trainable:
+            total, n = whole(ops.sum_over_batch(x), x.shape[0])
             if n < 2:
                 raise ValueError(
-                    f"{self!r}: a batch of {n} has no variance to train on; use at least 2 rows, "
+                    f"{self!r}: a batch of {int(n)} has no variance to train on; use at least 2 rows, "
                     "a batch_size that leaves no single row over, or trainable=False"
                 )
-            mean = ops.sum_over_batch(x) / n
+            mean = total / n
             centred = x - mean
-            rest = ops.sum_over_batch(centred) / n  # what rounding took from the mean of large numbers
+            rest = whole(ops.sum_over_batch(centred)) / n  # what rounding took from the mean of large numbers
             mean, centred = mean + rest, centred - rest
-            var = ops.dot_over_batch(centred, centred) / n
-            batch = mean, var
+            var = whole(ops.dot_over_batch(centred, centred)) / n
+            batch = mean, var, n
         else:
             centred, var = x - self.state["mean"], self.state["var"]
         scale = 1.0 / xp.sqrt(var + self.eps)  # (C,), so that x̂ = centred · scale
@@ -102,10 +104,11 @@ class BatchNorm(Layer):
         slope = self.params["gamma"] * scale
         if batch is None:
             return as_features(dy * slope, shape), grads
-        n = dy.shape[0]
-        dx = centred * (scale * grads["gamma"] / -n)
+        *_, n = batch
+        dgamma, dbeta = whole(grads["gamma"], grads["beta"])
+        dx = centred * (scale * dgamma / -n)
         dx += dy
-        dx -= grads["beta"] / n
+        dx -= dbeta / n
         dx *= slope
         return as_features(dx, shape), grads
 
@@ -114,10 +117,11 @@ class BatchNorm(Layer):
         if batch is None:
             return self.state
         mean, var = self.state["mean"], self.state["var"]
+        new_mean, new_var, _ = batch
         xp = namespace(mean)
         rate = xp.where(xp.all((mean == 0.0) & (var == 1.0)), 0.0 * var + 1.0, 1.0 - self.momentum)
         kept = 1.0 - rate
-        return {"mean": kept * mean + rate * batch[0], "var": kept * var + rate * batch[1]}
+        return {"mean": kept * mean + rate * new_mean, "var": kept * var + rate * new_var}
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return as_channels(self, input_shape, self.features)

@@ -192,7 +192,7 @@ def interleaved(phases: Sequence[Array], steps: Sizes, sizes: Sizes) -> Array:
             whole = pieces[start]
             if step > 1:
                 group = xp.stack(pieces[start : start + step], axis=axis + 1)
-                whole = xp.reshape(group, (*whole.shape[:axis], -1, *whole.shape[axis + 1 :]))
+                whole = xp.reshape(group, (*whole.shape[:axis], step * whole.shape[axis], *whole.shape[axis + 1 :]))
             if whole.shape[axis] > sizes[i]:
                 whole = whole[(slice(None),) * axis + (slice(sizes[i]), ...)]
             merged.append(whole)

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import ops
 from ..backends import Array, backend_of, namespace, shape_of
+from ..common import share
 from ..common.checks import choice, fraction, pair_from, positive, whole
 from ..common.settings import Adjustable
 from .targets import as_classes, as_rows, as_shares, check_prediction
@@ -64,8 +65,8 @@ class Loss(Adjustable, ABC):
         return value / divisor, gradient / divisor
 
     def divisor(self, prediction: Array, target: Array) -> Any:
-        """What "mean" divides the sum of all terms by."""
-        shape = prediction.shape
+        """What "mean" divides the sum of all terms by, those of the whole batch where processes share it."""
+        shape = share.rows_of_batch(prediction.shape[0]), *prediction.shape[1:]
         if self.mean_over == "elements":
             return math.prod(shape)
         return math.prod(shape[:-1]) if self.matrix else shape[0]
@@ -213,7 +214,7 @@ class SoftmaxCrossEntropy(ClassLoss):
         if (count := self.counted(target)) is None:
             return super().divisor(prediction, target)
         xp = namespace(count)
-        return xp.maximum(xp.sum(count), 1.0)
+        return xp.maximum(share.whole(xp.sum(count)), 1.0)
 
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
         xp = namespace(prediction)

@@ -9,6 +9,7 @@ import numpy as np
 from .. import ops
 from ..backends import Array, namespace
 from ..common.checks import non_negative, pair_from
+from ..common.share import rows_of_batch, whole
 from .losses import Loss, checked_reduction, checked_terms
 
 
@@ -61,19 +62,21 @@ class Objective(Loss):
         value = namespace(terms).sum(terms)
         if self.reduction == "sum":
             return value, gradient
-        each = self.loss.divisor(prediction, target) / target.shape[0]  # of a row
+        each = self.loss.divisor(prediction, target) / rows_of_batch(target.shape[0])  # of a row
         divisor = self.rows(target, weight) * each
         return value / divisor, gradient / divisor
 
     def rows(self, target: Array, weight: Array | None) -> Any:
         """N, or for `weights_over="batch"` the sum of the batch's weights, infinity in place of 0."""
+        rows = rows_of_batch(target.shape[0])
         if weight is None or self.loss.weights_over != "batch":
-            return target.shape[0]
+            return rows
         xp = namespace(target)
         if (count := self.loss.counted(target)) is None:
-            total = xp.sum(weight) * (target.shape[0] / math.prod(weight.shape))
+            total = whole(xp.sum(weight)) / math.prod(weight.shape[1:])
         else:
-            total = xp.sum(spread(weight, count) * count) * (target.shape[0] / xp.maximum(xp.sum(count), 1.0))
+            total, counted = whole(xp.sum(spread(weight, count) * count), xp.sum(count))
+            total = total * (rows / xp.maximum(counted, 1.0))
         return xp.where(total > 0.0, total, math.inf)
 
     def penalty(self, params: Mapping[str, Array], target: Array, weight: Array | None) -> tuple[Any, dict[str, Array]]:

@@ -108,19 +108,11 @@ class Checkpoint(Configured, Callback):
                 LOCKED.discard(file)
 
     def open(
-        self, net: Placed, data: Mapping[str, Array | str], settings: Mapping[str, Any], callbacks: Sequence[Callback],
+        self, net: Placed, facts: dict[str, str], optimizer: Any, callbacks: Sequence[Callback],
         steps_per_epoch: int | None, resume: bool,
     ) -> "Saved | None":  # fmt: skip
-        """The checkpoint to resume from, or None; also records what the run depends on."""
-        self._callbacks = [c for c in callbacks if c.memory]
-        depends = {"network": net, "dtype": net.dtype, **settings, "callbacks with a memory": self._callbacks}
-        self._facts = {}
-        for name, value in depends.items():
-            self._facts[name] = shortened(ADDRESS.sub("", repr(list(value) if isinstance(value, dict) else value)))
-            if name in CODED and (code := own_code(value)):
-                self._facts[f"code of {name}"] = code
-        for name, value in data.items():
-            self._facts[name] = value if isinstance(value, str) else fingerprint(value, net.backend.to_numpy)
+        """The checkpoint to resume from, or None; `facts` are what the run depends on, as `facts_of` has them."""
+        self._callbacks, self._facts = with_memory(callbacks), facts
         self._saved = -1, -1
         files = self._files()
         if not resume and files:
@@ -132,7 +124,7 @@ class Checkpoint(Configured, Callback):
             try:
                 saved = Saved(path, net.backend)
                 saved.check_facts(self._facts)
-                saved.check(settings["optimizer"], self._callbacks, steps_per_epoch)
+                saved.check(optimizer, self._callbacks, steps_per_epoch)
                 return saved
             except FormatError as error:
                 if i == len(files) - 1:
@@ -210,9 +202,11 @@ class Checkpoint(Configured, Callback):
                 )
         return memory
 
-    def leave(self, run: Run) -> NoReturn:
+    def leave(self, run: Run, tells: bool = True) -> NoReturn:
         """Report where a signal stopped the run, and exit with the code that shells expect."""
-        tell(f"fit: stopped at step {run.step}; {self.folder} has its state, resume=True goes on from it", sys.stderr)
+        if tells:
+            at = f"fit: stopped at step {run.step}"
+            tell(f"{at}; {self.folder} has its state, resume=True goes on from it", sys.stderr)
         raise SystemExit(128 + run.signal)
 
 
@@ -309,7 +303,7 @@ class Saved:
             twin.set_state(self.state)
             step = begin(twin)
             step.go_on(self.slots)
-            for callback, memory in zip([c for c in callbacks if c.memory], self.callbacks, strict=True):
+            for callback, memory in zip(with_memory(callbacks), self.callbacks, strict=True):
                 callback.check_memory(memory, twin.clone())
         except (ValueError, TypeError) as error:
             raise self._unsound(error) from None
@@ -338,7 +332,7 @@ class Saved:
                     f"fit: the optimizer's {name} was {printable(value['same'], 200)} in {self.path} and is "
                     f"{description.get('same', now)} now; a checkpoint keeps numbers alone: have train_begin set it"
                 )
-        for callback, memory in zip([c for c in callbacks if c.memory], self.callbacks, strict=True):
+        for callback, memory in zip(with_memory(callbacks), self.callbacks, strict=True):
             for name, value in memory.items():
                 setattr(callback, name, value)
 
@@ -375,6 +369,26 @@ def fault_in(optimizer: Any, name: str, value: Any, own: Any) -> str | None:
 
 
 # --- what a run depends on --------------------------------------------------------------------------------------------
+
+
+def facts_of(
+    net: Placed, data: Mapping[str, Array | str], settings: Mapping[str, Any], callbacks: Sequence[Callback]
+) -> dict[str, str]:
+    """What a run depends on, by name: the network, its data and settings, in words or as a digest."""
+    depends = {"network": net, "dtype": net.dtype, **settings, "callbacks with a memory": with_memory(callbacks)}
+    facts = {}
+    for name, value in depends.items():
+        facts[name] = shortened(ADDRESS.sub("", repr(list(value) if isinstance(value, dict) else value)))
+        if name in CODED and (code := own_code(value)):
+            facts[f"code of {name}"] = code
+    for name, value in data.items():
+        facts[name] = value if isinstance(value, str) else fingerprint(value, net.backend.to_numpy)
+    return facts
+
+
+def with_memory(callbacks: Sequence[Callback]) -> list[Callback]:
+    """The callbacks that remember something."""
+    return [callback for callback in callbacks if callback.memory]
 
 
 def shortened(text: str) -> str:

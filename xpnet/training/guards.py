@@ -4,10 +4,9 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..layers.placed import Placed
-from .run import Run
 
 TRAINED: set[int] = set()  # the layers, by their id, that a `fit` under way trains
 CLAIMING = threading.Lock()  # held from the look at it to the entry in it
@@ -50,8 +49,8 @@ def claimed(net: Placed) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def signals_stop(run: Run, terminate: bool) -> Iterator[None]:
-    """Ctrl-C, and where asked SIGTERM, has the run stop after its step; a second one has its usual effect.
+def signals_stop(interrupt: Callable[[int], None], terminate: bool) -> Iterator[None]:
+    """Ctrl-C, and where asked SIGTERM, calls `interrupt` with its number; a second one has its usual effect.
 
     Only where the signal would end the program: not in another thread, nor where the program handles it itself.
     """
@@ -63,8 +62,7 @@ def signals_stop(run: Run, terminate: bool) -> Iterator[None]:
 
     def stop(number: int, frame: object) -> None:
         signal.signal(number, handlers[signal.Signals(number)])
-        run.history.interrupted = True
-        run.signal = number
+        interrupt(number)
 
     for number in handlers:
         signal.signal(number, stop)

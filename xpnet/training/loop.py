@@ -14,6 +14,8 @@ from ..common.checks import flag, integer, non_negative, require
 from ..common.warn import warn
 from ..data import minibatches
 from ..kernels import training_step
+from ..kernels.reference import Step
+from ..kernels.shared import SharedStep
 from ..layers.placed import Placed
 from ..losses import __all__ as known_losses
 from ..losses.losses import Loss
@@ -23,10 +25,11 @@ from ..optimizers import __all__ as known_optimizers
 from . import arguments, inputs, sources
 from .batches import Arrays, Batch, Feed
 from .callback import Callback
-from .checkpoints import Checkpoint, with_threads
+from .checkpoints import Checkpoint, facts_of, with_threads
 from .evaluation import Metrics, held_out_of
 from .guards import check_not_trained, claimed, signals_stop
 from .history import History
+from .processes import Following, Processes, check_rows_alone, fails_together
 from .progress import Progress
 from .run import Run
 
@@ -35,6 +38,7 @@ AHEAD = 32  # full-batch epochs that are handed to a GPU at a time, at most, whe
 PACE = 0.1  # seconds that they may take before the next wait
 
 
+@fails_together
 def fit(
     net: Placed,
     x: Any,
@@ -55,6 +59,7 @@ def fit(
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
     prefetch: int = 2,
+    comm: Any = None,
 ) -> History:
     """Train on x (n, features), or of more axes, and targets y (n, ...), NumPy's or the backend's own; returns the
     history. Large memory-mapped files and arrays of integers are never copied as a whole: each batch is cast.
@@ -88,6 +93,14 @@ def fit(
     `checkpoint` saves the run's whole state as it goes, and `resume=True` goes on from there as if nothing had
     happened: see `Checkpoint`.
 
+    With `comm`, a communicator of mpi4py's such as MPI.COMM_WORLD, its processes train together. All of them call `fit`
+    with the same network, data, as arrays or sources, and settings; each takes its share of every batch's rows, and all
+    end with the same history and network, which is what one process makes of it, to within rounding. Parameters,
+    statistics and the random order start as the first process has them. It alone validates, calls the callbacks, shows
+    progress and has the files; a checkpoint resumes on any number of processes. A loss must derive from `xn.Loss`; a
+    layer of your own that adds up over the batch does so by `xpnet.common.share.whole`. Layers then run their plain
+    code, without compiled kernels. If one process fails, all of them end.
+
     Ctrl-C ends the training after the current step, and `fit` returns; a second one raises KeyboardInterrupt at once.
     Raises ValueError or TypeError for what it cannot train on, before the first step, RuntimeError for a network that
     another `fit` is training, ValueError at the first batch with outputs outside [0, 1] for a loss of probabilities,
@@ -112,35 +125,59 @@ def fit(
     objective = Objective(loss, non_negative("fit: l2", l2))
     held_out = held_out_of(net, validation_data, loss, max(batch_size or feed.rows or 1, 1024))
     arguments.warn_of_squashed_logits(net, "fit", loss)
-    hooks = [*([Progress()] if progress else []), *own, *([checkpoint] if checkpoint else [])]
+    hooks: list[Callback] = [*([Progress()] if progress else []), *own, *([checkpoint] if checkpoint else [])]
+    group = Processes(comm) if comm is not None and comm.Get_size() > 1 else None
+    first = group is None or group.first  # it has the callbacks and the files
+    if group:
+        check_rows_alone(loss)
+        hooks = [*(hooks if first else []), Following(group, own)]
 
-    lock = checkpoint.locked() if checkpoint else contextlib.nullcontext()
+    def step_for(net: Placed) -> Step:
+        if group:
+            return SharedStep(net, objective, copy.copy(optimizer), group)
+        return training_step(net, objective, copy.copy(optimizer), feed.sample.x.shape)
+
+    lock = checkpoint.locked() if checkpoint and first else contextlib.nullcontext()
     with net.backend.scope(), lock, contextlib.ExitStack() as threads, contextlib.ExitStack() as claim:
         claim.enter_context(claimed(net))
         if held_out and metrics:
             held_out.check_metrics(net, loss, metrics)
-        shape, saved = feed.sample.x.shape, None
-        if checkpoint:
+        saved = None
+        if checkpoint or group:
             data = feed.facts() | (held_out.facts() if held_out else {})
             settings = {"loss": loss, "l2": l2, "optimizer": optimizer, "batch_size": batch_size or feed.rows}
             settings |= {"shuffle": shuffle, "metrics": dict(metrics or {})}
-            saved = checkpoint.open(net, data, settings, own, feed.steps, resume)
+            facts = facts_of(net, data, settings, own)
+        if group:
+            more = {"backend": net.backend.name, "epochs": epochs, "callbacks": [type(c).__name__ for c in own]}
+            more |= {"checkpoint": checkpoint is not None, "resume": resume, "slots": slots is not None}
+            group.check_same(facts | {name: repr(value) for name, value in more.items()})
+            group.share_network(net)
+            slots = group.of_first(lambda: slots)
+        if checkpoint:
+
+            def newest() -> Any:
+                return checkpoint.open(net, facts, optimizer, own, feed.steps, resume)
+
+            saved = group.of_first(newest) if group else newest()
         if saved:
             threads.enter_context(with_threads(saved.threads))
-            step = saved.begin(net, own, lambda twin: training_step(twin, objective, copy.copy(optimizer), shape))
+            step = saved.begin(net, own, step_for)
         else:
-            step = training_step(net, objective, copy.copy(optimizer), shape)
+            step = step_for(net)
             if slots is not None:
                 step.go_on(slots)
         run = Run(net, step, feed, epochs)
-        one_by_one = held_out or net.backend.immediate or any(map(arguments.looks_at_epochs, hooks))
+        one_by_one = group or held_out or net.backend.immediate or any(map(arguments.looks_at_epochs, hooks))
         most, together = 1 if one_by_one or feed.steps != 1 else AHEAD, 1  # epochs before the next look at them
         if saved:
             saved.restore(run)
 
         begun: list[Callback] = []
 
-        with signals_stop(run, terminate=checkpoint is not None):
+        left_alike = group.left_alike(net, run.history) if group else contextlib.nullcontext()
+        receive = group.receive if group else run.interrupt
+        with left_alike, signals_stop(receive, terminate=checkpoint is not None):
             try:
                 for callback in hooks:
                     begun.append(callback)
@@ -161,12 +198,12 @@ def fit(
                     for epoch in np.split(losses, len(losses)) if feed.steps == 1 else [losses]:
                         run.end_epoch()
                         run.history.record({"loss": mean_of(epoch, feed.sizes(len(epoch)), objective)})
-                    if held_out is not None:
+                    if held_out is not None and first:
                         scores = held_out.scores(run.net, loss, metrics)
                         run.history.record({f"val_{name}": score for name, score in scores.items()})
                     for callback in hooks:
                         callback.epoch_end(run)
-                if checkpoint:
+                if checkpoint and first:
                     checkpoint.save(run)
                 run.history.slots = run.slots
             finally:
@@ -175,11 +212,11 @@ def fit(
                 with contextlib.ExitStack() as ends:  # each that was begun comes to its end, whatever another raises
                     for callback in reversed(begun):
                         ends.callback(callback.train_end, run)
-        if not any(isinstance(callback, Doctor) for callback in own):
+        if first and not any(isinstance(callback, Doctor) for callback in own):
             warn_of_constant_outputs(run)
     net.rng = run.rng
     if checkpoint and run.signal:
-        checkpoint.leave(run)
+        checkpoint.leave(run, tells=first)
     return run.history
 
 

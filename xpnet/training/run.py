@@ -89,6 +89,11 @@ class Run:
     def stop(self, value: bool) -> None:
         self.stopped = value
 
+    def interrupt(self, number: int) -> None:
+        """End the training after the current step: a signal of that number came."""
+        self.history.interrupted = True
+        self.signal = number
+
     @property
     def amid_epoch(self) -> bool:
         """Whether the epoch to come is one that was begun before the run was resumed."""

@@ -1,0 +1,92 @@
+"""Threads in the place of processes, with what `fit` asks of an mpi4py communicator."""
+
+import copy
+import pickle
+import threading
+
+from support import HANG
+
+
+class Meeting:
+    """Where threads leave something each, and go on when all have."""
+
+    def __init__(self, size):
+        self.left = [None] * size
+        self.barrier = threading.Barrier(size)
+        self.arrived = 0
+        self.lock = threading.Lock()
+
+    def exchange(self, rank, thing):
+        self.left[rank] = thing
+        self.barrier.wait(HANG)
+        found = list(self.left)
+        self.barrier.wait(HANG)  # before anyone leaves the next
+        return found
+
+
+class Communicator:
+    def __init__(self, rank, size, meetings):
+        self.rank, self.size, self.meetings = rank, size, meetings
+        self.made = 0  # duplicates
+        self.meeting = meetings[0]
+
+    def Get_rank(self):
+        return self.rank
+
+    def Get_size(self):
+        return self.size
+
+    def Allreduce(self, a, total):
+        given = self.meeting.exchange(self.rank, a)
+        assert len({(each.shape, each.dtype) for each in given}) == 1  # which MPI would not see
+        total[...] = sum(given[1:], given[0])
+
+    def Allgather(self, a, met):
+        met[...] = self.meeting.exchange(self.rank, a)
+
+    def allgather(self, thing):
+        return [pickle.loads(each) for each in self.meeting.exchange(self.rank, pickle.dumps(thing))]
+
+    def bcast(self, thing):
+        found = self.meeting.exchange(self.rank, pickle.dumps(thing))[0]
+        return thing if self.rank == 0 else pickle.loads(found)
+
+    def Dup(self):
+        twin = copy.copy(self)
+        twin.meeting = self.meetings[1]
+        return twin
+
+    def Free(self):
+        pass
+
+    def Ibarrier(self):
+        with self.meeting.lock:
+            self.meeting.arrived += 1
+        return self
+
+    def Test(self):
+        return self.meeting.arrived % self.size == 0
+
+    def Abort(self, code):
+        for meeting in self.meetings:
+            meeting.barrier.abort()
+
+
+def processes(size, job):
+    """What `job(comm)` returns or raises in each of so many threads."""
+    meetings = [Meeting(size), Meeting(size)]
+    outcomes = [None] * size
+
+    def run(rank):
+        try:
+            outcomes[rank] = job(Communicator(rank, size, meetings))
+        except BaseException as error:
+            outcomes[rank] = error
+            meetings[0].barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG)
+    return outcomes

@@ -1,0 +1,40 @@
+"""What each process of an mpiexec does for tests/training/test_processes.py, as its arguments say."""
+
+import pickle
+import signal
+import sys
+
+from mpi4py import MPI
+
+import xpnet as xn
+from support.together import CASES, Failing, broken, fit, trained
+
+
+def leave(comm, outcome, path):
+    """Write what all processes have to a file."""
+    made = comm.gather(outcome)
+    if comm.Get_rank() == 0:
+        with open(path, "wb") as file:
+            pickle.dump(made, file)
+
+
+def main(what, *arguments):
+    comm, backend = MPI.COMM_WORLD, xn.get_backend("numpy")
+    if what == "cases":
+        leave(comm, {case: trained(case, backend, comm) for case in CASES}, *arguments)
+    elif what == "fails":
+        fit(backend, comm, x=Failing(comm, broken), y=None, prefetch=0)
+    elif what == "killed":
+        folder, number = arguments
+        source = Failing(comm, lambda: signal.raise_signal(int(number)))
+        fit(backend, comm, x=source, y=None, epochs=4, prefetch=0, checkpoint=xn.Checkpoint(folder, every=2))
+    elif what == "resumed":
+        folder, path = arguments
+        source = Failing(comm, lambda: None)
+        checkpoint = xn.Checkpoint(folder, every=2)
+        outcome = fit(backend, comm, x=source, y=None, epochs=4, checkpoint=checkpoint, resume=True)
+        leave(comm, outcome, path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,101 @@
+"""Trainings that several processes do together, whose results are those of one."""
+
+import numpy as np
+
+import xpnet as xn
+from support.cases import FEATURES, OPTIMIZERS, of_images
+
+N, K = 23, 3  # of 23 rows in batches of 5 the last has 3, fewer than four processes
+rng = np.random.default_rng(0)
+X, Y, WEIGHTS = rng.normal(size=(N, FEATURES)), rng.integers(K, size=N), rng.integers(1, 4, size=N)
+T = np.eye(K)[Y]
+
+
+class OverBatch(xn.SoftmaxCrossEntropy):
+    """Divided by the weights of each batch."""
+
+    weights_over = "batch"
+
+
+def layers():
+    return xn.Dense(FEATURES, 8), xn.BatchNorm(8), xn.ReLU(), xn.Dropout(0.2), xn.Dense(8, K)
+
+
+def images():
+    return of_images((1, 2, 2), xn.Conv2d(1, 3, 2, padding="same"), xn.BatchNorm(3), xn.MaxPool2d(2)), xn.Dense(3, K)
+
+
+def probabilities():  # which the last layer does not tell
+    return *layers(), xn.Sigmoid(), xn.Rescale(1.0, 0.0)
+
+
+def batches():
+    return [(X[i : i + 5], Y[i : i + 5], WEIGHTS[i : i + 5]) for i in range(0, N, 5)]
+
+
+LONG = {"epochs": 10}  # of 5 steps
+CASES = {  # layers, loss, and what is given to fit beside or in place of X, Y, SGD, and two epochs
+    **{name: (layers, xn.SoftmaxCrossEntropy(), {"optimizer": make()} | LONG) for name, make in OPTIMIZERS.items()},
+    "weights, l2, clip_norm": (layers, xn.SoftmaxCrossEntropy(),
+                               {"sample_weight": WEIGHTS, "l2": 0.1, "optimizer": xn.SGD(0.1, clip_norm=0.1)} | LONG),
+    "a sum": (layers, xn.SoftmaxCrossEntropy("sum"), {"sample_weight": WEIGHTS, "l2": 0.1, "batch_size": 3}),
+    "weights over the batch": (layers, OverBatch(), {"sample_weight": WEIGHTS, "l2": 0.1, "epochs": 1}),
+    "ignored rows": (layers, xn.SoftmaxCrossEntropy(ignore=0, label_smoothing=0.1), {"batch_size": 3}),
+    "ignored rows, weights over the batch": (layers, OverBatch(ignore=0), {"sample_weight": WEIGHTS}),
+    "every element": (layers, xn.MeanSquaredError(), {"y": T, "sample_weight": WEIGHTS}),
+    "probabilities": (probabilities, xn.BinaryCrossEntropy(), {"y": T, "optimizer": xn.SGD(0.01)}),
+    "images": (images, xn.SoftmaxCrossEntropy(), {}),
+    "a source of rows": (layers, xn.SoftmaxCrossEntropy(), {"x": xn.data.ArraySource(X, Y), "y": None}),
+    "a stream of batches": (layers, xn.SoftmaxCrossEntropy(), {"x": batches(), "y": None}),
+    "one batch, and what callbacks decide": (layers, xn.SoftmaxCrossEntropy(), {
+        "batch_size": None, "epochs": 9, "validation_data": (X, Y), "metrics": ["accuracy"],
+        "callbacks": lambda: [xn.ReduceOnPlateau("val_loss", patience=1, min_delta=1e9),
+                              xn.EarlyStopping("val_loss", patience=3, min_delta=1e9)],
+    }),
+}  # fmt: skip
+
+
+def fit(backend, comm, net=None, **options):
+    """What a training gives, arrays by name. Each process begins with other parameters; the first's count."""
+    if net is None:
+        net = xn.Sequential(*layers()).initialize(backend, "float64", seed=comm.Get_rank() if comm else 0)
+    given = {"x": X, "y": Y, "loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.SGD(0.1), "batch_size": 5, "epochs": 2}
+    history = net.fit(**(given | options), comm=comm)
+    arrays = {name: net.backend.to_numpy(a) for name, a in (net.params | net.state).items()}
+    return arrays | dict(history) | {"order": net.rng.permutation(N), "steps": history.steps}
+
+
+def trained(case, backend, comm=None):
+    """`fit` for one of CASES."""
+    make, loss, options = CASES[case]
+    net = xn.Sequential(*make()).initialize(backend, "float64", seed=comm.Get_rank() if comm else 0)
+    return fit(backend, comm, net, loss=loss, **(options | {"callbacks": options.get("callbacks", list)()}))
+
+
+class Failing:
+    """A source of which process 1 meets something in batch 3 of epoch 2."""
+
+    def __init__(self, comm, met):
+        self.here, self.epoch, self.met = comm.Get_rank() == 1, 0, met
+
+    def __iter__(self):
+        self.epoch += 1
+        for number, batch in enumerate(batches(), 1):
+            if self.here and (self.epoch, number) == (2, 3):
+                self.met()
+            yield batch[:2]  # weights would be gone through once more
+
+
+def broken():
+    raise OSError("the disk is gone")
+
+
+def assert_alike(one, many):
+    """That each of many processes has what one has, to within rounding, and all of them the same bits."""
+    for outcome in many:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        assert outcome.keys() == one.keys()
+        for name, a in one.items():
+            np.testing.assert_allclose(outcome[name], a, rtol=0, atol=1e-12, err_msg=name)
+            np.testing.assert_array_equal(outcome[name], many[0][name], err_msg=name)

@@ -1,0 +1,220 @@
+"""Several processes that train together: they make what one makes, and fail together."""
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import xpnet as xn
+from support import HANG, ROOT
+from support.cases import FEATURES, LAYERS, SEQUENCES, ready
+from support.communicator import processes
+from support.together import CASES, Failing, T, X, Y, assert_alike, batches, broken, fit, trained
+from xpnet.common.share import sharing
+from xpnet.training import processes as together
+
+FEW = "weights over the batch"  # the one of CASES that every backend goes through
+
+# --- threads in the place of processes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case", [case if case == FEW else pytest.param(case, marks=pytest.mark.numpy_only) for case in CASES]
+)
+def test_how_many_processes_there_are_changes_nothing(strict_lib, case):
+    one = trained(case, strict_lib.backend)
+    assert_alike(one, processes(4, lambda comm: trained(case, strict_lib.backend, comm)))
+
+
+class Nothing:
+    """The share of a process that has none of a batch's five rows, and sums in which there is nothing else."""
+
+    first, own, rows = 5, 0, 5
+
+    def sum(self, *arrays):
+        return [5 if isinstance(a, int) else a for a in arrays]
+
+
+@pytest.mark.parametrize("name", sorted({*LAYERS, *SEQUENCES} - {"network", "gpt"}))  # made of others
+def test_a_layer_of_which_a_process_has_no_row_has_gradients_of_zero(strict_lib, rng, name):
+    make, inputs = SEQUENCES.get(name) or (LAYERS[name], lambda rng, n, t: rng.normal(size=(n, FEATURES)))
+    layer = ready(make(), strict_lib)
+    x = strict_lib.asarray(inputs(rng, 2, 4))[:0, ...]
+    with strict_lib.backend.scope(), sharing(Nothing()):
+        y, cache = layer.forward(x, training=True)
+        dx, grads = layer.backward(y, cache)
+    assert dx is None or tuple(dx.shape) == tuple(x.shape)
+    assert {k: tuple(g.shape) for k, g in grads.items()} == {k: tuple(a.shape) for k, a in layer.params.items()}
+    assert all((strict_lib.to_numpy(g) == 0.0).all() for g in grads.values())
+
+
+@pytest.mark.numpy_only
+def test_a_checkpoint_resumes_on_another_number_of_processes(strict_lib, tmp_path):
+    def job(comm, epochs, folder):
+        return fit(strict_lib.backend, comm, epochs=epochs, checkpoint=xn.Checkpoint(folder, every=2), resume=True)
+
+    one = job(None, 4, tmp_path / "one")
+    processes(2, lambda comm: job(comm, 2, tmp_path / "many"))
+    assert_alike(one, processes(3, lambda comm: job(comm, 4, tmp_path / "many")))
+
+
+@pytest.mark.numpy_only
+def test_what_the_first_process_refuses_all_do(strict_lib, tmp_path):
+    def job(comm):
+        return fit(strict_lib.backend, comm, checkpoint=xn.Checkpoint(tmp_path))
+
+    processes(2, job)
+    first, second = processes(2, job)
+    assert isinstance(first, ValueError)
+    assert "has the checkpoints of a run" in str(first)
+    assert isinstance(second, RuntimeError)
+    assert "process 0 failed" in str(second)
+
+
+def test_a_run_that_diverges_does_so_in_all(strict_lib):
+    def job(comm):
+        with pytest.raises(xn.DivergenceError, match=r"in epoch 1, batch 3: the loss\.") as caught:
+            fit(strict_lib.backend, comm, net=net(comm), y=T, loss=xn.MeanSquaredError(), optimizer=xn.SGD(1e80))
+        return str(caught.value)
+
+    made = {}
+
+    def net(comm):
+        made[comm.Get_rank()] = xn.Sequential(xn.Dense(FEATURES, 3)).initialize(strict_lib.backend, "float64")
+        return made[comm.Get_rank()]
+
+    assert len(set(processes(3, job))) == 1
+    for other in made.values():
+        strict_lib.agrees(other.params["0.weight"], strict_lib.to_numpy(made[0].params["0.weight"]))
+
+
+@pytest.mark.numpy_only
+def test_one_that_fails_alone_ends_all_with_its_traceback(strict_lib, monkeypatch, capsys):
+    monkeypatch.setattr(together, "PATIENCE", 0.05)
+
+    def job(comm):
+        return fit(strict_lib.backend, comm, x=Failing(comm, broken), y=None)
+
+    outcomes = processes(3, job)
+    assert all(isinstance(outcome, Exception) for outcome in outcomes)
+    told = capsys.readouterr().err
+    assert "fit: process 1 of 3 failed alone, which ends all of them:\nTraceback" in told
+    assert "OSError: the disk is gone" in told
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    ("differing", "told"),
+    [
+        (lambda rank: {"l2": 0.1 * rank}, r"l2: 0.1 in process 1, 0.0 in process 0\nGive"),
+        (lambda rank: {"epochs": 2 + rank}, r"epochs: 3 in process 1, 2 in process 0\nGive"),
+        (lambda rank: {"optimizer": xn.SGD(0.1 + rank)}, r"optimizer: SGD\(.*=1.1.*0.1.* in process 0\nGive"),
+        (lambda rank: {"x": X + rank}, r"x: float64 \(23, 4\) \w+ in process 1, float64 \(23, 4\) \w+ in process 0\n"),
+        (lambda rank: {"validation_data": (X, Y) if rank else None}, "validation x: .* in process 1, nothing"),
+        (lambda rank: {"net": xn.Sequential(xn.Dense(4, 3 + rank))}, r"network: .*\(4, 4\).* in process 1, .*\(4, 3\)"),
+    ],
+    ids=["l2", "epochs", "optimizer", "x", "validation", "network"],
+)
+def test_processes_that_were_given_different_things_are_told_before_the_first_step(strict_lib, differing, told):
+    def job(comm):
+        given = differing(comm.Get_rank())
+        if "net" in given:
+            given["net"].initialize(strict_lib.backend, "float64")
+        with pytest.raises(ValueError, match=f"fit: the processes differ in what they were given:\n  {told}"):
+            fit(strict_lib.backend, comm, **given)
+
+    assert processes(2, job) == [None, None]
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("rows", [4, None], ids=["of other sizes", "fewer"])
+def test_processes_that_are_given_different_batches_are_told(strict_lib, rows):
+    def job(comm):
+        given = batches()
+        if comm.Get_rank():
+            given[2:] = [tuple(part[:rows] for part in given[2])] if rows else []
+        with pytest.raises(RuntimeError, match=r"given different batches, in their order: 5 rows, (4 rows|an end)"):
+            fit(strict_lib.backend, comm, x=given, y=None)
+
+    assert processes(2, job) == [None, None]
+
+
+@pytest.mark.numpy_only
+def test_a_signal_to_one_is_known_to_all_from_the_same_step_on():
+    def job(comm):
+        group = together.Processes(comm)
+        if group.rank == 1:
+            group.receive(signal.SIGTERM)
+        group.begin_step(4)
+        return group.signal
+
+    assert processes(3, job) == [signal.SIGTERM] * 3
+
+
+def test_what_cannot_be_trained_by_several_is_refused(strict_lib):
+    class Own:
+        def value_and_grad(self, prediction, target):
+            raise AssertionError
+
+    def job(comm):
+        with pytest.raises(TypeError, match="several processes need a loss with `terms`, one that derives from xn"):
+            fit(strict_lib.backend, comm, y=T, loss=Own())
+
+    assert processes(2, job) == [None, None]
+    with pytest.raises(TypeError, match=r"comm must be a communicator of mpi4py, such as MPI.COMM_WORLD, got 4"):
+        fit(strict_lib.backend, 4, xn.Sequential(xn.Dense(FEATURES, 3)).initialize(strict_lib.backend))
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def mpiexec(count, *arguments):
+    """The end of so many processes that run tests/support/mpi_program.py."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    beside = os.path.join(os.path.dirname(sys.executable), "mpiexec")
+    program = shutil.which("mpiexec", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]))
+    return subprocess.run(
+        [program or beside, "-n", str(count), sys.executable, ROOT / "tests/support/mpi_program.py", *arguments],
+        env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=HANG,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {case: trained(case, xn.get_backend("numpy")) for case in CASES}
+
+
+@pytest.mark.mpi_only
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_processes_of_mpi_make_what_one_makes(alone, tmp_path, count):
+    ended = mpiexec(count, "cases", tmp_path / "made")
+    assert ended.returncode == 0, ended.stderr
+    made = pickle.loads((tmp_path / "made").read_bytes())
+    assert len(made) == count
+    for case, one in alone.items():
+        assert_alike(one, [each[case] for each in made])
+
+
+@pytest.mark.mpi_only
+def test_a_process_of_mpi_that_fails_ends_all_with_its_traceback():
+    ended = mpiexec(3, "fails")
+    assert ended.returncode != 0
+    assert "fit: process 1 of 3 failed alone, which ends all of them:\nTraceback" in ended.stderr
+    assert "OSError: the disk is gone" in ended.stderr
+
+
+@pytest.mark.mpi_only
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_of_mpi_that_is_killed_ends_all_and_the_run_resumes(tmp_path, number):
+    one = fit(xn.get_backend("numpy"), None, epochs=4, shuffle=False)
+    ended = mpiexec(2, "killed", tmp_path, str(int(number)))
+    assert ended.returncode != 0
+    assert ("stopped at step 7" in ended.stderr) == (number == signal.SIGTERM)
+    ended = mpiexec(3, "resumed", tmp_path, tmp_path / "made")
+    assert ended.returncode == 0, ended.stderr
+    assert_alike(one, pickle.loads((tmp_path / "made").read_bytes()))

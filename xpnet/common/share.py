@@ -1,0 +1,58 @@
+"""The share of a batch that is here: where several processes train together, each has some of the batch's rows.
+
+A layer or loss that adds up over the batch takes its sums from `whole` and its counts of rows from `rows_of_batch`:
+they are those of the whole batch then, so that how many processes there are changes nothing. Parameters' gradients stay
+those of the rows here: the training step adds them up.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from ..backends import Array
+
+
+class Share(Protocol):
+    """Some of a batch's rows, which follow one another."""
+
+    first: int  # the number of the first of them in the batch
+    own: int  # how many there are
+    rows: int  # and in the batch
+
+    def sum(self, *arrays: Any) -> list[Array]:
+        """The sums of arrays or numbers over all shares, each of which asks for the same ones in the same order."""
+
+
+_here: ContextVar[Share | None] = ContextVar("share", default=None)  # None: the rows here are the batch
+
+
+@contextmanager
+def sharing(share: Share) -> Iterator[None]:
+    """Within, the rows here are this share of a batch."""
+    token = _here.set(share)
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
+def whole(*sums: Any) -> Any:
+    """Sums or counts over the rows here, as they are over the whole batch: one for one, several for several."""
+    share = _here.get()
+    totals = sums if share is None else share.sum(*sums)
+    return totals[0] if len(totals) == 1 else totals
+
+
+def rows_of_batch(n: int) -> int:
+    """Of n rows here, or n places of which each row has as many, how many the whole batch has."""
+    return span(n)[1]
+
+
+def span(n: int) -> tuple[int, int]:
+    """Of n rows or places here, the number of the first in the whole batch, and how many that has."""
+    share = _here.get()
+    if share is None:
+        return 0, n
+    each = n // share.own if share.own else 1
+    return share.first * each, share.rows * each

@@ -1,0 +1,212 @@
+"""Several processes that train one network together, over an mpi4py communicator."""
+
+import contextlib
+import functools
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from ..common.checks import brief, printable
+from ..layers.placed import Placed
+from ..losses.losses import Loss
+from .arguments import own_hook
+from .callback import Callback
+from .checkpoints import settings_of
+from .history import History
+from .run import DivergenceError, Run
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+NEEDED = "Get_rank", "Get_size", "Allreduce", "Allgather", "allgather", "bcast", "Dup", "Abort"
+PATIENCE = 3.0  # seconds that a process waits for the others to fail as well
+ENDED = -1  # in place of a number of rows
+
+
+def check_communicator(comm: object) -> None:
+    """Refuse what is no communicator of mpi4py's."""
+    if not all(hasattr(comm, name) for name in NEEDED):
+        raise TypeError(
+            f"fit: comm must be a communicator of mpi4py, such as MPI.COMM_WORLD, got {brief(comm)}; arrays of a GPU "
+            "travel over it, too, by way of the host"
+        )
+
+
+def check_rows_alone(loss: Any) -> None:
+    """Refuse a loss that does not tell what each row's share of it is."""
+    if getattr(type(loss), "reduced", None) is not Loss.reduced:
+        raise TypeError(f"fit: several processes need a loss with `terms`, one that derives from xn.Loss; got {loss!r}")
+
+
+def fails_together(fit: Callable[P, R]) -> Callable[P, R]:
+    """`fit`, which among several processes ends in all of them if it fails in one.
+
+    Where each raises within `PATIENCE`, as for a loss that is not finite, they go on from there as one process does.
+    Where others do not, they may wait for this one's sums for ever: its traceback is printed and the job aborted.
+    """
+
+    @functools.wraps(fit)
+    def guarded(*args: P.args, **options: P.kwargs) -> R:
+        comm: Any = options.get("comm")
+        if comm is None:
+            return fit(*args, **options)
+        check_communicator(comm)
+        failures = comm.Dup()  # on which nothing else is said
+        try:
+            return fit(*args, **options)
+        except BaseException:
+            if not all_arrive(failures):
+                head = f"fit: process {comm.Get_rank()} of {comm.Get_size()} failed alone, which ends all of them:\n"
+                print(head + traceback.format_exc(), file=sys.stderr, flush=True)
+                comm.Abort(1)
+            raise
+        finally:
+            failures.Free()
+
+    return guarded
+
+
+def all_arrive(comm: Any) -> bool:
+    """Whether all processes come here within `PATIENCE`."""
+    arrival, end = comm.Ibarrier(), time.monotonic() + PATIENCE
+    while not (arrived := arrival.Test()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return bool(arrived)
+
+
+class Processes:
+    """The processes of a communicator, of which the first calls the callbacks and has the files."""
+
+    def __init__(self, comm: Any):
+        self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
+        self.first = self.rank == 0
+        self.received = 0  # the number of a signal that came to this process
+        self.signal = 0  # of one that came to any of them, from the same step on for all
+
+    def receive(self, number: int) -> None:
+        """A signal came to this process, of which all are to know."""
+        self.received = number
+
+    def begin_step(self, rows: int) -> None:
+        self._meet(rows)
+
+    def end_epoch(self) -> None:
+        """See that all of them have come to an epoch's end."""
+        self._meet(ENDED)
+
+    def _meet(self, rows: int) -> None:
+        met = np.empty((self.size, 2), np.int64)
+        self.comm.Allgather(np.array([rows, self.received], np.int64), met)
+        self.signal = int(met[:, 1].max())
+        if (met[:, 0] != rows).any():
+            had = ", ".join("an end of the epoch" if n == ENDED else f"{n} rows" for n in met[:, 0].tolist())
+            raise RuntimeError(
+                f"fit: the processes were given different batches, in their order: {had}. Each needs the same whole "
+                "data: a source that shuffles must do so from the same seed in all of them"
+            )
+
+    def sum(self, a: np.ndarray) -> np.ndarray:
+        total = np.empty_like(a)
+        self.comm.Allreduce(a, total)
+        return total
+
+    def check_same(self, facts: Mapping[str, str]) -> None:
+        """Refuse to train together with processes that were given something else, with a list of the differences."""
+        given = self.comm.allgather(dict(facts))
+        ours, lines = given[0], []
+        for rank, theirs in enumerate(given):
+            for name in [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
+                then, now = (printable(each.get(name, "nothing"), 600) for each in (ours, theirs))
+                lines.append(f"\n  {printable(name, 80)}: {now} in process {rank}, {then} in process 0")
+        if lines:
+            raise ValueError(
+                f"fit: the processes differ in what they were given:{''.join(lines[:20])}\nGive all of them the same "
+                "network, data and settings."
+            )
+
+    def of_first(self, make: Callable[[], Any]) -> Any:
+        """What the first process makes, for all of them; if it raises an exception, all do."""
+        made, error = None, None
+        if self.first:
+            try:
+                made = make()
+            except Exception as raised:
+                error = raised
+        made, reason = self.comm.bcast((made, repr(error) if error else ""))
+        if error:
+            raise error
+        if reason:
+            raise RuntimeError(f"fit: process 0 failed: {reason}")
+        return made
+
+    @contextlib.contextmanager
+    def left_alike(self, net: Placed, history: History) -> Iterator[None]:
+        """After it network and history are the first process's, whose callbacks may have recorded more and gone back to
+        other parameters; also where the run has diverged, as it does in all.
+        """
+        try:
+            yield
+        except DivergenceError:
+            self._leave(net, history)
+            raise
+        self._leave(net, history)
+
+    def _leave(self, net: Placed, history: History) -> None:
+        measures = self.of_first(lambda: dict(history))
+        history.clear()
+        history.update(measures)
+        self.share_network(net)
+
+    def share_network(self, net: Placed) -> None:
+        """Give the network the parameters, statistics and generator of the first process's."""
+
+        def held() -> tuple[Any, ...]:
+            to_numpy = net.backend.to_numpy
+            return *({k: to_numpy(a) for k, a in own.items()} for own in (net.params, net.state)), net.rng
+
+        params, state, rng = self.of_first(held)
+        if not self.first:
+            net.set_params(params)
+            net.set_state(state)
+            net.rng = rng
+
+
+class Following(Callback):
+    """Has the other processes do as the first one's callbacks decide: stop, or change the optimizer's numbers.
+
+    It comes after them. A signal that any process was sent interrupts all of them after the same step.
+    """
+
+    def __init__(self, group: Processes, callbacks: Sequence[Callback]):
+        self.group = group
+        self.step_by_step = any(own_hook(callback, "step_end") for callback in callbacks)
+
+    def train_begin(self, run: Run) -> None:
+        self._follow(run)
+
+    def step_end(self, run: Run) -> None:
+        if self.group.signal:
+            run.interrupt(self.group.signal)
+        if self.step_by_step:
+            self._follow(run)
+
+    def epoch_begin(self, run: Run) -> None:
+        self._follow(run)
+
+    def epoch_end(self, run: Run) -> None:
+        self.group.end_epoch()
+        self._follow(run)
+
+    def _follow(self, run: Run) -> None:
+        settings = settings_of(run.optimizer)
+        numbers = {k: v for k, v in settings.items() if isinstance(v, bool | int | float | str | None)}
+        decided = self.group.comm.bcast((run.stopped, run.history.interrupted, numbers))
+        if not self.group.first:
+            run.stopped, run.history.interrupted, numbers = decided
+            for name, value in numbers.items():
+                if getattr(run.optimizer, name) != value:
+                    setattr(run.optimizer, name, value)
