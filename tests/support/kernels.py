@@ -7,7 +7,7 @@ from xpnet.kernels.stages import Part, Site, Stage, Vector, Workspace
 class Given(Stage):
     """The stage before, of a Dense: its y is what a test made."""
 
-    y_read_once, bias = True, "bias"
+    y_read_once = True
 
     def take_bias(self):
         """Add the bias, where the test gives none."""
@@ -31,7 +31,8 @@ class Operations:
 
     def _forward(self, layers, z, arrays, own=True, batch=()):
         before = Given(self.site, None)
-        before.joins, before.y_and_ones = arrays["bias"] is None, z
+        before.joins, before.y_and_ones = arrays.get("bias") is None, z
+        before.bias = "bias" if "bias" in arrays else ""
         parts = [Part(str(i), layer, 2, ()) for i, layer in enumerate(layers) if layer]
         stage = next(filter(None, (kind.take(self.site, before, parts) for kind in self.family.stages)))
         stage.batch = batch
@@ -55,6 +56,12 @@ class Operations:
 
     def batch_norm_backward(self, dy, dz, dgamma, dbeta, dbias=None):
         return self._backward(dy, dz, {"0.gamma": dgamma, "0.beta": dbeta, "bias": dbias})
+
+    def layer_norm(self, z, gamma, beta, eps):
+        return self._forward([xn.LayerNorm(z.shape[0], eps=eps)], z, {"0.gamma": gamma, "0.beta": beta})
+
+    def layer_norm_backward(self, dy, dz, dgamma, dbeta):
+        return self._backward(dy, dz, {"0.gamma": dgamma, "0.beta": dbeta})
 
     def softmax_cross_entropy(self, z, target, scale):
         stage = self.family.loss(self.site, xn.SoftmaxCrossEntropy(), 2)

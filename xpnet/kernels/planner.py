@@ -98,8 +98,9 @@ class BufferedStep(Step):
         if not (last := self.stages[-1]).foreign:
             self.stages.append(Exit(self.site, last, f"the loss, {self.objective.loss!r},", f"dy{next(turns)}"))
         self.end = len(self.stages) - (not last.foreign)
-        self.first = next(i for i, stage in enumerate(self.stages) if stage.names)
-        self.stages[self.first].lowest = True
+        first = next(i for i, stage in enumerate(self.stages) if stage.names)
+        self.stages[first].lowest = True
+        self.backwards = slice(self.end - 1, first - 1 if first else None, -1)  # those that a gradient goes through
         done = {name for stage in self.stages for name in stage.idle}
         idle = self.worker.idle_parameters([*(part.axes for part in parts[1:]), axes])
         self.idle = [name for name in idle if name in self.trained and name not in done]
@@ -242,8 +243,9 @@ class BufferedStep(Step):
 
     def _backward(self, plan: Plan, at: Vector, gradient: Vector, value: Array, dy: Array, batch: Batch) -> Array:
         """The gradient, and the loss with the penalty in it."""
-        for i in range(self.end - 1, self.first - 1, -1):
-            dy = plan.stages[i].backward(dy, at.views[i], gradient.views[i])
+        part = self.backwards
+        for stage, own, places in zip(plan.stages[part], at.views[part], gradient.views[part], strict=True):
+            dy = stage.backward(dy, own, places)
         for name in self.idle:
             gradient.arrays[name][...] = 0.0
         if self.objective.l2:

@@ -322,6 +322,32 @@ def test_a_loss_of_a_million_rows_loses_no_digits(kernels, request):
     assert abs(float(value) - expected) < 100 * np.finfo("float32").eps * expected
 
 
+# --- layer norm -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "layout"), LYING)
+def test_layer_norm(shape, layout, bench):
+    """Sums of D or N numbers of size 1, over √(v + eps) >= 0.1. A mean of 2,000 costs no digits in float32; in float64
+    it would cost the formula's own.
+    """
+    (d, n), eps, kernels = shape, 0.01, bench.kernels
+    z = bench.draw(d, n) + np.float32(2000.0 if bench.dtype == "float32" else 0.0)
+    dy, gamma, beta = bench.draw(d, n), bench.draw(d), bench.draw(d)
+    wide = z.astype("float64")
+    scale = 1 / np.sqrt(wide.var(axis=0) + eps)
+    hat = (wide - wide.mean(axis=0)) * scale
+    g = gamma[:, None].astype("float64") * dy
+    dz = (g - g.mean(axis=0) - hat * (g * hat).mean(axis=0)) * scale
+    on_y = kernels.layer_norm(bench.put(z, layout), bench.put(gamma), bench.put(beta), eps)
+    roundings = 100 + d
+    bench.agrees(on_y, gamma[:, None] * hat + beta[:, None], roundings, 10.0)
+    on_dgamma, on_dbeta = bench.empty(d), bench.empty(d)
+    on_dz = kernels.layer_norm_backward(bench.put(dy, layout), bench.empty(d, n), on_dgamma, on_dbeta)
+    bench.agrees(on_dz, dz, roundings, 100.0)
+    bench.agrees(on_dgamma, (dy * hat).sum(axis=1), roundings + n, 10.0 + np.abs(dy * hat).sum(axis=1).max() / n**0.5)
+    bench.agrees(on_dbeta, dy.sum(axis=1, dtype="float64"), roundings + n, 10.0)
+
+
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 

@@ -44,20 +44,19 @@ class Update:
             copied = self.family.xp.asarray(new, copy=True)  # which it may keep
             new[...], slots = updated(self.optimizer, w, copied, slots)
             return slots
-        memory = self.optimizer.memory
-        self.advance(w, [slots[key] for key in memory], new, [new_slots[key] for key in memory], slots["step"])
-        return {"step": slots["step"] + 1} | {key: new_slots[key] for key in memory}
+        self.advance(w, slots, new, new_slots)
+        return {"step": slots["step"] + 1} | {key: new_slots[key] for key in self.optimizer.memory}
 
-    def advance(self, w: Array, slots: list[Array], new: Array, new_slots: list[Array], step: int) -> None:
+    def advance(self, w: Array, slots: Slots, new: Array, new_slots: Slots) -> None:
         """By the table's rule, in the gradient's place: hardly a vector beside those that stay."""
         optimizer, lib, size = self.optimizer, self.family.lib, w.shape[0]
-        numbers = numbers_of(optimizer, step)
+        numbers = numbers_of(optimizer, slots["step"])
         program, names, _ = rule(lib, type(optimizer), optimizer.weight_decay != 0.0)
         values, spare = [numbers[name] for name in names if name in numbers], [n for n in names if n not in numbers]
         g = optimizer.limited(new)
         if g is not new:
             new[...] = g
-        arrays = [new, w, *slots, *new_slots]
+        arrays = [new, w, *[each[key] for each in (slots, new_slots) for key in optimizer.memory]]
         length = threads.BLOCK if self.family.immediate else size  # blocks are for a processor's cache
 
         def work(block: slice) -> Any:

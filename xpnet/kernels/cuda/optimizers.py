@@ -21,10 +21,10 @@ class Update(optimizers.Update):
             return
         over_vector("look_ahead", w, 2048, w, slots["velocity"], float(self.optimizer.momentum), w.shape[0], point)
 
-    def advance(self, w: Array, slots: list[Array], new: Array, new_slots: list[Array], step: int) -> None:
+    def advance(self, w: Array, slots: Slots, new: Array, new_slots: Slots) -> None:
         optimizer, size, norm = self.optimizer, w.shape[0], None
         decays, clip = bool(optimizer.weight_decay), optimizer.clip_value
-        numbers, lines = numbers_of(optimizer, step), lines_of(type(optimizer), decays)
+        numbers, lines = numbers_of(optimizer, slots["step"]), lines_of(type(optimizer), decays)
         limit = math.inf if clip is None else float(clip)
         if optimizer.clip_norm is not None:
             empty: Any = importlib.import_module("cupy").empty
@@ -33,4 +33,5 @@ class Update(optimizers.Update):
         values = [float(numbers[name]) for name in numbers_in(lines, optimizer.memory)]
         limits = limit, norm, float(optimizer.clip_norm or 0.0)
         name = rule_name(type(optimizer), decays)
-        over_vector(name, w, 2048, w, new, *slots, size, *limits, *values, *new_slots, new)
+        before, after = ([each[key] for key in optimizer.memory] for each in (slots, new_slots))
+        over_vector(name, w, 2048, w, new, *before, size, *limits, *values, *after, new)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ....backends import Array
-from ....optimizers import Optimizer
+from ....optimizers import Optimizer, Slots
 from ...formulas import python
 from ...table import lines_of, numbers_in, numbers_of
 from .. import optimizers, threads
@@ -55,18 +55,18 @@ def rule(kind: type[Optimizer], decays: bool, clips: bool) -> tuple[Any, list[st
 class Update(optimizers.Update):
     """The rule in one loop, which limits the gradient to `clip_value` and checks the results on its way."""
 
-    def advance(self, w: Array, slots: list[Array], new: Array, new_slots: list[Array], step: int) -> None:
-        optimizer, limit = self.optimizer, self.optimizer.clip_value
-        numbers = numbers_of(optimizer, step)
+    def advance(self, w: Array, slots: Slots, new: Array, new_slots: Slots) -> None:
+        optimizer, limit, memory = self.optimizer, self.optimizer.clip_value, self.optimizer.memory
+        numbers = numbers_of(optimizer, slots["step"])
         if optimizer.clip_norm is not None:
             np.copyto(new, optimizer.limited(new))
             limit = None
         elif limit is not None:
             numbers["limit"] = limit
-        for old, place in zip(slots, new_slots, strict=True):
-            if place is not old:
-                np.copyto(place, old)
-        arrays = [w, *new_slots, new]
+        if new_slots is not slots:
+            for key in memory:
+                np.copyto(new_slots[key], slots[key])
+        arrays = [w, *[new_slots[key] for key in memory], new]
         loop, names = rule(type(optimizer), optimizer.weight_decay != 0.0, limit is not None)
         values = np.array([numbers[name] for name in names], dtype=w.dtype)
         if w.size <= threads.LARGE:
