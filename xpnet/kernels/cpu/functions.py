@@ -34,7 +34,7 @@ class Function:
     def __init__(self, lib: Any, name: str):
         _, value, slope, _, shared = row = POINTWISE[name]
         condition = re.fullmatch(r"where\((.*), 1, 0\)", slope)
-        self.keeps, self.masks = "x" in names_in(slope), condition is not None
+        self.keeps, self.masks = "x" in names_in(row.formulas[1]), condition is not None
         self.settings = row.settings
         lines = [("shared", shared)] * bool(shared), [("slope", condition[1] if condition else slope)], [("y", value)]
         if self.keeps:

@@ -49,7 +49,7 @@ def function(name: str, loops: Callable[..., Loops]) -> Any:
 
 def reads_x(f: Layer | None) -> bool:
     """Whether the slope is a formula of x, so that y has to take another place."""
-    return "x" in names_in(FORMULAS[str(pointwise(f))].slope)
+    return "x" in names_in(FORMULAS[str(pointwise(f))].formulas[1])
 
 
 def scalar(formula: str, arguments: str, settings: list[str]) -> Any:
