@@ -7,7 +7,7 @@ import sys
 from mpi4py import MPI
 
 import xpnet as xn
-from support.together import CASES, Failing, broken, fit, trained
+from support.together import CASES, Failing, broken, fit, sharded, trained
 
 
 def leave(comm, outcome, path):
@@ -21,7 +21,10 @@ def leave(comm, outcome, path):
 def main(what, *arguments):
     comm, backend = MPI.COMM_WORLD, xn.get_backend("numpy")
     if what == "cases":
-        leave(comm, {case: trained(case, backend, comm) for case in CASES}, *arguments)
+        made = {case: trained(case, backend, comm) for case in CASES}
+        if 8 % comm.Get_size() == 0:
+            made["in shards"] = sharded(backend, comm)
+        leave(comm, made, *arguments)
     elif what == "fails":
         fit(backend, comm, x=Failing(comm, broken), y=None, prefetch=0)
     elif what == "killed":

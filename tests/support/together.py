@@ -60,16 +60,16 @@ def fit(backend, comm, net=None, **options):
     if net is None:
         net = xn.Sequential(*layers()).initialize(backend, "float64", seed=comm.Get_rank() if comm else 0)
     given = {"x": X, "y": Y, "loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.SGD(0.1), "batch_size": 5, "epochs": 2}
-    history = net.fit(**(given | options), comm=comm)
+    history = net.fit(**(given | options | {"callbacks": options.get("callbacks", list)()}), comm=comm)
     arrays = {name: net.backend.to_numpy(a) for name, a in (net.params | net.state).items()}
     return arrays | dict(history) | {"order": net.rng.permutation(N), "steps": history.steps}
 
 
-def trained(case, backend, comm=None):
+def trained(case, backend, comm=None, **more):
     """`fit` for one of CASES."""
     make, loss, options = CASES[case]
     net = xn.Sequential(*make()).initialize(backend, "float64", seed=comm.Get_rank() if comm else 0)
-    return fit(backend, comm, net, loss=loss, **(options | {"callbacks": options.get("callbacks", list)()}))
+    return fit(backend, comm, net, loss=loss, **options, **more)
 
 
 class Failing:
@@ -90,12 +90,21 @@ def broken():
     raise OSError("the disk is gone")
 
 
-def assert_alike(one, many):
+SHARDED = "weights, l2, clip_norm", "a sum", "images"  # of CASES, in batches of fewer rows than shards
+
+
+def sharded(backend, comm=None):
+    """Trainings in eight shards."""
+    made = {case: trained(case, backend, comm, shards=8) for case in SHARDED}
+    return {f"{case}, {name}": a for case, arrays in made.items() for name, a in arrays.items()}
+
+
+def assert_alike(one, many, atol=1e-12):
     """That each of many processes has what one has, to within rounding, and all of them the same bits."""
     for outcome in many:
         if isinstance(outcome, BaseException):
             raise outcome
         assert outcome.keys() == one.keys()
         for name, a in one.items():
-            np.testing.assert_allclose(outcome[name], a, rtol=0, atol=1e-12, err_msg=name)
+            np.testing.assert_allclose(outcome[name], a, rtol=0, atol=atol, err_msg=name)
             np.testing.assert_array_equal(outcome[name], many[0][name], err_msg=name)

@@ -13,7 +13,7 @@ import xpnet as xn
 from support import HANG, ROOT
 from support.cases import FEATURES, LAYERS, SEQUENCES, ready
 from support.communicator import processes
-from support.together import CASES, Failing, T, X, Y, assert_alike, batches, broken, fit, trained
+from support.together import CASES, SHARDED, Failing, T, X, Y, assert_alike, batches, broken, fit, sharded, trained
 from xpnet.common.share import sharing
 from xpnet.training import processes as together
 
@@ -28,6 +28,36 @@ FEW = "weights over the batch"  # the one of CASES that every backend goes throu
 def test_how_many_processes_there_are_changes_nothing(strict_lib, case):
     one = trained(case, strict_lib.backend)
     assert_alike(one, processes(4, lambda comm: trained(case, strict_lib.backend, comm)))
+
+
+@pytest.mark.numpy_only
+def test_in_shards_how_many_processes_there_are_does_not_change_a_bit(strict_lib):
+    one = sharded(strict_lib.backend)
+    plain = {f"{case}, {name}": a for case in SHARDED for name, a in trained(case, strict_lib.backend).items()}
+    assert_alike(plain, [one])
+    for count in (1, 2, 4, 8):
+        assert_alike(one, processes(count, lambda comm: sharded(strict_lib.backend, comm)), atol=0)
+
+
+def test_a_shard_that_fails_raises_its_own_error(strict_lib):
+    class Own(xn.Layer):
+        def forward(self, x, training=False):
+            if training and x.shape[0] == 2:
+                raise OSError("the disk is gone")
+            return x, None
+
+        def backward(self, dy, cache):
+            return dy, {}
+
+    net = xn.Sequential(xn.Dense(FEATURES, 3), Own()).initialize(strict_lib.backend)
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(strict_lib.backend, None, net, shards=4)
+
+
+@pytest.mark.parametrize(("shards", "count", "told"), [(6, 1, "such as 8; got 6"), (2, 4, "among 4 processes; got 2")])
+def test_shards_that_do_not_divide_are_refused(shards, count, told):
+    with pytest.raises(ValueError, match=f"shards must be a power of 2, .*{told}"):
+        together.check_shards(shards, count)
 
 
 class Nothing:
@@ -95,6 +125,7 @@ def test_a_run_that_diverges_does_so_in_all(strict_lib):
 @pytest.mark.numpy_only
 def test_one_that_fails_alone_ends_all_with_its_traceback(strict_lib, monkeypatch, capsys):
     monkeypatch.setattr(together, "PATIENCE", 0.05)
+    monkeypatch.setattr(together, "DELIVERY", 0.0)
 
     def job(comm):
         return fit(strict_lib.backend, comm, x=Failing(comm, broken), y=None)
@@ -146,7 +177,7 @@ def test_processes_that_are_given_different_batches_are_told(strict_lib, rows):
 @pytest.mark.numpy_only
 def test_a_signal_to_one_is_known_to_all_from_the_same_step_on():
     def job(comm):
-        group = together.Processes(comm)
+        group = together.Processes(comm, in_order=False)
         if group.rank == 1:
             group.receive(signal.SIGTERM)
         group.begin_step(4)
@@ -161,7 +192,7 @@ def test_what_cannot_be_trained_by_several_is_refused(strict_lib):
             raise AssertionError
 
     def job(comm):
-        with pytest.raises(TypeError, match="several processes need a loss with `terms`, one that derives from xn"):
+        with pytest.raises(TypeError, match="several processes or shards need a loss with `terms`, one that der"):
             fit(strict_lib.backend, comm, y=T, loss=Own())
 
     assert processes(2, job) == [None, None]
@@ -198,6 +229,8 @@ def test_processes_of_mpi_make_what_one_makes(alone, tmp_path, count):
     assert len(made) == count
     for case, one in alone.items():
         assert_alike(one, [each[case] for each in made])
+    if count != 3:  # among which eight shards do not divide
+        assert_alike(sharded(xn.get_backend("numpy")), [each["in shards"] for each in made], atol=0)
 
 
 @pytest.mark.mpi_only

@@ -1,6 +1,7 @@
 """The training step, and the faster forms of it, each of which is tested against the plain one.
 
     reference.py   the plain step, which calls the layers' own forward and backward
+    shared.py      the plain step for one of several processes, or in shards
     planner.py     the step in stages that write into arrays made once: NumPy, PyTorch, CuPy
     stages.py      the stages: what they have in common, those of any layer, and the ones of every family
     table.py       the pointwise functions and the optimizers' rules, as formulas

@@ -10,7 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from ..common.checks import brief, printable
+from ..common.checks import brief, integer, printable
+from ..kernels.shared import tree_sum
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from .arguments import own_hook
@@ -22,8 +23,9 @@ from .run import DivergenceError, Run
 P = ParamSpec("P")
 R = TypeVar("R")
 
-NEEDED = "Get_rank", "Get_size", "Allreduce", "Allgather", "allgather", "bcast", "Dup", "Abort"
+NEEDED = "Get_rank", "Get_size", "Allreduce", "Allgather", "allgather", "bcast", "Dup", "Ibarrier", "Abort"
 PATIENCE = 3.0  # seconds that a process waits for the others to fail as well
+DELIVERY = 2.0  # seconds for mpiexec to pass on what was printed: when the job is aborted, the rest of it is lost
 ENDED = -1  # in place of a number of rows
 
 
@@ -39,7 +41,19 @@ def check_communicator(comm: object) -> None:
 def check_rows_alone(loss: Any) -> None:
     """Refuse a loss that does not tell what each row's share of it is."""
     if getattr(type(loss), "reduced", None) is not Loss.reduced:
-        raise TypeError(f"fit: several processes need a loss with `terms`, one that derives from xn.Loss; got {loss!r}")
+        raise TypeError(
+            f"fit: several processes or shards need a loss with `terms`, one that derives from xn.Loss; got {loss!r}"
+        )
+
+
+def check_shards(shards: int | None, processes: int) -> None:
+    """Refuse shards that no tree of pairs adds up, or that do not divide among the processes."""
+    if shards is None:
+        return
+    integer("fit: shards", shards)
+    if shards & (shards - 1) or shards % processes:
+        among = f", that divides among {processes} processes" if processes > 1 else ""
+        raise ValueError(f"fit: shards must be a power of 2, such as 8{among}; got {shards}")
 
 
 def fails_together(fit: Callable[P, R]) -> Callable[P, R]:
@@ -62,6 +76,7 @@ def fails_together(fit: Callable[P, R]) -> Callable[P, R]:
             if not all_arrive(failures):
                 head = f"fit: process {comm.Get_rank()} of {comm.Get_size()} failed alone, which ends all of them:\n"
                 print(head + traceback.format_exc(), file=sys.stderr, flush=True)
+                time.sleep(DELIVERY)
                 comm.Abort(1)
             raise
         finally:
@@ -81,7 +96,8 @@ def all_arrive(comm: Any) -> bool:
 class Processes:
     """The processes of a communicator, of which the first calls the callbacks and has the files."""
 
-    def __init__(self, comm: Any):
+    def __init__(self, comm: Any, in_order: bool):
+        self.in_order = in_order  # whether sums are taken in a fixed tree, to the bit
         self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
         self.first = self.rank == 0
         self.received = 0  # the number of a signal that came to this process
@@ -110,6 +126,10 @@ class Processes:
             )
 
     def sum(self, a: np.ndarray) -> np.ndarray:
+        if self.in_order:
+            parts = np.empty((self.size, *a.shape), a.dtype)
+            self.comm.Allgather(a, parts)
+            return tree_sum([*parts])
         total = np.empty_like(a)
         self.comm.Allreduce(a, total)
         return total
