@@ -166,8 +166,10 @@ def test_a_generator_is_one_epoch(strict_lib, data):
         trained(strict_lib, iter(Batches(x, y)), epochs=2)
 
 
+@pytest.mark.torch_only
 def test_batches_of_a_torch_data_loader(lib, data):
-    torch = pytest.importorskip("torch")  # in its own session; elsewhere there is no such loader
+    import torch
+
     x, y, _ = data
     rows = torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
     loader = torch.utils.data.DataLoader(rows, batch_size=SIZE)

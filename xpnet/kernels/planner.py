@@ -102,7 +102,8 @@ class BufferedStep(Step):
         self.stages[first].lowest = True
         self.backwards = slice(self.end - 1, first - 1 if first else None, -1)  # those that a gradient goes through
         done = {name for stage in self.stages for name in stage.idle}
-        idle = self.worker.idle_parameters([*(part.axes for part in parts[1:]), axes])
+        chained = parts[0].prefix != ""  # else the network is one layer, whose own backward sees to them
+        idle = self.worker.idle_parameters([*(part.axes for part in parts[1:]), axes]) if chained else []
         self.idle = [name for name in idle if name in self.trained and name not in done]
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
         self.vectors = [self._vector(weights)]
