@@ -12,7 +12,7 @@ from hypothesis import settings
 
 import xpnet as xn
 from support import cupy_on_host, networks
-from xpnet.kernels.cpu import threads
+from xpnet.kernels.cpu import convolution, threads
 
 BACKENDS = ("numpy", "cupy", "torch", "jax", "array_api_strict")
 NUMBA = importlib.util.find_spec("numba") is not None
@@ -130,9 +130,13 @@ def no_faults():
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """A matrix of 2**17 numbers, or a vector, is large: gone through in blocks of 2**15, by several threads."""
+    """A matrix of 2**17 numbers, or a vector, is large: gone through in blocks of 2**15, by several threads.
+
+    Patches of images are gathered 2**11 at a time.
+    """
     monkeypatch.setattr(threads, "LARGE", 2**17)
     monkeypatch.setattr(threads, "BLOCK", 2**15)
+    monkeypatch.setattr(convolution, "BLOCK", 2**11)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The fast forms of the training step, calls and Numba's loops, against the plain one: the same numbers."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -223,6 +225,51 @@ for _name, _make in {"array": lambda a: a + 0.25, "read-only array": read_only, 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_runs_of_layers(name, kernels, backend, dtype):
     assert_same_steps(kernels, backend, dtype, NETWORKS[name]())
+
+
+def images(*layers, channels=2, size=(7, 6), features=6):
+    """A network of images inside, from rows of features."""
+    shape = (channels, *size)
+    net = xn.Sequential(D(features, math.prod(shape)), xn.Reshape(*shape), *layers, xn.Flatten())
+    return xn.Sequential(net, D(net.output_shape(("N", features))[1], 3))
+
+
+C = xn.Conv2d
+IMAGES = {
+    "convolution alone": lambda: images(C(2, 3, 3)),
+    "function": lambda: images(C(2, 3, 3, padding=1), xn.Tanh()),
+    "function of x": lambda: images(C(2, 3, 3, padding=1), xn.SiLU(), C(3, 2, 3, padding=2), xn.LeakyReLU()),
+    "pool": lambda: images(C(2, 3, 3, padding="same"), xn.MaxPool2d(2), C(3, 4, 3)),
+    "ReLU, pool": lambda: images(C(2, 3, 3, padding=1), xn.ReLU(), xn.MaxPool2d(2), C(3, 4, 3, padding=1), xn.ReLU()),
+    "pool, function": lambda: images(C(2, 3, 2, padding="same"), xn.MaxPool2d((2, 3)), xn.ELU()),
+    "pool, pool": lambda: images(C(2, 3, (1, 3), padding=(0, 2)), xn.MaxPool2d(2), xn.ReLU(), xn.MaxPool2d((3, 1))),
+    "function, pool that are not joined": lambda: images(C(2, 3, 1), xn.Sigmoid(), xn.MaxPool2d(2), C(3, 3, 1)),
+    "pools that overlap": lambda: images(C(2, 3, 4), xn.ReLU(), xn.MaxPool2d(3, 2, padding=1), C(3, 3, 2, padding=1)),
+    "pool of one entry": lambda: images(C(2, 3, (5, 1)), xn.MaxPool2d(1), xn.ReLU(), xn.MaxPool2d((3, 1), 1)),
+    "pool like another": lambda: images(C(2, 3, 3), xn.MaxPool2d(3, padding="same"), xn.AveragePool2d(1)),
+    "stride": lambda: images(C(2, 4, 3, stride=2), xn.ReLU(), C(4, 4, 3, padding="same", stride=(2, 1)), xn.ReLU()),
+    "dilation": lambda: images(C(2, 4, 2, dilation=(2, 1)), xn.ReLU(), C(4, 4, 3, padding=1), xn.MaxPool2d(2)),
+    "groups": lambda: images(C(2, 4, 2, groups=2), xn.ReLU(), C(4, 4, 3, padding=1), xn.MaxPool2d(2)),
+    "wide padding": lambda: images(C(2, 4, 3, padding=1), xn.ReLU(), C(4, 4, 2, padding=3), C(4, 2, 5, padding=4)),
+    "frozen": lambda: images(C(2, 4, 3, trainable=False), xn.ReLU(), C(4, 4, 3), C(4, 3, 1, trainable=False)),
+    "norm and dropout": lambda: images(C(2, 4, 3), xn.BatchNorm(4), xn.ReLU(), xn.Dropout(0.2), C(4, 2, 3)),
+    "sequence": lambda: images(
+        *(xn.Conv1d(2, 4, 3, padding="same"), xn.ReLU(), xn.MaxPool1d(2), xn.Conv1d(4, 3, 5, padding=2), xn.Tanh()),
+        size=(21,),
+    ),
+    "lowest": lambda: xn.Sequential(
+        xn.Reshape(1, 6, 6), C(1, 4, 3), xn.ReLU(), xn.MaxPool2d(2), C(4, 3, 2), xn.Flatten(), D(3, 3)
+    ),
+    "maxima that are all 0": lambda: xn.Sequential(  # of black images, and of biases before the first step
+        xn.Reshape(1, 6, 6), xn.ReLU(), C(1, 4, 1), xn.ReLU(), xn.MaxPool2d(2), xn.Flatten(), D(36, 3)
+    ),
+    "lowest sequence": lambda: xn.Sequential(xn.Reshape(2, 18), xn.Conv1d(2, 4, 4), xn.Flatten(), D(60, 3)),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images(name, kernels, backend, dtype):
+    assert_same_steps(kernels, backend, dtype, IMAGES[name]())
 
 
 def test_a_product_is_never_put_over_its_own_factor(kernels, backend):

@@ -85,6 +85,7 @@ class Stage:
     y_read_once = False  # whether only the next stage reads y, and may write over it
     in_place = False  # whether y takes the place of x
     has_ones = False  # whether a row of ones stands below y
+    images = False  # whether y is images (W, H, C, N), which lie in memory as (C, H, W, N)
     y_kept = False  # whether y goes to a foreign stage, which may keep it
     lowest = False  # whether nothing needs dx
     idle: tuple[str, ...] = ()  # of its parameters those whose gradient is always 0
@@ -243,9 +244,12 @@ class Exit(Stage):
     def backward(self, dy: Array, params: Any, grads: Any) -> Array:
         check_fit(self.who, dy, self.shape, self.work.dtype)
         if self.dy is None:  # made when it is needed: a loss of the family's own gives an array that may be written to
-            flat = len(self.shape) == 2  # of more axes, it lies in memory as the layers' own code has it
-            own = self.shared(self.place, self.shape if flat else self.shape[::-1])
-            self.dy = own if flat else reversed_axes(own)
+            w, n = self.shape[:-1], self.shape[-1:]
+            if self.before and self.before.images:
+                self.dy = reversed_images(self.shared(self.place, (*w[::-1], *n)))
+            else:  # of more axes, it lies in memory as the layers' own code has it
+                own = self.shared(self.place, self.shape if len(w) == 1 else self.shape[::-1])
+                self.dy = own if len(w) == 1 else reversed_axes(own)
         self.dy[...] = dy
         return self.dy
 
@@ -262,6 +266,11 @@ def check_fit(who: str, a: Array, shape: tuple[int, ...], dtype: Any) -> None:
 def reversed_axes(a: Array) -> Array:
     """(N, H) as (H, N) and back; of more axes, all the other way round."""
     return a.T if a.ndim == 2 else namespace(a).permute_dims(a, tuple(range(a.ndim))[::-1])
+
+
+def reversed_images(a: Array) -> Array:
+    """(C, ..., N) as (..., C, N), with the other axes the other way round, and back."""
+    return namespace(a).permute_dims(a, (*range(a.ndim - 1)[::-1], a.ndim - 1))
 
 
 # --- for all families -------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from ...losses.losses import Loss
 from ...optimizers import Optimizer
 from ..stages import Product, Site
 from .batch_norm import BatchNorm
+from .convolution import Convolution, Flatten
 from .layer_norm import LayerNorm
 from .optimizers import Update
 from .pointwise import Pointwise
@@ -22,7 +23,7 @@ Sums = Callable[..., Array]
 class Calls:
     """The family: its classes of stages in the order of preference, and the library's functions that they call."""
 
-    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm
+    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, Convolution, Flatten
     loss_stage: Any = SoftmaxCrossEntropy
     update: type[Update] = Update
     bias_joins_from: float = 0  # weights of a Dense from which on its bias may be the product's work

@@ -7,6 +7,7 @@ import numpy as np
 from ....backends import Backend
 from ...stages import Product
 from ..calls import Calls
+from ..convolution import Convolution, Flatten
 from ..layer_norm import LayerNorm as LayerNormInCalls
 from .batch_norm import BatchNorm
 from .layer_norm import LayerNorm
@@ -18,7 +19,7 @@ from .softmax import SoftmaxCrossEntropy, higher
 class NumbaKernels(Calls):
     """`Calls` with the stages' work in compiled loops."""
 
-    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, LayerNormInCalls
+    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, LayerNormInCalls, Convolution, Flatten
     loss_stage = SoftmaxCrossEntropy
     update = Update
     bias_joins_from = 2**16  # the loop adds a bias on its way, and a small product takes longer with one row more

@@ -1,0 +1,296 @@
+"""A convolution with its bias, a pointwise function and a pool, in NumPy's calls.
+
+Axes: N batch, C input channels, O output channels, (H, W) what a window sees, (KH, KW) the kernel, K = KH KW C; (P, Q)
+the convolution's outputs, (A, B) the pool's, (TH, TW) its window. A sequence is an image of one row.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...backends import Array
+from ...layers import activations, convolution, pooling, shape
+from ...layers.base import Layer
+from ..stages import Part, Site, Stage, Vector
+from ..table import pointwise
+from .functions import RowsStage
+
+BLOCK = 2**18  # entries of the patches gathered at a time
+TAPS = 256  # of a pool at most: their numbers are bytes
+Pair = tuple[int, int]
+CONVOLUTIONS, POOLS = (convolution.Conv1d, convolution.Conv2d), (pooling.MaxPool1d, pooling.MaxPool2d)
+
+
+class Patches:
+    """What the outputs see of images (C, H, W, N), a few rows of outputs at a time.
+
+    For a row of outputs that is a matrix (K, Q N), the factor of one product. Only the taps along W are copies: rows
+    (KW, C, Q, N) are gathered, and KH of them, one behind the other in memory, are such a matrix.
+    """
+
+    def __init__(self, room: Any, shape: Sequence[int], kernel: Pair, padding: Pair, outputs: Pair, step: int = 1):
+        """Of `outputs` as many rows at a time as BLOCK allows, a multiple of `step`."""
+        (c, h, w, n), (kh, kw), (top, left), (rows, columns) = shape, kernel, padding, outputs
+        most = max(1, BLOCK // (kw * c * columns * n) - kh + 1)
+        self.count = -(-rows // (-(-rows // most) * step)) * step
+        gathered: np.ndarray = room("patches", (self.count + kh - 1, kw, c, columns, n))
+        strides = gathered.strides[0], columns * n * gathered.itemsize, gathered.itemsize
+        self.blocks = []
+        for first in range(0, rows, self.count):
+            last = min(first + self.count, rows)
+            low, high = max(first - top, 0), min(last + kh - 1 - top, h)
+            inside = gathered[low - first + top : max(low, high) - first + top]
+            empty = [gathered[: low - first + top], gathered[max(low, high) - first + top : last - first + kh - 1]]
+            copies = []
+            for j in range(kw):
+                start, stop = min(max(left - j, 0), columns), max(min(columns, w + left - j), 0)
+                empty += [inside[:, j, :, :start], inside[:, j, :, stop:]]
+                if inside.size and start < stop:
+                    seen = slice(None), slice(low, high), slice(start + j - left, stop + j - left)
+                    copies.append((inside[:, j, :, start:stop], seen))
+            matrices = np.lib.stride_tricks.as_strided(gathered, (last - first, kh * kw * c, columns * n), strides)
+            self.blocks.append((slice(first, last), [a for a in empty if a.size], copies, matrices))
+
+    def __call__(self, images: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """The rows of outputs, and their matrices until the next ones."""
+        for rows, empty, copies, matrices in self.blocks:
+            for place in empty:
+                place.fill(0.0)
+            for place, seen in copies:
+                np.copyto(place, images[seen].transpose(1, 0, 2, 3))
+            yield rows, matrices
+
+
+class Pool:
+    """The maxima of windows that lie side by side, and the number of the first entry that each is."""
+
+    def __init__(self, work: Any, shared: Any, window: Pair, y: np.ndarray):
+        """y (A, O, B, N)"""
+        self.window, self.y = window, y
+        a, o, b, n = y.shape
+        self.numbers = work("numbers", (o, a, b, n), np.uint8)
+        self.number = self.numbers.transpose(1, 0, 2, 3)
+        self.flags = shared("flags", y.shape, np.uint8)
+
+    def windows(self, rows: slice) -> slice:
+        """Those in these rows of z."""
+        return slice(rows.start // self.window[0], rows.stop // self.window[0])
+
+    def taps(self, z: np.ndarray) -> list[np.ndarray]:
+        """Of z (P, O, Q, N) what all windows have at each of their entries, (A, O, B, N)."""
+        (th, tw), (p, o, q, n) = self.window, z.shape
+        z = z.reshape((p // th, th, o, q // tw, tw, n))
+        return [z[:, i, :, :, j] for i in range(th) for j in range(tw)]
+
+    def forward(self, z: np.ndarray, rows: slice) -> None:
+        """y and the numbers, of the windows in these rows of z"""
+        y, number = self.y[self.windows(rows)], self.number[self.windows(rows)]
+        flags = self.flags[: y.shape[0]]
+        first, *rest = self.taps(z)
+        if not rest:
+            np.copyto(y, first)
+            number.fill(0)
+        for i, tap in enumerate(rest, 1):
+            before = y if i > 1 else first
+            if i == 1:
+                np.greater(tap, before, out=number.view(np.bool))
+            else:
+                np.greater(tap, before, out=flags.view(np.bool))
+                np.multiply(flags, np.uint8(i), out=flags)
+                np.maximum(number, flags, out=number)
+            np.maximum(before, tap, out=y)
+
+    def backward(self, dy: np.ndarray, rows: slice, dz: np.ndarray) -> None:
+        """These rows of dz: dy or 0, even where dy is infinite: its bits by 1 or 0"""
+        integer = np.int32 if dy.itemsize == 4 else np.int64
+        number, dy = self.number[self.windows(rows)], dy[self.windows(rows)].view(integer)
+        flags = self.flags[: dy.shape[0]].view(np.bool)
+        for i, tap in enumerate(self.taps(dz)):
+            np.equal(number, np.uint8(i), out=flags)
+            np.multiply(dy, flags, out=tap.view(integer))
+
+    def first_of_zeros(self, y: np.ndarray, slope: np.ndarray) -> None:
+        """Let no dy through where ReLU's y is 0 by another entry than the first: ReLU's of the first is 0, too."""
+        late = self.flags.reshape(y.shape).view(np.bool)
+        np.equal(y, 0.0, out=late)
+        late &= self.numbers.reshape(y.shape).view(np.bool)
+        np.greater(slope, late, out=slope)
+
+
+class Convolution(RowsStage):
+    """y = f(p + b) with p the maxima over a pool's windows of z[o] = Σ_i W_i x[o + i - p]; without a pool p is z.
+
+    Backward: dp = dy f' and db = Σ dp. dz is dp where a window has its first maximum, else 0; dW = Σ dz patchᵀ, and dx
+    is dz convolved with the kernel turned round. Beside y it keeps f' if y does not tell it, and the numbers of the
+    first maxima; z and the patches are there for a few rows of outputs at a time.
+
+    A function between convolution and pool is ReLU, which changes places with the maximum. Where that is 0, a window's
+    first is its first entry, for ReLU made all of them alike.
+    """
+
+    images = True
+    gather, maxima = Patches, Pool
+    dz: np.ndarray | None = None  # all of it, where a pool is before dx
+
+    @classmethod
+    def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
+        layers = [part.layer for part in parts[:3]]
+        if site.family.lib is not np or not layers or (before and before.bias) or not is_plain(layers[0]):
+            return None
+        return cls(site, before, parts[0], layers[1:]) if parts[0].axes == layers[0].axes + 2 else None
+
+    def __init__(self, site: Site, before: Stage | None, part: Part, following: Sequence[Layer]):
+        super().__init__(site, before, f"{part.prefix}.weight", f"{part.prefix}.bias")
+        self.layer, self.axes, self.turn = part.layer, part.axes, 1 - self.turn
+        self.f: Layer | None = None
+        self.tiles: Any = None  # the pool
+        self.f_before_pool = False
+        for layer in following:
+            if self.tiles is None and type(self.f) in (type(None), activations.ReLU) and tiles(layer, self.layer.axes):
+                self.tiles, self.f_before_pool = layer, self.f is not None
+            elif self.f is None and pointwise(layer):
+                self.f = layer
+            else:
+                break
+            self.layers += 1
+
+    def views(self, vector: Vector) -> tuple[Any, ...]:
+        """W as (O, C, KH, KW), b as a vector and as a column."""
+        weight, bias = (vector.arrays[name] for name in self.names)
+        return weight.reshape((*weight.shape[:2], *pair(self.layer._kernel, 1))), bias, bias[:, None]
+
+    def bind(self, x: np.ndarray, before: Stage | None) -> None:
+        _, o, *outputs = self.layer.output_shape(tuple(x.shape)[::-1])  # which refuses an x that does not fit
+        if self.tiles:
+            self.tiles.output_shape((o, *outputs))
+        c, h, w, n = shape = as_images(x).shape
+        self.own_x = before is None
+        self.x = self.work("x", shape) if self.own_x else as_images(x)
+        kernel, window = pair(self.layer._kernel, 1), pair(self.tiles._kernel if self.tiles else (), 1)
+        padding = pair(self.layer._outputs(tuple(x.shape)[-3::-1])[1], 0)
+        a, b = (size // t for size, t in zip(pair(outputs, 1), window, strict=True))
+        p, q = a * window[0], b * window[1]  # the last outputs may fill no window: nobody needs them
+        self.shape = o, a, b, n
+        y = self.output(o * a * b, n).reshape(self.shape)
+        self.given, self.rows = as_given(y, self.axes), y.transpose(1, 0, 2, 3)
+        self.bind_rows(o, a * b * n, y=y.reshape((o, a * b * n)))
+        self.forward_rows, self.backward_rows = self.by_rows(Convolution.apply), self.by_rows(Convolution.back)
+        if not self.lowest:  # first the largest of the arrays that stages share
+            around = kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1]
+            self.around = self.gather(self.shared, (o, p, q, n), kernel, around, (h, w))
+            self.turned = self.shared("turned", (c, o * math.prod(kernel)))
+            self.dx = self.shared(f"dx{self.turn}", shape)
+        self.patches = self.gather(self.shared, shape, kernel, padding, (p, q), window[0])
+        self.weight = self.shared("weight", (o, c * math.prod(kernel)))
+        self.terms = self.shared("terms", (self.patches.count, *self.weight.shape))
+        self.pool: Pool | None = None
+        if self.tiles:
+            self.pool = self.maxima(self.work, self.shared, window, self.rows)
+            self.z = self.shared("z", (self.patches.count, o, q, n))
+            self.dz = None if self.lowest else self.shared("dz", (p, o, q, n))
+
+    def forward(self, x: np.ndarray, params: Any) -> np.ndarray:
+        taps_first = params[0].transpose(0, 2, 3, 1)
+        np.copyto(self.weight.reshape(taps_first.shape), taps_first)
+        if self.own_x:
+            np.copyto(self.x, as_images(x))
+        for rows, patches in self.patches(self.x):
+            z = self.z[: len(patches)] if self.pool else self.rows[rows]
+            np.matmul(self.weight, patches, out=as_matrices(z))
+            if self.pool:
+                self.pool.forward(z, rows)
+        self.forward_rows(self, params[2])
+        if self.pool and self.f_before_pool:
+            self.pool.first_of_zeros(self.y, self.slope)
+        return self.given
+
+    def backward(self, dy: np.ndarray, params: Any, grads: Any) -> Any:
+        dp = as_images(dy).reshape(self.y.shape)
+        self.backward_rows(self, dp, grads[1])
+        dp = dp.reshape(self.shape).transpose(1, 0, 2, 3)  # (A, O, B, N)
+        dweight: Any = 0.0
+        for rows, patches in self.patches(self.x):
+            dz = dp[rows]
+            if self.pool:
+                dz = self.z[: len(patches)] if self.dz is None else self.dz[rows]
+                self.pool.backward(dp, rows, dz)
+            terms = np.matmul(as_matrices(dz), patches.transpose(0, 2, 1), out=self.terms[: len(patches)])
+            dweight = dweight + np.add.reduce(terms)
+        o, c, *kernel = grads[0].shape
+        grads[0][...] = dweight.reshape((o, *kernel, c)).transpose(0, 3, 1, 2)
+        if self.lowest:
+            return None
+        turned = params[0][:, :, ::-1, ::-1].transpose(1, 2, 3, 0)
+        np.copyto(self.turned.reshape(turned.shape), turned)
+        dz, dx = (dp if self.dz is None else self.dz), self.dx.transpose(1, 0, 2, 3)
+        for rows, patches in self.around(dz.transpose(1, 0, 2, 3)):
+            np.matmul(self.turned, patches, out=as_matrices(dx[rows]))
+        return as_given(self.dx, self.axes)
+
+    def back(self, dy: np.ndarray, dbias: np.ndarray) -> None:
+        """dy ← dy f' and its sums, of all rows or of a part."""
+        self.times_slope(dy)
+        self.sums(dy, self.ones, out=dbias)
+
+
+class Flatten(Stage):
+    """Images as rows of features, in the order in which they lie in memory."""
+
+    in_place = True
+
+    @classmethod
+    def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
+        fits = parts and type(parts[0].layer) is shape.Flatten and isinstance(before, Convolution)
+        return cls(site, before) if fits else None
+
+    def bind(self, x: np.ndarray, before: Any) -> None:
+        self.y_and_ones, self.axes = before.y_and_ones, x.ndim
+        self.shape = as_images(x).shape
+        self.y = self.y_and_ones[: math.prod(self.shape[:-1])]
+
+    def forward(self, x: np.ndarray, params: Any) -> Array:
+        return self.y
+
+    def backward(self, dy: np.ndarray, params: Any, grads: Any) -> Any:
+        return as_given(dy.reshape(self.shape), self.axes)
+
+
+def is_plain(layer: Any) -> bool:
+    """Whether it is a convolution that moves by one entry, sees neighbours, and has padding below its kernel's size."""
+    if type(layer) not in CONVOLUTIONS or not layer.trainable or layer.groups > 1:
+        return False
+    padding = layer._per_axis(0 if isinstance(layer.padding, str) else layer.padding)
+    alike = {*layer._stride, *layer._dilation} == {1}
+    return alike and all(p < k for p, k in zip(padding, layer._kernel, strict=True))
+
+
+def tiles(layer: Any, axes: int) -> bool:
+    """Whether it is a pool whose windows lie side by side."""
+    if type(layer) not in POOLS or layer.axes != axes or math.prod(layer._kernel) > TAPS:
+        return False
+    none = layer.padding == "valid" or (layer.padding != "same" and not any(layer._per_axis(layer.padding)))
+    return none and layer._kernel == layer._stride
+
+
+def pair(sizes: Sequence[int], alone: int) -> Pair:
+    """The sizes along both axes, `alone` along an axis that is not there."""
+    first, second = (alone, alone, *sizes)[-2:]
+    return first, second
+
+
+def as_images(a: np.ndarray) -> np.ndarray:
+    """(W, H, C, N) or (L, C, N) as (C, H, W, N): a view."""
+    return a.transpose(2, 1, 0, 3) if a.ndim == 4 else a.transpose(1, 0, 2)[:, None]
+
+
+def as_given(images: np.ndarray, axes: int) -> np.ndarray:
+    """`as_images` undone, for so many axes."""
+    return images.transpose(2, 1, 0, 3) if axes == 4 else images[:, 0].transpose(1, 0, 2)
+
+
+def as_matrices(rows: np.ndarray) -> np.ndarray:
+    """(P, O, Q, N) as (P, O, Q N): a view."""
+    p, o, q, n = rows.shape
+    return rows.reshape((p, o, q * n), copy=False)
