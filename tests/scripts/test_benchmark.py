@@ -100,8 +100,11 @@ def test_the_digits_are_not_trained_for_a_file_that_cannot_be_written(scripts, m
     assert not out
 
 
-@pytest.mark.parametrize(("model", "layer"), [("mlp", "Dense(64, 256"), ("cnn", "Conv2d(32, 64, 3")])
-def test_each_model_of_the_digits_trains(scripts, monkeypatch, capsys, digits, model, layer):
+@pytest.mark.parametrize(
+    ("model", "batch_size", "layer"),
+    [("mlp", 64, "Dense(64, 256"), ("cnn", 128, "Conv2d(48, 96, 3")],
+)
+def test_each_model_of_the_digits_trains(scripts, monkeypatch, capsys, digits, model, batch_size, layer):
     import train_digits
 
     x, y = digits
@@ -111,7 +114,7 @@ def test_each_model_of_the_digits_trains(scripts, monkeypatch, capsys, digits, m
     train_digits.main()
     out = capsys.readouterr().out
     assert layer in out
-    assert "540 images train in batches of 64, 30 validate" in out
+    assert f"540 images train in batches of {batch_size}, 30 validate" in out
     assert re.search(r"accuracy after: \d+\.\d% \(\d+ of 30 right\)", out)
 
 
