@@ -7,9 +7,10 @@ import numpy as np
 from ....backends import Backend
 from ...stages import Product
 from ..calls import Calls
-from ..convolution import Convolution, Flatten
+from ..convolution import Flatten
 from ..layer_norm import LayerNorm as LayerNormInCalls
 from .batch_norm import BatchNorm
+from .convolution import Convolution
 from .layer_norm import LayerNorm
 from .optimizers import Update
 from .pointwise import Pointwise
