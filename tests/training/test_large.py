@@ -161,7 +161,7 @@ with open(path, "wb") as file:
     file.truncate(rows * 784)  # a hole: it takes no room
 x, y = np.memmap(path, dtype="uint8", mode="r", shape=(rows, 784)), np.arange(rows) % 2
 net = xn.Sequential(xn.Dense(784, 2)).initialize(backend)
-how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.SGD(), "batch_size": 4096}
+how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.SGD(), "batch_size": 1024}
 calls = [lambda x, y: net.fit(x, y, **how), lambda x, y: net.predict(x), lambda x, y: net.evaluate(x, y, how["loss"])]
 for call in calls:
     call(x[:5000], y[:5000])  # what is compiled and made once
