@@ -37,9 +37,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_backend(parser)
     parser.add_argument("--dtype", choices=["float32", "float64"], help="default: float32, the tutorial's float64")
-    parser.add_argument("--model", choices=MODELS, help="default: mlp, dense layers; cnn, convolutions")
+    parser.add_argument("--model", choices=MODELS, help="dense layers, convolutions, or attention; default: mlp")
     parser.add_argument("--epochs", type=count, help="default: 10, cnn's 8, the tutorial's 5,000")
-    parser.add_argument("--batch-size", type=count, help="default: 64, cnn's 128, the tutorial's 1,500")
+    parser.add_argument("--batch-size", type=count, help="default: 64, cnn's and attention's 128, the tutorial's 1,500")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="default: adam")
     parser.add_argument("--learning-rate", type=rate, help="default: one that suits the optimizer")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images")
@@ -97,6 +97,34 @@ def cnn() -> xn.Sequential:
     )
 
 
+def attention() -> xn.Sequential:
+    """Attention among the image's 16 patches of 2 x 2 pixels, in two blocks with a norm before each part."""
+    features = 32
+
+    def residual(*layers: xn.Layer) -> xn.Residual:
+        return xn.Residual(xn.LayerNorm(features), *layers, xn.Dropout(0.1))
+
+    blocks = [
+        part
+        for _ in range(2)
+        for part in (
+            residual(xn.MultiHeadAttention(features, heads=4)),
+            residual(xn.Dense(features, 2 * features), xn.GELU(), xn.Dense(2 * features, features)),
+        )
+    ]
+    return xn.Sequential(
+        xn.Reshape(4, 2, 4, 2),  # rows and columns, each as 4 patches of 2
+        xn.Transpose(1, 3, 2, 4),
+        xn.Reshape(16, 4),
+        xn.Dense(4, features),
+        xn.PositionalEmbedding(16, features),
+        *blocks,
+        xn.LayerNorm(features),
+        xn.Flatten(),
+        xn.Dense(16 * features, 10),
+    )
+
+
 class Model(NamedTuple):
     """A network to train, and what suits it where the command line does not say."""
 
@@ -109,6 +137,7 @@ class Model(NamedTuple):
 MODELS = {
     "mlp": Model(network, epochs=10),
     "cnn": Model(cnn, epochs=8, batch_size=128, label_smoothing=0.1),
+    "attention": Model(attention, epochs=10, batch_size=128, label_smoothing=0.1),
 }
 
 

@@ -102,7 +102,11 @@ def test_the_digits_are_not_trained_for_a_file_that_cannot_be_written(scripts, m
 
 @pytest.mark.parametrize(
     ("model", "batch_size", "layer"),
-    [("mlp", 64, "Dense(64, 256"), ("cnn", 128, "Conv2d(48, 96, 3")],
+    [
+        ("mlp", 64, "Dense(64, 256"),
+        ("cnn", 128, "Conv2d(48, 96, 3"),
+        ("attention", 128, "MultiHeadAttention(32, 4"),
+    ],
 )
 def test_each_model_of_the_digits_trains(scripts, monkeypatch, capsys, digits, model, batch_size, layer):
     import train_digits
