@@ -1,4 +1,4 @@
-"""What a report of a bug needs: the versions of everything that takes part."""
+"""The versions of everything that takes part, for a report of a bug."""
 
 import os
 import sys

@@ -71,7 +71,7 @@ class Step:
         leaves = [(layer.params[key], layer.decays) for layer, key in self.trained.values()]
         return ops.join([0.0 * a if decays and a.ndim > 1 else 0.0 * a + 1.0 for a, decays in leaves])
 
-    def go_on(self, slots: Slots) -> None:
+    def resume_with(self, slots: Slots) -> None:
         """Start from a copy of the optimizer's memory of an earlier run."""
         own = self.slots(self.start)
         if not isinstance(slots, Mapping):

@@ -165,7 +165,7 @@ class Chain(Container):
 
     @property
     def takes(self) -> str:  # type: ignore[override]
-        """What x is made of: the first layer says it."""
+        """The kind of numbers that x is made of: the first layer says it."""
         return self.layers[0].takes if self.layers else "floats"
 
     @property

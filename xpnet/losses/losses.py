@@ -65,7 +65,7 @@ class Loss(Adjustable, ABC):
         return value / divisor, gradient / divisor
 
     def divisor(self, prediction: Array, target: Array) -> Any:
-        """What "mean" divides the sum of all terms by, those of the whole batch where processes share it."""
+        """The number that "mean" divides the sum of all terms by: of the whole batch, where processes share it."""
         shape = share.rows_of_batch(prediction.shape[0]), *prediction.shape[1:]
         if self.mean_over == "elements":
             return math.prod(shape)
@@ -90,12 +90,12 @@ class Loss(Adjustable, ABC):
 
 
 def checked_reduction(loss: object, reduction: str) -> str:
-    """What is given as the reduction of `loss`, if it is one."""
+    """Return the reduction given for `loss`, if it is one."""
     return choice(f"{type(loss).__name__}: reduction", reduction, ("mean", "sum"))
 
 
 def checked_terms(loss: Loss, prediction: Array, target: Array) -> tuple[Array, Array]:
-    """What `terms` gives, if it is a loss of each element or of each row, and a gradient."""
+    """Return what `terms` gives, if it is a loss of each element or of each row, and a gradient."""
     terms, gradient = pair_from(loss, "terms", loss.terms(prediction, target))
     shape = tuple(np.shape(terms))
     if not shape or shape != tuple(prediction.shape[: len(shape)]):

@@ -1,4 +1,4 @@
-"""What a training run minimizes: a loss, its rows weighted, and an L2 penalty. Axes: N batch, K outputs."""
+"""The objective of a training run: a loss, its rows weighted, and an L2 penalty. Axes: N batch, K outputs."""
 
 import math
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def on_encoded(loss: Loss, prediction: Array, target: Array, *weight: Array | No
 
 
 class Objective(Loss):
-    """What a training run minimizes: a loss, its rows weighted where they have weights, and an L2 penalty.
+    """The objective of a training run: a loss, its rows weighted where they have weights, and an L2 penalty.
 
     "sum":   J = Σ_n w_n L_n + l2/2 Σ W²           ∂J/∂W = Σ_n w_n ∂L_n/∂W + l2 W
     "mean":  J = (Σ_n w_n L_n + l2/2 Σ W²) / N     over the N rows of a batch

@@ -302,7 +302,7 @@ class Saved:
             twin.set_params(self.params)
             twin.set_state(self.state)
             step = begin(twin)
-            step.go_on(self.slots)
+            step.resume_with(self.slots)
             for callback, memory in zip(with_memory(callbacks), self.callbacks, strict=True):
                 callback.check_memory(memory, twin.clone())
         except (ValueError, TypeError) as error:
@@ -374,7 +374,7 @@ def fault_in(optimizer: Any, name: str, value: Any, own: Any) -> str | None:
 def facts_of(
     net: Placed, data: Mapping[str, Array | str], settings: Mapping[str, Any], callbacks: Sequence[Callback]
 ) -> dict[str, str]:
-    """What a run depends on, by name: the network, its data and settings, in words or as a digest."""
+    """The facts that a run depends on, by name: the network, its data and settings, in words or as a digest."""
     depends = {"network": net, "dtype": net.dtype, **settings, "callbacks with a memory": with_memory(callbacks)}
     facts = {}
     for name, value in depends.items():

@@ -174,7 +174,7 @@ def fit(
         else:
             step = step_for(net)
             if slots is not None:
-                step.go_on(slots)
+                step.resume_with(slots)
         run = Run(net, step, feed, epochs)
         one_by_one = group or held_out or net.backend.immediate or any(map(arguments.looks_at_epochs, hooks))
         most, together = 1 if one_by_one or feed.steps != 1 else AHEAD, 1  # epochs before the next look at them

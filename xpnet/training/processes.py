@@ -149,7 +149,7 @@ class Processes:
             )
 
     def of_first(self, make: Callable[[], Any]) -> Any:
-        """What the first process makes, for all of them; if it raises an exception, all do."""
+        """Give all of them the value that the first process makes; if it raises an exception, all do."""
         made, error = None, None
         if self.first:
             try:

@@ -24,7 +24,7 @@ CONVOLUTIONS, POOLS = (convolution.Conv1d, convolution.Conv2d), (pooling.MaxPool
 
 
 class Patches:
-    """What the outputs see of images (C, H, W, N), a few rows of outputs at a time.
+    """The patches that the outputs see of images (C, H, W, N), for a few rows of outputs at a time.
 
     For a row of outputs that is a matrix (K, Q N), the factor of one product. Only the taps along W are copies: rows
     (KW, C, Q, N) are gathered, and KH of them, one behind the other in memory, are such a matrix.
