@@ -103,8 +103,8 @@ def test_whole_digits_network_with_its_loss(strict_lib, digits):
 
 
 MUTANTS = [  # module, the line's part, what stands there instead, the case that must turn red
-    ("layers/normalization.py", 'dx -= grads["beta"] / n', "pass", "batch norm"),
-    ("layers/normalization.py", 'centred * (scale * grads["gamma"] / -n)', "0.0 * centred", "batch norm"),
+    ("layers/normalization.py", "dx -= dbeta / n", "pass", "batch norm"),
+    ("layers/normalization.py", "centred * (scale * dgamma / -n)", "0.0 * centred", "batch norm"),
     ("layers/normalization.py", "dx += dy", "pass", "batch norm"),
     ("layers/normalization.py", "dx *= slope", "pass", "batch norm"),
     ("layers/normalization.py", 'slope = self.params["gamma"] * scale', "slope = scale", "batch norm"),
