@@ -39,9 +39,10 @@ def tests_numpy(session: nox.Session) -> None:
 
 @nox.session(name="tests-numba", default=False)
 def tests_numba(session: nox.Session) -> None:
-    """On NumPy with the loops that Numba compiles, and training once more in the plain step they are held against."""
+    """On NumPy with the loops that Numba compiles: what trains; and once more in the plain step, its reference."""
     session.install("-e", ".[fast]", *group("test"))
-    suite(session, "numpy", name="numba")
+    subjects = "kernels", "training", "callbacks", "estimators", "scripts", "test_network.py", "test_readme.py"
+    suite(session, "numpy", *[f"tests/{subject}" for subject in subjects], name="numba")
     session.run("pytest", "tests/training", *PARALLEL, env=ONE_THREAD | {"XPNET_KERNELS": "reference"})
 
 
