@@ -49,16 +49,12 @@ def above_0(text: str) -> float:
     return value
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
-    """The options that scripts which train have in common."""
-    parser.add_argument(
-        "--backend",
-        choices=["numpy", "cupy", "torch", "jax", "auto"],
-        default="auto",
-        help="default: auto, CuPy where a GPU answers, else NumPy",
-    )
-    parser.add_argument("--device", help="that library's name for one: cuda:0, cpu, ...")
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="default: float32")
+def add_training(
+    parser: argparse.ArgumentParser, dtype: str | None = "float32", dtype_help: str = "default: float32"
+) -> None:
+    """Add the options that scripts which train have in common."""
+    add_backend(parser)
+    parser.add_argument("--dtype", choices=["float32", "float64"], default=dtype, help=dtype_help)
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the data; default: 0")
     parser.add_argument("--save", metavar="FILE", type=a_file, help="write the trained network, for xpnet.load")
     parser.add_argument("--checkpoint-dir", metavar="DIR", help="save the run's state there as it goes")

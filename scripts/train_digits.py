@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from command_line import a_file, a_picture, add_backend, count
+from command_line import a_picture, above_0, add_training, count, parsed
+from report import picture, time_taken
 from threadpoolctl import threadpool_limits
 
 import xpnet as xn
@@ -25,35 +26,21 @@ OPTIMIZERS = {c.__name__.lower(): c for c in (xn.SGD, xn.Nesterov, xn.Adagrad, x
 RATES = {"sgd": 0.1, "nesterov": 0.05, "adagrad": 0.03, "rmsprop": 0.003, "adam": 0.005, "adamw": 0.005}
 
 
-def rate(text: str) -> float:
-    """A finite number above 0, for argparse."""
-    if not 0 < (value := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: it must be above 0 and finite")
-    return value
-
-
 def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_backend(parser)
-    parser.add_argument("--dtype", choices=["float32", "float64"], help="default: float32, the tutorial's float64")
+    add_training(parser, dtype=None, dtype_help="default: float32, the tutorial's float64")
     parser.add_argument("--model", choices=MODELS, help="dense layers, convolutions, or attention; default: mlp")
     parser.add_argument("--epochs", type=count, help="default: 10, cnn's 8, the tutorial's 5,000")
     parser.add_argument("--batch-size", type=count, help="default: 64, cnn's and attention's 128, the tutorial's 1,500")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="default: adam")
-    parser.add_argument("--learning-rate", type=rate, help="default: one that suits the optimizer")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images")
+    parser.add_argument("--learning-rate", type=above_0, help="default: one that suits the optimizer")
     parser.add_argument(
         "--plot", metavar="FILE.png", type=a_picture, help="draw curves, confusion matrix and the digits it got wrong"
     )
-    parser.add_argument("--save", metavar="FILE", type=a_file, help="write the trained network, for xpnet.load")
-    parser.add_argument("--checkpoint-dir", metavar="DIR", help="save the run's state there after each epoch")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest state in DIR, if there is one")
     parser.add_argument("--tutorial", action="store_true", help="the tutorial's network, loss, Adam and 5,000 steps")
     parser.add_argument("--processes", action="store_true", help="train in those that mpiexec started (mpi4py)")
-    options = parser.parse_args()
-    if options.resume and not options.checkpoint_dir:
-        parser.error("--resume needs --checkpoint-dir DIR, the folder to go on from")
+    options = parsed(parser)
     if options.tutorial and options.model:
         parser.error("--tutorial has a model of its own: leave out --model")
     return options
@@ -201,24 +188,6 @@ class TrainingAccuracy(xn.Callback):
         run.history.record({"accuracy": run.net.evaluate(self.x, self.y, self.loss)["accuracy"]})
 
 
-def picture(path, history, counts, images, predicted, true, title):
-    """Draw the training and what it came to."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from xpnet import plots
-
-    figure, axes = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
-    figure.suptitle(title)
-    plots.learning_curves(history, "loss", axes[0, 0])
-    plots.learning_curves(history, "accuracy", axes[0, 1])
-    plots.confusion_matrix(counts, axes[1, 0])
-    plots.misclassified(images, predicted, true, ax=axes[1, 1])
-    figure.savefig(path, dpi=110)
-
-
 def main() -> None:
     """Train, in several processes where that is asked for, of which the first reports."""
     options = arguments()
@@ -292,11 +261,7 @@ def run(options: argparse.Namespace, comm: Any = None) -> None:
     logits = net.predict(x_val)
     predicted = np.argmax(backend.to_numpy(logits), axis=1)
     right = int((predicted == y_val).sum())
-    print(
-        f"\n{'interrupted after' if history.interrupted else 'trained in'} {seconds:.1f} s: {history.steps:,} steps, ",
-        end="",
-    )
-    print(f"{1000 * history.seconds / max(history.steps, 1):.3f} ms/step on {backend.describe()}")
+    print(time_taken(history, seconds, backend))
     print(f"accuracy after: {right / len(y_val):.1%} ({right} of {len(y_val)} right)")
 
     if options.plot and history:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from command_line import a_picture, above_0, add_training, count, parsed
+from report import picture, time_taken
 
 import xpnet as xn
 
@@ -152,25 +153,6 @@ def table(names: list[str], true: np.ndarray, predicted: np.ndarray) -> str:
     return "\n".join(lines)
 
 
-def picture(path, history, counts, images, predicted, true, names, title):
-    """Draw the training and what it came to."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from xpnet import plots
-
-    figure, axes = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
-    figure.suptitle(title)
-    plots.learning_curves(history, "loss", axes[0, 0])
-    plots.learning_curves(history, "accuracy", axes[0, 1])
-    plots.confusion_matrix(counts, axes[1, 0], names)
-    labels = np.array(names)
-    plots.misclassified(images.mean(axis=1), labels[predicted], labels[true], ax=axes[1, 1])
-    figure.savefig(path, dpi=110)
-
-
 def main() -> None:
     """Train, report, and draw and save what was asked for."""
     options = arguments()
@@ -203,15 +185,15 @@ def main() -> None:
     logits = net.predict(x_test, batch_size=1024)
     predicted = np.argmax(net.backend.to_numpy(logits), axis=1)
     right = int((predicted == y_test).sum())
-    how = "interrupted after" if history.interrupted else "trained in"
-    print(f"\n{how} {seconds:.1f} s: {history.steps:,} steps, ", end="")
-    print(f"{1000 * history.seconds / max(history.steps, 1):.2f} ms/step on {net.backend.describe()}")
+    print(time_taken(history, seconds, net.backend))
     print(f"accuracy: {right / len(y_test):.2%} ({right:,} of {len(y_test):,} right)\n")
     print(table(names, y_test, predicted))
     if options.plot and history:
         counts = net.backend.to_numpy(xn.confusion_matrix(logits, y_test))
         title = f"{options.data.name}: {right / len(y_test):.2%} of {len(y_test):,} right"
-        picture(options.plot, history, counts, x_test, predicted, y_test, names, title)
+        labels = np.array(names)
+        grey = x_test.mean(axis=1)
+        picture(options.plot, history, counts, grey, labels[predicted], labels[y_test], title, names)
         print(f"picture in {options.plot}")
     if options.save:
         net.save(options.save)

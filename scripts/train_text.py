@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from command_line import a_file, a_picture, above_0, add_training, count, parsed
+from report import time_taken
 
 import xpnet as xn
 
@@ -228,9 +229,7 @@ def trained(options: argparse.Namespace) -> tuple[xn.Sequential, Characters]:
         resume=options.resume,
     )
     seconds = time.perf_counter() - began
-    how = "interrupted after" if history.interrupted else "trained in"
-    print(f"\n{how} {seconds:.1f} s: {history.steps:,} steps, ", end="")
-    print(f"{1000 * history.seconds / max(history.steps, 1):.1f} ms/step on {net.backend.describe()}")
+    print(time_taken(history, seconds, net.backend))
     if history:
         loss = history["val_loss"][-1]
         print(f"validation loss {loss:.3f} nats a character, {loss / math.log(2):.3f} bits")

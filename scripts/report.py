@@ -1,0 +1,28 @@
+"""The account that scripts which train give at the end."""
+
+import xpnet as xn
+
+
+def time_taken(history: xn.History, seconds: float, backend: xn.Backend) -> str:
+    """The seconds and steps of a training, in a line."""
+    how = "interrupted after" if history.interrupted else "trained in"
+    each = 1000 * history.seconds / max(history.steps, 1)
+    return f"\n{how} {seconds:.1f} s: {history.steps:,} steps, {each:.3f} ms/step on {backend.describe()}"
+
+
+def picture(path, history, counts, images, predicted, true, title, names=None):
+    """Draw the training and what it came to: images (n, height, width), their classes as predicted and true."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from xpnet import plots
+
+    figure, axes = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
+    figure.suptitle(title)
+    plots.learning_curves(history, "loss", axes[0, 0])
+    plots.learning_curves(history, "accuracy", axes[0, 1])
+    plots.confusion_matrix(counts, axes[1, 0], names)
+    plots.misclassified(images, predicted, true, ax=axes[1, 1])
+    figure.savefig(path, dpi=110)
