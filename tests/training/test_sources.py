@@ -467,5 +467,5 @@ def test_a_resumed_run_has_the_order_of_its_epoch(strict_lib, data, tmp_path):
     expected = trained(strict_lib, source())
     how = {"checkpoint": xn.Checkpoint(tmp_path, every=1)}
     with pytest.raises(StopError):
-        trained(strict_lib, source(), callbacks=[StopAt(8)], **how)
+        trained(strict_lib, source(), callbacks=[StopAt(13)], **how)  # in the third epoch
     assert trained(strict_lib, source(), resume=True, **how) == expected
