@@ -141,6 +141,18 @@ def test_public_names_are_all_there():
 
 
 @pytest.mark.numpy_only
+def test_completion_shows_what_a_user_types():
+    folders = ("callbacks", "estimators", "files", "layers", "losses", "optimizers")
+    assert sorted(dir(xn)) == sorted([*xn.__all__, *folders, "__version__"])
+    for name in (*folders, "data", "initializers", "metrics", "ops", "plots", "schedules"):
+        module = getattr(xn, name)
+        assert sorted(dir(module)) == sorted(module.__all__), name
+        assert [each for each in module.__all__ if not hasattr(module, each)] == [], name
+    with pytest.raises(AttributeError, match="module 'xpnet' has no attribute 'Dens'"):
+        xn.Dens  # noqa: B018
+
+
+@pytest.mark.numpy_only
 @pytest.mark.parametrize("version", ["1.26.4", "2.0.2", "2.1.0", "2.10.0.dev0+git"])
 def test_a_numpy_that_is_too_old_is_told_at_import(version):
     code = "import sys, numpy; numpy.__version__ = sys.argv[1]\ntry: import xpnet\nexcept ImportError as e: print(e)"

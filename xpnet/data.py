@@ -9,6 +9,8 @@ from .backends import on_host
 from .common import checks
 from .common.checks import brief, finite, integer, kind_of
 
+__all__ = ["ArraySource", "load_digits", "minibatches", "read_npz", "shuffled", "train_test_split"]
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
@@ -212,3 +214,7 @@ class shuffled:  # noqa: N801  # called as a function
         order = rng.permutation(count)
         ready.append([part[:count][order] for part in waiting])
         yield from batches(1)
+
+
+def __dir__() -> list[str]:
+    return __all__

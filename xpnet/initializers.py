@@ -13,6 +13,8 @@ import numpy as np
 
 from .common.checks import brief, integer
 
+__all__ = ["fan_in_uniform", "glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "normal", "orthogonal"]
+
 Initializer = Callable[["np.random.Generator", tuple[int, ...]], np.ndarray]
 
 
@@ -82,3 +84,7 @@ def orthogonal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray
 INITIALIZERS: dict[str, Initializer] = {
     f.__name__: f for f in (fan_in_uniform, glorot_normal, glorot_uniform, he_normal, he_uniform, normal, orthogonal)
 }
+
+
+def __dir__() -> list[str]:
+    return __all__

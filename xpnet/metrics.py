@@ -23,6 +23,10 @@ from .backends import Array, backend_of, device_of, is_array, namespace, shape_o
 from .common.checks import brief, finite, require
 from .losses.targets import NAMES, as_classes, as_rows, as_shares, check_prediction
 
+__all__ = [
+    "accuracy", "confusion_matrix", "f1", "mean_absolute_error", "mean_squared_error", "r2", "roc_auc",
+    "top_k_accuracy",
+]  # fmt: skip
 SEVERAL = "give threshold= (0.5 for probabilities, 0.0 for logits) or a loss of labels as loss="
 
 
@@ -302,3 +306,7 @@ def _share(right: Array, prediction: Array) -> Array:
 OF_CLASSES: list[Callable[..., Array]] = [accuracy, top_k_accuracy, f1, roc_auc]  # these take the loss
 OF_NUMBERS: list[Callable[..., Array]] = [mean_squared_error, mean_absolute_error, r2]
 BY_NAME = {metric.__name__: metric for metric in OF_CLASSES + OF_NUMBERS} | {"top_k": top_k_accuracy}
+
+
+def __dir__() -> list[str]:
+    return __all__

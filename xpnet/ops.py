@@ -12,6 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from .backends import Array, class_of, device_of, floating, is_compiled, is_plain, namespace, scans
 
+__all__ = [
+    "all_finite", "clip", "dot_over_batch", "erf", "linear", "matrix", "namespace", "one_hot", "random_keep",
+    "rows_added", "sigmoid", "sign", "softmax", "sum_of_squares", "sum_over_batch",
+]  # fmt: skip
+
 # --- elementwise ------------------------------------------------------------------------------------------------------
 
 
@@ -234,3 +239,7 @@ def all_finite(*arrays: Array) -> bool:
     else:  # the maximum is NaN if any entry is
         finite = [xp.isfinite(xp.max(xp.abs(a))) for a in arrays if 0 not in a.shape] or [True]
     return bool(functools.reduce(operator.and_, finite))
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -277,3 +277,7 @@ class AdamW(Adam):
         spared = slots["spared"]
         w, memory = super().rule(w - rate * self.weight_decay * (1.0 - spared) * w, g, slots, rate, size, shift)
         return w, memory | {"spared": spared}
+
+
+def __dir__() -> list[str]:
+    return __all__

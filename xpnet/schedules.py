@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from .common.checks import integer, kind_of, non_negative, positive
 from .common.settings import Adjustable
 
+__all__ = ["Constant", "CosineDecay", "ExponentialDecay", "StepDecay", "WarmUp"]
+
 Schedule = Callable[[int], float]
 
 
@@ -113,3 +115,7 @@ class WarmUp(BaseSchedule):
         if step < self.steps:
             return rate_at(self.then, 0) * ((step + 1) / self.steps)
         return rate_at(self.then, step - self.steps)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,3 +5,7 @@ from .logs import CSVLog, TimeLimit
 from .watching import EarlyStopping, ReduceOnPlateau
 
 __all__ = ["CSVLog", "Doctor", "EarlyStopping", "ReduceOnPlateau", "TimeLimit"]
+
+
+def __dir__() -> list[str]:
+    return __all__

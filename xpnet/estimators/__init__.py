@@ -18,3 +18,7 @@ from .classifier import MLPClassifier
 from .regressor import MLPRegressor
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -10,3 +10,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:  # imported on first use: torch.py imports networks, which import this folder
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(".torch", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -104,6 +103,8 @@ class SharedStep(Step):
         parts = [Part(self, meeting, shard, rows) for shard in range(self.here)]
         if self.here == 1:
             return self._passes_of(parts[0], batch)
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(self.here) as threads:
             waiting = [threads.submit(self._passes_of, part, batch) for part in parts]
         errors = [error for each in waiting if (error := each.exception())]

@@ -20,3 +20,7 @@ __all__ = [
     "MultiHeadAttention", "PositionalEmbedding", "RMSNorm", "ReLU", "Rescale", "Reshape", "Residual", "SiLU", "Sigmoid",
     "Softmax", "Softplus", "Tanh", "Transpose",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -14,3 +14,7 @@ __all__ = [  # noqa: RUF022  # in this order they are offered where something el
     "SoftmaxCrossEntropy", "CategoricalCrossEntropy", "BinaryCrossEntropyWithLogits", "BinaryCrossEntropy",
     "MeanSquaredError", "MeanAbsoluteError", "Huber",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -13,3 +13,7 @@ __all__ = [
     "activation_histograms", "confusion_matrix", "explanation", "first_layer_weights", "gradient_histograms",
     "learning_curves", "misclassified", "training",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -7,8 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -32,6 +31,9 @@ from .history import History
 from .identity import fingerprint, own_code
 from .packing import as_name, pack, unpack
 from .run import Run
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KEPT = 2  # files
 BUSY = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}  # errors of locking if another process has the lock
@@ -74,6 +76,8 @@ class Checkpoint(Configured, Callback):
     """
 
     def __init__(self, folder: AnyPath, every: int | str = "epoch"):
+        from pathlib import Path  # most runs have no checkpoint, and it is slow to import
+
         self.folder = Path(checks.path("Checkpoint: folder", folder))
         by_epoch = isinstance(every, str) and every == "epoch"
         self.every = "epoch" if by_epoch else integer('Checkpoint: every, if not "epoch",', every)
@@ -133,7 +137,7 @@ class Checkpoint(Configured, Callback):
                 warn(f"fit: {error}: going on from the checkpoint before it", RuntimeWarning)
         return None
 
-    def _files(self) -> list[Path]:
+    def _files(self) -> "list[Path]":
         """The checkpoints in the folder, newest last."""
         return sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
 
@@ -213,7 +217,7 @@ class Checkpoint(Configured, Callback):
 class Saved:
     """A checkpoint read from a file; FormatError if it is not sound."""
 
-    def __init__(self, path: Path, backend: Backend):
+    def __init__(self, path: "Path", backend: Backend):
         self.path = path
         arrays, metadata = read(path)
         if metadata.get("format") != FORMAT or "training" not in metadata:

@@ -7,7 +7,6 @@ import functools
 import sys
 import types
 from collections.abc import Callable, Iterator
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -153,6 +152,8 @@ def contents(cell: types.CellType) -> Any:
 @functools.cache
 def of_a_library(module: str | None) -> bool:
     """Whether a module is of xpnet, the standard library or an installed package."""
+    from pathlib import PurePath  # slow to import
+
     top = (module or "").partition(".")[0]
     if top in sys.stdlib_module_names or top == __name__.partition(".")[0]:
         return True

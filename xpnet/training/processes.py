@@ -4,7 +4,6 @@ import contextlib
 import functools
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -74,6 +73,8 @@ def fails_together(fit: Callable[P, R]) -> Callable[P, R]:
             return fit(*args, **options)
         except BaseException:
             if not all_arrive(failures):
+                import traceback
+
                 head = f"fit: process {comm.Get_rank()} of {comm.Get_size()} failed alone, which ends all of them:\n"
                 print(head + traceback.format_exc(), file=sys.stderr, flush=True)
                 time.sleep(DELIVERY)
