@@ -6,15 +6,26 @@ medians of the turns. Before that they train five steps from the same weights, a
 seed     full batch of 1,500 digits, 64-32-16-10, batch norm after every Dense
 mini     1,472 digits in batches of 32, 64-128-64-10, batch norm
 wide     5,120 rows in batches of 512, 784-1024-1024-10
+cnn8     images of 8 x 8 in batches of 64: conv 32, pool, conv 64, pool, dense
+cnn28    images of 28 x 28 in batches of 64: conv 32, pool, conv 64, pool, dense
+cnn28s   images of 28 x 28 in batches of 128: conv 8, pool, conv 16, pool, dense
+gpt      texts of 64 characters in batches of 12: 4 layers of 4 heads and 128 features, AdamW
 large    16,384 rows in batches of 8,192, 4096-8192-8192-10: for GPUs
 batch    the step's time against the batch, 1 to 65,536, of 64-32-16-10
 width    against the width H, 8 to 4,096, of 64-H-H-10 in batches of 128
 depth    against the pairs of Dense and ReLU, 1 to 64, 32 wide, in batches of 32 and of 1
 growth   all three of them, in one picture
+image    the step's time against the side of images, 8 to 64, of conv 16, pool, conv 32, pool, dense in batches of 32
+channels against the channels of convolutions, 4 to 128, on images of 16 x 16 in batches of 32
+context  against the characters that a GPT of 2 layers and 64 features sees, 16 to 512, in batches of 4
+features against its features, 16 to 512, with 64 characters
+sizes    these four, in one picture
 memory   the peak of a fit over what it must hold at once
 
 xpnet is the NumPy backend in plain NumPy, xpnet-fast with its compiled kernels; products are nothing but the step's
-matrix products, plain the step as a tutorial writes it in NumPy. sklearn has no batch norm. On a GPU:
+matrix products, plain the step as a tutorial writes it in NumPy. sklearn has no batch norm; it and plain have no images
+and texts. xpnet-torch and xpnet-jax are the backends of these names, torch-channels-last is PyTorch with its images'
+channels innermost in memory. On a GPU:
 
     large --contestants xpnet-cupy products-cupy torch-cuda torch-compile-cuda
 """
@@ -23,7 +34,6 @@ import argparse
 import gc
 import importlib.util
 import json
-import math
 import os
 import platform
 import signal
@@ -34,6 +44,7 @@ import time
 import tracemalloc
 
 import benchmark_report as report
+import cases
 import numpy as np
 import peers
 from command_line import a_file, a_picture, count
@@ -41,15 +52,21 @@ from tqdm import tqdm
 
 import xpnet as xn
 
-DEFAULT = ["xpnet", "xpnet-fast", "products", "jax", "torch", "sklearn", "plain"]
-DEFAULT_OF_STUDIES = ["xpnet", "xpnet-fast", "jax", "torch"]
-REFERENCES = ["jax", "torch", "products", "plain", "torch-cuda", "torch-compile-cuda", "products-cupy"]
-CASES = {name: [name] for name in peers.FIXED} | {
-    study: [f"{part}:{size}" for part, sizes in peers.STUDIES.items() if part.startswith(study) for size in sizes]
-    for study in ("batch", "width", "depth")
+LARGER = ["xpnet", "xpnet-fast", "xpnet-torch", "xpnet-jax", "products", "jax", "torch"]
+DEFAULT = {
+    "features": ["xpnet", "xpnet-fast", "products", "jax", "torch", "sklearn", "plain"],
+    "images": [*LARGER, "torch-channels-last"],
+    "texts": LARGER,
 }
+DEFAULT_OF_STUDIES = ["xpnet", "xpnet-fast", "jax", "torch"]
+REFERENCES = ["jax", "torch", "torch-channels-last", "products", "plain"]
+REFERENCES += ["torch-cuda", "torch-compile-cuda", "products-cupy"]
+CASES = {name: [name] for name in cases.FIXED}
+CASES |= {study: [f"{study}:{size}" for size in sizes] for study, (sizes, _) in cases.STUDIES.items()}
+CASES["depth"] += CASES.pop("depth-at-batch-1")
 CASES["growth"] = [*CASES["batch"], *CASES["width"], *CASES["depth"]]
-MEMORY = ["seed", "mini", "wide", "batch:4096", "batch:65536"]
+CASES["sizes"] = [*CASES["image"], *CASES["channels"], *CASES["context"], *CASES["features"]]
+MEMORY = ["seed", "mini", "wide", "batch:4096", "batch:65536", "cnn8", "cnn28", "cnn28s", "gpt"]
 THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMBA")]
 THREADS += ["VECLIB_MAXIMUM_THREADS", "NPROC"]  # Accelerate's; JAX's
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": 1 << 30, "MALLOC_TRIM_THRESHOLD_": 1 << 30, "MALLOC_TOP_PAD_": 64 << 20}
@@ -63,7 +80,7 @@ PAUSE = 0.25  # seconds before a turn, in which threads that spin after the last
 # --- the contestant's process -----------------------------------------------------------------------------------------
 
 
-def work(name: str, case: peers.Case, dtype: str, steps: int | None) -> None:
+def work(name: str, case: cases.Case, dtype: str, steps: int | None, clock: str) -> None:
     """Build the contestant, say its first losses, then take a turn for every line that comes in.
 
     It answers in lines of JSON: {"absent": reason}, or {"losses": [...], ...} and then milliseconds per step.
@@ -76,7 +93,9 @@ def work(name: str, case: peers.Case, dtype: str, steps: int | None) -> None:
 
     if name == "memory":
         return answer(memory(case, dtype))
-    build, library, install = peers.PEERS[name]
+    build, library, install, kinds = peers.PEERS[name]
+    if case.kind not in kinds:
+        return answer({"absent": f"it is for {' and '.join(kinds)}, and these are {case.kind}"})
     try:
         peer = build(case, dtype)
     except xn.BackendUnavailableError as error:
@@ -85,12 +104,12 @@ def work(name: str, case: peers.Case, dtype: str, steps: int | None) -> None:
         return answer({"absent": f"{error}. To install it: {install}"})
     modules = ["xpnet", "numpy", *([library] if library else [])]
     versions = {module: sys.modules[module].__version__ for module in modules}
-    losses = peer.first_losses()
+    losses, now = peer.first_losses(), {"wall": time.perf_counter, "cpu": time.process_time}[clock]
 
     def milliseconds(steps: int) -> float:
-        began = time.perf_counter()
+        began = now()
         peer.turn(steps)
-        return 1000 * (time.perf_counter() - began) / (case.epochs(steps) * case.batches)
+        return 1000 * (now() - began) / (case.epochs(steps) * case.batches)
 
     def a_second(steps: int = 1) -> int:
         each = milliseconds(steps)
@@ -105,7 +124,7 @@ def work(name: str, case: peers.Case, dtype: str, steps: int | None) -> None:
     return None
 
 
-def memory(case: peers.Case, dtype: str) -> dict[str, object]:
+def memory(case: cases.Case, dtype: str) -> dict[str, object]:
     """What a step on NumPy must hold at once, and the peaks of what fits of three epochs held, in bytes.
 
     The caller's data is not counted, the network is. A fit on all the rows, shuffled anew for every epoch or as they
@@ -114,7 +133,8 @@ def memory(case: peers.Case, dtype: str) -> dict[str, object]:
     x, y = case.data(dtype)
 
     def fit(net: xn.Sequential, rows: int, shuffle: bool) -> None:
-        how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.Adam(learning_rate=peers.RATE)}
+        optimizer = getattr(xn, case.optimizer)(learning_rate=peers.RATE)
+        how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": optimizer}
         net.fit(x[:rows], y[:rows], **how, epochs=3, batch_size=case.batch, shuffle=shuffle)
 
     def peak(rows: int, shuffle: bool) -> int:
@@ -128,13 +148,9 @@ def memory(case: peers.Case, dtype: str) -> dict[str, object]:
     net = case.net(dtype=dtype)
     fit(net, case.rows, shuffle=True)
 
-    shape, activations = (case.batch, case.sizes[0]), [x[: case.batch].nbytes]
-    for layer in case.layers:
-        shape = layer.output_shape(shape)
-        activations.append(math.prod(shape) * x.itemsize)
     parameters = sum(a.nbytes for a in net.params.values())
     parts = {"parameters": parameters, "gradients": parameters, "slots": 2 * parameters}
-    parts["activations"] = sum(activations)
+    parts["activations"] = case.activations * np.dtype(dtype).itemsize
     peaks = {
         "shuffled": peak(case.rows, shuffle=True),
         "unshuffled": peak(case.rows, shuffle=False),
@@ -158,7 +174,7 @@ def start(case: str, name: str, options: argparse.Namespace) -> subprocess.Popen
     environment |= {switch: values[options.tf32] for switch, values in TF32.items()}
     if options.malloc:
         environment |= {key: str(value) for key, value in MALLOC.items()}
-    command = [sys.executable, __file__, case, "--worker", name, "--dtype", options.dtype]
+    command = [sys.executable, __file__, case, "--worker", name, "--dtype", options.dtype, "--clock", options.clock]
     if options.steps:
         command += ["--steps", str(options.steps)]
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -229,7 +245,7 @@ def same_work(losses: dict[str, list[float] | None], rtol: float) -> None:
 
 def result(name: str, present: list[Contestant]) -> dict[str, object]:
     """What a race came to."""
-    case = peers.case(name)
+    case = cases.case(name)
     medians = {c.name: statistics.median(c.times) for c in present}
     contestants = {
         c.name: {
@@ -273,7 +289,7 @@ def a_case(text: str) -> str:
     """The name of a case, for argparse."""
     if text not in CASES and text != "memory":
         try:
-            peers.case(text)
+            cases.case(text)
         except (KeyError, ValueError):
             choices = ", ".join([*CASES, "memory"])
             message = f"no case {text!r}; choose from {choices}, or one size of a study, such as width:128"
@@ -290,7 +306,8 @@ def arguments() -> argparse.Namespace:
         metavar="NAME",
         nargs="+",
         choices=peers.PEERS,
-        help=f"of {', '.join(peers.PEERS)}; default: {' '.join(DEFAULT)}; studies: {' '.join(DEFAULT_OF_STUDIES)}",
+        help=f"of {', '.join(peers.PEERS)}; default: {' '.join(DEFAULT['features'])}; of images: "
+        f"{' '.join(DEFAULT['images'])}; of texts the same but the last; of studies: {' '.join(DEFAULT_OF_STUDIES)}",
     )
     parser.add_argument("--turns", type=count, help="of each contestant; default: 7, for the studies 5")
     parser.add_argument(
@@ -301,20 +318,27 @@ def arguments() -> argparse.Namespace:
         "--tf32", action="store_true", help="on NVIDIA GPUs, multiply float32 rounded to 10 binary digits"
     )
     parser.add_argument("--threads", type=count, metavar="N", help="each library's; default: what it chooses itself")
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: the processor's time of all threads, for machines that others use, too; default: wall",
+    )
     parser.add_argument("--malloc", action="store_true", help="raise glibc's thresholds, for every contestant alike")
     parser.add_argument("--json", type=a_file, metavar="FILE", help="write every turn's time, and all that is printed")
     parser.add_argument("--plot", type=a_picture, metavar="FILE.png", help="draw the medians; needs matplotlib")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    study = options.case in CASES and options.case not in peers.FIXED
+    study = options.case in CASES and options.case not in cases.FIXED
     if options.case == "memory" and (options.contestants or options.plot):
         parser.error("memory is a table about xpnet on NumPy alone: it takes neither --contestants nor --plot")
     if options.malloc and platform.libc_ver()[0] != "glibc":
         parser.error("--malloc: the thresholds are glibc's, and this Python runs on another C library")
-    needs_digits = options.case == "memory" or any(peers.case(c).digits for c in CASES.get(options.case, []))
+    needs_digits = options.case == "memory" or any(cases.case(c).digits for c in CASES.get(options.case, []))
     if needs_digits and not importlib.util.find_spec("sklearn"):
         parser.error(f"{options.case}: the digits come with scikit-learn: pip install scikit-learn threadpoolctl")
-    options.contestants = list(dict.fromkeys(options.contestants or (DEFAULT_OF_STUDIES if study else DEFAULT)))
+    default = DEFAULT_OF_STUDIES if study or options.case == "memory" else DEFAULT[cases.case(options.case).kind]
+    options.contestants = list(dict.fromkeys(options.contestants or default))
     options.turns = options.turns or (5 if study else 7)
     return options
 
@@ -323,9 +347,9 @@ def main() -> None:
     """Race, or measure memory, and report."""
     options = arguments()
     if options.worker:
-        return work(options.worker, peers.case(options.case), options.dtype, options.steps)
+        return work(options.worker, cases.case(options.case), options.dtype, options.steps, options.clock)
     out = {"case": options.case, "machine": report.machine()}
-    out |= {key: getattr(options, key) for key in ("dtype", "tf32", "threads", "malloc")}
+    out |= {key: getattr(options, key) for key in ("dtype", "tf32", "threads", "malloc", "clock")}
     if options.case == "memory":
         out |= {"versions": {"xpnet": xn.__version__, "numpy": np.__version__}, "memory": memories(options)}
     else:

@@ -3,6 +3,8 @@
 import os
 import platform
 import re
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,10 @@ STUDIES = {  # each one's column in the table, axis in the picture, title
     "width": ("width", "width H", "width: 64-H-H-10 in batches of 128"),
     "depth": ("pairs", "pairs of Dense and ReLU", "depth: 32 wide, in batches of 32"),
     "depth-at-batch-1": ("pairs", "pairs of Dense and ReLU", "depth: 32 wide, in batches of 1"),
+    "image": ("side", "side of an image", "image: conv 16, pool, conv 32, pool, dense"),
+    "channels": ("channels", "channels of each convolution", "channels: two convolutions, images of 16 x 16"),
+    "context": ("context", "characters at once", "context: a GPT of 2 layers, 64 features"),
+    "features": ("features", "features of each position", "features: a GPT of 2 layers, 64 characters at once"),
 }
 COLOURS = ("#2166ac", "#67a9cf", "#d6604d", "#5aae61", "#9970ab", "#e08214", "#777777")
 
@@ -30,14 +36,30 @@ def machine() -> dict[str, Any]:
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     except OSError:
         found = None
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    blas, kernels = np.show_config(mode="dicts")["Build Dependencies"]["blas"], blas_kernels({})
+    free = blas_kernels({"OPENBLAS_CORETYPE": ""}) if os.environ.get("OPENBLAS_CORETYPE") else kernels
     return {
         "cpu": found[1] if found else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "blas": f"{blas['name']} {blas['version']}",
+        "blas_kernels": kernels,
+        "blas_kernels_held_from": free if free != kernels else None,
     }
+
+
+def blas_kernels(environment: dict[str, str]) -> str | None:
+    """The processors that the kernels of NumPy's BLAS are made for, as it names them; None where nobody can tell.
+
+    A new process is asked: BLAS chooses its kernels when it is loaded.
+    """
+    program = (
+        "import numpy, threadpoolctl\n"
+        "print(*{found['architecture'] for found in threadpoolctl.threadpool_info() if 'architecture' in found})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 
 # --- the terminal -----------------------------------------------------------------------------------------------------
@@ -68,11 +90,14 @@ def head(out: dict[str, Any]) -> list[str]:
         steps = f" of {counted(out['steps'], 'step')}" if out["steps"] else ""
         setting.append(counted(out["turns"], "turn") + steps)
     setting.append(counted(out["threads"], "thread") if out["threads"] else "threads as each library chooses")
+    if out["clock"] == "cpu":
+        setting.append("processor time")
     if out["tf32"]:
         setting.append("TF32")
     setting.append("malloc's thresholds raised" if out["malloc"] else "malloc as it comes")
     versions = {name: f"{name} {version}" for name, version in out["versions"].items()}
-    versions["numpy"] += f" ({m['blas']})"
+    kernels = m["blas_kernels"] and f", {m['blas_kernels']} kernels"
+    versions["numpy"] += f" ({m['blas']}{kernels or ''})"
     elsewhere = [
         f"{name} on {device}" for name, device in out.get("devices", {}).items() if not device.startswith("cpu")
     ]
@@ -81,7 +106,22 @@ def head(out: dict[str, Any]) -> list[str]:
         ", ".join(setting),
         f"{m['cpu']}, {m['cores']} cores, {m['os']}, Python {m['python']}",
         *textwrap.wrap(", ".join([*versions.values(), *elsewhere]), WIDTH),
+        *warnings(m),
     ]
+
+
+def warnings(m: dict[str, Any]) -> list[str]:
+    """What makes the machine slower than it is, and the remedy."""
+    if not m["blas_kernels"]:
+        text = "Which kernels NumPy's BLAS runs is not known: pip install threadpoolctl"
+    elif m["blas_kernels_held_from"]:
+        text = (
+            f"Warning: OPENBLAS_CORETYPE has NumPy's BLAS run its kernels for {m['blas_kernels']}; left to itself, it "
+            f"runs those for {m['blas_kernels_held_from']} on this processor: unset OPENBLAS_CORETYPE"
+        )
+    else:
+        return []
+    return textwrap.wrap(text, WIDTH)
 
 
 def contestants(results: dict[str, Any]) -> list[str]:

@@ -1,138 +1,25 @@
-"""What benchmark.py measures: its cases, and the contestants that take the same training steps.
+"""The contestants of benchmark.py, which take the same training steps.
 
 A contestant is built from a case and a dtype. `first_losses()` are those of five steps on the first batch, to see
 that all do the same work; `turn(steps)` trains through whole epochs and returns when the device is done; `device`
 names it.
-Axes: N batch, D in, H out.
 """
 
 import functools
 import importlib
-import itertools
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from cases import EPS, MOMENTUM, Case
 
 import xpnet as xn
 
-RATE, EPS, MOMENTUM = 0.001, 0.01, 0.99  # Adam's learning rate; batch norm's
-
-# --- the cases --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network, how many rows it trains on in batches of how many."""
-
-    layers: tuple[xn.Layer, ...]
-    rows: int
-    batch: int
-    digits: bool = False
-
-    @property
-    def sizes(self) -> list[int]:
-        """The widths from input to output."""
-        dense = [layer for layer in self.layers if isinstance(layer, xn.Dense)]
-        return [dense[0].in_features, *(layer.out_features for layer in dense)]
-
-    @property
-    def title(self) -> str:
-        """The case in words."""
-        sizes = list(map(str, self.sizes))
-        if len(sizes) > 6:
-            sizes = [*sizes[:2], f"({len(sizes) - 4} more)", *sizes[-2:]]
-        norm = ", batch norm" if any(isinstance(layer, xn.BatchNorm) for layer in self.layers) else ""
-        kind = "digits" if self.digits else "rows"
-        return f"{self.rows:,} {kind} in batches of {self.batch:,}, {'-'.join(sizes)}{norm}"
-
-    @property
-    def batches(self) -> int:
-        """How many make an epoch; a single one is not shuffled."""
-        return self.rows // self.batch
-
-    @property
-    def multiplications(self) -> int:
-        """Those of a step's matrix products; nobody needs the first layer's dx."""
-        pairs = [d * h for d, h in itertools.pairwise(self.sizes)]
-        return self.batch * (3 * sum(pairs) - pairs[0])
-
-    def epochs(self, steps: int) -> int:
-        """The whole epochs nearest to so many steps."""
-        return max(1, round(steps / self.batches))
-
-    def net(self, backend: str = "numpy", dtype: str = "float32", device: Any = None) -> xn.Sequential:
-        """The network with its initial weights."""
-        return xn.Sequential(*self.layers).clone().initialize(backend, dtype, seed=0, device=device)
-
-    def data(self, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-        """x (rows, D) and the classes (rows,): the digits, or normal numbers and random classes."""
-        if self.digits:
-            x, y = xn.data.load_digits()
-            return x[: self.rows].astype(dtype), y[: self.rows]
-        rng = np.random.default_rng(0)
-        x = rng.standard_normal((self.rows, self.sizes[0]), dtype=dtype)
-        return x, rng.integers(0, self.sizes[-1], self.rows)
-
-    def shuffled(self, x: Any, y: Any, permutation: Callable[[int], Any]) -> Iterator[tuple[Any, Any]]:
-        """An epoch's batches of arrays of any library, one gather and then slices."""
-        if self.batches > 1:
-            order = permutation(self.rows)
-            x, y = x[order], y[order]
-        for start in range(0, self.rows, self.batch):
-            yield x[start : start + self.batch], y[start : start + self.batch]
-
-
-def mlp(*sizes: int, batch_norm: bool = False) -> tuple[xn.Layer, ...]:
-    """Dense layers with ReLU, and perhaps batch norm, between them."""
-    layers: list[xn.Layer] = []
-    for n_in, n_out in itertools.pairwise(sizes[:-1]):
-        norm = [xn.BatchNorm(n_out, MOMENTUM, EPS)] if batch_norm else []
-        layers += [xn.Dense(n_in, n_out, initializer="he_normal"), *norm, xn.ReLU()]
-    return (*layers, xn.Dense(*sizes[-2:]))
-
-
-def seed_layers() -> tuple[xn.Layer, ...]:
-    """The tutorial's network: batch norm after every Dense, the last one's giving the logits."""
-    sizes, functions = (64, 32, 16, 10), ([xn.Sigmoid()], [xn.ReLU()], [])
-    pairs = zip(itertools.pairwise(sizes), functions, strict=True)
-    return tuple(layer for (i, o), f in pairs for layer in (xn.Dense(i, o), xn.BatchNorm(o, MOMENTUM, EPS), *f))
-
-
-FIXED = {
-    "seed": Case(seed_layers(), rows=1500, batch=1500, digits=True),
-    "mini": Case(mlp(64, 128, 64, 10, batch_norm=True), rows=1472, batch=32, digits=True),
-    "wide": Case(mlp(784, 1024, 1024, 10), rows=5120, batch=512),
-    "large": Case(mlp(4096, 8192, 8192, 10), rows=16384, batch=8192),
-}
-STUDIES = {  # sizes of each scaling study
-    "batch": [4**i for i in range(9)],
-    "width": [2**i for i in range(3, 13)],
-    "depth": [2**i for i in range(7)],
-    "depth-at-batch-1": [2**i for i in range(7)],
-}
-
-
-def case(name: str) -> Case:
-    """The case of this name: a fixed one, or one of a study's, such as "width:128"."""
-    if name in FIXED:
-        return FIXED[name]
-    study, _, number = name.partition(":")
-    size = int(number)
-    if size < 1:
-        raise ValueError(f"{size} is no size")
-    if study == "batch":
-        return Case(mlp(64, 32, 16, 10), rows=size * min(64, max(4, 65536 // size)), batch=size)
-    if study == "width":
-        return Case(mlp(64, size, size, 10), rows=8 * 128, batch=128)
-    batch = {"depth": 32, "depth-at-batch-1": 1}[study]
-    return Case(mlp(64, *[32] * size, 10), rows=64 * batch, batch=batch)
-
+RATE, DECAY = 0.001, 0.01  # the learning rate; AdamW's decay
 
 # --- xpnet ------------------------------------------------------------------------------------------------------------
 
@@ -147,7 +34,7 @@ class XpNet:
         self.device = self.net.backend.device_name
 
     def fit(self, x: Any, y: Any, epochs: int, batch_size: int | None) -> xn.History:
-        loss, optimizer = xn.SoftmaxCrossEntropy(), xn.Adam(learning_rate=RATE)
+        loss, optimizer = xn.SoftmaxCrossEntropy(), getattr(xn, self.case.optimizer)(learning_rate=RATE)
         return self.net.fit(x, y, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size)
 
     def first_losses(self) -> list[float]:
@@ -171,32 +58,38 @@ class XpNetFast(XpNet):
 # --- products, plain NumPy --------------------------------------------------------------------------------------------
 
 
+STRETCH = 2**18  # numbers
+
+
 class Products:
     """Nothing but a step's matrix products, into arrays that are there: what no code on this library can be faster
-    than. On CuPy they are cuBLAS's.
+    than. On CuPy they are cuBLAS's. Of a convolution they are those of the patches that its outputs see.
     """
 
     def __init__(self, case: Case, dtype: str, backend: str = "numpy"):
         self.case, self.backend = case, xn.get_backend(backend)
-        self.dot, self.device = importlib.import_module(backend).dot, self.backend.device_name
+        self.lib, self.device = importlib.import_module(backend), self.backend.device_name
         rng = np.random.default_rng(0)
 
         def array(*shape: int) -> Any:
             return self.backend.asarray(rng.standard_normal(shape, dtype=dtype))
 
-        n, sizes = case.batch, case.sizes
-        rows, columns = [], []  # the products' (a, b, out) with rows contiguous, or the batch
-        for i, (d, h) in enumerate(itertools.pairwise(sizes)):
-            x, y, dw = array(n, d), array(n, h), array(d, h)
+        rows, columns, stretches = [], [], []  # as (a, b, out), with rows contiguous or the batch, and that in parts
+        for (count, m, k, n), times in case.products:
+            many = (count,) * (count > 1)
+            x, y, dw = array(*many, m, k), array(*many, m, n), array(*many, k, n)
             # orthonormal: x W Wᵀ, fed back as x, neither grows nor fades
-            w = self.backend.asarray(np.eye(d, h, dtype=dtype) - 2 / max(d, h))
-            xt, yt = (array(d, n) if i else x.T), array(h, n)  # the data itself has its rows contiguous
-            rows += [(x, w, y), (x.T, y, dw)]
-            columns += [(w.T, xt, yt), (xt, yt.T, dw)]
-            if i:
-                rows.append((y, w.T, x))
-                columns.append((w, yt, xt))
-        self.products = min(rows, columns, key=self.seconds)
+            w = self.backend.asarray(np.broadcast_to(np.eye(k, n, dtype=dtype) - 2 / max(k, n), (*many, k, n)).copy())
+            xt = (
+                array(*many, k, m) if rows or case.kind == "texts" else turned(x)
+            )  # the data itself has its rows contiguous
+            yt = array(*many, n, m)
+            rows += [(x, w, y), (turned(x), y, dw), (y, turned(w), x)][:times]
+            columns += [(turned(w), xt, yt), (xt, turned(yt), dw), (w, yt, xt)][:times]
+            parts = 1 if many else max(1, m * k // STRETCH)
+            xs, ys = (xt, yt) if parts == 1 else (array(k, m // parts), array(n, m // parts))  # which stay in cache
+            stretches += [(turned(w), xs, ys), (xs, turned(ys), dw), (w, ys, xs)][:times] * parts
+        self.products = min(rows, columns, stretches, key=self.seconds)
 
     def seconds(self, products: list[tuple[np.ndarray, ...]]) -> float:
         """The median time of a step with these products."""
@@ -210,7 +103,7 @@ class Products:
 
     def step(self) -> None:
         for a, b, out in self.products:
-            self.dot(a, b, out=out)
+            (self.lib.matmul if a.ndim == 3 else self.lib.dot)(a, b, out=out)
 
     def first_losses(self) -> None:
         return None
@@ -219,6 +112,11 @@ class Products:
         for _ in range(self.case.epochs(steps) * self.case.batches):
             self.step()
         self.backend.synchronize()
+
+
+def turned(a: Any) -> Any:
+    """Matrices with their axes exchanged."""
+    return a.swapaxes(-1, -2)
 
 
 class Plain:
@@ -322,20 +220,12 @@ class Jax:
         self.carry = params, statistics, zeros, jax.tree.map(jnp.copy, zeros), jnp.array(0)
         self.x, self.y = map(jnp.asarray, case.data(dtype))
         self.key = jax.random.key(0)
+        kept = 1 - RATE * DECAY if case.optimizer == "AdamW" else 1.0
 
         def loss(params, statistics, x, y):
             new = {}
-            for i, layer in enumerate(case.layers):
-                if isinstance(layer, xn.Dense):
-                    x = x @ params[f"{i}.weight"] + params[f"{i}.bias"]
-                elif isinstance(layer, xn.BatchNorm):
-                    for name, batch in (f"{i}.mean", x.mean(axis=0)), (f"{i}.var", x.var(axis=0)):
-                        new[name] = MOMENTUM * statistics[name] + (1 - MOMENTUM) * batch
-                    x = (x - x.mean(axis=0)) / jnp.sqrt(x.var(axis=0) + EPS)
-                    x = params[f"{i}.gamma"] * x + params[f"{i}.beta"]
-                else:
-                    x = nn.sigmoid(x) if isinstance(layer, xn.Sigmoid) else nn.relu(x)
-            return -jnp.mean(jnp.take_along_axis(nn.log_softmax(x), y[:, None], axis=1)), new
+            x = jax_outputs(case.layers, "", params, statistics, new, x)
+            return -jnp.mean(jnp.take_along_axis(nn.log_softmax(x), y[..., None], axis=-1)), new
 
         def step(carry, x, y, i):
             params, statistics, m, v, t = carry
@@ -345,7 +235,9 @@ class Jax:
             m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
             v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, g)
             first, second = 1 - 0.9**t, 1 - 0.999**t
-            params = jax.tree.map(lambda p, m, v: p - RATE * (m / first) / (jnp.sqrt(v / second) + 1e-8), params, m, v)
+            params = jax.tree.map(
+                lambda p, m, v: kept * p - RATE * (m / first) / (jnp.sqrt(v / second) + 1e-8), params, m, v
+            )
             return (params, statistics, m, v, t), value
 
         def shuffle(key, x, y):
@@ -379,6 +271,54 @@ class Jax:
         self.jax.block_until_ready(self.carry)
 
 
+def jax_outputs(layers: Sequence[xn.Layer], prefix: str, params: Any, statistics: Any, new: Any, x: Any) -> Any:
+    """What layers make of x, by JAX's own functions; the next statistics go to `new`."""
+    from jax import lax, nn
+    from jax import numpy as jnp
+    from jax.scipy.special import erf
+
+    def dense(x: Any, name: str) -> Any:
+        return x @ p[f"{name}weight"] + p[f"{name}bias"]
+
+    for i, layer in enumerate(layers):
+        name = f"{prefix}{i}."
+        p = {key.removeprefix(name): a for key, a in params.items() if key.startswith(name)}
+        if isinstance(layer, xn.Dense):
+            x = dense(x, "")
+        elif isinstance(layer, xn.BatchNorm):
+            for key, batch in ("mean", x.mean(axis=0)), ("var", x.var(axis=0)):
+                new[name + key] = MOMENTUM * statistics[name + key] + (1 - MOMENTUM) * batch
+            x = (x - x.mean(axis=0)) / jnp.sqrt(x.var(axis=0) + EPS)
+            x = p["gamma"] * x + p["beta"]
+        elif isinstance(layer, xn.Conv2d):
+            around = [(layer.padding, layer.padding)] * 2
+            x = lax.conv_general_dilated(x, p["weight"], (1, 1), around) + p["bias"][:, None, None]
+        elif isinstance(layer, xn.MaxPool2d):
+            x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+        elif isinstance(layer, xn.Flatten):
+            x = x.reshape(x.shape[0], -1)
+        elif isinstance(layer, xn.Embedding):
+            x = p["weight"][x]
+        elif isinstance(layer, xn.PositionalEmbedding):
+            x = x + p["weight"][: x.shape[1]]
+        elif isinstance(layer, xn.LayerNorm):
+            centred = x - x.mean(axis=-1, keepdims=True)
+            x = p["gamma"] * centred * lax.rsqrt((centred**2).mean(axis=-1, keepdims=True) + layer.eps) + p["beta"]
+        elif isinstance(layer, xn.MultiHeadAttention):
+            n, t, d = x.shape
+            q, k, v = dense(x, "qkv_").reshape(n, t, 3, layer.heads, -1).transpose(2, 0, 3, 1, 4)
+            scores = q @ k.mT / (d / layer.heads) ** 0.5
+            scores = jnp.where(jnp.tril(jnp.ones((t, t), bool)), scores, -jnp.inf)
+            x = dense((nn.softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(n, t, d), "out_")
+        elif isinstance(layer, xn.Residual):
+            x = x + jax_outputs(layer.layers, name, params, statistics, new, x)
+        elif isinstance(layer, xn.GELU):
+            x = x * 0.5 * (1 + erf(x / 2**0.5))
+        else:
+            x = nn.sigmoid(x) if isinstance(layer, xn.Sigmoid) else nn.relu(x)
+    return x
+
+
 class JaxScan(Jax):
     """The same with a whole epoch compiled as one loop: nothing of the host's is left between its steps."""
 
@@ -390,11 +330,14 @@ class JaxScan(Jax):
 
 
 class Torch:
-    """Eager PyTorch with its own layers, loss and optimizer; or the model compiled; on the CPU or a GPU."""
+    """Eager PyTorch with its own layers, loss and optimizer; or the model compiled; on the CPU or a GPU. Images lie in
+    memory in its default layout, or with the channels innermost.
+    """
 
-    def __init__(self, case: Case, dtype: str, device: str = "cpu", compiled: bool = False):
+    def __init__(
+        self, case: Case, dtype: str, device: str = "cpu", compiled: bool = False, channels_last: bool = False
+    ):
         import torch
-        from torch import nn
 
         if device == "cuda" and not torch.cuda.is_available():
             raise xn.BackendUnavailableError("PyTorch sees no CUDA device; pytorch.org names its builds for CUDA")
@@ -403,30 +346,22 @@ class Torch:
         if compiled and device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
             raise xn.BackendUnavailableError("torch.compile needs a C++ compiler: g++, or the one that CXX names")
 
-        def module(i: int, layer: xn.Layer) -> nn.Module:
-            if isinstance(layer, xn.BatchNorm):
-                return nn.BatchNorm1d(layer.features, eps=EPS, momentum=1 - MOMENTUM)
-            if not isinstance(layer, xn.Dense):
-                return nn.Sigmoid() if isinstance(layer, xn.Sigmoid) else nn.ReLU()
-            linear = nn.Linear(layer.in_features, layer.out_features)
-            linear.weight.data = torch.tensor(params[f"{i}.weight"].T).contiguous()
-            linear.bias.data = torch.tensor(params[f"{i}.bias"])
-            return linear
-
         self.case, self.torch = case, torch
         self.device = torch.cuda.get_device_name() if device == "cuda" else "cpu"
         self.permutation = functools.partial(torch.randperm, device=device)
         params = case.net(dtype=dtype).params
-        modules = [module(i, layer) for i, layer in enumerate(case.layers)]
-        self.model = nn.Sequential(*modules).to(device, getattr(torch, dtype))
+        layout = torch.channels_last if channels_last else torch.preserve_format
+        self.model = torch_module(case.layers, params).to(device, getattr(torch, dtype), memory_format=layout)
         self.call = torch.compile(self.model) if compiled else self.model
-        self.loss = nn.CrossEntropyLoss()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=RATE)
+        decay = DECAY if case.optimizer == "AdamW" else 0
+        self.optimizer = getattr(torch.optim, case.optimizer)(self.model.parameters(), lr=RATE, weight_decay=decay)
         self.x, self.y = (torch.tensor(a, device=device) for a in case.data(dtype))
+        self.x = self.x.to(memory_format=layout)
 
     def step(self, x: Any, y: Any) -> Any:
         self.optimizer.zero_grad()
-        loss = self.loss(self.call(x), y)
+        logits = self.call(x)
+        loss = self.torch.nn.functional.cross_entropy(logits.flatten(0, -2), y.flatten())
         loss.backward()
         self.optimizer.step()
         return loss
@@ -441,6 +376,70 @@ class Torch:
                 self.step(x, y)
         if self.x.is_cuda:
             self.torch.cuda.synchronize()
+
+
+def torch_module(layers: Sequence[xn.Layer], params: dict[str, Any], prefix: str = "") -> Any:
+    """PyTorch's modules for these layers, with the parameters that they have here."""
+    import torch
+    from torch import nn
+
+    class Residual(nn.Module):
+        def __init__(self, f: nn.Module):
+            super().__init__()
+            self.f = f
+
+        def forward(self, x: Any) -> Any:
+            return x + self.f(x)
+
+    class Positions(nn.Embedding):
+        def forward(self, x: Any) -> Any:
+            return x + self.weight[: x.shape[1]]
+
+    class Attention(nn.Module):
+        def __init__(self, features: int, heads: int):
+            super().__init__()
+            self.heads, self.qkv, self.out = heads, nn.Linear(features, 3 * features), nn.Linear(features, features)
+
+        def forward(self, x: Any) -> Any:
+            n, t, d = x.shape
+            q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return self.out(y.transpose(1, 2).reshape(n, t, d))
+
+    def module(name: str, layer: xn.Layer) -> nn.Module:
+        own = {key.removeprefix(name): torch.tensor(np.asarray(a)) for key, a in params.items() if key.startswith(name)}
+
+        def filled(module: nn.Module, weight: str = "weight", bias: str = "bias") -> nn.Module:
+            turns = isinstance(module, nn.Linear)
+            module.weight.data = own[weight].T.contiguous() if turns else own[weight]
+            if bias in own:
+                module.bias.data = own[bias]
+            return module
+
+        if isinstance(layer, xn.Dense):
+            return filled(nn.Linear(layer.in_features, layer.out_features))
+        if isinstance(layer, xn.BatchNorm):
+            return nn.BatchNorm1d(layer.features, eps=EPS, momentum=1 - MOMENTUM)
+        if isinstance(layer, xn.Conv2d):
+            return filled(nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, padding=layer.padding))
+        if isinstance(layer, xn.MaxPool2d):
+            return nn.MaxPool2d(layer.kernel_size)
+        if isinstance(layer, xn.Embedding):
+            return filled(nn.Embedding(layer.vocabulary, layer.features))
+        if isinstance(layer, xn.PositionalEmbedding):
+            return filled(Positions(layer.length, layer.features))
+        if isinstance(layer, xn.LayerNorm):
+            return nn.LayerNorm(layer.features, eps=layer.eps)
+        if isinstance(layer, xn.MultiHeadAttention):
+            attention = Attention(layer.features, layer.heads)
+            filled(attention.qkv, "qkv_weight", "qkv_bias")
+            filled(attention.out, "out_weight", "out_bias")
+            return attention
+        if isinstance(layer, xn.Residual):
+            return Residual(torch_module(layer.layers, params, name))
+        return {xn.Flatten: nn.Flatten, xn.GELU: nn.GELU, xn.Sigmoid: nn.Sigmoid, xn.ReLU: nn.ReLU}[type(layer)]()
+
+    return nn.Sequential(*(module(f"{prefix}{i}.", layer) for i, layer in enumerate(layers)))
 
 
 # --- scikit-learn -----------------------------------------------------------------------------------------------------
@@ -485,6 +484,7 @@ class Peer(NamedTuple):
     build: Callable[[Case, str], Any]
     library: str | None = None
     install: str | None = None  # None: its error says it
+    kinds: tuple[str, ...] = ("features", "images", "texts")  # of cases that it can do
 
 
 FAST, JAX, TORCH = (f"pip install {package}" for package in ("numba", "jax", "torch"))
@@ -500,9 +500,10 @@ PEERS = {
     "jax": Peer(Jax, "jax", JAX),
     "jax-scan": Peer(JaxScan, "jax", JAX),
     "torch": Peer(Torch, "torch", TORCH),
+    "torch-channels-last": Peer(functools.partial(Torch, channels_last=True), "torch", TORCH, ("images",)),
     "torch-compile": Peer(functools.partial(Torch, compiled=True), "torch", TORCH),
     "torch-cuda": Peer(functools.partial(Torch, device="cuda"), "torch", TORCH),
     "torch-compile-cuda": Peer(functools.partial(Torch, device="cuda", compiled=True), "torch", TORCH),
-    "sklearn": Peer(Sklearn, "sklearn", "pip install scikit-learn threadpoolctl"),
-    "plain": Peer(Plain),
+    "sklearn": Peer(Sklearn, "sklearn", "pip install scikit-learn threadpoolctl", kinds=("features",)),
+    "plain": Peer(Plain, kinds=("features",)),
 }

@@ -1,6 +1,7 @@
 """The benchmark script runs its races and says what they came to; nothing here is timed."""
 
 import argparse
+import io
 import json
 import os
 import re
@@ -61,7 +62,7 @@ def test_a_race_is_in_the_table_the_json_and_the_picture(tmp_path):
     ("arguments", "message"),
     [
         (["mini", "--contestants", "xpnet", "nobody"], r"'nobody' \(choose from .*xpnet.*products.*torch.*plain"),
-        (["tiny"], "no case 'tiny'; choose from seed, mini, wide, large, batch, width, depth, growth, memory, or"),
+        (["tiny"], "no case 'tiny'; choose from seed, mini, wide, cnn8, cnn28, cnn28s, gpt, large, batch, width,"),
         (["width:0"], "no case 'width:0'"),
         (["mini", "--turns", "0"], "0: it must be at least 1"),
         (["mini", "--plot", "nowhere/race.png"], "nowhere/race.png is a directory, or in one that is not there"),
@@ -136,6 +137,36 @@ def test_a_peer_that_is_not_installed_is_named_and_skipped(tmp_path):
     assert "pip install jax" in done.stderr
 
 
+def test_a_contestant_without_the_layers_is_left_out(scripts, monkeypatch):
+    import benchmark
+
+    said = io.StringIO()
+    monkeypatch.setattr(benchmark.signal, "signal", lambda *_: None)
+    for name, case in ("plain", "image:8"), ("torch-channels-last", "context:8"):
+        monkeypatch.setattr(sys, "stdout", said)
+        benchmark.work(name, benchmark.cases.case(case), "float32", 1, "wall")
+    assert said.getvalue().splitlines() == [
+        '{"absent": "it is for features, and these are images"}',
+        '{"absent": "it is for images, and these are texts"}',
+    ]
+
+
+def test_an_older_blas_kernel_is_named_with_the_remedy(scripts, monkeypatch):
+    import benchmark_report as report
+
+    monkeypatch.setattr(report, "blas_kernels", lambda environment: "Zen" if environment else "Haswell")
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    (first, second) = report.warnings(report.machine())
+    assert first.startswith("Warning: OPENBLAS_CORETYPE has NumPy's BLAS run its kernels for Haswell; left to itself")
+    assert second.endswith("Zen on this processor: unset OPENBLAS_CORETYPE")
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
+    assert report.warnings(report.machine()) == []
+    monkeypatch.setattr(report, "blas_kernels", lambda environment: None)
+    assert report.warnings(report.machine()) == [
+        "Which kernels NumPy's BLAS runs is not known: pip install threadpoolctl"
+    ]
+
+
 def test_contestants_whose_losses_part_are_named(scripts):
     import benchmark
 
@@ -164,7 +195,7 @@ def test_every_library_is_told_whether_it_may_multiply_in_tf32(scripts, monkeypa
 
     given = []
     monkeypatch.setattr(benchmark.subprocess, "Popen", lambda command, env, **pipes: given.append(env))
-    options = argparse.Namespace(tf32=tf32, threads=None, malloc=False, dtype="float32", steps=None)
+    options = argparse.Namespace(tf32=tf32, threads=None, malloc=False, dtype="float32", steps=None, clock="wall")
     benchmark.start("large", "xpnet-cupy", options)
     names = "CUPY_TF32", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "JAX_DEFAULT_MATMUL_PRECISION"
     assert [given[0][name] for name in names] == switch
@@ -205,10 +236,11 @@ def test_a_study_has_a_row_for_each_size_and_a_cost_for_each_layer(scripts, tmp_
     assert report.per_layer(results[:3]) == {}
 
     setting = {"case": "depth", "dtype": "float32", "tf32": True, "threads": 1, "malloc": True, "turns": 2, "steps": 3}
+    setting["clock"] = "cpu"
     versions = {"numpy": np.__version__}
     out = setting | {"machine": report.machine(), "versions": versions, "results": results, "per_layer_us": slopes}
     text = report.text(out)
-    assert "2 turns of 3 steps, 1 thread, TF32, malloc's thresholds raised" in text
+    assert "2 turns of 3 steps, 1 thread, processor time, TF32, malloc's thresholds raised" in text
     assert [line.split() for line in text.splitlines()].count(["4", "4.000", "0.580", "1.200"]) == 2
     assert "xpnet 20.0 µs, torch 50.0 µs" in text.replace("\n", " ")
     report.plot(out, tmp_path / "depth.png")
