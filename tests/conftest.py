@@ -13,6 +13,7 @@ from hypothesis import settings
 import xpnet as xn
 from support import cupy_on_host, networks
 from xpnet.kernels.cpu import convolution, threads
+from xpnet.kernels.planner import kernels_for
 
 BACKENDS = ("numpy", "cupy", "torch", "jax", "array_api_strict")
 NUMBA = importlib.util.find_spec("numba") is not None
@@ -106,7 +107,8 @@ class Library:
 def pytest_generate_tests(metafunc):
     name = metafunc.config.getoption("--backend")
     if "kernels_of" in metafunc.fixturenames:
-        metafunc.parametrize("kernels_of", ["calls", *["numba"] * (name == "numpy" and NUMBA)])
+        of_cpu = ["calls", *["numba"] * (name == "numpy" and NUMBA)]
+        metafunc.parametrize("kernels_of", ["cuda"] if name == "cupy" else of_cpu)
     if {"lib", "strict_lib"} & {*metafunc.fixturenames}:
         kinds = [{}]
         if name == "numpy":
@@ -141,10 +143,9 @@ def small_blocks(monkeypatch):
 
 @pytest.fixture
 def kernels(kernels_of, request):
-    """Makes the kernels under test, the calls or Numba's loops, on the backend under test."""
+    """Makes the kernels under test, the calls, Numba's loops or CUDA's, on the backend under test."""
     backend = xn.get_backend(request.config.getoption("--backend"))
-    module = importlib.import_module(f"xpnet.kernels.cpu.{kernels_of}")
-    return lambda: (module.NumbaKernels if kernels_of == "numba" else module.Calls)(backend)
+    return lambda: kernels_for(backend, kernels_of != "calls")
 
 
 @pytest.fixture

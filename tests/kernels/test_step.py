@@ -267,6 +267,7 @@ IMAGES = {
 }
 
 
+@pytest.mark.cupy_only
 @pytest.mark.parametrize("name", IMAGES)
 def test_images(name, kernels, backend, dtype):
     assert_same_steps(kernels, backend, dtype, IMAGES[name]())

@@ -29,11 +29,21 @@ def mlp(*sizes, norm):
     return xn.Sequential(*layers, xn.Dense(*sizes[-2:]))
 
 
+def images():
+    """Two convolutions, each with ReLU and a pool, of images of 28 x 28 pixels."""
+    return xn.Sequential(
+        *(xn.Conv2d(1, 32, 3, padding=1), xn.ReLU(), xn.MaxPool2d(2)),
+        *(xn.Conv2d(32, 64, 3, padding=1), xn.ReLU(), xn.MaxPool2d(2)),
+        *(xn.Flatten(), xn.Dense(64 * 7 * 7, 10)),
+    )
+
+
 # a network, its optimizer, and the launches of a step: in kernels of our own, and of the plain step. The batch is small
 # here, since nothing depends on it.
 STEPS = {
     "seed": (tutorial_network, xn.Adam, 17, 179),
     "mini": (lambda: mlp(64, 128, 64, 10, norm=True), xn.Adam, 17, 132),
+    "cnn28": (images, xn.Adam, 25, 342),
     "wide": (lambda: mlp(784, 1024, 1024, 10, norm=False), xn.Adam, 16, 53),
     "seed, SGD": (tutorial_network, xn.SGD, 17, 171),
     "seed, Nesterov": (tutorial_network, xn.Nesterov, 18, 177),
@@ -46,13 +56,14 @@ def launches_of_a_step(cupy, net, optimizer):
     net = net().initialize(cupy, seed=0)
     rng = np.random.default_rng(0)
     with cupy.scope():
-        x = cupy.asarray(rng.normal(size=(40, net.layers[0].in_features)).astype("float32"))
+        shape = [28 if size is None else size for size in net.input_shape]
+        x = cupy.asarray(rng.normal(size=(40, *shape)).astype("float32"))
         y = xn.ops.one_hot(cupy.asarray(rng.integers(10, size=40)), 10, x.dtype)
-        step = training_step(net, xn.SoftmaxCrossEntropy(), optimizer())
+        step = training_step(net, xn.SoftmaxCrossEntropy(), optimizer(), ("N", *shape))
         carry = step.start
         for _ in range(3):
             log.launches.clear()
-            _, carry = step.on_rows(carry, Batch(x, y), slice(0, 32), (carry,))
+            _, carry = step.on_rows(carry, Batch(x, y), slice(0, 32 if len(shape) == 1 else 8), (carry,))
     return list(log.launches)
 
 
@@ -68,8 +79,12 @@ def test_launches_in_a_step(case, cupy, monkeypatch):
 
 def test_the_readme_has_these_launches():
     (seed, of_seed), (mini, of_mini), (wide, of_wide) = (STEPS[name][2:] for name in ("seed", "mini", "wide"))
+    cnn, of_cnn = STEPS["cnn28"][2:]
     assert seed == mini
-    counts = f"takes {seed} kernel launches instead of {of_seed} and {of_mini}, `wide` {wide} instead of {of_wide};"
+    counts = (
+        f"takes {seed} kernel launches instead of {of_seed} and {of_mini}, `wide` {wide} instead of {of_wide}, and of "
+        f"`cnn28` {cnn} instead of {of_cnn};"
+    )
     assert counts in " ".join(README.read_text(encoding="utf-8").split())
 
 
@@ -115,6 +130,18 @@ def test_no_wait_in_an_epoch_and_one_transfer_of_the_data(optimizer, choice, shu
     assert watch.waits == [[], [], []]
     data = [size for size in log.transfers if size >= y.nbytes]  # CuPy's tables of pointers are smaller
     assert data == [x.nbytes, y.nbytes, *[y.nbytes] * (3 * shuffle)]  # the order of each epoch, as long as y
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_no_wait_in_an_epoch_of_images(shuffle, cupy):
+    rng, watch = np.random.default_rng(0), Watch()
+    net = xn.Sequential(
+        *(xn.Conv2d(1, 3, 3), xn.BatchNorm(3), xn.ReLU(), xn.MaxPool2d(2), xn.Dropout(0.1)),
+        *(xn.Conv2d(3, 4, 2), xn.Tanh(), xn.AveragePool2d(2), xn.GlobalAveragePool(), xn.Dense(4, 5)),
+    ).initialize(cupy, seed=0)
+    options = {"optimizer": xn.Adam(), "batch_size": 8, "shuffle": shuffle, "callbacks": [watch]}
+    net.fit(rng.normal(size=(30, 1, 9, 9)), np.arange(30) % 5, loss=xn.SoftmaxCrossEntropy(), epochs=2, **options)
+    assert watch.waits == [[], []]
 
 
 @pytest.mark.parametrize("choice", ["auto", "reference"])

@@ -14,9 +14,11 @@ pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 
 OVER_ROWS = "pointwise", "pointwise_backward", "batch_norm", "batch_norm_backward"
 RULE_NAMES = sorted({rule_name(kind, decays) for kind in RULES for decays in (False, True)})
-OTHERS = "averaged", "dropout", "softmax_cross_entropy", "gradient_norm", "look_ahead", *RULE_NAMES
+OTHERS = "averaged", "dropout", "softmax_cross_entropy", "gradient_norm", "look_ahead", "gather", "pool", *RULE_NAMES
+PARTS = "OfPatches", "OfMaxima", "OfMeans"
 EXPRESSIONS = [f"{k}<{t}, {f}>" for t in ("float", "double") for k in OVER_ROWS for f in POINTWISE]
 EXPRESSIONS += [f"{k}<{t}>" for t in ("float", "double") for k in OTHERS]
+EXPRESSIONS += [f"spread<{t}, {part}>" for t in ("float", "double") for part in PARTS]
 
 # CuPy's options for a RawModule, and one that has the assembler say what each kernel takes
 OPTIONS = ["-std=c++17", "-ftz=true", "--device-as-default-execution-space", "--ptxas-options=-v"]

@@ -242,7 +242,7 @@ class Flatten(Stage):
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
-        fits = parts and type(parts[0].layer) is shape.Flatten and isinstance(before, Convolution)
+        fits = parts and type(parts[0].layer) is shape.Flatten and before and before.images and not before.bias
         return cls(site, before) if fits else None
 
     def bind(self, x: np.ndarray, before: Any) -> None:

@@ -7,13 +7,18 @@ __device__ unsigned hash(unsigned x) {
     return x ^ (x >> 16);
 }
 
-// y = x m, where the mask m is 0 or `scale` by the bits of a number's place and the key; the next key, if asked for
+// y = x m, where the mask m is 0 or `scale` by the bits of a number's place and the key; the next key, if asked for. A
+// number's place among (..., B, C, D), as x lies in memory, counts a step along each axis as much as in the layer's own
+// order.
 template <typename T>
 __global__ void __launch_bounds__(512) dropout(
-    const T* x, const int* key, Int least, T scale, Int size, T* y, int* next_key) {
+    const T* x, const int* key, Int least, T scale, Int size, Int b, Int c, Int d, Int step_a, Int step_b, Int step_c,
+    Int step_d, T* y, int* next_key) {
     const unsigned draw = key[0], count = key[1], of_count = hash(count);
     for (Int i = first(); i < size; i += stride()) {
-        const Int bits = hash(hash(unsigned(i) ^ draw) ^ of_count) & 0xFFFFFF;
+        Int at_d = i, at_c = divide(at_d, d), at_b = divide(at_c, c);
+        const Int place = divide(at_b, b) * step_a + at_b * step_b + at_c * step_c + at_d * step_d;
+        const Int bits = hash(hash(unsigned(place) ^ draw) ^ of_count) & 0xFFFFFF;
         y[i] = x[i] * (bits >= least ? scale : T(0));
     }
     if (next_key && first() == 0) {

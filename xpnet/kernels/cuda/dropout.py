@@ -1,13 +1,16 @@
 """Dropout, in CUDA."""
 
+import functools
 import importlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from ...backends import Array
 from ...layers import dropout
 from ..stages import Part, Site, Stage
-from .launching import in_rows, over_vector
+from .launching import in_rows, laid_out, over_vector
+from .windows import takes_images
 
 
 class Dropout(Stage):
@@ -15,12 +18,14 @@ class Dropout(Stage):
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> "Stage | None":
-        fits = parts and type(parts[0].layer) is dropout.Dropout and parts[0].axes == 2
+        fits = parts and type(parts[0].layer) is dropout.Dropout and parts[0].axes <= 4
+        fits = fits and (parts[0].axes == 2 or takes_images(before))
         return cls(site, before, parts[0]) if fits and not (before and before.bias) else None
 
     def __init__(self, site: Site, before: Stage | None, part: Part):
         super().__init__(site, before)
         self.layer: Any = part.layer
+        self.axes, self.images = part.axes, part.axes > 2
         self.name, self.states = f"{part.prefix}.key", [part.layer]
 
     def set_state(self, state: dict[str, Array]) -> None:
@@ -32,12 +37,12 @@ class Dropout(Stage):
         return {self.name: self.next_key}
 
     def bind(self, x: Array, before: Any) -> None:
-        self.output(*x.shape)
+        self.given = laid_out(self.output(math.prod(x.shape[:-1]), x.shape[-1]), x.shape)
 
     def forward(self, x: Array, params: Any) -> Array:
         self.key = self.layer.state["key"]
-        self.next_key = mask(x, self.key, self.layer.rate, self.y, counts=True)
-        return self.y
+        self.next_key = mask(x, self.key, self.layer.rate, self.given, counts=True)
+        return self.given
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Array:
         mask(dy, self.key, self.layer.rate, dy)
@@ -45,8 +50,25 @@ class Dropout(Stage):
 
 
 def mask(x: Array, key: Array, rate: float, y: Array, counts: bool = False) -> Any:
-    """y = x m, in x's place perhaps; returns the next key if it `counts`. A number's place is that in x's memory."""
+    """y = x m, in x's place perhaps; returns the next key if it `counts`. They have their axes the other way round."""
     next_key = importlib.import_module("cupy").empty_like(key) if counts else None
-    numbers = round(rate * 2**24), float(1.0 / (1.0 - rate)), y.size
-    over_vector("dropout", y, 2048, in_rows(x, y.dtype), in_rows(key, key.dtype), *numbers, y, next_key)
+    if x.strides != y.strides:
+        y[...] = x
+        x = y
+    numbers = round(rate * 2**24), float(1.0 / (1.0 - rate)), y.size, *places(y.shape, y.strides)
+    over_vector("dropout", y, 2048, x, in_rows(key, key.dtype), *numbers, y, next_key)
     return next_key
+
+
+@functools.cache
+def places(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes of the last three of four axes as they lie in memory, and what a step along each of four adds to a
+    number's place in C order.
+    """
+    steps = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
+    if order == sorted(order):  # as one axis
+        return 1, 1, math.prod(shape), 0, 0, 0, 1
+    sizes, steps = [shape[axis] for axis in order], [steps[axis] for axis in order]
+    more = 4 - len(sizes)
+    return *([1] * more + sizes)[1:], *[0] * more, *steps

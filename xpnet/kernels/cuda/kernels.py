@@ -7,19 +7,22 @@ from typing import Any
 from ...backends import Array, Backend
 from ...losses.losses import Loss
 from ...optimizers import Optimizer
+from ..cpu.convolution import Flatten
 from ..stages import Product, Site
 from .batch_norm import BatchNorm
+from .convolution import Convolution
 from .dropout import Dropout
 from .launching import over_vector
 from .optimizers import Update
 from .pointwise import Pointwise
+from .pooling import Pool
 from .softmax import SoftmaxCrossEntropy
 
 
 class CuPyKernels:
     """The family: its classes of stages in the order of preference, and what they share."""
 
-    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, Dropout
+    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, Dropout, Convolution, Pool, Flatten
     bias_joins_from = math.inf  # no GPU has told whether it pays
 
     def __init__(self, backend: Backend):

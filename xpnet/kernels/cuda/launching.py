@@ -5,13 +5,14 @@ A method takes one launch; those of batch norm take several where `columns` lets
 
 import functools
 import importlib
+import math
 from typing import Any
 
 import numpy as np
 
 from ...backends import Array
 from ...layers.base import Layer
-from ..stages import Stage
+from ..stages import Stage, reversed_images
 from ..table import POINTWISE, pointwise
 from .source import source
 
@@ -37,9 +38,12 @@ def launch(expression: str, grid: tuple[int, ...], block: tuple[int, ...], dtype
     kernel(expression)(grid, block, arguments)
 
 
-def over_vector(name: str, like: Array, most: int, *arguments: Any) -> None:
-    """Launch a kernel with a thread for each number of a vector, up to so many blocks."""
-    launch(f"{name}<{C_TYPES[like.dtype.name]}>", (blocks(like.size, most),), (THREADS,), like.dtype, *arguments)
+def over_vector(name: str, like: Array, most: int, *arguments: Any, part: str = "") -> None:
+    """Launch a kernel, whose template may take a `part`, with a thread for each number of a vector, up to so many
+    blocks.
+    """
+    expression = f"{name}<{C_TYPES[like.dtype.name]}{', ' * bool(part)}{part}>"
+    launch(expression, (blocks(like.size, most),), (THREADS,), like.dtype, *arguments)
 
 
 def threads(n: int) -> int:
@@ -63,10 +67,18 @@ def columns(h: int, n: int, multiprocessors: int) -> int:
 
 
 def in_rows(a: Array, dtype: Any) -> Array:
-    """An array as the kernels take it, in C order: a copy where it lies otherwise."""
+    """An array as the kernels take it, images as (C, ..., N), in C order: a copy where it lies otherwise."""
+    if a.ndim > 2:
+        a = reversed_images(a)
     if a.flags.c_contiguous and a.dtype == dtype:
         return a
     return importlib.import_module("cupy").ascontiguousarray(a, dtype)
+
+
+def laid_out(y: Array, shape: tuple[int, ...]) -> Array:
+    """y as an array of this shape, whose numbers it has in the order of `in_rows`."""
+    *sizes, n = shape
+    return y if len(shape) == 2 else reversed_images(y.reshape((*sizes[::-1], n)))
 
 
 class RowsStage(Stage):
@@ -74,9 +86,14 @@ class RowsStage(Stage):
 
     f: Layer | None
 
-    def bind_rows(self, h: int, n: int) -> None:
-        """Find y, and what the kernels take beside arrays: f and its setting, and the blocks' sums and count."""
-        y, family = self.output(h, n), self.site.family
+    def bind_rows(self, x: Array) -> None:
+        """Find y, and what the kernels take beside arrays: f and its setting, and the blocks' sums and count.
+
+        A row is what a feature, or the channel of images, has of a batch.
+        """
+        y, family = self.output(math.prod(x.shape[:-1]), x.shape[-1]), self.site.family
+        h, n = x.shape[-2], math.prod(x.shape[:-2]) * x.shape[-1]
+        self.given = laid_out(y, x.shape)
         self.function, self.setting, self.n = pointwise(self.f), setting(self.f), n
         self.columns = columns(h, n, family.multiprocessors)
         self.partial = None if self.columns == 1 else self.work("partial", (2 * h * self.columns,))

@@ -1,10 +1,10 @@
-// A bias and a pointwise function.
+// A bias and a pointwise function, or one of them.
 
-// y = f(z + bias)
+// y = f(z + bias); the bias may be missing
 template <typename T, typename F>
 __global__ void __launch_bounds__(512) pointwise(const T* z, const T* bias, T alpha, Int n, T* y) {
     const Int row = blockIdx.x, end = (row + 1) * n;
-    const T shift = bias[row];
+    const T shift = bias ? bias[row] : T(0);
     for (Int i = first_of_row(n); i < end; i += stride_of_row()) y[i] = F::value(z[i] + shift, alpha);
 }
 
@@ -14,9 +14,9 @@ __global__ void __launch_bounds__(512) pointwise_backward(
     const T* dy, const T* z, const T* y, const T* bias, T alpha, Int n, T* dz, T* dbias,
     volatile T* partial, unsigned* count) {
     const Int row = blockIdx.x, end = (row + 1) * n;
-    const T shift = bias[row];
+    const T shift = bias ? bias[row] : T(0);
     Total<T> sum[1];
     for (Int i = first_of_row(n); i < end; i += stride_of_row())
         sum[0].add(dz[i] = F::back(dy[i], z[i] + shift, y[i], alpha));
-    if (add_up_row(sum, partial, count) && threadIdx.x == 0) dbias[row] = sum[0].sum;
+    if (dbias && add_up_row(sum, partial, count) && threadIdx.x == 0) dbias[row] = sum[0].sum;
 }
