@@ -145,6 +145,18 @@ class Split(Folded):
         return (shape[0], 8) if self.back else (*shape[:-1], 2, 4)
 
 
+class Halfway(xn.Residual):
+    """y = x + f(x) / 2"""
+
+    def forward(self, x, training=False):
+        y, cache = super().forward(x, training)
+        return 0.5 * (x + y), cache
+
+    def backward(self, dy, cache):
+        dx, grads = super().backward(0.5 * dy, cache)
+        return dx + 0.5 * dy, grads
+
+
 def read_only(a):
     a = a + 0.25
     if isinstance(a, np.ndarray):
@@ -216,6 +228,37 @@ NETWORKS = {
     "images": lambda: xn.Sequential(D(6, 8), xn.ReLU(), Images(), D(8, 3)),
     "three axes": lambda: xn.Sequential(D(6, 8), xn.ReLU(), Folded(), xn.Tanh(), Same(), Folded(back=True), D(8, 3)),
 }
+R, B = xn.Residual, xn.Branches
+NETWORKS |= {
+    "residuals": lambda: xn.Sequential(
+        *(D(6, 8), R(D(8, 8), xn.ReLU(), D(8, 8)), R(xn.LayerNorm(8), D(8, 8)), xn.ReLU()),
+        *(R(xn.BatchNorm(8), xn.Tanh(), xn.Dropout(0.2), D(8, 8), D(8, 8), xn.BatchNorm(8)), D(8, 3)),
+    ),
+    "residuals first": lambda: xn.Sequential(R(D(6, 6), xn.Tanh()), R(D(6, 6)), R(xn.ReLU(), R(D(6, 6))), D(6, 3)),
+    "residuals last": lambda: xn.Sequential(D(6, 3), R(D(3, 3, trainable=False), xn.Tanh()), R(xn.LayerNorm(3))),
+    "residuals of users' layers": lambda: xn.Sequential(
+        *(R(D(6, 6)), R(Scale(6)), R(Same(), D(6, 6), Same()), R(Same()), R(D(6, 6), Scale(6), xn.BatchNorm(6))),
+        *(Same(), R(), D(6, 3)),
+    ),
+    "residuals within one another": lambda: xn.Sequential(
+        *(D(6, 8), R(R(D(8, 8), R(D(8, 8), xn.LayerNorm(8))), R(xn.LayerNorm(8)), R()), R(R(xn.LayerNorm(8)), D(8, 8))),
+        D(8, 3),
+    ),
+    "branches": lambda: xn.Sequential(
+        B(D(6, 8), xn.Sequential(D(6, 8), xn.Tanh()), xn.Sequential(R(D(6, 6)), D(6, 8), xn.BatchNorm(8))),
+        *(B(xn.Sequential(), Same(), R(xn.LayerNorm(8)), R(D(8, 8))), B(D(8, 3))),
+    ),
+    "branches side by side": lambda: xn.Sequential(
+        D(6, 4), B(D(4, 2), xn.Sequential(), R(xn.LayerNorm(4), D(4, 4)), xn.Tanh(), merge="concat"), xn.ReLU(),
+        B(D(14, 3), xn.Sequential(D(14, 5), xn.BatchNorm(5)), merge="concat"), D(8, 3),
+    ),
+    "branches of three axes": lambda: xn.Sequential(
+        *(D(6, 8), Split(), R(xn.LayerNorm(4), xn.Tanh()), R(xn.LayerNorm(4)), xn.LayerNorm(4)),
+        *(B(xn.LayerNorm(4), xn.Sequential(), axis=1, merge="concat"), B(xn.Tanh(), xn.Sequential(), merge="concat")),
+        *(xn.Flatten(), D(32, 3)),
+    ),
+    "a Residual of one's own": lambda: xn.Sequential(D(6, 8), Halfway(D(8, 8), xn.BatchNorm(8)), D(8, 3)),
+}  # fmt: skip
 for _name, _make in {"array": lambda a: a + 0.25, "read-only array": read_only, "broadcast array": broadcast}.items():
     NETWORKS[f"a constant {_name} as dx"] = lambda make=_make: xn.Sequential(
         D(6, 5), xn.BatchNorm(5), xn.ReLU(), Stop(make), D(5, 4), xn.Sigmoid(), Stop(make), D(4, 4), Stop(make), D(4, 3)
@@ -256,6 +299,10 @@ IMAGES = {
     "sequence": lambda: images(
         *(xn.Conv1d(2, 4, 3, padding="same"), xn.ReLU(), xn.MaxPool1d(2), xn.Conv1d(4, 3, 5, padding=2), xn.Tanh()),
         size=(21,),
+    ),
+    "residuals": lambda: images(
+        *(C(2, 3, 3, padding=1), xn.ReLU(), R(C(3, 3, 3, padding="same"), xn.BatchNorm(3)), R(C(3, 3, 1)), xn.ReLU()),
+        *(B(C(3, 2, 1), C(3, 4, 3, padding=1), xn.Sequential(), merge="concat", axis=1), C(9, 2, 2)),
     ),
     "lowest": lambda: xn.Sequential(
         xn.Reshape(1, 6, 6), C(1, 4, 3), xn.ReLU(), xn.MaxPool2d(2), C(4, 3, 2), xn.Flatten(), D(3, 3)
@@ -484,7 +531,9 @@ def doubled(a):
     return xn.backends.namespace(a).astype(a, xn.backends.namespace(a).float64)
 
 
-@pytest.mark.parametrize("after", [lambda: D(6, 3), lambda: xn.BatchNorm(6)], ids=["dense", "batch norm"])
+@pytest.mark.parametrize(
+    "after", [lambda: D(6, 3), lambda: xn.BatchNorm(6), lambda: R(D(6, 6))], ids=["dense", "batch norm", "residual"]
+)
 @pytest.mark.parametrize("before", [xn.Tanh, lambda: xn.BatchNorm(6), xn.Sequential], ids=["tanh", "norm", "dense"])
 @pytest.mark.parametrize(
     ("misfit", "message"),

@@ -4,6 +4,7 @@
     shared.py      the plain step for one of several processes, or in shards
     planner.py     the step in stages that write into arrays made once: NumPy, PyTorch, CuPy
     stages.py      the stages: what they have in common, those of any layer, and the ones of every family
+    blocks.py      those about the branches of Residual and Branches
     table.py       the pointwise functions and the optimizers' rules, as formulas
     formulas.py    formulas made into array calls, Python for Numba, CUDA
     cpu/           a family of stages in the calls of NumPy or PyTorch (calls.py), a file for each operation

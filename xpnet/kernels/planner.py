@@ -4,6 +4,7 @@ The planner goes through the layers of a network and takes the longest runs that
 the family's table; any other layer runs its own code. It owns the arrays and decides which of them may be written over.
 """
 
+import collections
 import contextlib
 import importlib.util
 import itertools
@@ -15,11 +16,13 @@ from typing import Any, NamedTuple
 from .. import ops
 from ..backends import Array, Backend
 from ..common.warn import warn
-from ..layers.base import Shape
+from ..layers.base import Layer, Shape
+from ..layers.container import idle_parameters
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from ..optimizers import Optimizer, Slots
 from ..training.batches import Batch
+from .blocks import Block, Fork, Join, Mark, Turn
 from .reference import Carry, Step, is_within
 from .stages import Entry, Exit, LayerStage, Part, Site, Stage, Vector, Workspace, reversed_axes
 
@@ -91,7 +94,7 @@ class BufferedStep(Step):
             return Workspace(xp, weights.dtype, device)
 
         self.site = Site(kernels, workspace, workspace(), dict(zip(self.names, offsets, strict=False)))
-        parts, axes = parts_of(self.worker, shape)
+        parts, axes, idle = parts_of(self.worker, shape)
         self.fused_loss = kernels.loss(self.site, self.objective.loss, axes)
         turns = itertools.cycle((0, 1))  # a layer may hand on the very dy that it was given, from one exit to the next
         self.stages = self._stages(parts, turns)
@@ -102,8 +105,6 @@ class BufferedStep(Step):
         self.stages[first].lowest = True
         self.backwards = slice(self.end - 1, first - 1 if first else None, -1)  # those that a gradient goes through
         done = {name for stage in self.stages for name in stage.idle}
-        chained = parts[0].prefix != ""  # else the network is one layer, whose own backward sees to them
-        idle = self.worker.idle_parameters([*(part.axes for part in parts[1:]), axes]) if chained else []
         self.idle = [name for name in idle if name in self.trained and name not in done]
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
         self.vectors = [self._vector(weights)]
@@ -124,7 +125,7 @@ class BufferedStep(Step):
         stages: list[Stage] = []
         before: Stage | None = None
         while parts or (before and before.bias):
-            taken = (kind.take(self.site, before, parts) for kind in self.kernels.stages)
+            taken = (kind.take(self.site, before, parts) for kind in (*self.kernels.stages, Mark))
             stage = next(filter(None, taken), None) or (LayerStage(self.site, before, parts[0]) if parts else None)
             if stage is None:  # what was left, a bias, has become the product's
                 break
@@ -134,6 +135,8 @@ class BufferedStep(Step):
             elif before and before.foreign and not stage.foreign:
                 stages.append(Entry(self.site, before, stage))
             stages.append(stage)
+            if before:
+                before.after = stage
             before, parts = stage, parts[stage.layers :]
         return stages
 
@@ -306,11 +309,33 @@ class BufferedStep(Step):
 AVERAGES = ""  # the name of the vector of all running averages among the statistics
 
 
-def parts_of(net: Placed, shape: Shape) -> tuple[list[Part], int]:
-    """The layers that a network calls one after another, for an x of this shape; and how many axes its outputs have."""
-    parts, leaves, shape = [], net.leaves(), ("N", *shape[1:])
-    for prefix, layer in net.parts():
-        parts.append(Part(prefix, layer, len(shape), [leaf for leaf in leaves if is_within(f"{leaf[0]}.", prefix)]))
-        with contextlib.suppress(ValueError):  # of a layer that has not said what it gives: it is as it was
-            shape = layer.output_shape(shape)
-    return parts, len(shape)
+def parts_of(net: Placed, shape: Shape) -> tuple[list[Part], int, list[str]]:
+    """The layers that a network calls one after another, for an x of this shape, those of branches between marks; how
+    many axes its outputs have; and the parameters that have no effect.
+    """
+    found: list[Part] = []
+    idle: list[str] = []
+    leaves = net.leaves()
+    turns: dict[int, Iterator[str]] = collections.defaultdict(lambda: itertools.cycle("ab"))
+
+    def follow(parts: list[tuple[str, Layer]], shape: Shape, depth: int) -> int:
+        axes = [len(shape)]
+        for prefix, layer in parts:
+            branches = layer._branches(f"{prefix}.") if layer.takes == "floats" else []
+            if len(branches) > 1:
+                block, n = Block(layer, f"{depth}{next(turns[depth])}"), len(shape)
+                for kind, branch in zip(itertools.chain([Fork], itertools.repeat(Turn)), branches, strict=False):
+                    found.append(Part(prefix, (kind, block), n, ()))
+                    n = follow(branch, shape, depth + 1)
+                found.append(Part(prefix, (Join, block), n, ()))
+            else:
+                within = [leaf for leaf in leaves if is_within(f"{leaf[0]}.", prefix)]
+                found.append(Part(prefix, layer, len(shape), within))
+            with contextlib.suppress(ValueError):  # of a layer that has not said what it gives: it is as it was
+                shape = layer.output_shape(shape)
+            axes.append(len(shape))
+        idle.extend(idle_parameters(parts, axes[1:]))
+        return axes[-1]
+
+    axes = follow(net.parts(), ("N", *shape[1:]), 0)
+    return found, axes, idle

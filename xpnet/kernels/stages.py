@@ -78,6 +78,7 @@ class Stage:
     """
 
     layers = 1  # how many layers it does
+    after: "Stage | None" = None  # the next one
     features: int | None = None  # of x, where they are known beforehand
     axes = 2  # of x
     foreign = False  # whether it runs a layer's own code, which may keep what it is given and gives arrays of its own
@@ -93,7 +94,7 @@ class Stage:
     batch: tuple[Array, ...] = ()  # the places for the batch's own, in this order
     states: Sequence[Any] = ()  # the layers whose running statistics it gives in `next_state`
     y: Array
-    y_and_ones: Array  # y, with the row of ones below it if it has one
+    y_and_ones: Any = None  # y, with the row of ones below it if it has one; None of more axes
     turn: int  # which of two places its dx takes where it has none of its own: dy may stand in the other
     cache: Any = None  # what forward leaves for backward that is not the stage's own; let go after each step
     keeps = False  # whether it does
@@ -214,10 +215,11 @@ class Entry(Stage):
 
     def __init__(self, site: Site, before: Stage, after: Stage):
         super().__init__(site, before)
-        self.who, self.features, self.axes = f"{before}: forward", after.features, after.axes
+        self.who, self.end = f"{before}: forward", after
 
     def bind(self, x: Array, before: Stage | None) -> None:
-        self.shape = (self.features or x.shape[0], *x.shape[1 - self.axes :]) if x.ndim else ()
+        end = self.end
+        self.shape = (end.features or x.shape[0], *x.shape[1 - end.axes :]) if x.ndim else ()
 
     def forward(self, x: Array, params: Any) -> Array:
         check_fit(self.who, x, self.shape, self.work.dtype)
@@ -244,12 +246,8 @@ class Exit(Stage):
     def backward(self, dy: Array, params: Any, grads: Any) -> Array:
         check_fit(self.who, dy, self.shape, self.work.dtype)
         if self.dy is None:  # made when it is needed: a loss of the family's own gives an array that may be written to
-            w, n = self.shape[:-1], self.shape[-1:]
-            if self.before and self.before.images:
-                self.dy = reversed_images(self.shared(self.place, (*w[::-1], *n)))
-            else:  # of more axes, it lies in memory as the layers' own code has it
-                own = self.shared(self.place, self.shape if len(w) == 1 else self.shape[::-1])
-                self.dy = own if len(w) == 1 else reversed_axes(own)
+            images = self.before is not None and self.before.images
+            self.dy = in_memory_order(self.shared, self.place, self.shape, images)
         self.dy[...] = dy
         return self.dy
 
@@ -271,6 +269,13 @@ def reversed_axes(a: Array) -> Array:
 def reversed_images(a: Array) -> Array:
     """(C, ..., N) as (..., C, N), with the other axes the other way round, and back."""
     return namespace(a).permute_dims(a, (*range(a.ndim - 1)[::-1], a.ndim - 1))
+
+
+def in_memory_order(room: Workspace, name: str, shape: tuple[int, ...], images: bool) -> Array:
+    """An array of that shape: a matrix as it is, images as their stages have them, others as the layers' own code."""
+    if images:
+        return reversed_images(room(name, (*shape[-2::-1], shape[-1])))
+    return room(name, shape) if len(shape) == 2 else reversed_axes(room(name, shape[::-1]))
 
 
 # --- for all families -------------------------------------------------------------------------------------------------
@@ -354,6 +359,7 @@ class Pointwise(Stage):
     def __init__(self, site: Site, before: Stage, f: Layer | None):
         super().__init__(site, before, *[before.bias] * bool(before.bias))
         self.f, self.layers = f, int(f is not None)
+        self.y_read_once = f is None
 
     def views(self, vector: Vector) -> tuple[Any, ...]:
         """The bias and it as a column; None where it is the product's."""

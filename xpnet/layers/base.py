@@ -19,6 +19,7 @@ Shape = tuple[int | str | None, ...]  # a letter or None for the batch, None for
 
 
 ARRAYS = "params", "state"
+FUNCTIONS = "forward", "backward", "next_state"
 
 
 class NotYet(ReadOnlyDict):
@@ -149,6 +150,14 @@ class Layer(Configured, ABC):
     def _parts(self, prefix: str = "") -> list[tuple[str, "Layer"]]:
         """The layers that, called one after another, do what this one does, each with its name."""
         return [(prefix.rstrip("."), self)]
+
+    def _branches(self, prefix: str = "") -> list[list[tuple[str, "Layer"]]]:
+        """Chains of such layers, each of which is given x, if this one merges their outputs as its `merge` says."""
+        return []
+
+    def _runs_as(self, kind: type["Layer"]) -> bool:
+        """Whether a training step may call the layers within as that class does: its methods are not overridden."""
+        return all(getattr(type(self), name, None) is getattr(kind, name) for name in FUNCTIONS)
 
     def prefixed(self, **arrays: Mapping[str, Any]) -> dict[str, Any]:
         """Gradients or statistics of the layers within, as its own: `prefixed(dense={"weight": dw})` gives

@@ -19,6 +19,7 @@ class Residual(Chain):
     """
 
     formula = "y = x + f(x)", "dx = dy + f'(x)ᵀ dy"
+    merge = "add"
 
     def __init__(self, *layers: Layer):
         super().__init__(*layers)
@@ -26,7 +27,7 @@ class Residual(Chain):
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         y, cache = super().forward(x, training)
-        self._check(x.shape, y.shape)
+        self._merged([x.shape, y.shape])
         return x + y, cache
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
@@ -36,15 +37,18 @@ class Residual(Chain):
     def backward_params(self, dy: Array, cache: Any, lowest: int = 0) -> dict[str, Array]:
         return self._backward(dy, cache, lowest, needs_dx=False)[1]
 
-    def output_shape(self, input_shape: Shape) -> Shape:
-        self._check(input_shape, super().output_shape(input_shape))
-        return input_shape
+    def _branches(self, prefix: str = "") -> list[list[tuple[str, Layer]]]:
+        return [[], self._flat(prefix)] if self._runs_as(Residual) else []
 
-    def _check(self, before: Shape, after: Shape) -> None:
-        if tuple(before) != tuple(after):
-            raise ValueError(
-                f"{self!r}: its layers make {tuple(after)} of {tuple(before)}; a sum x + f(x) needs the same"
-            )
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return self._merged([input_shape, super().output_shape(input_shape)])
+
+    def _merged(self, shapes: list[Shape]) -> Shape:
+        """The shape of y from those of x and f(x)."""
+        before, after = map(tuple, shapes)
+        if before != after:
+            raise ValueError(f"{self!r}: its layers make {after} of {before}; a sum x + f(x) needs the same")
+        return shapes[0]
 
 
 class Branches(Container):
@@ -87,6 +91,9 @@ class Branches(Container):
             dx = more if dx is None or more is None else dx + more
             grads |= {f"{i}.{name}": gradient for name, gradient in found.items()}
         return dx, grads
+
+    def _branches(self, prefix: str = "") -> list[list[tuple[str, Layer]]]:
+        return [layer._parts(f"{prefix}{i}.") for i, layer in enumerate(self.layers)] * self._runs_as(Branches)
 
     @property
     def formula(self) -> tuple[str, str]:  # type: ignore[override]

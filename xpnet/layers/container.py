@@ -175,9 +175,7 @@ class Chain(Container):
 
     def _parts(self, prefix: str = "") -> list[tuple[str, Layer]]:
         """The layers as they follow one another; itself where a subclass has a forward or backward of its own."""
-        if any(getattr(type(self), name) is not getattr(Chain, name) for name in ("forward", "backward", "next_state")):
-            return super()._parts(prefix)
-        return self._flat(prefix)
+        return self._flat(prefix) if self._runs_as(Chain) else super()._parts(prefix)
 
     def _flat(self, prefix: str = "") -> list[tuple[str, Layer]]:
         """The `parts` of its layers."""
@@ -199,25 +197,29 @@ class Chain(Container):
         return [len(cache[1]) if type(layer) is Dense else 2 for (_, layer), cache in parts]
 
     def idle_parameters(self, axes: Sequence[int] | None = None) -> list[str]:
-        """The names of the parameters that have no effect in training: they add the same to every row, at each position
-        of a channel, and a BatchNorm behind them, or behind layers that keep it the same, subtracts the batch's mean.
+        """`idle_parameters` of its layers."""
+        return idle_parameters(self._flat(), axes)
 
-        `axes` is how many axes the output of each part has; without it they are matrices. Dense adds along the last
-        axis, and of an x of more axes BatchNorm subtracts along another.
 
-        The gradient of such a bias or beta is 0, and `backward` returns exactly that. Its sum over the rows would be
-        rounding, which Adam, dividing by the gradient's own size, turns into full steps that differ between backends.
-        """
-        names: list[str] = []
-        subtracted = False  # whether what is added to every row alike is, further on
-        parts = self._flat()
-        for (prefix, layer), n in zip(reversed(parts), reversed(axes or [2] * len(parts)), strict=True):
-            kind = type(layer)
-            by_channel = kind is not Dense or n == 2
-            if subtracted and by_channel and kind in SHIFTS:
-                names.append(f"{prefix}.{SHIFTS[kind]}")
-            subtracted = (kind is BatchNorm and layer.trainable) or (subtracted and by_channel and kind in KEEPING)
-        return names
+def idle_parameters(parts: Sequence[tuple[str, Layer]], axes: Sequence[int] | None = None) -> list[str]:
+    """The names of the parameters that have no effect in training: they add the same to every row, at each position
+    of a channel, and a BatchNorm behind them, or behind layers that keep it the same, subtracts the batch's mean.
+
+    `axes` is how many axes the output of each part has; without it they are matrices. Dense adds along the last
+    axis, and of an x of more axes BatchNorm subtracts along another.
+
+    The gradient of such a bias or beta is 0, and `backward` returns exactly that. Its sum over the rows would be
+    rounding, which Adam, dividing by the gradient's own size, turns into full steps that differ between backends.
+    """
+    names: list[str] = []
+    subtracted = False  # whether what is added to every row alike is, further on
+    for (prefix, layer), n in zip(reversed(parts), reversed(axes or [2] * len(parts)), strict=True):
+        kind = type(layer)
+        by_channel = kind is not Dense or n == 2
+        if subtracted and by_channel and kind in SHIFTS:
+            names.append(f"{prefix}.{SHIFTS[kind]}")
+        subtracted = (kind is BatchNorm and layer.trainable) or (subtracted and by_channel and kind in KEEPING)
+    return names
 
 
 def shapes_of(layer: Layer) -> list[Shape]:

@@ -488,8 +488,13 @@ NETWORKS = {
     "dense": lambda: xn.Sequential(xn.Dense(6, 5)),
     "dense to one": lambda: xn.Sequential(xn.Dense(6, 1)),
     "ends in an activation": lambda: xn.Sequential(xn.Dense(6, 5), xn.Tanh()),
+    "blocks": lambda: xn.Sequential(
+        xn.Residual(xn.LayerNorm(6), xn.Dense(6, 6), xn.BatchNorm(6), xn.ReLU()),
+        xn.Branches(xn.Dense(6, 3), xn.Sequential(xn.Dense(6, 4), xn.Dropout(0.2)), merge="concat"),
+        xn.Residual(xn.Dense(7, 7)), xn.ReLU(), xn.Dense(7, 5),
+    ),
     "begins frozen": lambda: xn.Sequential(xn.Dense(6, 6, trainable=False), xn.ReLU(), xn.Dense(6, 5), xn.Dropout()),
-}
+}  # fmt: skip
 
 
 def trained(net, backend, dtype, loss, optimizer, shuffle):
