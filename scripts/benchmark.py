@@ -43,11 +43,10 @@ import sys
 import time
 import tracemalloc
 
-import benchmark_report as report
-import cases
 import numpy as np
-import peers
-from command_line import a_file, a_picture, count
+from parts import benchmark_report as report
+from parts import cases, peers
+from parts.command_line import a_file, a_picture, count
 from tqdm import tqdm
 
 import xpnet as xn

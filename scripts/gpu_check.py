@@ -17,7 +17,7 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
-from command_line import count
+from parts.command_line import count
 
 import xpnet as xn
 from xpnet.kernels.cuda.batch_norm import BatchNorm

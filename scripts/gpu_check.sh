@@ -7,6 +7,11 @@
 # What fails is written down and the rest still runs; the exit status is 0 if all passed. Send the report either way.
 set -uo pipefail
 
+case ${1:-} in -h | --help)
+    sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+    exit
+    ;;
+esac
 report=$(realpath -m "${1:-gpu_check.txt}")
 python=${PYTHON:-python3}
 if [[ $python == */* ]]; then python=$(realpath -ms "$python"); fi

@@ -24,10 +24,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import mutations as table
 import numpy as np
-from promises import BrokenPromise, calls_of, must
-from resumption import resume
+from parts import mutations as table
+from parts.promises import BrokenPromise, calls_of, must
+from parts.resumption import resume
 
 import xpnet as xn
 

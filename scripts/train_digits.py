@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from command_line import a_picture, above_0, add_training, count, parsed
-from report import picture, time_taken
+from parts.command_line import a_picture, above_0, add_training, checkpoint_of, count, parsed
+from parts.report import picture, time_taken
 from threadpoolctl import threadpool_limits
 
 import xpnet as xn
@@ -188,6 +188,12 @@ class TrainingAccuracy(xn.Callback):
         run.history.record({"accuracy": run.net.evaluate(self.x, self.y, self.loss)["accuracy"]})
 
 
+def mean_losses(history: xn.History, rows: int, val_rows: int) -> dict[str, list[float]]:
+    """The history with its summed losses divided by the rows they are of, to be drawn on one axis."""
+    means = {"loss": rows, "val_loss": val_rows}
+    return {name: [value / means.get(name, 1) for value in values] for name, values in history.items()}
+
+
 def main() -> None:
     """Train, in several processes where that is asked for, of which the first reports."""
     options = arguments()
@@ -253,7 +259,7 @@ def run(options: argparse.Namespace, comm: Any = None) -> None:
         validation_data=None if tutorial and not options.plot else (x_val, y_val),
         callbacks=callbacks,
         progress=not tutorial,
-        checkpoint=xn.Checkpoint(options.checkpoint_dir) if options.checkpoint_dir else None,
+        checkpoint=checkpoint_of(options),
         resume=options.resume,
     )
     seconds = time.perf_counter() - began
@@ -268,7 +274,8 @@ def run(options: argparse.Namespace, comm: Any = None) -> None:
         counts = backend.to_numpy(xn.confusion_matrix(logits, y_val))
         done = f"after {len(history['loss']):,} epochs on {backend.name}"
         title = f"Digits: {right / len(y_val):.1%} of {len(y_val)} right, {done}"
-        picture(options.plot, history, counts, x_val.reshape(-1, 8, 8), predicted, y_val, title)
+        means = mean_losses(history, TRAIN, len(x_val)) if tutorial else history
+        picture(options.plot, means, counts, x_val.reshape(-1, 8, 8), predicted, y_val, title)
         print(f"picture in {options.plot}")
     if options.save:
         net.save(options.save)

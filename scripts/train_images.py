@@ -15,8 +15,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from command_line import a_picture, above_0, add_training, count, parsed
-from report import picture, time_taken
+from parts.command_line import a_picture, above_0, add_training, checkpoint_of, count, parsed
+from parts.report import picture, time_taken
 
 import xpnet as xn
 
@@ -177,7 +177,7 @@ def main() -> None:
         batch_size=options.batch_size,
         validation_data=(x_test, y_test),
         progress=True,
-        checkpoint=xn.Checkpoint(options.checkpoint_dir) if options.checkpoint_dir else None,
+        checkpoint=checkpoint_of(options),
         resume=options.resume,
     )
     seconds = time.perf_counter() - began

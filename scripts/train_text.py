@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from command_line import a_file, a_picture, above_0, add_training, count, parsed
-from report import time_taken
+from parts.command_line import a_file, a_picture, above_0, add_training, checkpoint_of, count, parsed
+from parts.report import time_taken
 
 import xpnet as xn
 
@@ -184,7 +184,8 @@ def picture(path: Path, history: xn.History, every: int, title: str) -> None:
 
     figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
     plots.learning_curves(history, "loss", ax)
-    ax.set(title=title, xlabel=f"epoch of {every} steps", ylabel="nats a character")
+    scale = ", log scale" if ax.get_yscale() == "log" else ""
+    ax.set(title=title, xlabel=f"epoch of {every} steps", ylabel=f"nats a character{scale}")
     figure.savefig(path, dpi=110)
 
 
@@ -225,7 +226,7 @@ def trained(options: argparse.Namespace) -> tuple[xn.Sequential, Characters]:
         validation_data=pieces(held_out, starts, options.context),
         metrics={},
         progress=True,
-        checkpoint=xn.Checkpoint(options.checkpoint_dir) if options.checkpoint_dir else None,
+        checkpoint=checkpoint_of(options),
         resume=options.resume,
     )
     seconds = time.perf_counter() - began

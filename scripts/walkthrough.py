@@ -10,7 +10,7 @@ import argparse
 import sys
 
 import numpy as np
-from command_line import a_picture, add_backend, count
+from parts.command_line import a_picture, add_backend, count
 from train_digits import TRAIN, tutorial_adam, tutorial_network
 
 import xpnet as xn

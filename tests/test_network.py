@@ -177,6 +177,19 @@ def test_the_summary_tells_every_shape_where_it_is_told_that_of_a_row():
         net.summary(("3", 10, 8))
 
 
+@pytest.mark.parametrize("columns", [40, 60, 120])
+def test_the_summary_fits_a_narrow_terminal(monkeypatch, columns):
+    net = xn.Sequential(xn.Conv2d(3, 64, 3, padding="same", initializer="he_normal"), xn.ReLU())
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = net.summary((3, 32, 32)).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines[0]) <= max(columns, 49)  # a layer has room for 16 letters
+    column = slice(lines[0].index("layer"), lines[0].index("output"))
+    shown = "".join(line[column] for line in lines[2:-3]).replace(" ", "")
+    assert shown == "Conv2d(3,64,3,padding='same',initializer='he_normal')"
+    assert (len(lines) == 6) is (columns == 120)
+
+
 def test_the_summary_is_shown_as_it_is_printed():
     text = tutorial_network().summary()
     assert repr(text) == str(text) == "".join(text)

@@ -109,6 +109,7 @@ def test_a_history_draws_the_loss_first_and_each_measure_with_its_validation(plo
     h = history(loss=[2.0, 1.0], val_loss=[3.0, 2.0], learning_rate=[0.1, 0.02], accuracy=[0.1, 0.2], val_f1=[0.3, 0.4])
     figure = drawn(h.plot())
     assert [ax.get_title() for ax in figure.axes] == ["Loss", "Accuracy", "F1", "Learning rate"]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["loss, log scale", "accuracy", "f1", "learning_rate, log scale"]
     assert [len(ax.lines) for ax in figure.axes] == [2, 1, 1, 1]
     np.testing.assert_array_equal(figure.axes[2].lines[0].get_ydata(), [0.3, 0.4])
     assert plots.training(h, figure) is figure
@@ -116,6 +117,30 @@ def test_a_history_draws_the_loss_first_and_each_measure_with_its_validation(plo
         xn.History().plot()
     with pytest.raises(ValueError, match="no 'mine' in the history, which has loss, val_loss"):
         plots.learning_curves(h, "mine")
+
+
+@pytest.mark.numpy_only
+def test_the_curves_mark_the_epoch_that_early_stopping_went_back_to(plots):
+    h = history(loss=[2.0, 1.0, 0.5], val_loss=[3.0, 2.0, 4.0], val_mae=[1.0, 0.5, 1.0], learning_rate=[0.1] * 3)
+    h.best_epoch, h.monitor = 2, "val_loss"
+    loss, mae, rate = drawn(h.plot()).axes
+    assert mae.get_title() == "MAE"
+    for ax in loss, mae:
+        assert list(ax.lines[-1].get_xdata()) == [2, 2]
+        assert ax.get_legend().texts[-1].get_text() == "back to epoch 2"
+    assert len(rate.lines) == 1
+
+
+@pytest.mark.numpy_only
+def test_a_notebook_shows_a_figure_once(plots, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    figure = plots.learning_curves({"loss": [1.0, 0.5]}).figure
+    assert figure._repr_mimebundle_() == {}  # the notebook's own formatters draw it
+    assert plt.fignum_exists(figure.number)
+    monkeypatch.setattr(plt, "get_backend", lambda: "module://matplotlib_inline.backend_inline")
+    figure._repr_mimebundle_(include=None, exclude=None)
+    assert not plt.fignum_exists(figure.number)  # or it would be drawn once more at the cell's end
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------
@@ -140,10 +165,13 @@ def test_a_confusion_matrix_of_many_classes_leaves_the_counts_to_the_colours(plo
 
 @pytest.mark.numpy_only
 @pytest.mark.parametrize("classes", [1, 3, 30])
-def test_where_nothing_is_wrong_the_confusion_matrix_has_no_colour(plots, classes):
-    image = plots.confusion_matrix(np.diag(np.full(classes, 9))).images[0]
-    assert image.get_clim() == (0, 1)
-    assert not image.norm(image.get_array()).any()
+def test_where_nothing_is_wrong_the_confusion_matrix_has_no_red_and_its_diagonal_is_blue(plots, classes):
+    ax = plots.confusion_matrix(np.diag(np.full(classes, 9)))
+    wrong, right = ax.images
+    assert wrong.get_clim() == (0, 1)
+    assert not wrong.norm(wrong.get_array()).any()
+    np.testing.assert_array_equal(right.get_array().filled(0), np.eye(classes))
+    assert ax.get_xlabel() == "predicted\nblue: right, red: wrong"
 
 
 @pytest.mark.numpy_only

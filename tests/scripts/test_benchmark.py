@@ -152,7 +152,7 @@ def test_a_contestant_without_the_layers_is_left_out(scripts, monkeypatch):
 
 
 def test_an_older_blas_kernel_is_named_with_the_remedy(scripts, monkeypatch):
-    import benchmark_report as report
+    from parts import benchmark_report as report
 
     monkeypatch.setattr(report, "blas_kernels", lambda environment: "Zen" if environment else "Haswell")
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
@@ -202,7 +202,7 @@ def test_every_library_is_told_whether_it_may_multiply_in_tf32(scripts, monkeypa
 
 
 def test_columns_are_as_wide_as_their_names(scripts):
-    import benchmark_report as report
+    from parts import benchmark_report as report
 
     ratios = {"jax": 1.0, "torch-compile-cuda": 0.25}
     results = {name: {"median": 1.0, "min": 1.0, "max": 1.0, "ratios": ratios} for name in ratios}
@@ -223,7 +223,7 @@ def test_memory_adds_up():
 
 
 def test_a_study_has_a_row_for_each_size_and_a_cost_for_each_layer(scripts, tmp_path):
-    import benchmark_report as report
+    from parts import benchmark_report as report
 
     def result(study, size):
         times = {"xpnet": 0.5 + 0.02 * size, "torch": 1 + 0.05 * size}

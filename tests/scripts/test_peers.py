@@ -13,14 +13,14 @@ def scripts(monkeypatch):
 
 @pytest.fixture(params=["images", "texts"])
 def case(request, scripts):
-    import cases
+    from parts import cases
 
     return cases.cnn(3, 8, 2, 4) if request.param == "images" else cases.transformer(2, 6, 8, layers=1)
 
 
 @pytest.mark.torch_only
 def test_pytorch_takes_the_same_steps(case):
-    import peers
+    from parts import peers
 
     expected = peers.XpNet(case, "float64").first_losses()
     for name in ["torch", *["torch-channels-last"] * (case.kind == "images")]:
@@ -29,7 +29,7 @@ def test_pytorch_takes_the_same_steps(case):
 
 @pytest.mark.jax_only
 def test_jax_makes_the_same_of_a_batch(case, lib):
-    import peers
+    from parts import peers
 
     net, (x, _) = case.net(dtype="float32"), case.data("float32")
     x = x[: case.batch]
@@ -39,7 +39,7 @@ def test_jax_makes_the_same_of_a_batch(case, lib):
 
 @pytest.mark.numpy_only
 def test_a_case_counts_its_products_and_what_its_layers_make(scripts):
-    import cases
+    from parts import cases
 
     n, t, d = 2, 6, 8
     text = cases.transformer(n, t, d, layers=1)

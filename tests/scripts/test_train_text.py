@@ -1,6 +1,7 @@
 """The script that trains on a text learns it, writes, goes on where it stopped, and says what is wrong with a file."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -84,9 +85,14 @@ def test_a_run_that_is_cut_off_resumes_to_the_same_network(script, tmp_path, mon
         patch.setattr(Run, "end_epoch", stop)
         with pytest.raises(StopError):
             script("text", *SMALL, "--steps", 200, "--dropout", 0.1, "--checkpoint-dir", "run")
-    script("text", *SMALL, "--steps", 200, "--dropout", 0.1, "--checkpoint-dir", "run", "--resume", "--save", "two.st")
+    resumed = ["text", *SMALL, "--steps", 200, "--dropout", 0.1, "--checkpoint-dir", "run", "--resume"]
+    said = script(*resumed, "--save", "two.st")
+    assert re.search(r"trained in [\d.]+ s: 100 steps after 100 before, ", said)
     for name, a in parameters("whole.st").items():
         np.testing.assert_array_equal(a, parameters("two.st")[name])
+    assert "nothing was left to train: all 200 steps had been taken" in script(*resumed)
+    with pytest.raises(ValueError, match="go on from it with --resume, or choose another folder"):
+        script(*resumed[:-1])
 
 
 BAD = {

@@ -26,7 +26,7 @@ import xpnet as xn
 from support import training
 from xpnet.estimators import MLPClassifier
 from xpnet.training import progress
-from xpnet.training.history import POINTS
+from xpnet.training.history import POINTS, brief_number
 
 X, Y = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 3
 
@@ -296,6 +296,49 @@ def test_a_file_gets_a_line_now_and_then_and_the_last_finished_epoch(lib, capsys
     assert shown == ["epoch 1/50, 4.5 s", "epoch 4/50, 18.0 s", "epoch 7/50, 31.5 s", "epoch 9/50, 40.5 s"]
 
 
+def test_a_file_gets_a_line_every_ten_seconds_within_a_long_epoch_too(lib, capsys, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class Slow(xn.Callback):
+        def step_end(self, run):
+            clock.now += 6.0  # the line comes with the next step
+
+    fit(lib, [Slow()], epochs=2)
+    shown = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["epoch 1/2, step 3/6, 12.0 s", "epoch 2/2, step 6/6, 30.0 s", "epoch 2/2, 36.0 s"]
+
+
+def test_a_resumed_run_says_from_where_and_one_that_has_ended_says_so(lib, capsys, tmp_path):
+    fit(lib, epochs=2, checkpoint=xn.Checkpoint(tmp_path))
+    capsys.readouterr()
+    history = fit(lib, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+    assert capsys.readouterr().err.splitlines()[0] == "resumed after 6 steps and 2 epochs of 4"
+    assert (history.steps, history.resumed) == (12, 6)
+    history = fit(lib, checkpoint=xn.Checkpoint(tmp_path), resume=True)
+    assert "this run has ended, after 12 steps and 4 epochs of 4: nothing is left to train" in capsys.readouterr().err
+    assert (history.steps, history.resumed) == (12, 12)
+    assert copy.deepcopy(history).resumed == 0
+
+
+def test_early_stopping_says_what_the_network_went_back_to(lib, capsys):
+    class Records(xn.Callback):
+        def epoch_end(self, run):
+            run.history.record({"val_score": [1.0, 3.0, 2.0, 1.0][run.epoch - 1]})
+
+    def told(patience, values=None):
+        history = fit(lib, [Records(), xn.EarlyStopping("val_score", patience, mode="max")])
+        return history, capsys.readouterr().err.splitlines()[-1]
+
+    history, last = told(2)
+    assert last == "stopped after 4 epochs, back to epoch 2 (val_score 3.0000)"
+    assert (history.best_epoch, history.monitor) == (2, "val_score")
+    assert repr(history).startswith("History(4 epochs, back to epoch 2 (val_score 3.0000), loss ")
+    assert "4 epochs, 12 steps in 0.0 s, back to epoch 2 (val_score 3.0000)" in history._repr_html_()
+    assert told(3)[1] == "after 4 epochs, back to epoch 2 (val_score 3.0000)"
+    assert fit(lib, [Records(), xn.EarlyStopping("val_score", 3, mode="min")], epochs=1).best_epoch is None
+
+
 @pytest.mark.parametrize("columns", [0, 80])
 def test_a_terminal_that_has_no_width_gets_lines(lib, monkeypatch, columns):
     termios = pytest.importorskip("termios")  # Windows has none
@@ -390,7 +433,7 @@ def test_a_bar_that_a_callback_ended_is_full_and_an_interrupted_one_is_not(lib, 
      (math.nan, "nan"), (math.inf, "inf")],
 )  # fmt: skip
 def test_a_measure_is_short_whatever_its_size(value, shown):
-    assert progress.brief(value) == shown
+    assert brief_number(value) == shown
 
 
 def test_the_bar_of_a_resumed_run_shows_the_last_epoch_before_it_ends_another(lib, monkeypatch, tmp_path):
@@ -406,13 +449,15 @@ def test_the_bar_of_a_resumed_run_shows_the_last_epoch_before_it_ends_another(li
 def test_a_notebook_has_a_bar_though_its_standard_error_is_no_terminal(lib, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel", object())
     fit(lib)
-    shown = capsys.readouterr().err
+    shown, red = capsys.readouterr()
     assert "epoch 4/4 |" in shown
     assert "12/12" in shown
+    assert red == ""  # without ipywidgets the bar is text, and standard error is red
 
 
 def test_progress_that_cannot_begin_says_why(lib, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr(sys, "stderr", Terminal())
     with pytest.raises(ImportError, match="tqdm"):
         training.fit(training.small(lib), progress=True)
 

@@ -101,7 +101,7 @@ class EarlyStopping(Watching):
 
     With `restore_best`, the parameters and running statistics of the best epoch are restored however training ended:
     after all epochs, by Ctrl-C or by an error. After a DivergenceError only if a loss with them was finite; otherwise
-    the network is as `fit` leaves it.
+    the network is as `fit` leaves it. `history.best_epoch` then tells which epoch the network went back to.
     """
 
     memory = (*Watching.memory, "best_params", "best_state", "sound")
@@ -141,6 +141,8 @@ class EarlyStopping(Watching):
             with published:
                 run.net.set_params(self.best_params)
                 run.net.set_state(self.best_state)
+            if run.epoch > self.best_epoch or run.history.interrupted:
+                run.history.best_epoch, run.history.monitor = self.best_epoch, self.monitor
         self.best_params, self.best_state = {}, {}
 
 

@@ -18,6 +18,8 @@ from .container import Chain, Container, shapes_of
 if TYPE_CHECKING:
     from numpy.random import Generator
 
+GAPS = 6  # spaces between a summary's four columns
+NARROWEST = 16  # letters of a layer in a line of the summary
 NO_LEAST: Mapping[str, float] = {}
 APART = (
     "the layers' arrays are not all on one backend and of one dtype: move those that differ, as in "
@@ -134,10 +136,15 @@ class Placed(Chain):
         """A text table: each layer with its settings, the shape it gives, its parameters.
 
         `input_shape` is that of a row of x, without the batch, such as (3, 32, 32): of a network that takes several,
-        the shapes are then known. Raises ValueError for one that it cannot take.
+        the shapes are then known. In a narrow terminal, long settings go over several lines. Raises ValueError for a
+        shape that it cannot take.
         """
         rows = [("", "layer", "output shape", "parameters"), *self._rows(input_shape)]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        if 0 < (columns := terminal_columns()) < sum(widths) + GAPS:
+            room = max(columns - GAPS - widths[0] - widths[2] - widths[3], NARROWEST)
+            rows = [line for row in rows for line in wrapped(row, room)]
+            widths[1] = max(len(row[1]) for row in rows)
         lines = [f"{a:>{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
         rule = "-" * len(lines[0])
         return Table("\n".join([lines[0], rule, *lines[1:], rule, self._counts().rjust(len(rule))]))
@@ -357,6 +364,21 @@ def rows_of(prefix: str, layer: Layer, shape: Shape | None) -> list[tuple[str, s
         if isinstance(layer, Chain) and shape is not None:
             shape = child.output_shape(shape)
     return rows
+
+
+def terminal_columns() -> int:
+    """The terminal's width; 0 where the output is none."""
+    import shutil
+
+    return shutil.get_terminal_size((0, 0)).columns
+
+
+def wrapped(row: tuple[str, str, str, str], room: int) -> list[tuple[str, str, str, str]]:
+    """A summary's row, and below it what of the layer does not fit into so many letters."""
+    import textwrap
+
+    first, *more = textwrap.wrap(row[1], room, subsequent_indent="  ", break_on_hyphens=False)
+    return [(row[0], first, row[2], row[3]), *(("", line, "", "") for line in more)]
 
 
 def in_words(layer: Layer, input_shape: Shape | None) -> str:

@@ -11,14 +11,14 @@ from ..common.checks import brief, integer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#2166ac", "#d6604d", "#555555"
+BLUE, ORANGE, GREY = "#3182bd", "#d6604d", "#7a7a7a"  # that can be read on a light and on a dark ground
 BINS = 60  # in a histogram at most
 
 
 def axes(ax: Any, size: tuple[float, float] | None = None) -> Any:
     """The axes given, or those of a new figure."""
     check_axes(ax)
-    return pyplot().subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+    return new_figure(size).subplots() if ax is None else ax
 
 
 def check_axes(ax: Any) -> None:
@@ -35,7 +35,7 @@ def panels(figure: Any, count: int, columns: int, size: tuple[float, float]) -> 
     columns = min(integer("xpnet.plots: columns", columns), count)
     rows = -(-count // columns)
     if figure is None:
-        figure = plt.figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
+        figure = new_figure((columns * size[0], rows * size[1]))
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 
 
@@ -50,6 +50,14 @@ def set_title(ax: Any, text: str, size: int) -> None:
     place = ax.get_subplotspec()
     share = ax.figure.bbox.width / ax.figure.dpi / (place.get_gridspec().ncols if place else 1)
     ax.set_title(textwrap.fill(text, max(12, int(0.85 * 72 * share / (0.6 * size)))), fontsize=size)
+
+
+def new_figure(size: tuple[float, float] | None) -> Any:
+    """A figure of pyplot's that a notebook shows once."""
+    plt = pyplot()
+    from .shown import ShownOnce
+
+    return plt.figure(figsize=size, layout="constrained", FigureClass=ShownOnce)
 
 
 def pyplot() -> Any:

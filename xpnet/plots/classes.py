@@ -7,7 +7,7 @@ import numpy as np
 
 from ..backends import on_host
 from ..common.checks import integer
-from .canvas import GREY, ORANGE, axes, check_axes, inches
+from .canvas import ORANGE, axes, check_axes, inches
 
 WRITTEN = 25  # classes: up to so many, counts are written into the cells if they are short
 NAMED = 100  # classes: of more, only every second or third is named
@@ -16,7 +16,7 @@ SHORT = 14  # letters that fit in one line above an image
 
 
 def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
-    """Draw how many of each class (row) were predicted as each class (column), with the errors in colour.
+    """Draw how many of each class (row) were predicted as each class (column): the right ones in blue, errors in red.
 
     `counts` (K, K) are those of `xn.confusion_matrix(prediction, y)`, or fractions of them; with many classes they are
     shown by colour alone. `names` are the names of the classes in order.
@@ -43,11 +43,11 @@ def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
     ax = axes(ax, (side + 0.6 + beside, side + beside * upright))
     wrong = counts - np.diag(np.diag(counts))
     image = ax.imshow(wrong, cmap="Reds", vmin=0, vmax=(1 + written) * float(np.nanmax(wrong, initial=0)) or 1)
+    ax.imshow(_right(counts), cmap="Blues", vmin=0, vmax=3)  # pale, so that counts can be read
     if written:
         for (row, column), text in texts.items():
             if counts[row, column]:
-                colour = GREY if row == column else "black"
-                ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+                ax.text(column, row, text, ha="center", va="center", color="black", fontsize=8)
         ax.set(xticks=range(k), yticks=range(k))
     else:
         ax.figure.colorbar(image, ax=ax, label="errors", shrink=0.8, aspect=25)
@@ -55,9 +55,17 @@ def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
         every = slice(None, None, -(-k // NAMED))
         ax.set_xticks(range(k)[every], labels[every], rotation=90 if upright else 0, fontsize=size)
         ax.set_yticks(range(k)[every], labels[every], fontsize=size)
-    ax.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
+    ax.set(xlabel="predicted\nblue: right, red: wrong", ylabel="true", title="Confusion matrix")
     ax.spines[:].set_visible(False)
     return ax
+
+
+def _right(counts: np.ndarray) -> np.ndarray:
+    """The share of each class that was predicted right, on the diagonal; NaN elsewhere."""
+    shares = np.full(counts.shape, np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        np.fill_diagonal(shares, np.diag(counts) / counts.sum(axis=1))
+    return shares
 
 
 def misclassified(images: Any, predicted: Any, true: Any, most: int = 24, columns: int = 6, ax: Any = None) -> Any:

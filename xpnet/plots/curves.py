@@ -11,6 +11,9 @@ from .canvas import BLUE, GREY, ORANGE, axes, panels, pyplot
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TITLES = {
+    "acc": "Accuracy", "auc": "AUC", "mae": "MAE", "mse": "MSE", "r2": "R²", "rmse": "RMSE", "roc_auc": "ROC AUC",
+}  # fmt: skip
 LOSSES, RATES = "loss", "learning_rate"  # on a log scale if above 0
 APART = 11  # points at least between two numbers at the ends of the curves
 
@@ -29,7 +32,10 @@ def training(history: Mapping[str, Sequence[float]], figure: Any = None) -> "Fig
 
 
 def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss", ax: Any = None) -> Any:
-    """Plot a measure over the epochs, for training and validation if in the history; losses on a log scale."""
+    """Plot a measure over the epochs, for training and validation if in the history; losses on a log scale.
+
+    A dashed line marks the epoch that early stopping went back to.
+    """
     check_history("learning_curves", history)
     if not isinstance(measure, str):
         raise TypeError(f'learning_curves: measure must be a name such as "loss", got {brief(measure)}')
@@ -54,9 +60,13 @@ def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss
     known = np.concatenate([values[np.isfinite(values)] for values, *_ in curves])
     if measure in (LOSSES, RATES) and known.size and 0 < 2 * known.min() <= known.max():
         _log_scale(ax, known.min(), known.max())
+    scale = ", log scale" if ax.get_yscale() == "log" else ""
+    if (best := getattr(history, "best_epoch", None)) is not None and measure != RATES:
+        ax.axvline(best, color=GREY, lw=1.4, ls="--", label=f"back to epoch {best}")
     longest = max(len(values) for values, *_ in curves)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    ax.set(xlabel="epoch", ylabel=measure, title=measure.capitalize().replace("_", " "))
+    title = TITLES.get(measure, measure.capitalize().replace("_", " "))
+    ax.set(xlabel="epoch", ylabel=f"{measure}{scale}", title=title)
     ax.set_xlim((0.5, 1.5) if longest == 1 else (1, longest))
     if longest == 1:
         ax.set_xticks([1])

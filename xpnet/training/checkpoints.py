@@ -75,6 +75,8 @@ class Checkpoint(Configured, Callback):
     file in it is sound, ValueError for differences.
     """
 
+    remedy = "resume=True"  # how the user resumes: a program with options of its own may name them
+
     def __init__(self, folder: AnyPath, every: int | str = "epoch"):
         from pathlib import Path  # most runs have no checkpoint, and it is slow to import
 
@@ -122,7 +124,7 @@ class Checkpoint(Configured, Callback):
         if not resume and files:
             raise ValueError(
                 f"fit: {self.folder} has the checkpoints of a run, the newest {files[-1].name}: go on from it with "
-                "resume=True, or choose another folder"
+                f"{self.remedy}, or choose another folder"
             )
         for i, path in enumerate(reversed(files)):
             try:
@@ -210,7 +212,7 @@ class Checkpoint(Configured, Callback):
         """Report where a signal stopped the run, and exit with the code that shells expect."""
         if tells:
             at = f"fit: stopped at step {run.step}"
-            tell(f"{at}; {self.folder} has its state, resume=True goes on from it", sys.stderr)
+            tell(f"{at}; {self.folder} has its state, {self.remedy} goes on from it", sys.stderr)
         raise SystemExit(128 + run.signal)
 
 

@@ -18,9 +18,15 @@ class History(dict[str, list[float]]):
 
     Attributes: `steps`, the number of training steps; `seconds`, the time they took, without validation and callbacks
     (0.0 in copies and pickles, so that those of equal fits are equal); `interrupted`, by Ctrl-C or a TimeLimit;
+    `best_epoch`, the one whose parameters the network went back to, if `EarlyStopping` did, and `monitor`, the measure
+    that it was best in; `resumed`, how many of the steps a checkpoint brought (0 in copies and pickles);
     `slots`, the optimizer's state, with which `fit(..., slots=history.slots)` continues. `print` shows the last number
     of each measure, `dict(history)` all numbers, and a notebook a table with small curves.
     """
+
+    best_epoch: int | None = None  # in pickles of earlier versions, too
+    monitor = ""
+    resumed = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +36,7 @@ class History(dict[str, list[float]]):
         self.slots: dict[str, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"seconds": 0.0}
+        return vars(self) | {"seconds": 0.0, "resumed": 0}
 
     def __missing__(self, name: str) -> list[float]:
         raise KeyError(
@@ -39,12 +45,19 @@ class History(dict[str, list[float]]):
         )
 
     def __repr__(self) -> str:
-        shown = [counted(self._epochs, "epoch"), *["interrupted"] * self.interrupted]
+        shown = [counted(self._epochs, "epoch"), *["interrupted"] * self.interrupted, *self.back()]
         return f"History({', '.join([*shown, *(f'{name} {last(values)}' for name, values in self.items())])})"
 
     @property
     def _epochs(self) -> int:
         return max((len(values) for values in self.values() if hasattr(values, "__len__")), default=0)
+
+    def back(self) -> list[str]:
+        """Where the network went back to, in words: one if it did, or none."""
+        if self.best_epoch is None:
+            return []
+        value = self.get(self.monitor, [])[self.best_epoch - 1 : self.best_epoch]
+        return [f"back to epoch {self.best_epoch} ({' '.join([self.monitor, *map(brief_number, value)])})"]
 
     def record(self, measures: dict[str, float]) -> None:
         """Append an epoch's number to each measure's list; a new measure gets a list. TypeError unless a dict."""
@@ -54,10 +67,7 @@ class History(dict[str, list[float]]):
             self.setdefault(name, []).append(value)
 
     def plot(self) -> "Figure":
-        """Plot every measure, training and validation, as `xpnet.plots.training` does; returns matplotlib's figure.
-
-        In a notebook, end the line with a semicolon, or the figure is shown twice.
-        """
+        """Plot every measure, training and validation, as `xpnet.plots.training` does; returns matplotlib's figure."""
         from .. import plots
 
         return plots.training(self)
@@ -69,14 +79,19 @@ class History(dict[str, list[float]]):
             real = [v for v in values if math.isfinite(v)] or [math.nan]
             numbers = (values[0], min(real), max(real), values[-1]) if values else (math.nan,) * 4
             rows.append((name, *(f"{v:.4g}" for v in numbers), sparkline(values)))
-        ended = ", interrupted" if self.interrupted else ""
-        caption = f"{counted(self._epochs, 'epoch')}, {counted(self.steps, 'step')} in {self.seconds:.1f} s{ended}"
-        return table(head, rows, caption)
+        taken = f"{counted(self.steps, 'step')} in {self.seconds:.1f} s"
+        caption = [counted(self._epochs, "epoch"), taken, *["interrupted"] * self.interrupted, *self.back()]
+        return table(head, rows, ", ".join(caption))
 
 
 def counted(number: int, what: str) -> str:
     """A count in words: "1 epoch", "2,000 steps"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def brief_number(value: float) -> str:
+    """A measure in few characters, as many from epoch to epoch."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
 
 
 def last(values: Any) -> str:

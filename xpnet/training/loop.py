@@ -130,7 +130,8 @@ def fit(
     objective = Objective(loss, non_negative("fit: l2", l2))
     held_out = held_out_of(net, validation_data, loss, max(batch_size or feed.rows or 1, 1024))
     arguments.warn_of_squashed_logits(net, "fit", loss)
-    hooks: list[Callback] = [*([Progress()] if progress else []), *own, *([checkpoint] if checkpoint else [])]
+    shown = [Progress()] if progress else []
+    hooks: list[Callback] = [*shown, *own, *([checkpoint] if checkpoint else [])]
     size = 1 if comm is None else comm.Get_size()
     check_shards(shards, size)
     group = Processes(comm, in_order=shards is not None) if size > 1 else None
@@ -220,6 +221,8 @@ def fit(
                 with contextlib.ExitStack() as ends:  # each that was begun comes to its end, whatever another raises
                     for callback in reversed(begun):
                         ends.callback(callback.train_end, run)
+        for each in shown if first else ():
+            each.tell_end(run)
         if first and not any(isinstance(callback, Doctor) for callback in own):
             warn_of_constant_outputs(run)
     net.rng = run.rng

@@ -1,5 +1,6 @@
 """A progress bar, or lines of progress where the output is no terminal."""
 
+import importlib.util
 import os
 import sys
 import time
@@ -7,6 +8,7 @@ from typing import Any
 
 from ..common.terminal import Outlet, broken, tell
 from .callback import Callback
+from .history import brief_number, counted
 from .run import Run
 
 BAR, TIMES = "{desc} |{bar}| ", "{elapsed}<{remaining}{postfix}"
@@ -23,24 +25,31 @@ class Progress(Callback):
     """A tqdm bar over all steps, with the last epoch's loss and metrics, in a terminal or a notebook.
 
     If standard error is a file, a pipe or a terminal of no width: a line every ten seconds, and one for the first and
-    the last epoch.
+    the last epoch. A run that is resumed says from where, one that early stopping ends where the network went back to.
+    In a notebook without ipywidgets, the bar is text on standard output: on standard error it would be red.
     """
 
     bar: Any = None  # for `train_end` after an error in `train_begin`
     line = ""
 
     def train_begin(self, run: Run) -> None:
-        from tqdm.auto import tqdm
-
-        self.began = self.next = time.monotonic()
-        self.bar, self.line = None, ""
         notebook = "ipykernel" in sys.modules
+        widgets = notebook and importlib.util.find_spec("ipywidgets") is not None
+        self.out = sys.stdout if notebook else sys.stderr
+        self.began = self.next = self.epoch_began = time.monotonic()
+        self.bar, self.line = None, ""
+        if run.step:
+            tell(resumed_from(run), self.out)
         terminal = has_width(sys.stderr) and not broken(sys.stdout) and not broken(sys.stderr)  # tqdm flushes both
         if notebook or terminal:
+            if widgets:
+                from tqdm.notebook import tqdm
+            else:
+                from tqdm import tqdm
             self.bar = tqdm(
                 total=run.steps, initial=run.step, unit="step", dynamic_ncols=True,
                 leave=True if notebook else None,  # None: unless within another bar
-                bar_format=FORMS[0], file=None if notebook else Outlet(sys.stderr),
+                bar_format=FORMS[0], file=None if widgets else Outlet(self.out),
             )  # fmt: skip
             self._name(run, run.epoch + run.amid_epoch)  # the current epoch of a resumed run
             self._fit_in(run, last(run))
@@ -48,21 +57,22 @@ class Progress(Callback):
     def epoch_begin(self, run: Run) -> None:
         if self.bar is not None:
             self._name(run, run.epoch + 1)
+        else:
+            self.epoch_began = time.monotonic()
 
     def step_end(self, run: Run) -> None:
         if self.bar is not None:
             self.bar.update()
+        elif time.monotonic() >= max(self.next, self.epoch_began + SECONDS):  # a long epoch
+            of_all = "" if run.steps is None else f"/{run.steps:,}"
+            self._offer(run, f"epoch {run.epoch + 1}/{run.epochs}, step {run.step:,}{of_all}")
 
     def epoch_end(self, run: Run) -> None:
         if self.bar is not None:
             self.bar.total = run.steps  # which an epoch of a source may have told
             self._fit_in(run, last(run))
             return
-        now = time.monotonic()
-        self.line = f"epoch {run.epoch}/{run.epochs}, {now - self.began:.1f} s: {', '.join(last(run))}"
-        if now >= self.next:
-            self.next = now + SECONDS
-            self._write()
+        self._offer(run, f"epoch {run.epoch}/{run.epochs}")
 
     def train_end(self, run: Run) -> None:
         if self.bar is None:
@@ -71,6 +81,11 @@ class Progress(Callback):
         if run.stop and not run.history.interrupted:  # stopped early: not an error, to be shown in red
             self.bar.total = self.bar.n
         self.bar.close()
+
+    def tell_end(self, run: Run) -> None:
+        """Say where the network went back to, if it did."""
+        for back in run.history.back():
+            tell(f"{'stopped after' if run.stop else 'after'} {counted(run.epoch, 'epoch')}, {back}", self.out)
 
     def _name(self, run: Run, epoch: int) -> None:
         self.bar.set_description_str(f"epoch {epoch}/{run.epochs}", refresh=False)
@@ -93,9 +108,17 @@ class Progress(Callback):
         self.bar.bar_format = form
         self.bar.set_postfix_str(", ".join(measures[:count]), refresh=False)
 
+    def _offer(self, run: Run, place: str) -> None:
+        """Write a line if it is time for one, else keep it for the end."""
+        now = time.monotonic()
+        self.line = f"{place}, {now - self.began:.1f} s" + ": " * bool(run.history) + ", ".join(last(run))
+        if now >= self.next:
+            self.next = now + SECONDS
+            self._write()
+
     def _write(self) -> None:
         if self.line:
-            tell(self.line, sys.stderr)
+            tell(self.line, self.out)
             self.line = ""
 
 
@@ -114,9 +137,12 @@ def has_width(stream: Any) -> bool:
 
 def last(run: Run) -> list[str]:
     """The last epoch's measures."""
-    return [f"{name}={brief(values[-1])}" for name, values in run.history.items()]
+    return [f"{name}={brief_number(values[-1])}" for name, values in run.history.items()]
 
 
-def brief(value: float) -> str:
-    """A measure in few characters, as many from epoch to epoch."""
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
+def resumed_from(run: Run) -> str:
+    """Where a run goes on, in a line."""
+    done = f"{counted(run.step, 'step')} and {counted(run.epoch, 'epoch')} of {run.epochs:,}"
+    if run.over:
+        return f"this run has ended, after {done}: nothing is left to train"
+    return f"resumed after {done}"

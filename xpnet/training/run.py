@@ -135,7 +135,7 @@ class Run:
         """Take over the position and history of an earlier run; `losses` are those of an epoch that it had begun."""
         self.epoch, self.step, self.history = epoch, step, history
         self._resumed, self._losses = len(losses), array("d", losses)
-        history.steps = step
+        history.steps = history.resumed = step
         self.rng.bit_generator.state = rng_state
 
     def order(self, rows: int) -> np.ndarray:

@@ -153,6 +153,12 @@ print(xn.__file__)
 """
 
 
+NOTEBOOK = """
+import builtins
+builtins.input = lambda prompt="": prompt  # as a notebook replaces it: it cannot be pickled then
+"""
+
+
 @pytest.mark.numba_only
 @pytest.mark.parametrize("home", [True, False], ids=["home", "no home"])
 def test_fit_works_where_the_package_cannot_be_written_to(home, tmp_path):
@@ -207,7 +213,7 @@ def test_an_import_of_numba_that_ends_in_the_middle_leaves_the_next_fit_to_begin
 
 @pytest.mark.numba_only
 def test_compiled_code_that_is_damaged_is_compiled_anew_and_kept(tmp_path):
-    fit = lambda: run(["-W", "error", "-c", FIT], tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))  # noqa: E731
+    fit = lambda: run(["-W", "error", "-c", NOTEBOOK + FIT], tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))  # noqa: E731
     fit()
     files = sorted((tmp_path / "cache").rglob("*.nb?"))
     whole = {path: path.stat().st_size for path in files}

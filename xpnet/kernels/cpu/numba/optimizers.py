@@ -47,7 +47,8 @@ def rule(kind: type[Optimizer], decays: bool, clips: bool) -> tuple[Any, list[st
         "        vector_g[i] = w",
         f"    return checksum(vector_g, vector_{slots[-1]})",
     ]
-    scope: dict[str, Any] = {"sqrt": np.sqrt, "checksum": checksum}
+    # what is in scope is kept on disk with the code; Python's own builtins cannot be where a notebook has changed them
+    scope: dict[str, Any] = {"sqrt": np.sqrt, "checksum": checksum, "__builtins__": {}}
     exec(compile("\n".join(source), __file__, "exec"), scope)
     return compiling({"contract"}, lines)(scope["rule"]), numbers
 

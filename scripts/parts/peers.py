@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from cases import EPS, MOMENTUM, Case
 
 import xpnet as xn
+from parts.cases import EPS, MOMENTUM, Case
 
 RATE, DECAY = 0.001, 0.01  # the learning rate; AdamW's decay
 

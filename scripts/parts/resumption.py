@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from promises import calls_of, must
 from threadpoolctl import threadpool_limits
 
 import xpnet as xn
+from parts.promises import calls_of, must
 from xpnet.kernels import training_step
 
 BACKENDS = [name for name in ("numpy", "torch") if name == "numpy" or importlib.util.find_spec("torch")]

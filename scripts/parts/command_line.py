@@ -5,6 +5,8 @@ import importlib.util
 import math
 from pathlib import Path
 
+import xpnet as xn
+
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
     """Add the options --backend and --device."""
@@ -59,6 +61,15 @@ def add_training(
     parser.add_argument("--save", metavar="FILE", type=a_file, help="write the trained network, for xpnet.load")
     parser.add_argument("--checkpoint-dir", metavar="DIR", help="save the run's state there as it goes")
     parser.add_argument("--resume", action="store_true", help="go on from the newest state in DIR, if there is one")
+
+
+def checkpoint_of(options: argparse.Namespace) -> xn.Checkpoint | None:
+    """Where the run's state is saved, if anywhere; what it says names the script's own option."""
+    if not options.checkpoint_dir:
+        return None
+    checkpoint = xn.Checkpoint(options.checkpoint_dir)
+    checkpoint.remedy = "--resume"
+    return checkpoint
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
