@@ -10,12 +10,13 @@ In the list of stages, for two branches: a `Fork`, the first one's stages, a `Tu
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from ..backends import Array
 from ..layers.base import Layer
-from .stages import Part, Site, Stage, in_memory_order
+from .stages import Part, Site, Stage, in_memory_order, reversed_images
 
 
 class Block:
@@ -55,8 +56,11 @@ class Mark(Stage):
         """Have a place of its own for y."""
         if len(shape) == 2:
             self.output(*shape)
+        elif self.images:  # which may become rows of features
+            *sizes, n = shape
+            self.y = reversed_images(self.output(math.prod(sizes), n).reshape((*sizes[::-1], n)))
         else:
-            self.y = in_memory_order(self.work, "y", shape, self.images)
+            self.y = in_memory_order(self.work, "y", shape, images=False)
 
 
 class Fork(Mark):
