@@ -143,6 +143,13 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """The reference of everything public, with the guides, in `site/`; warnings are errors."""
+    session.install("-e", ".[sklearn,plots]", *group("docs"))
+    session.run("python", "scripts/reference.py", *session.posargs)
+
+
+@nox.session(default=False)
 def digits(session: nox.Session) -> None:
     """Train on the digits: `nox -s digits -- --backend numpy --plot digits.png`."""
     session.install("-e", ".[sklearn,plots]")

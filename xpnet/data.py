@@ -19,6 +19,10 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's handwritten digits: images (1797, 64) float64 in [0, 1], and classes (1797,) int64.
 
     Alpaydin & Kaynak 1998, UCI. Nothing is downloaded; raises ImportError without scikit-learn, which has the images.
+
+    >>> x, y = xn.data.load_digits()
+    >>> x.shape, int(y.max())
+    ((1797, 64), 9)
     """
     try:
         from sklearn.datasets import load_digits as load
@@ -37,6 +41,13 @@ def train_test_split(
     `test_size` is a fraction of the rows or, as an int, their number. With `stratify`, labels (n,) such as y, each side
     has every label in proportion, to within a row. pandas objects and masked arrays keep their type, all else becomes
     NumPy arrays. Raises ValueError if one side would be empty, or a label could not be on both sides.
+
+    `x` and `y` have a row for each other; `seed` is a whole number or None.
+
+    >>> x, y = xn.data.load_digits()
+    >>> x_train, x_test, y_train, y_test = xn.data.train_test_split(x, y, test_size=297)
+    >>> x_train.shape, y_test.shape
+    ((1500, 64), (297,))
     """
     finite("train_test_split: test_size", test_size)
     seed = checks.seed("train_test_split: seed", seed)
@@ -83,6 +94,9 @@ def minibatches(rows: int, batch_size: int) -> list[slice]:
     """Slices of `batch_size` rows; the last is shorter if `batch_size` does not divide `rows`.
 
     Raises ValueError unless `batch_size` is a whole number of at least 1 and `rows` one of at least 0.
+
+    >>> xn.data.minibatches(5, batch_size=2)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     rows, batch_size = integer("minibatches: rows", rows, least=0), integer("minibatches: batch_size", batch_size)
     return [slice(start, min(start + batch_size, rows)) for start in range(0, rows, batch_size)]
@@ -97,6 +111,13 @@ class ArraySource:
 
     Memory maps, zarr's and h5py's arrays are read a few batches at a time and never as a whole. Rows are asked for as
     slices or in increasing order, as h5py wants them. Raises ValueError for parts of different lengths.
+
+    `weight` are the rows' weights, as `fit`'s `sample_weight`.
+
+    >>> import numpy as np
+    >>> source = xn.data.ArraySource(np.ones((100, 2)), np.zeros((100, 1)))
+    >>> len(source), source[10:15][0].shape
+    (100, (5, 2))
     """
 
     def __init__(self, x: Any, y: Any, weight: Any = None):
@@ -141,7 +162,15 @@ class NpzFiles:
 
 
 def read_npz(path: Any) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name. ValueError for another file, or one with arrays of Python objects."""
+    """The arrays of an .npz file by name. ValueError for another file, or one with arrays of Python objects.
+
+    `path` is the file's.
+
+    >>> import numpy as np
+    >>> np.savez("data.npz", x=np.ones((3, 2)), y=np.zeros(3))
+    >>> sorted(xn.data.read_npz("data.npz"))
+    ['x', 'y']
+    """
     import zipfile
     import zlib
 
@@ -159,6 +188,15 @@ class shuffled:  # noqa: N801  # called as a function
     The iterable is read in its own order, and batches have the size of its first, the last may be smaller. The order
     is another in each epoch, from `seed` and the epoch's number: a run that resumes has the same. `fit` says which
     epoch it is by `set_epoch`; elsewhere each iteration is the next.
+
+    `source` gives batches (x, y) or (x, y, weight). Raises ValueError or TypeError for a buffer below 1 and a seed that
+    is none.
+
+    >>> import numpy as np
+    >>> batches = [(np.arange(4)[:, None], np.arange(4)), (np.arange(4, 8)[:, None], np.arange(4, 8))]
+    >>> rows = [int(y) for _, ys in xn.data.shuffled(batches) for y in ys]
+    >>> sorted(rows) == list(range(8)), rows != list(range(8))
+    (True, True)
     """
 
     def __init__(self, source: Iterable[Any], buffer: int = 10_000, seed: int = 0):

@@ -24,7 +24,17 @@ HIDDEN = "; the value's rounding hides it: scale what is large in it, or choose 
 
 
 class GradientError(AssertionError):
-    """A wrong derivative, or two backends that disagree; the message has the array, the entry and both numbers."""
+    """A wrong derivative, or two backends that disagree; the message has the array, the entry and both numbers.
+
+    >>> class Wrong(xn.Tanh):
+    ...     def backward(self, dy, cache):
+    ...         return dy, {}
+    >>> try:
+    ...     xn.check_gradients(Wrong(), [[0.5, 1.0]])
+    ... except xn.GradientError as error:
+    ...     print("the gradient of x is wrong" in str(error))
+    True
+    """
 
 
 Arrays = dict[str, np.ndarray]
@@ -56,6 +66,14 @@ def check_gradients(
     Raises GradientError with the worst entry above `tolerance`, for gradients with other names or shapes than `params`,
     for writing into an array that was given, and if all derivatives are 0, which proves nothing; ValueError or
     TypeError for arguments of the wrong kind, such as an x that has no rows, or is complex or masked.
+
+    `training` says in which mode forward runs.
+
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(5, 3))
+    >>> errors = xn.check_gradients(xn.Dense(3, 2), x)
+    >>> sorted(errors), max(errors.values()) < 1e-6
+    (['bias', 'weight', 'x'], True)
     """
     tolerance = proportion("check_gradients: tolerance", tolerance)
     checks.seed("check_gradients: seed", seed)
@@ -298,6 +316,14 @@ def compare_backends(
 
     Raises GradientError with the first step and array that differ by more, ValueError for fewer than two backends, for
     a backend that is given twice, and for numbers out of range.
+
+    `x`, `y` and `loss` as in `fit`; `steps` is how many steps are compared.
+
+    >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
+    >>> x, y = [[1.0, 2.0], [3.0, 4.0]], [0, 2]
+    >>> worst = xn.compare_backends(net, x, y, xn.SoftmaxCrossEntropy(), ["numpy", xn.get_backend("numpy", "cpu")])
+    >>> max(worst.values())
+    0.0
     """
     check_network("compare_backends", net)
     steps = integer("compare_backends: steps", steps)

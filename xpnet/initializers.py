@@ -31,39 +31,93 @@ def _fans(who: str, rng: object, shape: object) -> tuple[int, int]:
 
 
 def fan_in_uniform(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform within ±1/sqrt(in), as torch.nn.Linear and torch.nn.Conv2d draw them."""
+    """Uniform within ±1/sqrt(in), as torch.nn.Linear and torch.nn.Conv2d draw them.
+
+    `rng` is a NumPy Generator, `shape` the weight's, (in, out) or (out, in / groups, *kernel). Raises TypeError or
+    ValueError for others.
+
+    >>> import numpy as np
+    >>> w = xn.initializers.fan_in_uniform(np.random.default_rng(0), (4, 2))
+    >>> w.shape, bool((abs(w) <= 0.5).all())
+    ((4, 2), True)
+    """
     fan_in, _ = _fans("fan_in_uniform", rng, shape)
     limit = fan_in**-0.5
     return rng.uniform(-limit, limit, shape)
 
 
 def glorot_uniform(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform within ±sqrt(6 / (in + out)), for tanh and sigmoid. Glorot & Bengio 2010, eq. 16."""
+    """Uniform within ±sqrt(6 / (in + out)), for tanh and sigmoid. Glorot & Bengio 2010, eq. 16.
+
+    `rng` is a NumPy Generator, `shape` the weight's, (in, out) or (out, in / groups, *kernel). Raises TypeError or
+    ValueError for others.
+
+    >>> import numpy as np
+    >>> w = xn.initializers.glorot_uniform(np.random.default_rng(0), (4, 2))
+    >>> w.shape, bool((abs(w) <= 1).all())
+    ((4, 2), True)
+    """
     limit = (6 / sum(_fans("glorot_uniform", rng, shape))) ** 0.5
     return rng.uniform(-limit, limit, shape)
 
 
 def glorot_normal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
-    """Normal with variance 2 / (in + out), for tanh and sigmoid. Glorot & Bengio 2010, eq. 12."""
+    """Normal with variance 2 / (in + out), for tanh and sigmoid. Glorot & Bengio 2010, eq. 12.
+
+    `rng` is a NumPy Generator, `shape` the weight's, (in, out) or (out, in / groups, *kernel). Raises TypeError or
+    ValueError for others.
+
+    >>> import numpy as np
+    >>> w = xn.initializers.glorot_normal(np.random.default_rng(0), (4, 2))
+    >>> w.shape, bool((abs(w) < 2).all())
+    ((4, 2), True)
+    """
     deviation = (2 / sum(_fans("glorot_normal", rng, shape))) ** 0.5
     return rng.normal(0.0, deviation, shape)
 
 
 def he_uniform(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform within ±sqrt(6 / in), for ReLU: the variance is that of `he_normal`."""
+    """Uniform within ±sqrt(6 / in), for ReLU: the variance is that of `he_normal`.
+
+    `rng` is a NumPy Generator, `shape` the weight's, (in, out) or (out, in / groups, *kernel). Raises TypeError or
+    ValueError for others.
+
+    >>> import numpy as np
+    >>> w = xn.initializers.he_uniform(np.random.default_rng(0), (4, 2))
+    >>> w.shape, bool((abs(w) < 1.23).all())
+    ((4, 2), True)
+    """
     fan_in, _ = _fans("he_uniform", rng, shape)
     limit = (6 / fan_in) ** 0.5
     return rng.uniform(-limit, limit, shape)
 
 
 def he_normal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
-    """Normal with variance 2 / in, for ReLU. He et al. 2015, eq. 10."""
+    """Normal with variance 2 / in, for ReLU. He et al. 2015, eq. 10.
+
+    `rng` is a NumPy Generator, `shape` the weight's, (in, out) or (out, in / groups, *kernel). Raises TypeError or
+    ValueError for others.
+
+    >>> import numpy as np
+    >>> w = xn.initializers.he_normal(np.random.default_rng(0), (4, 2))
+    >>> w.shape, bool((abs(w) < 4).all())
+    ((4, 2), True)
+    """
     fan_in, _ = _fans("he_normal", rng, shape)
     return rng.normal(0.0, (2 / fan_in) ** 0.5, shape)
 
 
 def normal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
-    """Normal with standard deviation 0.02, for transformers. Radford et al. 2018, section 4.1."""
+    """Normal with standard deviation 0.02, for transformers. Radford et al. 2018, section 4.1.
+
+    `rng` is a NumPy Generator, `shape` the weight's, (in, out) or (out, in / groups, *kernel). Raises TypeError or
+    ValueError for others.
+
+    >>> import numpy as np
+    >>> w = xn.initializers.normal(np.random.default_rng(0), (4, 2))
+    >>> w.shape, bool((abs(w) < 0.1).all())
+    ((4, 2), True)
+    """
     _fans("normal", rng, shape)
     return rng.normal(0.0, 0.02, shape)
 
@@ -73,6 +127,14 @@ def orthogonal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray
 
     It is the Q of a normal matrix's QR decomposition, with a positive diagonal of R so that each is as likely.
     Saxe, McClelland & Ganguli 2014, section 3.
+
+    `rng` is a NumPy Generator, `shape` the weight's, (in, out) or (out, in / groups, *kernel). Raises TypeError or
+    ValueError for others.
+
+    >>> import numpy as np
+    >>> w = xn.initializers.orthogonal(np.random.default_rng(0), (4, 2))
+    >>> w.shape, bool((abs(w) <= 1).all())
+    ((4, 2), True)
     """
     _fans("orthogonal", rng, shape)
     rows, columns = shape[0], math.prod(shape[1:])

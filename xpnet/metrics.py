@@ -37,6 +37,13 @@ def accuracy(prediction: Array, target: Any, threshold: float | None = None, los
     """The fraction of rows whose largest output is the target's class; for labels, the fraction of correct entries.
 
     One output without `threshold` or `loss` is a probability with threshold 0.5; ValueError if it is not in [0, 1].
+
+    `prediction` (N, K) are a network's outputs, `target` classes (N,) or one-hot rows; for labels both are (N, K), and
+    `threshold` or a `loss` says from which output on it is a yes.
+
+    >>> import numpy as np
+    >>> float(xn.accuracy(np.asarray([[0.9, 0.1], [0.4, 0.6]]), [0, 0]))
+    0.5
     """
     prediction, truth, limit = _truth("accuracy", prediction, target, threshold, loss)
     xp = namespace(prediction)
@@ -53,6 +60,12 @@ def top_k_accuracy(prediction: Array, target: Any, k: int = 5, loss: Any = None)
 
     ValueError if k exceeds the number of outputs. With another k in `metrics`, and `functools.partial`:
     {"top2": partial(xn.top_k_accuracy, k=2)}.
+
+    `prediction` (N, K), `target` classes (N,) or one-hot rows; `loss` says which positions are ignored.
+
+    >>> import numpy as np
+    >>> float(xn.top_k_accuracy(np.asarray([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]), [1, 2], k=2))
+    0.5
     """
     prediction, own = _classes("top_k_accuracy", prediction, target, loss)
     outputs = prediction.shape[1]
@@ -70,6 +83,12 @@ def f1(prediction: Array, target: Any, threshold: float | None = None, loss: Any
 
     For one output or two classes, that of class 1. For more classes the mean over those that occur in predictions or
     targets, for several labels the mean over all (average="macro"). 0 for a label that neither occurs nor is predicted.
+
+    `prediction`, `target`, `threshold` and `loss` as in `accuracy`, ValueError likewise.
+
+    >>> import numpy as np
+    >>> round(float(xn.f1(np.asarray([[0.9], [0.8], [0.2]]), [1, 0, 0], threshold=0.5)), 3)
+    0.667
     """
     prediction, truth, limit = _truth("f1", prediction, target, threshold, loss)
     xp, k = namespace(prediction), prediction.shape[1]
@@ -97,6 +116,12 @@ def roc_auc(prediction: Array, target: Any, threshold: float | None = None, loss
     over them (average="macro"). Logits of classes become probabilities first if `loss` takes logits. ValueError if,
     without `loss`, the outputs for classes do not add up to 1, and for a class that no row or every row has. NaN if an
     output is.
+
+    `prediction` and `target` as in `accuracy`; a `threshold` is of no account.
+
+    >>> import numpy as np
+    >>> float(xn.roc_auc(np.asarray([[0.9], [0.4], [0.6]]), [1, 0, 0]))
+    1.0
     """
     prediction, truth, limit = _truth("roc_auc", prediction, target, threshold, loss)
     xp, k = namespace(prediction), prediction.shape[1]
@@ -122,6 +147,12 @@ def confusion_matrix(prediction: Array, target: Any, threshold: float | None = N
 
     `prediction` is (N, K), or classes (N,) with a target of classes, the largest in either being K - 1. One output
     makes two classes, as in `accuracy`. ValueError for several labels a row, and for an output that is NaN.
+
+    `threshold` and `loss` as in `accuracy`.
+
+    >>> import numpy as np
+    >>> xn.confusion_matrix(np.asarray([0, 1, 1]), np.asarray([0, 0, 1])).tolist()
+    [[1, 1], [0, 1]]
     """
     who = "confusion_matrix"
     if is_array(prediction) and prediction.ndim == 1 and prediction.shape[0]:
@@ -148,7 +179,14 @@ def confusion_matrix(prediction: Array, target: Any, threshold: float | None = N
 
 
 def mean_squared_error(prediction: Array, target: Any) -> Array:
-    """The mean of (prediction - target)² over every element."""
+    """The mean of (prediction - target)² over every element.
+
+    `prediction` and `target` are arrays of one shape. Raises ValueError for others.
+
+    >>> import numpy as np
+    >>> float(xn.mean_squared_error(np.asarray([[1.0], [3.0]]), np.asarray([[3.0], [3.0]])))
+    2.0
+    """
     check_prediction("mean_squared_error", prediction)
     with backend_of(prediction).scope(autograd=True):
         error = prediction - as_rows("mean_squared_error", target, prediction)
@@ -156,7 +194,14 @@ def mean_squared_error(prediction: Array, target: Any) -> Array:
 
 
 def mean_absolute_error(prediction: Array, target: Any) -> Array:
-    """The mean of |prediction - target| over every element."""
+    """The mean of |prediction - target| over every element.
+
+    `prediction` and `target` are arrays of one shape. Raises ValueError for others.
+
+    >>> import numpy as np
+    >>> float(xn.mean_absolute_error(np.asarray([[1.0], [3.0]]), np.asarray([[2.0], [3.0]])))
+    0.5
+    """
     check_prediction("mean_absolute_error", prediction)
     with backend_of(prediction).scope(autograd=True):
         error = prediction - as_rows("mean_absolute_error", target, prediction)
@@ -168,6 +213,10 @@ def r2(prediction: Array, target: Any) -> Array:
 
     0 is no better than predicting the mean. For an output with one target for all rows: 1 if every prediction is right,
     else 0. ValueError for a single row.
+
+    >>> import numpy as np
+    >>> float(xn.r2(np.asarray([[1.0], [2.0], [3.0]]), np.asarray([[1.0], [2.0], [3.0]])))
+    1.0
     """
     check_prediction("r2", prediction)
     if prediction.shape[0] < 2:

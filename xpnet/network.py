@@ -26,6 +26,10 @@ class Sequential(Placed):
     Names of parameters and statistics: the layer's number, a dot, its own name: "0.weight", "1.gamma", "1.mean".
     Raises TypeError for what is no layer, ValueError for layers whose sizes do not chain, and for a layer with arrays
     given twice.
+
+    >>> net = xn.Sequential(xn.Dense(64, 32), xn.ReLU(), xn.Dense(32, 10)).initialize(seed=0)
+    >>> net.parameter_count, net.params["0.weight"].shape
+    (2410, (64, 32))
     """
 
     def __call__(self, x: Any) -> Array:
@@ -38,6 +42,10 @@ class Sequential(Placed):
         With `batch_size`, that many rows at a time; without, all at once, or where x is large and memory-mapped or of
         integers, in blocks. x may be a source, as in `fit`, of (x, y) or of x alone. Raises ValueError or TypeError for
         an x it cannot take.
+
+        >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
+        >>> net.predict([[1.0, 2.0]]).shape
+        (1, 3)
         """
         with self.backend.scope():
             if sources.is_source(x):
@@ -52,6 +60,14 @@ class Sequential(Placed):
         """The loss in training mode, 0-d, and its derivative by every parameter, {name: array}; nothing is assigned.
 
         `sample_weight` and `l2` as in `fit`. Raises ValueError or TypeError for what it cannot take.
+
+        `x`, `y` and `loss` as in `fit`.
+
+        >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
+        >>> x, y = [[1.0, 2.0], [3.0, 4.0]], [0, 2]
+        >>> value, grads = net.value_and_grad(x, y, xn.SoftmaxCrossEntropy())
+        >>> sorted(grads)
+        ['0.bias', '0.weight']
         """
         x, y = inputs.pair(self, "value_and_grad", x, y, loss)
         weight = inputs.weights_for(self, "value_and_grad", loss, y, sample_weight)
@@ -72,6 +88,14 @@ class Sequential(Placed):
         formulas; print it, show it in a notebook, or `plot` it. Nothing of the network changes.
 
         The gradients are those of `value_and_grad`. Raises ValueError or TypeError for what it cannot take.
+
+        `x`, `y` and `loss` as in `fit`.
+
+        >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
+        >>> x, y = [[1.0, 2.0], [3.0, 4.0]], [0, 2]
+        >>> explanation = net.explain(x, y, xn.SoftmaxCrossEntropy())
+        >>> explanation["0"].y.shape
+        (2, 3)
         """
         x, y = inputs.pair(self, "explain", x, y, loss)
         with self.backend.scope():
@@ -92,6 +116,13 @@ class Sequential(Placed):
         """Write architecture, parameters and statistics to a safetensors file; `xpnet.load` reads it.
 
         Whole or not at all. Raises OSError where it cannot be written, TypeError for layers that JSON cannot describe.
+
+        `path` is the file's.
+
+        >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
+        >>> net.save("net.safetensors")
+        >>> xn.load("net.safetensors").parameter_count
+        9
         """
         from .files.save import save
 
@@ -101,6 +132,11 @@ class Sequential(Placed):
         """Write inference to an ONNX file, from "x" (N, features) to "y", any N; needs the extra `onnx`.
 
         Raises TypeError for a layer that ONNX has no operator for, such as a user's own.
+
+        `path` is the file's.
+
+        >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
+        >>> net.export_onnx("net.onnx")  # doctest: +SKIP
         """
         from .files.onnx import export_onnx
 

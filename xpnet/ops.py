@@ -21,26 +21,54 @@ __all__ = [
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), to full relative accuracy down to the smallest normal number, without overflow."""
+    """1 / (1 + exp(-x)), to full relative accuracy down to the smallest normal number, without overflow.
+
+    Raises TypeError for what is no array.
+
+    >>> import numpy as np
+    >>> xn.ops.sigmoid(np.asarray([0.0, 100.0]))
+    array([0.5, 1. ])
+    """
     xp = floating(x, "sigmoid")
     limit = 709.0 if x.dtype == xp.float64 else 88.0  # the largest with a finite exp
     return 1.0 / (1.0 + xp.exp(-xp.maximum(x, -limit)))
 
 
 def clip(x: Array, low: float, high: float) -> Array:
-    """min(max(x, low), high)."""
+    """min(max(x, low), high).
+
+    Raises TypeError for what is no array.
+
+    >>> import numpy as np
+    >>> xn.ops.clip(np.asarray([-1.0, 0.5, 2.0]), 0.0, 1.0)
+    array([0. , 0.5, 1. ])
+    """
     xp = floating(x, "clip")
     return xp.minimum(xp.maximum(x, low), high)
 
 
 def sign(x: Array) -> Array:
-    """1, 0 or -1, without waiting for the device as CuPy's own does."""
+    """1, 0 or -1, without waiting for the device as CuPy's own does.
+
+    x is an array of any shape. Raises TypeError for what is no array.
+
+    >>> import numpy as np
+    >>> xn.ops.sign(np.asarray([-2.0, 0.0, 3.0]))
+    array([-1.,  0.,  1.])
+    """
     xp = floating(x, "sign")
     return xp.where(x > 0.0, 1.0, xp.where(x < 0.0, -1.0, x))
 
 
 def erf(x: Array) -> Array:
-    """2/√π ∫₀ˣ exp(-t²) dt, to the dtype's rounding: the library's own, or where it has none `rational_erf`."""
+    """2/√π ∫₀ˣ exp(-t²) dt, to the dtype's rounding: the library's own, or where it has none `rational_erf`.
+
+    x is a floating array of any shape. Raises TypeError for what is no array.
+
+    >>> import numpy as np
+    >>> xn.ops.erf(np.asarray([0.0, 10.0]))
+    array([0., 1.])
+    """
     y = class_of(floating(x, "erf")).erf(x)
     return rational_erf(x) if y is None else y
 
@@ -98,14 +126,29 @@ def _polynomial(x: Array, coefficients: Sequence[float]) -> Array:
 
 
 def softmax(z: Array) -> Array:
-    """exp(z) / Σ_K exp(z) over the last axis, with its maximum subtracted first."""
+    """exp(z) / Σ_K exp(z) over the last axis, with its maximum subtracted first.
+
+    z is (N, ..., K). Raises TypeError for what is no array.
+
+    >>> import numpy as np
+    >>> xn.ops.softmax(np.asarray([[0.0, 0.0]]))
+    array([[0.5, 0.5]])
+    """
     xp = floating(z, "softmax")
     e = xp.exp(z - xp.max(z, axis=-1, keepdims=True))
     return e / xp.sum(e, axis=-1, keepdims=True)
 
 
 def one_hot(labels: Array, classes: int, dtype: object) -> Array:
-    """Integer labels (N, ...) as rows with a single 1, (N, ..., K); of (N,) the batch contiguous as in `linear`."""
+    """Integer labels (N, ...) as rows with a single 1, (N, ..., K); of (N,) the batch contiguous as in `linear`.
+
+    `classes` is K, `dtype` the result's, by name or as the library has it. Raises TypeError for what is no array.
+
+    >>> import numpy as np
+    >>> xn.ops.one_hot(np.asarray([0, 2]), 3, "float32")
+    array([[1., 0., 0.],
+           [0., 0., 1.]], dtype=float32)
+    """
     xp = namespace(labels, "one_hot")
     numbers = xp.arange(classes, dtype=labels.dtype, device=device_of(labels))
     if labels.ndim == 1:
@@ -114,14 +157,29 @@ def one_hot(labels: Array, classes: int, dtype: object) -> Array:
 
 
 def rows_added(rows: Array, ids: Array, n: int) -> Array:
-    """Of rows (M, D) the sums of those with the same one of n ids (M,), (n, D): the library's own, or a product."""
+    """Of rows (M, D) the sums of those with the same one of n ids (M,), (n, D): the library's own, or a product.
+
+    Raises TypeError for what is no array.
+
+    >>> import numpy as np
+    >>> xn.ops.rows_added(np.asarray([[1.0], [2.0], [3.0]]), np.asarray([0, 1, 0]), 2)
+    array([[4.],
+           [2.]])
+    """
     xp = floating(rows, "rows_added")
     sums = class_of(xp).rows_added(rows, ids, n)
     return one_hot(ids, n, rows.dtype).T @ rows if sums is None else sums
 
 
 def matrix(x: Array) -> Array:
-    """x (N, ..., D) as a matrix (N ..., D), a row of it for each position."""
+    """x (N, ..., D) as a matrix (N ..., D), a row of it for each position.
+
+    Raises TypeError for what is no array.
+
+    >>> import numpy as np
+    >>> xn.ops.matrix(np.ones((2, 3, 4))).shape
+    (6, 4)
+    """
     xp = floating(x, "matrix")
     return x if x.ndim == 2 else xp.reshape(x, (-1, x.shape[-1]))
 
@@ -133,13 +191,26 @@ def linear(x: Array, weight: Array) -> Array:
     """x @ weight, (N, D) by (D, H), laid out with the batch contiguous in memory: reductions over the batch or the
     classes are several times faster so. Not on JAX, whose compiler chooses the layout, nor on CuPy, whose elementwise
     functions return C order.
+
+    Raises TypeError for what is no array.
+
+    >>> import numpy as np
+    >>> xn.ops.linear(np.asarray([[1.0, 2.0]]), np.asarray([[1.0], [10.0]]))
+    array([[21.]])
     """
     namespace(weight, "linear")
     return x @ weight if is_plain(namespace(x, "linear")) else (weight.T @ x.T).T
 
 
 def sum_over_batch(x: Array) -> Array:
-    """Column sums, (N, D) -> (D,): as a product with ones, since BLAS is faster than NumPy's and PyTorch's `sum`."""
+    """Column sums, (N, D) -> (D,): as a product with ones, since BLAS is faster than NumPy's and PyTorch's `sum`.
+
+    x is a floating array (N, D). Raises TypeError for what is no array.
+
+    >>> import numpy as np
+    >>> xn.ops.sum_over_batch(np.asarray([[1.0, 2.0], [3.0, 4.0]]))
+    array([4., 6.])
+    """
     xp, n = floating(x, "sum_over_batch"), x.shape[0]
     if is_plain(xp):
         return _plain_sum(x)
@@ -149,7 +220,14 @@ def sum_over_batch(x: Array) -> Array:
 
 
 def dot_over_batch(x: Array, y: Array) -> Array:
-    """Column sums of x * y, (N, D) and (N, D) -> (D,), on NumPy and PyTorch without forming the product."""
+    """Column sums of x * y, (N, D) and (N, D) -> (D,), on NumPy and PyTorch without forming the product.
+
+    Raises TypeError for what is no array.
+
+    >>> import numpy as np
+    >>> xn.ops.dot_over_batch(np.asarray([[1.0, 2.0], [3.0, 4.0]]), np.ones((2, 2)))
+    array([4., 6.])
+    """
     xp, n = floating(x, "dot_over_batch"), x.shape[0]
     floating(y, "dot_over_batch")
     if is_plain(xp):
@@ -188,6 +266,13 @@ def random_keep(key: Array, shape: tuple[int, ...], rate: float, first: int = 0,
 
     A counter-based generator: each position is hashed with the key, so there is no state to advance on the host. The
     hash is lowbias32 (C. Wellons, "Prospecting for hash functions", 2018) in wrapping int32 arithmetic.
+
+    Raises TypeError for what is no array.
+
+    >>> import numpy as np
+    >>> kept = xn.ops.random_keep(np.asarray([1, 2], dtype="int32"), (1000, 100), 0.5)
+    >>> round(float(kept.mean()), 2)
+    0.5
     """
     xp = namespace(key, "random_keep")
     rows, device = shape[0] if rows is None else rows, device_of(key)
@@ -226,13 +311,27 @@ def split(flat: Array, shapes: Iterable[tuple[int, ...]]) -> list[Array]:
 
 
 def sum_of_squares(x: Array) -> Array:
-    """Σ x², 0-d, without forming the squares."""
+    """Σ x², 0-d, without forming the squares.
+
+    x is a floating array of any shape. Raises TypeError for what is no array.
+
+    >>> import numpy as np
+    >>> float(xn.ops.sum_of_squares(np.asarray([3.0, 4.0])))
+    25.0
+    """
     flat = floating(x, "sum_of_squares").reshape(x, (-1,))
     return flat @ flat
 
 
 def all_finite(*arrays: Array) -> bool:
-    """Whether every entry is finite. Waits for the device once."""
+    """Whether every entry is finite. Waits for the device once.
+
+    `arrays` are of one backend. Raises TypeError for what is no array.
+
+    >>> import numpy as np
+    >>> xn.ops.all_finite(np.asarray([1.0, np.inf]))
+    False
+    """
     xp = namespace(arrays[0], "all_finite")
     if scans(xp):
         finite = [xp.all(xp.isfinite(a)) for a in arrays]

@@ -53,6 +53,15 @@ class Optimizer(Adjustable, ABC):
     By hand, for an array w with `slots = optimizer.init(w)`: `w, slots = optimizer.update(w, gradient, slots)`, the
     gradient taken at `optimizer.lookahead(w, slots)`. To write one, derive from `Optimizer`, name its arrays in
     `memory`, and define `rule(self, w, g, slots, rate)`, which returns the next w and the next arrays by name.
+
+    >>> import numpy as np
+    >>> class Plain(xn.Optimizer):
+    ...     def rule(self, w, g, slots, rate):
+    ...         return w - rate * g, {}
+    >>> optimizer, w = Plain(0.5), np.asarray([1.0, 2.0])
+    >>> w, slots = optimizer.update(w, np.asarray([1.0, 1.0]), optimizer.init(w))
+    >>> w
+    array([0.5, 1.5])
     """
 
     memory: tuple[str, ...] = ()  # names of its arrays, which start at zero and must stay finite
@@ -157,7 +166,14 @@ class Optimizer(Adjustable, ABC):
 
 
 class SGD(Optimizer):
-    """v ← momentum v + η g;  w ← w - v. Polyak 1964; the form of Sutskever et al. 2013, eqs. 1 and 2."""
+    """v ← momentum v + η g;  w ← w - v. Polyak 1964; the form of Sutskever et al. 2013, eqs. 1 and 2.
+
+    >>> import numpy as np
+    >>> optimizer, w = xn.SGD(0.5), np.asarray([1.0])
+    >>> w, slots = optimizer.update(w, np.asarray([1.0]), optimizer.init(w))
+    >>> w.round(3)
+    array([0.5])
+    """
 
     memory = ("velocity",)
 
@@ -172,7 +188,14 @@ class SGD(Optimizer):
 
 
 class Nesterov(SGD):
-    """g at w - momentum v;  v ← momentum v + η g;  w ← w - v. Sutskever et al. 2013, eqs. 3 and 4."""
+    """g at w - momentum v;  v ← momentum v + η g;  w ← w - v. Sutskever et al. 2013, eqs. 3 and 4.
+
+    >>> import numpy as np
+    >>> optimizer, w = xn.Nesterov(0.5), np.asarray([1.0])
+    >>> w, slots = optimizer.update(w, np.asarray([1.0]), optimizer.init(w))
+    >>> w.round(3)
+    array([0.5])
+    """
 
     def __init__(
         self, learning_rate: float | Schedule = 0.001, momentum: float = 0.4,
@@ -186,7 +209,14 @@ class Nesterov(SGD):
 
 
 class Adagrad(Optimizer):
-    """s ← s + g²;  w ← w - η g / √(s + eps). Duchi et al. 2011, eq. 1 with a diagonal; epsilon inside the root."""
+    """s ← s + g²;  w ← w - η g / √(s + eps). Duchi et al. 2011, eq. 1 with a diagonal; epsilon inside the root.
+
+    >>> import numpy as np
+    >>> optimizer, w = xn.Adagrad(0.5), np.asarray([1.0])
+    >>> w, slots = optimizer.update(w, np.asarray([1.0]), optimizer.init(w))
+    >>> w.round(3)
+    array([0.5])
+    """
 
     memory = ("squares",)
 
@@ -200,7 +230,14 @@ class Adagrad(Optimizer):
 
 
 class RMSprop(Optimizer):
-    """s ← rho s + (1 - rho) g²;  w ← w - η g / √(s + eps). Tieleman & Hinton 2012, lecture 6.5; epsilon inside."""
+    """s ← rho s + (1 - rho) g²;  w ← w - η g / √(s + eps). Tieleman & Hinton 2012, lecture 6.5; epsilon inside.
+
+    >>> import numpy as np
+    >>> optimizer, w = xn.RMSprop(0.5), np.asarray([1.0])
+    >>> w, slots = optimizer.update(w, np.asarray([1.0]), optimizer.init(w))
+    >>> w.round(3)
+    array([-0.581])
+    """
 
     memory = ("squares",)
 
@@ -222,6 +259,14 @@ class Adam(Optimizer):
 
     m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ), or m and v themselves with `bias_correction=False`.
     Kingma & Ba 2015, algorithm 1.
+
+    `beta1` is β₁, `beta2` β₂, both in [0, 1).
+
+    >>> import numpy as np
+    >>> optimizer, w = xn.Adam(0.5), np.asarray([1.0])
+    >>> w, slots = optimizer.update(w, np.asarray([1.0]), optimizer.init(w))
+    >>> w.round(3)
+    array([0.5])
     """
 
     memory: tuple[str, ...] = ("m", "v")
@@ -258,6 +303,14 @@ class AdamW(Adam):
 
     `decays="weights"` spares a network's biases, gammas and betas, which have one axis, and its embeddings, as GPTs are
     trained. The slots then have `spared`, 1 for an entry that does not decay; `init` alone has 0.
+
+    The others as in `Adam`: `beta1`, `beta2`, `eps`, `bias_correction`.
+
+    >>> import numpy as np
+    >>> optimizer, w = xn.AdamW(0.5), np.asarray([1.0])
+    >>> w, slots = optimizer.update(w, np.asarray([1.0]), optimizer.init(w))
+    >>> w.round(3)
+    array([0.495])
     """
 
     def __init__(

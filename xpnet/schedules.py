@@ -56,7 +56,13 @@ class BaseSchedule(Adjustable, ABC):
 
 
 class Constant(BaseSchedule):
-    """rate, at every step."""
+    """rate, at every step.
+
+    `rate` is a number above 0. Raises ValueError for another.
+
+    >>> xn.Constant(0.1)(1000)
+    0.1
+    """
 
     def __init__(self, rate: float):
         self.rate = positive("Constant: rate", rate)
@@ -66,7 +72,13 @@ class Constant(BaseSchedule):
 
 
 class StepDecay(BaseSchedule):
-    """rate · factor^⌊step / every⌋"""
+    """rate · factor^⌊step / every⌋
+
+    `rate` is a learning rate, `factor` in (0, 1], `every` a number of steps. Raises ValueError for others.
+
+    >>> [xn.StepDecay(1.0, factor=0.5, every=10)(step) for step in (0, 9, 10, 20)]
+    [1.0, 1.0, 0.5, 0.25]
+    """
 
     def __init__(self, rate: float, factor: float = 0.1, every: int = 1000):
         self.rate = positive("StepDecay: rate", rate)
@@ -78,7 +90,13 @@ class StepDecay(BaseSchedule):
 
 
 class ExponentialDecay(BaseSchedule):
-    """rate · factor^(step / every)"""
+    """rate · factor^(step / every)
+
+    `rate` is a learning rate, `factor` in (0, 1], `every` a number of steps. Raises ValueError for others.
+
+    >>> [round(xn.ExponentialDecay(0.1, factor=0.5, every=10)(step), 3) for step in (0, 5, 10)]
+    [0.1, 0.071, 0.05]
+    """
 
     def __init__(self, rate: float, factor: float = 0.96, every: int = 1000):
         self.rate = positive("ExponentialDecay: rate", rate)
@@ -90,7 +108,14 @@ class ExponentialDecay(BaseSchedule):
 
 
 class CosineDecay(BaseSchedule):
-    """final + (rate - final) (1 + cos(π min(step / steps, 1))) / 2. Loshchilov & Hutter 2017, eq. 5, no restarts."""
+    """final + (rate - final) (1 + cos(π min(step / steps, 1))) / 2. Loshchilov & Hutter 2017, eq. 5, no restarts.
+
+    `rate` and `final` are learning rates, `steps` is a number of steps. Raises ValueError for rates below 0 and fewer
+    steps than 1.
+
+    >>> [round(xn.CosineDecay(0.1, steps=100)(step), 3) for step in (0, 50, 100)]
+    [0.1, 0.05, 0.0]
+    """
 
     def __init__(self, rate: float, steps: int, final: float = 0.0):
         self.rate = positive("CosineDecay: rate", rate)
@@ -105,6 +130,11 @@ class WarmUp(BaseSchedule):
     """then(0) · (step + 1) / steps for the first `steps` steps, after them then(step - steps).
 
     `then` is a rate or another schedule. Goyal et al. 2017, section 2.2.
+
+    Raises ValueError for a rate that is not above 0 and for fewer `steps` than 1.
+
+    >>> [round(xn.WarmUp(0.1, steps=4)(step), 3) for step in (0, 1, 4, 9)]
+    [0.025, 0.05, 0.1, 0.1]
     """
 
     def __init__(self, then: float | Schedule, steps: int):

@@ -39,7 +39,12 @@ _floating: dict[tuple[type, Any], Namespace] = {}
 
 
 def namespace(x: Array, who: object = "xpnet") -> Namespace:
-    """The array API functions for array `x`; cached by type. TypeError if it is no array; `who` begins the message."""
+    """The array API functions for array `x`; cached by type. TypeError if it is no array; `who` begins the message.
+
+    >>> import numpy as np
+    >>> float(xn.ops.namespace(np.ones(3)).exp(np.zeros(1))[0])
+    1.0
+    """
     try:
         return _namespaces[type(x)]
     except KeyError:

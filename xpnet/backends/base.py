@@ -18,11 +18,25 @@ BUFFER = 1024  # entries: NumPy copies rows of a matrix before it adds a column 
 
 
 class BackendUnavailableError(RuntimeError):
-    """A backend that is not available: what is missing, and the command that installs it."""
+    """A backend that is not available: what is missing, and the command that installs it.
+
+    >>> try:
+    ...     xn.get_backend("numpy", "cuda:0")
+    ... except xn.BackendUnavailableError as error:
+    ...     print("NumPy computes on the CPU only" in str(error))
+    True
+    """
 
 
 class Backend:
-    """One array library on one device; `get_backend` returns it."""
+    """One array library on one device; `get_backend` returns it.
+
+    `device` is the library's own name for one, None its default. Raises BackendUnavailableError for one that is not
+    there.
+
+    >>> xn.get_backend("numpy").describe()
+    'numpy ... on cpu'
+    """
 
     name: str
     install: str
@@ -189,6 +203,10 @@ def get_backend(name: str, device: Any = None) -> Backend:
     The default is CuPy's current device, `torch.get_default_device()`, JAX's `jax_default_device`. Names: "numpy",
     "cupy", "torch", "jax", "array_api_strict", and "auto": CuPy if a CUDA device computes, else NumPy. Raises
     ValueError for any other name, BackendUnavailableError if the library or device is not available.
+
+    >>> backend = xn.get_backend("numpy")
+    >>> backend.asarray([1, 2], "float32")
+    array([1., 2.], dtype=float32)
     """
     if isinstance(name, str) and name == "auto":
         try:

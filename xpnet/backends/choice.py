@@ -25,6 +25,12 @@ class use_backend:  # noqa: N801  # reads as the function it is used as
     `use_backend("cupy")` sets it for the process; `with use_backend("cupy"):` for a block, in its own thread or
     asynchronous task alone. The environment variable XPNET_BACKEND sets it at import; otherwise it starts as NumPy.
     Raises as `get_backend` does.
+
+    `name` and `device` are those of `get_backend`, and so are the errors: ValueError, BackendUnavailableError.
+
+    >>> with xn.use_backend("numpy") as backend:
+    ...     print(xn.Sequential(xn.Dense(2, 1)).initialize().backend.name)
+    numpy
     """
 
     def __init__(self, name: str, device: Any = None):

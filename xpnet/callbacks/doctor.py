@@ -70,6 +70,15 @@ class Doctor(Configured, Callback):
 
     An inspection takes up to 256 training rows through a copy of the network, in training mode. It changes nothing and
     costs about one step of a large network, some milliseconds for a small one. Its own failures become findings.
+
+    Raises ValueError for an `every` below 1, TypeError for a `log` that cannot be called.
+
+    >>> net = xn.Sequential(xn.Dense(2, 4), xn.ReLU(), xn.Dense(4, 1)).initialize(seed=0)
+    >>> doctor = xn.Doctor(log=None)
+    >>> x, y = [[1, 2], [3, 4]], [[1], [2]]
+    >>> history = net.fit(x, y, loss=xn.MeanSquaredError(), optimizer=xn.SGD(1e-9), callbacks=[doctor])
+    >>> any("learning rate" in str(finding) for finding in doctor.findings)
+    True
     """
 
     def __init__(self, every: int = 1, log: Callable[[str], object] | None = print):

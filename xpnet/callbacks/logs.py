@@ -20,6 +20,15 @@ class CSVLog(Configured, Callback):
     The file is overwritten or, with `append`, added to. A resumed run continues it and replaces the rows of epochs that
     it repeats. A measure that appears later gets a new column, empty above. Give this callback after those that record
     measures.
+
+    `path` is the file's. Raises TypeError for what is no path; `fit` raises OSError where the file cannot be written.
+
+    >>> log = xn.CSVLog("log.csv")
+    >>> net = xn.Sequential(xn.Dense(2, 1)).initialize()
+    >>> history = net.fit([[1, 2]], [[3]], loss=xn.MeanSquaredError(), optimizer=xn.SGD(), callbacks=[log])
+    >>> import pathlib
+    >>> pathlib.Path("log.csv").read_text().splitlines()[0]
+    'epoch,loss'
     """
 
     def __init__(self, path: Path, append: bool = False):
@@ -89,6 +98,11 @@ class TimeLimit(Configured, Callback):
 
     `history.interrupted` is then True, and the unfinished epoch is not in the history. Steps are timed on the host:
     those already queued on a GPU are still taken.
+
+    Raises ValueError unless `seconds` is a finite number above 0.
+
+    >>> xn.TimeLimit(60)
+    TimeLimit(60.0)
     """
 
     def __init__(self, seconds: float):

@@ -102,6 +102,9 @@ class EarlyStopping(Watching):
     With `restore_best`, the parameters and running statistics of the best epoch are restored however training ended:
     after all epochs, by Ctrl-C or by an error. After a DivergenceError only if a loss with them was finite; otherwise
     the network is as `fit` leaves it. `history.best_epoch` then tells which epoch the network went back to.
+
+    >>> xn.EarlyStopping("val_accuracy", patience=5)
+    EarlyStopping(monitor='val_accuracy', patience=5)
     """
 
     memory = (*Watching.memory, "best_params", "best_state", "sound")
@@ -153,6 +156,9 @@ class ReduceOnPlateau(Watching):
     in the history as "learning_rate". The optimizer's learning rate must be a number, not a schedule.
 
     The same as PyTorch's ReduceLROnPlateau with patience - 1 and threshold_mode="abs", Keras's with cooldown + 1.
+
+    >>> xn.ReduceOnPlateau("val_loss", factor=0.5, patience=3)
+    ReduceOnPlateau(factor=0.5, patience=3)
     """
 
     memory = (*Watching.memory, "cooling")

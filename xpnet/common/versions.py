@@ -29,6 +29,9 @@ def show_versions() -> None:
     """Print the versions of xpnet, Python, the system and the packages that xpnet may use, for a report of a bug.
 
     BLAS, and the processor that its code is for, are among them where threadpoolctl is installed.
+
+    >>> xn.show_versions()
+    xpnet ...
     """
     found = versions()
     try:

@@ -31,6 +31,12 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     Rows held out for early stopping are stratified, as scikit-learn documents but does for two classes only; where more
     classes, or `partial_fit`, have too few rows for that, they are drawn from all rows alike. With array API dispatch
     `classes_` is moved to X's device if the classes are numbers.
+
+    >>> from xpnet.estimators import MLPClassifier
+    >>> x, y = xn.data.load_digits()
+    >>> model = MLPClassifier((32,), class_weight="balanced", early_stopping=True, n_iter_no_change=3, random_state=0)
+    >>> model.fit(x, y).predict(x[:5]).shape
+    (5,)
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {

@@ -24,6 +24,11 @@ class MLPRegressor(RegressorMixin, BaseMLP):
     With several outputs `loss_` is the sum of their squared errors / 2, of which the gradient is the derivative;
     scikit-learn reports their mean but differentiates the sum. The steps are the same, but the loss, to which `tol`
     applies, is n_outputs times scikit-learn's.
+
+    >>> from xpnet.estimators import MLPRegressor
+    >>> model = MLPRegressor(hidden_layer_sizes=(8,), solver="lbfgs", random_state=0)
+    >>> model.fit([[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0]).predict([[1.0]]).shape
+    (1,)
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {

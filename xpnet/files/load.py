@@ -31,6 +31,12 @@ def load(
     if files come from strangers, it should check its settings.
 
     Raises FormatError for anything but a sound model file, OSError if it cannot be read.
+
+    `path` is the file's, `device` that of `get_backend`.
+
+    >>> xn.Sequential(xn.Dense(2, 3), xn.ReLU()).initialize(seed=0).save("net.safetensors")
+    >>> xn.load("net.safetensors")
+    Sequential(Dense(2, 3), ReLU())
     """
     path = checks.path("load: path", path)
     place = resolve(backend, device)

@@ -44,7 +44,16 @@ BLOCK = 2**20  # bytes read and hashed at a time, while in the cache; longer arr
 
 
 class FormatError(ValueError):
-    """A file that is not a sound one of its kind; the message names the file and the reason in one printable line."""
+    """A file that is not a sound one of its kind; the message names the file and the reason in one printable line.
+
+    >>> with open("no.safetensors", "w") as file:
+    ...     length = file.write("this is no model file")
+    >>> try:
+    ...     xn.load("no.safetensors")
+    ... except xn.FormatError as error:
+    ...     print("no.safetensors" in str(error))
+    True
+    """
 
     def __init__(self, path: Path, reason: object):
         super().__init__(os.fsdecode(path), printable(reason, 300))  # so that it can be pickled

@@ -65,6 +65,12 @@ def load_torch(net: Sequential, path: Path, names: Mapping[str, str] | None = No
 
     Raises FormatError for any other file, TypeError for a network with a layer that torch does not have, ValueError for
     `names` of layers that it has not.
+
+    >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
+    >>> xn.files.save_torch(net, "torch.safetensors")
+    >>> twin = xn.files.load_torch(xn.Sequential(xn.Dense(2, 3)).initialize(seed=1), "torch.safetensors")
+    >>> bool((twin.params["0.weight"] == net.params["0.weight"]).all())
+    True
     """
     path = checks.path("load_torch: path", path)
     check_network("load_torch", net)
@@ -136,6 +142,8 @@ def save_torch(net: Sequential, path: Path, names: Mapping[str, str] | None = No
     `model.load_state_dict(safetensors.torch.load_file(path))` loads it. torch's count of batches, which it uses with
     momentum=None only, is 0 for initial statistics, else 1. Raises TypeError for a network with a layer that torch does
     not have, ValueError for `names` of layers that it has not, OSError if the file system refuses.
+
+    >>> xn.files.save_torch(xn.Sequential(xn.Dense(2, 3)).initialize(seed=0), "torch.safetensors")
     """
     path = checks.path("save_torch: path", path)
     check_network("save_torch", net)

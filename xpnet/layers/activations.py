@@ -10,7 +10,11 @@ from .base import Layer
 
 
 class Sigmoid(Layer):
-    """forward: y = 1 / (1 + e⁻ˣ)        backward: dx = dy y (1 - y)"""
+    """forward: y = 1 / (1 + e⁻ˣ)        backward: dx = dy y (1 - y)
+
+    >>> xn.Sigmoid().output_shape(("N", 3))
+    ('N', 3)
+    """
 
     formula = "y = 1 / (1 + e⁻ˣ)", "dx = dy y (1 - y)"
 
@@ -27,7 +31,11 @@ class Sigmoid(Layer):
 
 
 class Tanh(Layer):
-    """forward: y = tanh x              backward: dx = dy (1 - y²)"""
+    """forward: y = tanh x              backward: dx = dy (1 - y²)
+
+    >>> xn.Tanh().output_shape(("N", 3))
+    ('N', 3)
+    """
 
     formula = "y = tanh x", "dx = dy (1 - y²)"
 
@@ -43,7 +51,11 @@ class Tanh(Layer):
 
 
 class ReLU(Layer):
-    """forward: y = max(x, 0)           backward: dx = dy where x >= 0, else 0, so that the derivative at 0 is 1"""
+    """forward: y = max(x, 0)           backward: dx = dy where x >= 0, else 0, so that the derivative at 0 is 1
+
+    >>> xn.ReLU().output_shape(("N", 3))
+    ('N', 3)
+    """
 
     formula = "y = max(x, 0)", "dx = dy where x >= 0, else 0"
 
@@ -60,6 +72,11 @@ class LeakyReLU(Layer):
     """forward: y = x where x >= 0, else α x        backward: dx = dy where x >= 0, else α dy
 
     Source: Maas, Hannun & Ng 2013, section 2 (there α = 0.01).
+
+    `alpha` α is a number; raises ValueError for one that is not finite, or below 0.
+
+    >>> xn.LeakyReLU(0.01).output_shape(("N", 3))
+    ('N', 3)
     """
 
     formula = "y = x where x >= 0, else α x", "dx = dy where x >= 0, else α dy"
@@ -82,6 +99,11 @@ class ELU(Layer):
     """forward: y = x where x >= 0, else α (eˣ - 1)        backward: dx = dy where x >= 0, else dy α eˣ
 
     The exponential is of min(x, 0), which cannot overflow. Source: Clevert, Unterthiner & Hochreiter 2016, eq. 15.
+
+    `alpha` α is a number; raises ValueError for one that is not finite, or below 0.
+
+    >>> xn.ELU(alpha=1.0).output_shape(("N", 3))
+    ('N', 3)
     """
 
     formula = "y = x where x >= 0, else α (eˣ - 1)", "dx = dy where x >= 0, else dy α eˣ"
@@ -104,6 +126,9 @@ class SiLU(Layer):
     """forward: y = x σ, σ = 1 / (1 + e⁻ˣ)        backward: dx = dy σ (1 + x (1 - σ)) = dy (σ + y (1 - σ))
 
     Also called swish. Source: Elfwing, Uchibe & Doya 2018, eqs. 5 and 7.
+
+    >>> xn.SiLU().output_shape(("N", 3))
+    ('N', 3)
     """
 
     formula = "y = x σ, σ = 1 / (1 + e⁻ˣ)", "dx = dy (σ + y (1 - σ))"
@@ -132,6 +157,11 @@ class GELU(Layer):
     φ(x) = (1 - tanh² u) u' / 2 = 2 Φ(x) (1 - Φ(x)) u' instead: the form of GPT-2 and of PyTorch's `approximate="tanh"`.
     Its y differs by up to 4.7e-4. Powers of x are taken of x clipped to where Φ is 0 or 1.
     Source: Hendrycks & Gimpel 2016, section 2.
+
+    Raises TypeError for an `approximate` that is neither True nor False.
+
+    >>> xn.GELU().output_shape(("N", 3))
+    ('N', 3)
     """
 
     formula = "y = x Φ(x)", "dx = dy (Φ(x) + x φ(x))"
@@ -164,6 +194,9 @@ class Softplus(Layer):
     """forward: y = log(1 + eˣ) = max(x, 0) + log(1 + e^-|x|)        backward: dx = dy / (1 + e⁻ˣ)
 
     A smooth ReLU. Source: Dugas et al. 2001, section 3.
+
+    >>> xn.Softplus().output_shape(("N", 3))
+    ('N', 3)
     """
 
     formula = "y = log(1 + eˣ)", "dx = dy / (1 + e⁻ˣ)"
@@ -185,6 +218,10 @@ class Softmax(Layer):
     backward:  dx_k = Σ_j dy_j y_j (δ_jk - y_k) = y_k (dy_k - Σ_j dy_j y_j)
 
     Before cross-entropy, leave it out and use `SoftmaxCrossEntropy` on the logits: the same, and exact in the tails.
+
+    >>> import numpy as np
+    >>> xn.Softmax().forward(np.asarray([[0.0, 0.0]]))[0]
+    array([[0.5, 0.5]])
     """
 
     formula = "y_k = e^{x_k} / Σ_j e^{x_j}", "dx_k = y_k (dy_k - Σ_j dy_j y_j)"

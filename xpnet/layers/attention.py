@@ -50,6 +50,9 @@ class MultiHeadAttention(Layer):
 
     Raises ValueError for features that do not divide by the heads.
     Source: Vaswani et al. 2017, section 3.2.
+
+    >>> xn.MultiHeadAttention(32, heads=4, causal=True).output_shape(("N", 10, 32))
+    ('N', 10, 32)
     """
 
     formula = (

@@ -73,6 +73,14 @@ class Layer(Configured, ABC):
     A first layer that looks up numbers, such as those of words, says `takes = "integers"`: its x is of the library's
     default integers rather than of the network's dtype, and its backward gives None for dx. Its `vocabulary` is how
     many there are, from 0: others are refused.
+
+    >>> class Square(xn.Layer):
+    ...     def forward(self, x, training=False):
+    ...         return x**2, x
+    ...     def backward(self, dy, x):
+    ...         return 2 * x * dy, {}
+    >>> sorted(xn.check_gradients(Square(), [[1.0, 2.0]]))
+    ['x']
     """
 
     params: dict[str, Array] = Collected("params")  # type: ignore[assignment]  # assigned ones hide it

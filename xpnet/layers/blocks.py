@@ -16,6 +16,10 @@ class Residual(Chain):
     backward:  dx = dy + f'(x)ᵀ dy,  the layers' gradients from dy
 
     Raises ValueError where f gives another shape than it takes.
+
+    >>> block = xn.Residual(xn.LayerNorm(16), xn.Dense(16, 64), xn.GELU(), xn.Dense(64, 16))
+    >>> block.output_shape(("N", 10, 16))
+    ('N', 10, 16)
     """
 
     formula = "y = x + f(x)", "dx = dy + f'(x)ᵀ dy"
@@ -59,6 +63,9 @@ class Branches(Container):
 
     The outputs lie side by side along `axis`. Raises ValueError for another merge, for no layers, for outputs whose
     shapes do not fit, and for an axis that they have not.
+
+    >>> xn.Branches(xn.Dense(4, 3), xn.Dense(4, 5), merge="concat").output_shape(("N", 4))
+    ('N', 8)
     """
 
     def __init__(self, *layers: Layer, merge: str = "add", axis: int = -1):

@@ -140,6 +140,11 @@ class Conv1d(Convolution):
     as behind, the odd one behind. `initializer` names the function of `xpnet.initializers` that draws the weight; the
     bias starts at zero. Raises ValueError for groups that do not divide the channels, and for an x with other channels
     or shorter than the kernel. Source: LeCun et al. 1989, section 3.
+
+    `in_channels` is C, `out_channels` O, `kernel_size` K and `groups` G.
+
+    >>> xn.Conv1d(2, 8, 3, stride=2, padding=1).output_shape(("N", 2, 10))
+    ('N', 8, 5)
     """
 
     axes = 1
@@ -153,6 +158,11 @@ class Conv2d(Convolution):
     `xpnet.initializers` that draws the weight; the bias starts at zero. Raises ValueError for groups that do not divide
     the channels, and for an x with other channels, or smaller with its padding than the kernel.
     Source: LeCun et al. 1989, section 3; groups, Krizhevsky, Sutskever & Hinton 2012; dilation, Yu & Koltun 2016.
+
+    `in_channels` is C, `out_channels` O, `kernel_size` K and `groups` G.
+
+    >>> xn.Conv2d(3, 16, 3, padding="same").output_shape(("N", 3, 32, 32))
+    ('N', 16, 32, 32)
     """
 
     axes = 2

@@ -26,6 +26,12 @@ class Dense(Layer):
     `initializer` names the function of `xpnet.initializers` that draws W:
     "fan_in_uniform", "glorot_uniform", "he_normal", ...; b starts at zero. `trainable=False` freezes both.
     Source: Rumelhart, Hinton & Williams 1986, eqs. 1 and 4 to 7.
+
+    `in_features` is D, `out_features` H. Raises ValueError for sizes below 1, for an initializer that there is not, and
+    for an x with another D.
+
+    >>> xn.Dense(64, 32).output_shape(("N", 64))
+    ('N', 32)
     """
 
     formula = "y = x W + b", "dx = dy Wᵀ, dW = xᵀ dy, db = Σ dy"

@@ -25,6 +25,13 @@ class Dropout(Layer):
     which training counts up. So a call changes nothing, a step can be repeated, and every backend drops the same
     entries. So do processes that share a batch: of a row counts its number in the whole batch.
     Source: Srivastava et al. 2014, section 10 (the scaling moved to training).
+
+    Raises ValueError unless `rate` is in [0, 1).
+
+    >>> import numpy as np
+    >>> net = xn.Sequential(xn.Dropout(0.5)).initialize(seed=0)
+    >>> net.predict(np.ones((1, 4)))
+    array([[1., 1., 1., 1.]], dtype=float32)
     """
 
     formula = "y = x m, m = 1 / (1 - rate) or 0", "dx = dy m"

@@ -25,6 +25,11 @@ class Embedding(Layer):
     `evaluate` look before they start. `forward` itself looks where that does not wait for a device; elsewhere, and
     within `jax.jit`, the vector of an id outside is NaN, on every library.
     Source: Bengio et al. 2003, section 2.
+
+    `features` is D.
+
+    >>> xn.Embedding(100, 16).output_shape(("N", 6))
+    ('N', 6, 16)
     """
 
     formula = "y = W[x]", "dW[i] = Σ dy over all places of id i"
@@ -80,6 +85,11 @@ class PositionalEmbedding(Layer):
     x (N, T, D), weight W (length, D), which starts normal with standard deviation 0.02. Raises ValueError for a
     sequence that is longer.
     Source: Gehring et al. 2017, section 3.1; the start is that of GPT-2.
+
+    `features` is D.
+
+    >>> xn.PositionalEmbedding(16, 32).output_shape(("N", 10, 32))
+    ('N', 10, 32)
     """
 
     formula = "y = x + W[:T]", "dW[t] = Σₙ dy[n, t], dx = dy"

@@ -37,6 +37,12 @@ class BatchNorm(Layer):
     0 with a variance of exactly 1 in every feature, which is what they hold before it, counts as no batch seen.
     Training raises ValueError for a batch with one entry a feature, whose variance says nothing.
     Source: Ioffe & Szegedy 2015, algorithm 1 and the equations below it.
+
+    `features` is C. Raises ValueError for an x with another.
+
+    >>> net = xn.Sequential(xn.BatchNorm(4)).initialize()
+    >>> sorted(net.params), sorted(net.state)
+    (['0.beta', '0.gamma'], ['0.mean', '0.var'])
     """
 
     least_state: ClassVar[Mapping[str, float]] = {"var": 0.0}
@@ -163,6 +169,11 @@ class LayerNorm(FeatureNorm):
 
     The sums are over all positions. The last two terms of dx come from x's influence on μ and on v.
     Source: Ba, Kiros & Hinton 2016, eqs. 3 and 4.
+
+    `features` is D, `eps` a number of at least 0. Raises ValueError for others and for an x with another D.
+
+    >>> xn.LayerNorm(32).output_shape(("N", 10, 32))
+    ('N', 10, 32)
     """
 
     formula = (
@@ -204,6 +215,11 @@ class RMSNorm(FeatureNorm):
                dx = (g - x̂ mean(g x̂)) / √(s + eps),  g = γ dy    (N, ..., D)
 
     Source: Zhang & Sennrich 2019, eq. 4.
+
+    `features` is D, `eps` a number of at least 0. Raises ValueError for others and for an x with another D.
+
+    >>> xn.RMSNorm(32).output_shape(("N", 10, 32))
+    ('N', 10, 32)
     """
 
     formula = "y = γ x̂, x̂ = x / √(s + eps)", "dγ = Σ dy x̂, dx = (g - x̂ mean(g x̂)) / √(s + eps), g = γ dy"
@@ -246,6 +262,9 @@ class GroupNorm(Layer):
     The sums are over all axes but 1. With one group it normalises all of a row, with C groups each channel alone. The
     same in training as evaluating. Raises ValueError for groups that do not divide the channels.
     Source: Wu & He 2018, eqs. 1 to 6.
+
+    >>> xn.GroupNorm(4, 16).output_shape(("N", 16, 8, 8))
+    ('N', 16, 8, 8)
     """
 
     formula = LayerNorm.formula

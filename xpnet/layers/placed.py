@@ -86,6 +86,11 @@ class Placed(Chain):
         """Copy in all parameters, NumPy arrays welcome: exactly the names and shapes of `params`, finite.
 
         Raises ValueError or TypeError otherwise, and has then changed nothing.
+
+        >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
+        >>> net.set_params({"0.weight": [[1, 0, 0], [0, 1, 0]], "0.bias": [0, 0, 0]})
+        >>> net.predict([[5.0, 7.0]])
+        array([[5., 7., 0.]], dtype=float32)
         """
         self.assign_params(self._checked("set_params", params, self.params))
 
@@ -93,6 +98,13 @@ class Placed(Chain):
         """Copy in all running statistics, as `set_params` does the parameters.
 
         Raises ValueError, too, for a negative variance, and for a counter that is not a whole number in its range.
+
+        `state` are the arrays by name.
+
+        >>> net = xn.Sequential(xn.BatchNorm(2)).initialize()
+        >>> net.set_state({"0.mean": [1, 2], "0.var": [3, 4]})
+        >>> net.state["0.var"]
+        array([3., 4.], dtype=float32)
         """
         self.assign_state(self._checked("set_state", state, self.state, self.least_entries()))
 
@@ -138,6 +150,14 @@ class Placed(Chain):
         `input_shape` is that of a row of x, without the batch, such as (3, 32, 32): of a network that takes several,
         the shapes are then known. In a narrow terminal, long settings go over several lines. Raises ValueError for a
         shape that it cannot take.
+
+        >>> xn.Sequential(xn.Dense(64, 10), xn.ReLU()).summary()
+           layer          output shape  parameters
+        ------------------------------------------
+        0  Dense(64, 10)  (N, 10)              650
+        1  ReLU()         (N, 10)                0
+        ------------------------------------------
+                                    650 parameters
         """
         rows = [("", "layer", "output shape", "parameters"), *self._rows(input_shape)]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -231,6 +251,10 @@ class Placed(Chain):
 
         Raises RuntimeError where training would be lost, BackendUnavailableError where there is no such backend or
         device, ValueError for other wrong arguments.
+
+        >>> net = xn.Sequential(xn.Dense(2, 3)).initialize("numpy", dtype="float64", seed=0)
+        >>> net.params["0.weight"].dtype
+        dtype('float64')
         """
         rng, shuffling, statistics = streams(seed)
         params, state = self.initial_params(rng), self.initial_state(statistics)
@@ -277,6 +301,13 @@ class Placed(Chain):
         """Move parameters and statistics, all of them or, on an error, none: returns the network.
 
         The arguments are those of `initialize`; `dtype` None keeps it.
+
+        `backend` is a name or a Backend, `device` the backend's own name for one. Raises BackendUnavailableError or
+        ValueError for one that there is not.
+
+        >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
+        >>> net.to("numpy", dtype="float64").dtype
+        'float64'
         """
         place, old = resolve(backend, device), self.backend
         with published.lock:

@@ -105,6 +105,11 @@ class MaxPool1d(MaxPool):
 
     `padding` is a number below the kernel's size, "valid" for 0, or "same": ceil(L / stride) outputs. Raises ValueError
     for an x shorter than the kernel. Source: Ranzato et al. 2007, section 2.
+
+    `kernel_size` is the window's.
+
+    >>> xn.MaxPool1d(2).output_shape(("N", 3, 8))
+    ('N', 3, 4)
     """
 
     axes = 1
@@ -119,6 +124,11 @@ class MaxPool2d(MaxPool):
     i and o have an index for each axis; "first" is meant in row-major order. Settings are a number, or two for height
     and width. `padding` is below the kernel's size, "valid" for 0, or "same": ceil(size / stride) outputs. Raises
     ValueError for an x smaller with its padding than the kernel. Source: Ranzato et al. 2007, section 2.
+
+    `kernel_size` is the window's.
+
+    >>> xn.MaxPool2d(3, stride=2, padding=1).output_shape(("N", 3, 8, 8))
+    ('N', 3, 4, 4)
     """
 
     axes = 2
@@ -132,6 +142,11 @@ class AveragePool1d(AveragePool):
 
     m[o] counts the window's entries of x, not the padding. Settings as those of `MaxPool1d`.
     Source: LeCun et al. 1998, section II.B.
+
+    `kernel_size` is the window's; raises ValueError for an x shorter than it.
+
+    >>> xn.AveragePool1d(2).output_shape(("N", 3, 8))
+    ('N', 3, 4)
     """
 
     axes = 1
@@ -145,6 +160,11 @@ class AveragePool2d(AveragePool):
 
     m[o] counts the window's entries of x, not the padding. Settings as those of `MaxPool2d`.
     Source: LeCun et al. 1998, section II.B.
+
+    `kernel_size` is the window's; raises ValueError for an x smaller than it.
+
+    >>> xn.AveragePool2d(2).output_shape(("N", 3, 8, 8))
+    ('N', 3, 4, 4)
     """
 
     axes = 2
@@ -157,6 +177,9 @@ class GlobalAveragePool(Layer):
     backward:  dx = dy / M              (N, C, ...), the same at each position
 
     Source: Lin, Chen & Yan 2014, section 3.2.
+
+    >>> xn.GlobalAveragePool().output_shape(("N", 16, 8, 8))
+    ('N', 16)
     """
 
     formula = "y = Σ_m x / M", "dx = dy / M"

@@ -15,6 +15,9 @@ class Flatten(Layer):
 
     forward:   y  = x in the shape (N, D)
     backward:  dx = dy in the shape of x
+
+    >>> xn.Flatten().output_shape(("N", 3, 4, 4))
+    ('N', 48)
     """
 
     formula = "y = x in the shape (N, D)", "dx = dy in the shape of x"
@@ -42,6 +45,9 @@ class Reshape(Layer):
 
     The entries keep their order, C order. One of the sizes may be -1: what the others leave. Raises ValueError for an
     x with another number of entries.
+
+    >>> xn.Reshape(1, 8, 8).output_shape(("N", 64))
+    ('N', 1, 8, 8)
     """
 
     formula = "y = x in the shape (N, *shape)", "dx = dy in the shape of x"
@@ -85,6 +91,9 @@ class Transpose(Layer):
 
     `axes` are numbers of x's axes, of which the batch's is 0: a permutation of 1, 2, ... They may be numbered without
     the batch, too, from 0: `Transpose(2, 0, 1)` is the same. Raises ValueError for an x with more or fewer axes.
+
+    >>> xn.Transpose(3, 1, 2).output_shape(("N", 32, 30, 3))
+    ('N', 3, 32, 30)
     """
 
     formula = "y = x with its axes in this order", "dx = dy with them back in theirs"
@@ -129,6 +138,12 @@ class Rescale(Layer):
 
     `Rescale(1 / 255)` brings the entries of images to [0, 1]. Images of `uint8` go into `fit` and `predict` as they
     are, and the network casts them batch by batch. Given integers itself, the layer casts them to float32.
+
+    `scale` and `offset` are finite numbers; raises ValueError for others.
+
+    >>> import numpy as np
+    >>> xn.Rescale(1 / 255).forward(np.asarray([[0, 255]], dtype="uint8"))[0]
+    array([[0., 1.]], dtype=float32)
     """
 
     formula = "y = scale · x + offset", "dx = scale · dy"

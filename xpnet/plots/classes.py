@@ -20,6 +20,11 @@ def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
 
     `counts` (K, K) are those of `xn.confusion_matrix(prediction, y)`, or fractions of them; with many classes they are
     shown by colour alone. `names` are the names of the classes in order.
+
+    `ax` are matplotlib's axes to draw into, None for new ones. Raises TypeError or ValueError for what cannot be drawn.
+
+    >>> counts = [[5, 1], [0, 7]]
+    >>> xn.plots.confusion_matrix(counts, names=["no", "yes"]).figure.savefig("errors.png")
     """
     counts = on_host(counts, "confusion_matrix: counts")
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
@@ -73,6 +78,11 @@ def misclassified(images: Any, predicted: Any, true: Any, most: int = 24, column
 
     `images` (n, height, width), or square ones as rows (n, height · width); `predicted` and `true` are classes (n,).
     The first `most` are drawn, `columns` in a row.
+
+    `ax` are matplotlib's axes to draw into, None for new ones. Raises TypeError or ValueError for what cannot be drawn.
+
+    >>> x, y = xn.data.load_digits()
+    >>> xn.plots.misclassified(x[:9], [0] * 9, y[:9]).figure.savefig("wrong.png")
     """
     check_axes(ax)
     most, columns = integer("misclassified: most", most), integer("misclassified: columns", columns)

@@ -19,7 +19,13 @@ APART = 11  # points at least between two numbers at the ends of the curves
 
 
 def training(history: Mapping[str, Sequence[float]], figure: Any = None) -> "Figure":
-    """Plot the loss and every other measure, training and validation, as `History.plot` does."""
+    """Plot the loss and every other measure, training and validation, as `History.plot` does.
+
+    `history` is what `fit` returned, or lists by name. `figure` is matplotlib's to draw into, None for a new one.
+    Raises TypeError or ValueError for what cannot be drawn.
+
+    >>> xn.plots.training({"loss": [1.0, 0.5], "val_accuracy": [0.5, 0.8]}).savefig("training.png")
+    """
     check_history("plots.training", history)
     names = list(dict.fromkeys(name.removeprefix("val_") for name in history))
     if not names:
@@ -35,6 +41,11 @@ def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss
     """Plot a measure over the epochs, for training and validation if in the history; losses on a log scale.
 
     A dashed line marks the epoch that early stopping went back to.
+
+    `ax` are matplotlib's axes to draw into, None for new ones. Raises TypeError or ValueError for what cannot be drawn.
+
+    >>> curves = {"loss": [1.0, 0.5], "val_loss": [1.1, 0.8]}
+    >>> xn.plots.learning_curves(curves, "loss").figure.savefig("loss.png")
     """
     check_history("learning_curves", history)
     if not isinstance(measure, str):

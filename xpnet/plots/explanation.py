@@ -23,6 +23,14 @@ def explanation(explained: Any, row: Any = 0, columns: int = 4, figure: Any = No
     or any layer that has `attention_maps(cache)`, a map (T, T) for each head, a line for each position that attends.
     Other arrays are drawn as histograms over all rows, zeros left out and counted. `columns` panels stand in a row, an
     even number.
+
+    `explained` is what it returned. `figure` is matplotlib's to draw into, None for a new one. Raises TypeError or
+    ValueError for what cannot be drawn.
+
+    >>> x, y = xn.data.load_digits()
+    >>> net = xn.Sequential(xn.Dense(64, 10)).initialize()
+    >>> explained = net.explain(x[:3], y[:3], xn.SoftmaxCrossEntropy())
+    >>> xn.plots.explanation(explained).savefig("explanation.png")
     """
     if not hasattr(explained, "dprediction"):
         raise TypeError(f"explanation: expected what net.explain(x, y, loss) returns, got {brief(explained)}")

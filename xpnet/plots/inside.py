@@ -24,6 +24,12 @@ def first_layer_weights(
 
     The first `most` units are drawn, `columns` images in a row. Without a shape, for inputs that are not images, the
     weights are drawn as one matrix, a row for each unit.
+
+    `ax` are matplotlib's axes to draw into, None for new ones. Raises TypeError or ValueError for what cannot be drawn.
+
+    >>> x, y = xn.data.load_digits()
+    >>> net = xn.Sequential(xn.Dense(64, 10)).initialize()
+    >>> xn.plots.first_layer_weights(net, shape=(8, 8)).figure.savefig("weights.png")
     """
     check_network("first_layer_weights", net)
     most, columns = integer("first_layer_weights: most", most), integer("first_layer_weights: columns", columns)
@@ -64,6 +70,12 @@ def activation_histograms(net: Placed, x: Any, columns: int = 3, figure: Any = N
     """Histograms of the outputs of each layer for x, in inference mode; zeros are left out and counted.
 
     A panel for each layer, `columns` panels in a row.
+
+    `figure` is matplotlib's to draw into, None for a new one. Raises TypeError or ValueError for what cannot be drawn.
+
+    >>> x, y = xn.data.load_digits()
+    >>> net = xn.Sequential(xn.Dense(64, 10)).initialize()
+    >>> xn.plots.activation_histograms(net, x[:99]).savefig("activations.png")
     """
     check_network("activation_histograms", net)
     with net.backend.scope():
@@ -82,6 +94,14 @@ def gradient_histograms(net: Placed, x: Any, y: Any, loss: Loss, columns: int = 
     """Histograms of log₁₀|g| for the gradients of each layer's parameters, in training mode, on one scale.
 
     Layers far to the left of the last one hardly learn: the gradient vanishes before it reaches them.
+
+    `x`, `y` and `loss` as in `fit`; `columns` panels stand in a row. `figure` is matplotlib's to draw into, None for a
+    new one. Raises TypeError or ValueError for what cannot be drawn.
+
+    >>> x, y = xn.data.load_digits()
+    >>> net = xn.Sequential(xn.Dense(64, 10)).initialize()
+    >>> figure = xn.plots.gradient_histograms(net, x[:99], y[:99], xn.SoftmaxCrossEntropy())
+    >>> figure.savefig("gradients.png")
     """
     check_network("gradient_histograms", net)
     x, y = inputs.pair(net, "gradient_histograms", x, y, loss)

@@ -24,6 +24,13 @@ class Callback:
     `run.finite` and numbers taken from `run.net` wait as well, the other hooks do not. In a full-batch run, of one step
     an epoch, a callback with `epoch_begin` or `epoch_end` so has each step waited for. Where there is none, a GPU is
     given up to 32 epochs at a time, and what `step_end` sees of the history is that far behind.
+
+    >>> class Print(xn.Callback):
+    ...     def epoch_end(self, run):
+    ...         print("epoch", run.epoch, "after", run.step, "steps")
+    >>> net = xn.Sequential(xn.Dense(2, 1)).initialize()
+    >>> history = net.fit([[1, 2]], [[3]], loss=xn.MeanSquaredError(), optimizer=xn.SGD(), callbacks=[Print()])
+    epoch 1 after 1 steps
     """
 
     memory: tuple[str, ...] = ()

@@ -73,6 +73,13 @@ class Checkpoint(Configured, Callback):
     Every file is a model file as well, written under a temporary name and renamed: `xn.load(path)` loads the network.
     Raises ValueError for a wrong `every`; `fit` raises OSError if the folder cannot be written to, FormatError if no
     file in it is sound, ValueError for differences.
+
+    >>> net = xn.Sequential(xn.Dense(2, 1)).initialize()
+    >>> how = {"loss": xn.MeanSquaredError(), "optimizer": xn.SGD(), "checkpoint": xn.Checkpoint("runs/a")}
+    >>> history = net.fit([[1, 2]], [[3]], epochs=2, **how)
+    >>> net = xn.Sequential(xn.Dense(2, 1)).initialize()
+    >>> net.fit([[1, 2]], [[3]], epochs=3, **how, resume=True).resumed
+    2
     """
 
     remedy = "resume=True"  # how the user resumes: a program with options of its own may name them

@@ -33,6 +33,11 @@ def evaluate(
     integers, in blocks. x may be a source, as in `fit`, and y is then left out: its outputs and targets, not its x, are
     held as a whole, and weights are not used. Raises ValueError or TypeError for what it cannot take, outputs outside
     [0, 1] for a loss of probabilities among them.
+
+    >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
+    >>> x, y = [[1.0, 2.0], [3.0, 4.0]], [0, 2]
+    >>> sorted(net.evaluate(x, y, xn.SoftmaxCrossEntropy()))
+    ['accuracy', 'loss']
     """
     require("evaluate: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", known_losses)
     metrics = arguments.check_metrics("evaluate", metrics)

@@ -22,6 +22,11 @@ class History(dict[str, list[float]]):
     that it was best in; `resumed`, how many of the steps a checkpoint brought (0 in copies and pickles);
     `slots`, the optimizer's state, with which `fit(..., slots=history.slots)` continues. `print` shows the last number
     of each measure, `dict(history)` all numbers, and a notebook a table with small curves.
+
+    >>> history = xn.History()
+    >>> history.record({"loss": 0.5, "val_loss": 0.6})
+    >>> history
+    History(1 epoch, loss 0.5, val_loss 0.6)
     """
 
     best_epoch: int | None = None  # in pickles of earlier versions, too

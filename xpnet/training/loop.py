@@ -111,6 +111,12 @@ def fit(
     another `fit` is training, ValueError at the first batch with outputs outside [0, 1] for a loss of probabilities,
     and DivergenceError when the loss or a gradient stops being finite. The network keeps the last sound parameters.
     Warns of a loss of logits on a network that ends in Softmax or Sigmoid.
+
+    >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
+    >>> x, y = [[1.0, 2.0], [3.0, 4.0]], [0, 2]
+    >>> history = net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=xn.Adam(0.01), epochs=20)
+    >>> len(history["loss"]), history["loss"][-1] < history["loss"][0]
+    (20, True)
     """
     check_not_trained(net)  # before anything else is looked at
     epochs = integer("fit: epochs", epochs)

@@ -21,6 +21,13 @@ class DivergenceError(ArithmeticError):
 
     `epoch` and `batch` say where, counted from 1; `history` holds the epochs before, its `steps` are those before the
     one at fault.
+
+    >>> net = xn.Sequential(xn.Dense(1, 1)).initialize(seed=0)
+    >>> try:
+    ...     net.fit([[1e30]], [[0]], loss=xn.MeanSquaredError(), optimizer=xn.SGD(1e30), epochs=9)
+    ... except xn.DivergenceError as error:
+    ...     print("epoch", error.epoch, "batch", error.batch)
+    epoch 1 batch 1
     """
 
     def __init__(self, message: str, epoch: int, batch: int, history: History):
