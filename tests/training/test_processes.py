@@ -15,6 +15,7 @@ from support.cases import FEATURES, LAYERS, SEQUENCES, ready
 from support.communicator import processes
 from support.together import CASES, SHARDED, Failing, T, X, Y, assert_alike, batches, broken, fit, sharded, trained
 from xpnet.common.share import sharing
+from xpnet.kernels.shared import Alone, SharedBuffers, SharedStep, shared_step
 from xpnet.training import processes as together
 
 FEW = "weights over the batch"  # the one of CASES that every backend goes through
@@ -37,6 +38,18 @@ def test_in_shards_how_many_processes_there_are_does_not_change_a_bit(strict_lib
     assert_alike(plain, [one])
     for count in (1, 2, 4, 8):
         assert_alike(one, processes(count, lambda comm: sharded(strict_lib.backend, comm)), atol=0)
+
+
+@pytest.mark.numpy_only
+def test_the_step_of_processes_is_in_stages_but_for_what_sums_over_the_batch(strict_lib, monkeypatch):
+    net = xn.Sequential(xn.Dense(FEATURES, 3), xn.BatchNorm(3), xn.ReLU()).initialize(strict_lib.backend)
+    kinds = {("auto", None): SharedBuffers, ("auto", 2): SharedStep, ("reference", None): SharedStep}
+    for (choice, shards), kind in kinds.items():
+        monkeypatch.setenv("XPNET_KERNELS", choice)
+        step = shared_step(net, xn.MeanSquaredError(), xn.SGD(), (5, FEATURES), Alone(), shards)
+        assert type(step) is kind
+        if kind is SharedBuffers:
+            assert all(stage.rowwise for stage in step.stages)
 
 
 def test_a_shard_that_fails_raises_its_own_error(strict_lib):
@@ -180,7 +193,7 @@ def test_a_signal_to_one_is_known_to_all_from_the_same_step_on():
         group = together.Processes(comm, in_order=False)
         if group.rank == 1:
             group.receive(signal.SIGTERM)
-        group.begin_step(4)
+        group.begin_step(2, 6)
         return group.signal
 
     assert processes(3, job) == [signal.SIGTERM] * 3

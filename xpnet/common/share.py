@@ -5,11 +5,12 @@ they are those of the whole batch then, so that how many processes there are cha
 those of the rows here: the training step adds them up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from .. import ops
 from ..backends import Array
 
 
@@ -42,6 +43,17 @@ def whole(*sums: Any) -> Any:
     share = _here.get()
     totals = sums if share is None else share.sum(*sums)
     return totals[0] if len(totals) == 1 else totals
+
+
+def finite_in_all(*arrays: Array) -> bool:
+    """Whether the entries of these arrays are finite, in all shares."""
+    return not whole(0.0 if ops.all_finite(*arrays) else 1.0)
+
+
+def tree_sum(parts: Sequence[Any]) -> Any:
+    """The sum of two halves, each made likewise; there are 1, 2, 4, 8, ... parts."""
+    half = len(parts) // 2
+    return tree_sum(parts[:half]) + tree_sum(parts[half:]) if half else parts[0]
 
 
 def rows_of_batch(n: int) -> int:

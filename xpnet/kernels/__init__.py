@@ -1,7 +1,7 @@
 """The training step, and the faster forms of it, each of which is tested against the plain one.
 
     reference.py   the plain step, which calls the layers' own forward and backward
-    shared.py      the plain step for one of several processes, or in shards
+    shared.py      the steps for one of several processes, or in shards
     planner.py     the step in stages that write into arrays made once: NumPy, PyTorch, CuPy
     stages.py      the stages: what they have in common, those of any layer, and the ones of every family
     blocks.py      those about the branches of Residual and Branches
@@ -33,16 +33,19 @@ CHOICES = ("auto", "generic", "reference")
 
 def training_step(net: Placed, loss: Loss, optimizer: Optimizer, shape: Shape = ("N", "D")) -> Step:
     """The fastest step there is for a network where it lives, and an x of this shape."""
+    module, compiled = step_for(net)
+    if module is None:
+        return Step(net, loss, optimizer)
+    step: Step = importlib.import_module(f".{module}", __name__).training_step(net, loss, optimizer, compiled, shape)
+    return step
+
+
+def step_for(net: Placed) -> tuple[str | None, bool]:
+    """The module of a network's step, None for the plain one, and whether it may have compiled kernels."""
     choice = os.environ.get("XPNET_KERNELS") or "auto"
     if choice not in CHOICES:
         raise ValueError(f"XPNET_KERNELS is {choice!r}, expected one of {', '.join(CHOICES)}")
-    module = None if choice == "reference" else STEPS.get(net.backend.name)
-    if module is None:
-        return Step(net, loss, optimizer)
-    step: Step = importlib.import_module(f".{module}", __name__).training_step(
-        net, loss, optimizer, choice == "auto", shape
-    )
-    return step
+    return None if choice == "reference" else STEPS.get(net.backend.name), choice == "auto"
 
 
 # the module for each backend

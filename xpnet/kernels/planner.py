@@ -29,11 +29,17 @@ from .stages import Entry, Exit, LayerStage, Part, Site, Stage, Vector, Workspac
 
 def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool, shape: Shape) -> Step:
     """The step in stages, with compiled kernels where they are wanted and installed."""
+    kernels = kernels_of(net, optimizer, compiled)
+    return BufferedStep(net, loss, optimizer, kernels, shape) if kernels else Step(net, loss, optimizer)
+
+
+def kernels_of(net: Placed, optimizer: Optimizer, compiled: bool) -> Any:
+    """The family of kernels for a network and an optimizer, None where there are none."""
     if net.backend.name == "cupy" and not compiled:  # not all of CuPy's functions write into arrays that are there
-        return Step(net, loss, optimizer)
+        return None
     if "spared" in getattr(optimizer, "memory", ()):  # which no kernel knows
-        return Step(net, loss, optimizer)
-    return BufferedStep(net, loss, optimizer, kernels_for(net.backend, compiled), shape)
+        return None
+    return kernels_for(net.backend, compiled)
 
 
 def kernels_for(backend: Backend, compiled: bool) -> Any:
@@ -252,12 +258,16 @@ class BufferedStep(Step):
             dy = stage.backward(dy, own, places)
         for name in self.idle:
             gradient.arrays[name][...] = 0.0
+        self._add_up(gradient.flat)
         if self.objective.l2:
             more, slopes = self.objective.penalty(at.arrays, batch.y, batch.weight)
             value = value + (float(more) if self.backend.immediate else more)
             for name, slope in slopes.items():
                 gradient.arrays[name] += slope
         return value
+
+    def _add_up(self, gradient: Array) -> None:
+        """Complete the gradient of the data, before the penalty's is added: it is the rows' that are here."""
 
     def _next_state(self, plan: Plan, carry: Carry) -> dict[str, Array]:
         state: dict[str, Array] = {}

@@ -10,6 +10,7 @@ import numpy as np
 from .. import ops
 from ..backends import Array, backend_of, namespace
 from ..common.checks import brief
+from ..common.share import finite_in_all, whole
 from ..layers.activations import Sigmoid, Softmax
 from ..layers.base import ARRAYS
 from ..layers.container import Chain
@@ -124,10 +125,14 @@ class Step:
     def passes(self, batch: Batch) -> tuple[Array, dict[str, Array], dict[str, Array]]:
         """Forward, loss and backward: the loss, the gradients in the order of `names`, the next statistics."""
         value, gradients, state = self.data_passes(batch)
-        if self.objective.l2:
-            params = {name: layer.params[key] for name, (layer, key) in self.trained.items()}
-            value, gradients = self.objective.penalized(value, gradients, params, batch.y, batch.weight)
-        return value, gradients, state
+        return *self.penalized(value, gradients, batch), state
+
+    def penalized(self, value: Array, gradients: dict[str, Array], batch: Batch) -> tuple[Array, dict[str, Array]]:
+        """The loss and the gradients, with the penalty's added."""
+        if not self.objective.l2:
+            return value, gradients
+        params = {name: layer.params[key] for name, (layer, key) in self.trained.items()}
+        return self.objective.penalized(value, gradients, params, batch.y, batch.weight)
 
     def data_passes(self, batch: Batch) -> tuple[Array, dict[str, Array], dict[str, Array]]:
         """`passes` without the penalty, which is no row's."""
@@ -211,16 +216,16 @@ class Step:
         for name, layer in layers:
             x, cache = layer.forward(x, training=True)
             caches.append(cache)
-            if not ops.all_finite(x):
+            if not finite_in_all(x):
                 return f"the output of {name}"
-            if not all(ops.all_finite(a) for a in layer.next_state(cache).values()):
+            if not all(finite_in_all(a) for a in layer.next_state(cache).values()):
                 return f"the running statistics of {name}"
         value, dy = self.loss(x, *targets)
-        if not (math.isfinite(float(value)) and ops.all_finite(dy)):
+        if not (math.isfinite(float(whole(value))) and finite_in_all(dy)):
             return "the loss"
         for (name, layer), cache in reversed(list(zip(layers, caches, strict=True))[lowest:]):
             dy, grads = layer.backward(dy, cache)
-            if not all(ops.all_finite(g) for g in (dy, *grads.values()) if g is not None):
+            if not all(finite_in_all(g) for g in (dy, *grads.values()) if g is not None):
                 return f"the gradient at {name}"
         return ""
 

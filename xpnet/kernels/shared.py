@@ -1,32 +1,39 @@
-"""The step of processes that train together, each of which takes its share of a batch's rows; and of shards."""
+"""The steps of processes that train together, each of which has some of a batch's rows; and of shards."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
-import numpy as np
-
 from .. import ops
-from ..backends import Array
-from ..common.share import sharing
+from ..backends import Array, Backend
+from ..common.share import sharing, tree_sum, whole
+from ..layers.base import Shape
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from ..optimizers import Optimizer
 from ..training.batches import Batch
-from .reference import Step
+from . import step_for
+from .planner import BufferedStep, kernels_of
+from .reference import Carry, Step
 
 
 class Group(Protocol):
-    """The processes that train together, as one of them sees it."""
+    """The processes that train together, as one of them sees it. Arrays are the host's."""
 
     rank: int  # its own number
     size: int  # how many there are
 
-    def begin_step(self, rows: int) -> None:
-        """See that all of them begin a step on a batch of so many rows."""
+    def place(self, own: int) -> tuple[int, int]:
+        """Of a batch that has so many rows here, the number of the first in the whole batch, and how many that has."""
 
-    def sum(self, a: np.ndarray) -> np.ndarray:
+    def sum(self, a: Any) -> Any:
         """The sum of the arrays that each of them gives, the same bits for all."""
+
+    def add_up(self, a: Any) -> None:
+        """Put the sum in the array's place."""
+
+    def first_told(self, text: str) -> str:
+        """The first text, in their order, that is not empty."""
 
 
 class Alone:
@@ -34,10 +41,16 @@ class Alone:
 
     rank, size = 0, 1
 
-    def begin_step(self, rows: int) -> None: ...
+    def place(self, own: int) -> tuple[int, int]:
+        return 0, own
 
-    def sum(self, a: np.ndarray) -> np.ndarray:
+    def sum(self, a: Any) -> Any:
         return a
+
+    def add_up(self, a: Any) -> None: ...
+
+    def first_told(self, text: str) -> str:
+        return text
 
 
 class Meeting:
@@ -51,38 +64,49 @@ class Meeting:
     def _add(self) -> None:
         self.total = self.group.sum(tree_sum(self.given))
 
-    def sum(self, shard: int, a: np.ndarray) -> np.ndarray:
+    def sum(self, shard: int, a: Any) -> Any:
         """The sum of the arrays that all shards give."""
         self.given[shard] = a
         self.barrier.wait()
         return self.total
 
 
-def tree_sum(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """The sum of two halves, each made likewise; there are 1, 2, 4, 8, ... parts."""
-    half = len(parts) // 2
-    return tree_sum(parts[:half]) + tree_sum(parts[half:]) if half else parts[0]
+class Rows:
+    """The `Share` of some of a batch's rows, whose arrays `add` adds up with those of the others."""
 
-
-class Part:
-    """The `Share` of one of so many shards in a batch of so many rows: as many as others have, or one more."""
-
-    def __init__(self, step: "SharedStep", meeting: Meeting, shard: int, rows: int):
-        self.backend, self.dtype = step.backend, step.start.weights.dtype
-        self.meeting, self.shard, self.rows = meeting, shard, rows
-        number = step.group.rank * step.here + shard
-        self.first = rows * number // step.shards
-        self.own = rows * (number + 1) // step.shards - self.first
+    def __init__(self, backend: Backend, dtype: Any, add: Callable[[Any], Any], first: int, own: int, rows: int):
+        self.backend, self.dtype, self.add = backend, dtype, add
+        self.first, self.own, self.rows = first, own, rows
 
     def sum(self, *arrays: Any) -> list[Array]:
         xp, device = self.backend.xp, self.backend.device
         here = [xp.astype(xp.asarray(a, device=device), self.dtype, copy=False) for a in arrays]
-        total = self.meeting.sum(self.shard, self.backend.to_numpy(ops.join(here)))
+        total = self.add(self.backend.to_numpy(ops.join(here)))
         return ops.split(self.backend.asarray(total), [tuple(a.shape) for a in here])
 
 
-class SharedStep(Step):
-    """`Step` for one of several processes, which are given the same batches and end with the same parameters.
+class Together(Step):
+    """What the steps of one of several processes have in common."""
+
+    group: Group
+
+    def share(self, batch: Batch) -> Rows:
+        """The share of a batch that its rows here are."""
+        own = batch.x.shape[0]
+        first, rows = self.group.place(own)
+        return Rows(self.backend, self.start.weights.dtype, self.group.sum, first, own, rows)
+
+    def misfit(self, carry: Carry, x: Array) -> str:
+        with sharing(self.share(Batch(x, None))):
+            return self.group.first_told(super().misfit(carry, x))
+
+    def fault(self, carry: Carry, batch: Batch) -> str:
+        with sharing(self.share(batch)):
+            return super().fault(carry, batch)
+
+
+class SharedStep(Together):
+    """`Step` for one of several processes, which are given the rows of one batch and end with the same parameters.
 
     Each calls its layers on its own rows. The sums of a layer over the batch are those of all processes, as are the
     loss and the gradient, which go in one message: see `common.share`. The rest of the step all of them do alike.
@@ -96,29 +120,71 @@ class SharedStep(Step):
         self.group, self.shards = group, shards or group.size
         self.here = self.shards // group.size
 
-    def data_passes(self, batch: Batch) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-        rows = batch.x.shape[0]
-        self.group.begin_step(rows)
-        meeting = Meeting(self.group, self.here)
-        parts = [Part(self, meeting, shard, rows) for shard in range(self.here)]
+    def passes(self, batch: Batch) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+        here = self.share(batch)
         if self.here == 1:
-            return self._passes_of(parts[0], batch)
+            return self._passes_of(here, batch)
         from concurrent.futures import ThreadPoolExecutor
 
+        meeting = Meeting(self.group, self.here)
+
+        def part(shard: int) -> Any:
+            number = self.group.rank * self.here + shard
+            first, last = (here.rows * i // self.shards - here.first for i in (number, number + 1))
+            share = Rows(here.backend, here.dtype, lambda a: meeting.sum(shard, a),
+                         here.first + first, last - first, here.rows)  # fmt: skip
+            try:
+                return self._passes_of(share, batch.rows(slice(first, last)))
+            except BaseException:
+                meeting.barrier.abort()
+                raise
+
         with ThreadPoolExecutor(self.here) as threads:
-            waiting = [threads.submit(self._passes_of, part, batch) for part in parts]
+            waiting = [threads.submit(part, shard) for shard in range(self.here)]
         errors = [error for each in waiting if (error := each.exception())]
         if errors:  # of one of them, for which the others waited
             raise min(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError))
-        return waiting[0].result()
+        result: tuple[Array, dict[str, Array], dict[str, Array]] = waiting[0].result()
+        return result
 
-    def _passes_of(self, part: Part, batch: Batch) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-        """`data_passes` for a part of the batch, and what all parts come to."""
-        try:
-            with self.backend.scope(), sharing(part):
-                value, gradients, state = super().data_passes(batch.rows(slice(part.first, part.first + part.own)))
-                value, *sums = part.sum(value, *gradients.values())
-            return value, dict(zip(gradients, sums, strict=True)), state
-        except BaseException:
-            part.meeting.barrier.abort()
-            raise
+    def _passes_of(self, share: Rows, batch: Batch) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+        """`passes` for a share of the batch, with what all shares come to."""
+        with self.backend.scope(), sharing(share):
+            value, gradients, state = self.data_passes(batch)
+            value, *sums = share.sum(value, *gradients.values())
+            return *self.penalized(value, dict(zip(gradients, sums, strict=True)), batch), state
+
+
+class SharedBuffers(Together, BufferedStep):
+    """`SharedStep` in stages. The gradient goes in the vector where it is made; the loss goes before it, for it says
+    whether there is to be one. Layers that sum over the batch, and the loss, run their own code.
+    """
+
+    def __init__(self, net: Placed, loss: Loss, optimizer: Optimizer, kernels: Any, shape: Shape, group: Group):
+        kernels.stages = tuple(kind for kind in kernels.stages if kind.rowwise)
+        super().__init__(net, loss, optimizer, kernels, shape)
+        self.group, self.fused_loss = group, None
+
+    def _advance(self, carry: Carry, batch: Batch, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
+        with sharing(self.share(batch)):
+            return super()._advance(carry, batch, keep)
+
+    def _forward(self, *given: Any) -> Any:
+        plan, value, dy = super()._forward(*given)
+        return plan, whole(value), dy
+
+    def _add_up(self, gradient: Array) -> None:
+        here = self.backend.to_numpy(gradient)
+        self.group.add_up(here)
+        if here is not gradient:
+            gradient[...] = self.backend.asarray(here)
+
+
+def shared_step(
+    net: Placed, loss: Loss, optimizer: Optimizer, shape: Shape, group: Group, shards: int | None = None
+) -> Step:
+    """The fastest step there is for one of several processes, or for shards."""
+    module, compiled = step_for(net)
+    if shards is None and module == "planner" and (kernels := kernels_of(net, optimizer, compiled)):
+        return SharedBuffers(net, loss, optimizer, kernels, shape, group)
+    return SharedStep(net, loss, optimizer, group, shards)

@@ -79,6 +79,7 @@ class Stage:
 
     layers = 1  # how many layers it does
     after: "Stage | None" = None  # the next one
+    rowwise = True  # whether it does each row of the batch by itself, wherever that stands and whatever the others are
     features: int | None = None  # of x, where they are known beforehand
     axes = 2  # of x
     foreign = False  # whether it runs a layer's own code, which may keep what it is given and gives arrays of its own
@@ -377,6 +378,8 @@ class BatchNorm(Stage):
     The bias of a Dense before it moves the mean and nothing else: it is left out of the sum, added to the running mean,
     and its gradient is 0, as `Sequential.idle_parameters` says.
     """
+
+    rowwise = False
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> "Stage | None":

@@ -1,9 +1,10 @@
 """The batches of a data set, in the order of an epoch."""
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -67,25 +68,61 @@ class Batch(NamedTuple):
         )
 
 
+class Group(Protocol):
+    """The processes that divide each batch among them, as one of them sees it."""
+
+    def own(self, rows: slice) -> slice:
+        """Those of a batch's rows that are this process's."""
+
+    def begin_step(self, own: int, rows: int) -> None:
+        """See that all of them begin a step on a batch of so many rows, of which so many are this process's."""
+
+    def end_epoch(self) -> None:
+        """See that all of them have come to an epoch's end."""
+
+
 class Feed(ABC):
     """The data of a training run as the batches of its epochs.
 
     `sample` is the data itself, or of data that is read as it is needed its first batch: what callbacks look at.
-    `steps` is how many batches an epoch has and `rows` how many rows, None where that is not known.
+    `steps` is how many batches an epoch has and `rows` how many rows, None where that is not known. With a `group` of
+    processes each has its rows of every batch.
     """
 
+    group: Group | None = None
     sample: Batch
     steps: int | None
     rows: int | None = None
     epoch = 0  # that of the run which `batches` begins with
     last = 0  # the number, of the batches in the epochs under way, of the next after which the host waits for a device
 
-    @abstractmethod
     def batches(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
         """The batches of so many epochs from number `done` on, in this order of the rows (None: as they lie).
 
         Each comes as one batch of several, and the rows of it. `last` is set before.
         """
+        read = self.read(order, done, epochs)
+        return read if self.group is None else self._in_step(self.group, read, done)
+
+    def _in_step(
+        self, group: Group, batches: Iterator[tuple[Batch, slice]], done: int
+    ) -> Iterator[tuple[Batch, slice]]:
+        for number, (batch, rows) in enumerate(batches, done + 1):
+            group.begin_step(rows.stop - rows.start, self.size(number))
+            yield batch, rows
+        group.end_epoch()
+
+    @abstractmethod
+    def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
+        """`batches`, whatever the other processes do."""
+
+    @abstractmethod
+    def size(self, number: int) -> int:
+        """How many rows this batch of an epoch has, those of all processes."""
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """The rows in random order."""
+        return rng.permutation(self.rows or 0)
 
     @abstractmethod
     def again(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
@@ -112,9 +149,18 @@ class Arrays(Feed):
         self.steps: int = len(slices)
         self.rows: int = slices[-1].stop
 
-    def batches(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
+    def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
         self.last = epochs * self.steps
-        return self._read((self.slices * epochs)[done:], order)
+        slices = (self.slices * epochs)[done:]
+        if self.group is not None:
+            slices = [self.group.own(rows) for rows in slices]
+            if order is not None and slices:
+                order, slices = order_of(slices, order)
+        return self._read(slices, order)
+
+    def size(self, number: int) -> int:
+        rows = self.slices[(number - 1) % self.steps]
+        return int(rows.stop - rows.start)
 
     def again(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
         for number, (batch, rows) in enumerate(self.batches(order, done, epochs), done + 1):
@@ -140,8 +186,15 @@ class Arrays(Feed):
         def taken(rows: slice) -> Batch:
             return data.rows(rows) if order is None or gather is None else data.gathered(gather, order, rows)
 
-        for group in chunks(slices, GATHER // max(1, math.prod(data.x.shape[1:]))):
+        apart = order is None and self.group is not None  # with the other processes' rows between them
+        for group in chunks(slices, 0 if apart else GATHER // max(1, math.prod(data.x.shape[1:]))):
             yield from parts_of(taken, group)
+
+
+def order_of(slices: Sequence[slice], order: np.ndarray) -> tuple[np.ndarray, list[slice]]:
+    """These parts of an order one after another, and where each of them stands then."""
+    ends = [0, *itertools.accumulate(rows.stop - rows.start for rows in slices)]
+    return np.concatenate([order[rows] for rows in slices]), list(map(slice, ends, ends[1:]))
 
 
 def parts_of(take: Callable[[slice], Batch], slices: Sequence[slice]) -> Iterator[tuple[Batch, slice]]:

@@ -15,7 +15,6 @@ from ..common.warn import warn
 from ..data import minibatches
 from ..kernels import training_step
 from ..kernels.reference import Step
-from ..kernels.shared import Alone, SharedStep
 from ..layers.placed import Placed
 from ..losses import __all__ as known_losses
 from ..losses.losses import Loss
@@ -99,12 +98,12 @@ def fit(
     end with the same history and network, which is what one process makes of it, to within rounding. Parameters,
     statistics and the random order start as the first process has them. It alone validates, calls the callbacks, shows
     progress and has the files; a checkpoint resumes on any number of processes. A loss must derive from `xn.Loss`; a
-    layer of your own that adds up over the batch does so by `xpnet.common.share.whole`. Layers then run their plain
-    code, without compiled kernels. If one process fails, all of them end.
+    layer of your own that adds up over the batch does so by `xpnet.common.share.whole`. Where the backend has kernels,
+    all layers but BatchNorm run in them. If one process fails, all of them end.
 
     `shards`, a power of 2, cuts every batch into so many blocks of rows, which are gone through by themselves and added
     up in a fixed order, in one process or divided among several. 1, 2, 4 and 8 processes then give the same bits with
-    shards=8, where BLAS has one thread.
+    shards=8, where BLAS has one thread. Layers then run their plain code, without kernels.
 
     Ctrl-C ends the training after the current step, and `fit` returns; a second one raises KeyboardInterrupt at once.
     Raises ValueError or TypeError for what it cannot train on, before the first step, RuntimeError for a network that
@@ -141,6 +140,7 @@ def fit(
     size = 1 if comm is None else comm.Get_size()
     check_shards(shards, size)
     group = Processes(comm, in_order=shards is not None) if size > 1 else None
+    feed.group = group
     first = group is None or group.first  # it has the callbacks and the files
     if group or shards:
         check_rows_alone(loss)
@@ -149,7 +149,10 @@ def fit(
 
     def step_for(net: Placed) -> Step:
         if group or shards:
-            return SharedStep(net, objective, copy.copy(optimizer), group or Alone(), shards)
+            from ..kernels.shared import Alone, shared_step
+
+            shape = feed.sample.x.shape
+            return shared_step(net, objective, copy.copy(optimizer), shape, group or Alone(), shards)
         return training_step(net, objective, copy.copy(optimizer), feed.sample.x.shape)
 
     lock = checkpoint.locked() if checkpoint and first else contextlib.nullcontext()
@@ -203,7 +206,7 @@ def fit(
                     if not run.amid_epoch:  # one that a resumed run is in the middle of has had it
                         for callback in hooks:
                             callback.epoch_begin(run)
-                    order = run.order(feed.rows) if shuffle and feed.rows and feed.steps != 1 else None
+                    order = run.order() if shuffle and feed.rows and feed.steps != 1 else None
                     began = time.perf_counter()
                     losses = run.train(order, hooks, min(together, epochs - run.epoch))
                     quick = time.perf_counter() - began < PACE

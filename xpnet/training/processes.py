@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from ..common.checks import brief, integer, printable
-from ..kernels.shared import tree_sum
+from ..common.share import tree_sum
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from .arguments import own_hook
@@ -103,34 +103,55 @@ class Processes:
         self.first = self.rank == 0
         self.received = 0  # the number of a signal that came to this process
         self.signal = 0  # of one that came to any of them, from the same step on for all
+        self.before = self.rows = 0  # of the step's batch, the rows of the processes before this one, and of all
 
     def receive(self, number: int) -> None:
         """A signal came to this process, of which all are to know."""
         self.received = number
 
-    def begin_step(self, rows: int) -> None:
-        self._meet(rows)
+    def own(self, rows: slice) -> slice:
+        n = rows.stop - rows.start
+        first, last = (rows.start + n * i // self.size for i in (self.rank, self.rank + 1))
+        return slice(first, last)
+
+    def begin_step(self, own: int, rows: int) -> None:
+        self._check_alike(self._meet(own, rows))
 
     def end_epoch(self) -> None:
-        """See that all of them have come to an epoch's end."""
-        self._meet(ENDED)
+        self._check_alike(self._meet(0, ENDED))
 
-    def _meet(self, rows: int) -> None:
-        met = np.empty((self.size, 2), np.int64)
-        self.comm.Allgather(np.array([rows, self.received], np.int64), met)
-        self.signal = int(met[:, 1].max())
-        if (met[:, 0] != rows).any():
-            had = ", ".join("an end of the epoch" if n == ENDED else f"{n} rows" for n in met[:, 0].tolist())
+    def place(self, own: int) -> tuple[int, int]:
+        return self.before, self.rows
+
+    def _meet(self, own: int, told: int) -> list[int]:
+        """See what all of them tell, and how many rows each of them has of the batch that is theirs together."""
+        met = np.empty((self.size, 3), np.int64)
+        self.comm.Allgather(np.array([own, told, self.received], np.int64), met)
+        columns: list[list[int]] = met.T.tolist()
+        owns, all_told, signals = columns
+        self.signal, self.before, self.rows = max(signals), sum(owns[: self.rank]), sum(owns)
+        return all_told
+
+    def _check_alike(self, sizes: list[int]) -> None:
+        if len(set(sizes)) > 1:
+            had = ", ".join("an end of the epoch" if n == ENDED else f"{n} rows" for n in sizes)
             raise RuntimeError(
                 f"fit: the processes were given different batches, in their order: {had}. Each needs the same whole "
                 "data: a source that shuffles must do so from the same seed in all of them"
             )
 
+    def first_told(self, text: str) -> str:
+        return next(filter(None, self.comm.allgather(text)), "")
+
+    def add_up(self, a: np.ndarray) -> None:
+        self.comm.Allreduce(None, a)  # which mpi4py takes as MPI.IN_PLACE
+
     def sum(self, a: np.ndarray) -> np.ndarray:
         if self.in_order:
             parts = np.empty((self.size, *a.shape), a.dtype)
             self.comm.Allgather(a, parts)
-            return tree_sum([*parts])
+            total: np.ndarray = tree_sum([*parts])
+            return total
         total = np.empty_like(a)
         self.comm.Allreduce(a, total)
         return total
@@ -219,7 +240,6 @@ class Following(Callback):
         self._follow(run)
 
     def epoch_end(self, run: Run) -> None:
-        self.group.end_epoch()
         self._follow(run)
 
     def _follow(self, run: Run) -> None:

@@ -145,10 +145,10 @@ class Run:
         history.steps = history.resumed = step
         self.rng.bit_generator.state = rng_state
 
-    def order(self, rows: int) -> np.ndarray:
+    def order(self) -> np.ndarray:
         """The random order of the rows in the next epoch."""
         self.rng_before = self.rng.bit_generator.state
-        return self.rng.permutation(rows)
+        return self._feed.order(self.rng)
 
     def end_epoch(self) -> None:
         """Count the epoch as finished."""

@@ -4,6 +4,7 @@ A source of rows has a length, and `source[rows]` gives (x, y) or (x, y, weight)
 numbers. A stream is an iterable of such batches; one that is no iterator begins anew in each epoch.
 """
 
+import bisect
 import contextlib
 import itertools
 import math
@@ -209,7 +210,8 @@ class Rows(Arrays):
 
     def __init__(self, reader: Reader, source: Any, slices: list[slice], prefetch: int):
         self.reader, self.source, self.prefetch = reader, source, prefetch
-        self.size = slices[0].stop  # of a batch
+        self.starts = [rows.start for rows in slices]  # of the batches that are being read
+        self.done = 0  # how many come before them
         given = source[slices[0]]
         super().__init__(reader.net.backend, self._checked(given, slices[0]), slices)
         self.at_once = GATHER // max(1, math.prod(self.sample.x.shape[1:]))
@@ -224,7 +226,7 @@ class Rows(Arrays):
         return super().facts() | {"source": f"{self.rows} rows in {kind_of(self.source)}; arrays are the first batch's"}
 
     def _name(self, rows: slice) -> str:
-        return name_of(rows.start // self.size + 1, rows)
+        return name_of(self.done + bisect.bisect(self.starts, rows.start), rows)
 
     def _taken(self, rows: slice, order: np.ndarray | None = None) -> Batch:
         """Those rows, of an order in memory as `Batch.gathered` has them."""
@@ -245,13 +247,15 @@ class Rows(Arrays):
         return self.reader(given, name)
 
     def _read(self, slices: Sequence[slice], order: np.ndarray | None) -> Iterator[tuple[Batch, slice]]:
+        self.starts, self.done = [rows.start for rows in slices], self.steps - len(slices)
         return prefetched(self._chunks(slices, order), self.prefetch)
 
     def _chunks(self, slices: Sequence[slice], order: np.ndarray | None) -> Iterator[tuple[Batch, slice]]:
         def taken(rows: slice) -> Batch:
-            return self._taken(rows, order)
+            return self._taken(rows, order) if rows.start < rows.stop else self.sample.rows(slice(0, 0))
 
-        for group in chunks(slices, self.at_once):
+        apart = order is None and self.group is not None  # with the other processes' rows between them
+        for group in chunks(slices, 0 if apart else self.at_once):
             try:
                 yield from parts_of(taken, group)
             except (ValueError, TypeError):  # of one of them: those before it are to be trained on first
@@ -303,7 +307,7 @@ class Stream(Feed):
         named = enumerate(self._begin(0), 1)
         return inputs.mean_weight(self.reader.weights(given, f"batch {number}") for number, given in named)
 
-    def batches(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
+    def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
         raw = self.waiting if self.waiting is not None and self.epoch == 0 else self._begin(self.epoch)
         self.waiting = None
         self.counts, self.over, self.last = [], False, 0
@@ -330,7 +334,7 @@ class Stream(Feed):
             if fault is not None:
                 raise fault
             batch = following
-        self._count(number)
+        self._count(len(self.counts))
 
     def _step(self, number: int, batch: Batch) -> tuple[Batch, slice]:
         rows = batch.x.shape[0]
@@ -339,7 +343,14 @@ class Stream(Feed):
             self.kept.clear()
         self.kept.append((number, batch))
         self.last = number if self.over or len(self.kept) == KEPT else 0
-        return batch, slice(0, rows)
+        return batch, self._own(batch)
+
+    def _own(self, batch: Batch) -> slice:
+        rows = slice(0, batch.x.shape[0])
+        return rows if self.group is None else self.group.own(rows)
+
+    def size(self, number: int) -> int:
+        return self.counts[number - 1]
 
     def _count(self, number: int) -> None:
         """At an epoch's end: how many batches it had is known now."""
@@ -358,7 +369,10 @@ class Stream(Feed):
 
     def again(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
         for number, batch in list(self.kept):
-            yield number, batch, slice(0, batch.x.shape[0])
+            rows = self._own(batch)
+            if self.group is not None:
+                self.group.begin_step(rows.stop - rows.start, self.size(number))
+            yield number, batch, rows
 
     def ends_epoch(self, number: int) -> bool:
         return self.over

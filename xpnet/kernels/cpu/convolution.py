@@ -33,7 +33,7 @@ class Patches:
     def __init__(self, room: Any, shape: Sequence[int], kernel: Pair, padding: Pair, outputs: Pair, step: int = 1):
         """Of `outputs` as many rows at a time as BLOCK allows, a multiple of `step`."""
         (c, h, w, n), (kh, kw), (top, left), (rows, columns) = shape, kernel, padding, outputs
-        most = max(1, BLOCK // (kw * c * columns * n) - kh + 1)
+        most = max(1, BLOCK // max(1, kw * c * columns * n) - kh + 1)
         self.count = -(-rows // (-(-rows // most) * step)) * step
         gathered: np.ndarray = room("patches", (self.count + kh - 1, kw, c, columns, n))
         strides = gathered.strides[0], columns * n * gathered.itemsize, gathered.itemsize

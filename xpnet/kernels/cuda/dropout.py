@@ -16,6 +16,8 @@ from .windows import takes_images
 class Dropout(Stage):
     """y = x m, as the layer has it; the mask is drawn anew on the way back, and none is kept."""
 
+    rowwise = False  # it counts them
+
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> "Stage | None":
         fits = parts and type(parts[0].layer) is dropout.Dropout and parts[0].axes <= 4

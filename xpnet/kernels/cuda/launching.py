@@ -48,12 +48,12 @@ def over_vector(name: str, like: Array, most: int, *arguments: Any, part: str = 
 
 def threads(n: int) -> int:
     """How many a block has whose threads share n numbers: whole warps."""
-    return min(THREADS, -(-n // 32) * 32)
+    return min(THREADS, max(1, -(-n // 32)) * 32)
 
 
 def blocks(size: int, most: int) -> int:
     """How many share a vector, THREADS numbers each, or more where they would be more than `most`."""
-    return min(-(-size // THREADS), most)
+    return min(max(1, -(-size // THREADS)), most)
 
 
 def columns(h: int, n: int, multiprocessors: int) -> int:
