@@ -138,6 +138,21 @@ class ArraySource:
         return tuple(part[rows] for part in self.parts)
 
 
+class Shard:
+    """A source of which each of several processes has a part of its own: `net.fit(xn.data.Shard(source), comm=comm)`.
+
+    What the processes' first batches make together is the first batch of the whole, and so on. Of `fit`'s batch size
+    each takes its share, and draws its own order of its rows. The parts may have different lengths: where one has
+    ended, the others go on. In one process it is the source. A DataLoader with PyTorch's DistributedSampler is taken
+    as a part without this. Raises TypeError for what is no source.
+    """
+
+    def __init__(self, source: Any):
+        if not (hasattr(source, "__iter__") or (hasattr(source, "__len__") and hasattr(source, "__getitem__"))):
+            raise TypeError(f"Shard: source is {kind_of(source)}, expected a source of rows or an iterable of batches")
+        self.source = source
+
+
 class NpzFiles:
     """Batches from .npz files, one file after another: each holds x, y and perhaps weight, of as many rows each.
 

@@ -47,6 +47,10 @@ class Communicator:
     def allgather(self, thing):
         return [pickle.loads(each) for each in self.meeting.exchange(self.rank, pickle.dumps(thing))]
 
+    def gather(self, thing):
+        found = self.allgather(thing)
+        return found if self.rank == 0 else None
+
     def bcast(self, thing):
         found = self.meeting.exchange(self.rank, pickle.dumps(thing))[0]
         return thing if self.rank == 0 else pickle.loads(found)

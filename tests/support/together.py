@@ -1,5 +1,7 @@
 """Trainings that several processes do together, whose results are those of one."""
 
+import itertools
+
 import numpy as np
 
 import xpnet as xn
@@ -47,6 +49,8 @@ CASES = {  # layers, loss, and what is given to fit beside or in place of X, Y, 
     "images": (images, xn.SoftmaxCrossEntropy(), {}),
     "a source of rows": (layers, xn.SoftmaxCrossEntropy(), {"x": xn.data.ArraySource(X, Y), "y": None}),
     "a stream of batches": (layers, xn.SoftmaxCrossEntropy(), {"x": batches(), "y": None}),
+    "validation in batches": (layers, xn.SoftmaxCrossEntropy(), {
+        "validation_data": [(X[i : i + 4], Y[i : i + 4]) for i in range(0, N, 4)], "metrics": ["accuracy"]}),
     "one batch, and what callbacks decide": (layers, xn.SoftmaxCrossEntropy(), {
         "batch_size": None, "epochs": 9, "validation_data": (X, Y), "metrics": ["accuracy"],
         "callbacks": lambda: [xn.ReduceOnPlateau("val_loss", patience=1, min_delta=1e9),
@@ -70,6 +74,33 @@ def trained(case, backend, comm=None, **more):
     make, loss, options = CASES[case]
     net = xn.Sequential(*make()).initialize(backend, "float64", seed=comm.Get_rank() if comm else 0)
     return fit(backend, comm, net, loss=loss, **options, **more)
+
+
+PARTS = 0, 9, 11, 23  # where the rows of three processes begin: 9 of them, 2 and 12
+
+
+class Shards:
+    """A process's own rows, in batches of its own."""
+
+    def __init__(self, rank, *parts, size=3):
+        own = slice(*PARTS[rank : rank + 2])
+        self.parts, self.size = [part[own] for part in parts], size
+
+    def __len__(self):
+        return len(self.parts[0])
+
+    def __getitem__(self, rows):
+        return tuple(part[rows] for part in self.parts)
+
+    def batches(self):
+        return [self[i : i + self.size] for i in range(0, len(self), self.size)]
+
+    @staticmethod
+    def whole(*parts, size=3):
+        """The batches that those of three processes make."""
+        shards = [Shards(rank, *parts, size=size).batches() for rank in range(3)]
+        kth = itertools.zip_longest(*shards, fillvalue=tuple(part[:0] for part in parts))
+        return [tuple(map(np.concatenate, zip(*each, strict=True))) for each in kth]
 
 
 class Failing:

@@ -1,5 +1,7 @@
 """Several processes that train together: they make what one makes, and fail together."""
 
+import contextlib
+import itertools
 import os
 import pickle
 import shutil
@@ -12,13 +14,39 @@ import pytest
 import xpnet as xn
 from support import HANG, ROOT
 from support.cases import FEATURES, LAYERS, SEQUENCES, ready
+from support.checkpoints import StopAt, StopError
 from support.communicator import processes
-from support.together import CASES, SHARDED, Failing, T, X, Y, assert_alike, batches, broken, fit, sharded, trained
+from support.together import (
+    CASES,
+    PARTS,
+    SHARDED,
+    WEIGHTS,
+    Failing,
+    Shards,
+    T,
+    X,
+    Y,
+    assert_alike,
+    batches,
+    broken,
+    fit,
+    layers,
+    sharded,
+    trained,
+)
 from xpnet.common.share import sharing
 from xpnet.kernels.shared import Alone, SharedBuffers, SharedStep, shared_step
 from xpnet.training import processes as together
 
 FEW = "weights over the batch"  # the one of CASES that every backend goes through
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A process that fails alone is sure of it soon."""
+    monkeypatch.setattr(together, "PATIENCE", 0.05)
+    monkeypatch.setattr(together, "DELIVERY", 0.0)
+
 
 # --- threads in the place of processes --------------------------------------------------------------------------------
 
@@ -50,6 +78,89 @@ def test_the_step_of_processes_is_in_stages_but_for_what_sums_over_the_batch(str
         assert type(step) is kind
         if kind is SharedBuffers:
             assert all(stage.rowwise for stage in step.stages)
+
+
+def shards(backend, comm, kind, **options):
+    """A training of which each process has its own rows, with weights, as a source of this kind."""
+    own = Shards(comm.Get_rank(), X, Y, WEIGHTS) if comm else None
+    given = {"of rows": own, "of batches": own and own.batches()}[kind]
+    x, held_out = (
+        (xn.data.Shard(given), xn.data.Shard(Shards(comm.Get_rank(), X, Y).batches()))
+        if comm
+        else (Shards.whole(X, Y, WEIGHTS), [tuple(part[i:j] for part in (X, Y)) for i, j in itertools.pairwise(PARTS)])
+    )
+    net = xn.Sequential(*layers()).initialize(backend, "float64", seed=0)
+    options = {"batch_size": 9, "shuffle": False, "epochs": 3, "metrics": ["accuracy"]} | options
+    return fit(backend, comm, net, x=x, y=None, validation_data=held_out, **options)
+
+
+@pytest.mark.parametrize("kind", ["of rows", "of batches"])
+def test_shards_of_processes_train_as_the_batches_that_theirs_make(strict_lib, kind):
+    one = shards(strict_lib.backend, None, kind)
+    assert_alike(one, processes(3, lambda comm: shards(strict_lib.backend, comm, kind)))
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("kind", ["of rows", "of batches"])
+def test_a_run_on_shards_resumes_in_an_epoch_to_the_same_bits(strict_lib, tmp_path, kind, quick):
+    def job(comm, name, **options):
+        checkpoint = xn.Checkpoint(tmp_path / name, every=2) if name else None
+        return shards(strict_lib.backend, comm, kind, shuffle=True, checkpoint=checkpoint, **options)
+
+    def cut_off(comm):
+        with contextlib.suppress(StopError):
+            job(comm, "cut off", callbacks=lambda: [StopAt(8)])
+
+    one = processes(3, lambda comm: job(comm, None))
+    processes(3, cut_off)
+    again = processes(3, lambda comm: job(comm, "cut off", resume=True))
+    assert_alike(one[0], one + again, atol=0)
+
+
+@pytest.mark.numpy_only
+def test_the_sampler_of_a_loader_says_that_it_is_a_shard_and_is_told_the_epoch(strict_lib):
+    class Sampler:
+        num_replicas, epochs = 3, ()
+
+        def set_epoch(self, epoch):
+            self.epochs += (epoch,)
+
+    class Loader:
+        def __init__(self, rank):
+            self.sampler, self.given = Sampler(), Shards(rank, X, Y).batches()
+
+        def __iter__(self):
+            return iter(self.given)
+
+    def job(comm):
+        loader = Loader(comm.Get_rank())
+        made = fit(strict_lib.backend, comm, x=loader, y=None)
+        return made, loader.sampler.epochs
+
+    made = processes(3, job)
+    assert_alike(fit(strict_lib.backend, None, x=Shards.whole(X, Y), y=None), [arrays for arrays, _ in made])
+    assert {epochs for _, epochs in made} == {(0, 1)}
+
+
+@pytest.mark.numpy_only
+def test_shards_that_do_not_fit_are_refused(strict_lib):
+    def job(comm, told, **given):
+        with pytest.raises((ValueError, TypeError), match=told):
+            fit(strict_lib.backend, comm, y=None, **given)
+
+    source = xn.data.ArraySource(X, Y)
+    for told, given in {
+        "batch_size is 2, fewer rows than there are processes, 3": {"x": xn.data.Shard(source), "batch_size": 2},
+        "Shard: source is an ndarray": {"x": xn.data.Shard(X)},
+    }.items():
+        assert processes(3, lambda comm, told=told, given=given: job(comm, told, **given)) == [None] * 3
+    shard = {"x": xn.data.Shard(source), "shards": 4}
+    assert processes(2, lambda comm: job(comm, "shards cut whole batches, and x is a part", **shard)) == [None] * 2
+
+    def differ(comm):
+        job(comm, "the processes differ", x=xn.data.Shard(Shards(comm.Get_rank(), X, Y, *[WEIGHTS] * comm.Get_rank())))
+
+    assert processes(2, differ) == [None] * 2
 
 
 def test_a_shard_that_fails_raises_its_own_error(strict_lib):
@@ -136,10 +247,7 @@ def test_a_run_that_diverges_does_so_in_all(strict_lib):
 
 
 @pytest.mark.numpy_only
-def test_one_that_fails_alone_ends_all_with_its_traceback(strict_lib, monkeypatch, capsys):
-    monkeypatch.setattr(together, "PATIENCE", 0.05)
-    monkeypatch.setattr(together, "DELIVERY", 0.0)
-
+def test_one_that_fails_alone_ends_all_with_its_traceback(strict_lib, quick, capsys):
     def job(comm):
         return fit(strict_lib.backend, comm, x=Failing(comm, broken), y=None)
 

@@ -71,14 +71,28 @@ class Batch(NamedTuple):
 class Group(Protocol):
     """The processes that divide each batch among them, as one of them sees it."""
 
+    rank: int  # its own number
+    size: int  # how many there are
+    first: bool  # whether it is the first
+    rows: int  # how many rows the batch of this step has, of all of them
+
     def own(self, rows: slice) -> slice:
         """Those of a batch's rows that are this process's."""
 
     def begin_step(self, own: int, rows: int) -> None:
         """See that all of them begin a step on a batch of so many rows, of which so many are this process's."""
 
+    def begin_shards_step(self, own: int, over: bool) -> bool:
+        """Begin a step on a batch of which so many rows are here; whether it is the last for all that they are told."""
+
     def end_epoch(self) -> None:
         """See that all of them have come to an epoch's end."""
+
+    def tell(self, what: str, value: Any) -> list[Any]:
+        """What each of them tells of the same matter."""
+
+    def gathered(self, value: Any) -> list[Any] | None:
+        """What each of them gives, for the first; None for the others."""
 
 
 class Feed(ABC):

@@ -14,7 +14,7 @@ from ..losses.losses import Loss
 from ..losses.objective import on_encoded
 from ..metrics import OF_CLASSES, accuracy
 from . import arguments, inputs, sources
-from .batches import Uncast, blocks
+from .batches import Group, Uncast, blocks
 
 Metrics = Mapping[str, str | Callable[..., Any]] | Sequence[str | Callable[..., Any]]
 
@@ -52,7 +52,12 @@ def evaluate(
 
 
 class HeldOut:
-    """Data that a network is evaluated on: x, its targets as they were given, and as the loss encodes them."""
+    """Data that a network is evaluated on: x, its targets as they were given, and as the loss encodes them.
+
+    With a `group` of processes these divide its batches, and the first has the scores.
+    """
+
+    group: Group | None = None
 
     def __init__(self, net: Placed, who: str, x: Any, y: Any, loss: Loss, batch_size: int | None):
         self.who, self.batch_size, self.given = who, batch_size, y
@@ -63,8 +68,8 @@ class HeldOut:
         return {"validation x": self.x, "validation y": self.y}
 
     def outputs(self, net: Placed, loss: Loss) -> tuple[Array, Array, Any]:
-        """The network's outputs, the targets as the loss encodes them, and as they were given."""
-        return forward_in_batches(net, self.who, self.x, self.batch_size), self.y, self.given
+        """The network's outputs (None but in the first process), the targets as the loss encodes them, and as given."""
+        return forward_in_batches(net, self.who, self.x, self.batch_size, self.group), self.y, self.given
 
     def check_metrics(self, net: Placed, loss: Loss, metrics: Mapping[str, Callable[..., Any]]) -> None:
         """Take this library's metrics of classes of outputs that are 0: what they refuse is found before training."""
@@ -72,8 +77,10 @@ class HeldOut:
         measured("fit", inputs.zeros_for(net, self.x), self.y, self.given, loss, found)
 
     def scores(self, net: Placed, loss: Loss, metrics: Mapping[str, Callable[..., Any]] | None) -> dict[str, float]:
-        """The loss and the metrics of the network's outputs, as floats."""
+        """The loss and the metrics of the network's outputs, as floats; nothing for processes but the first."""
         prediction, y, given = self.outputs(net, loss)
+        if prediction is None:
+            return {}
         if must_check_range(net, loss) and (misfit := out_of_range(loss, prediction)):
             raise ValueError(f"{self.who}: {misfit}")
         if metrics is None:
@@ -92,7 +99,7 @@ class HeldOutSource(HeldOut):
         return {"validation source": kind_of(self.source)}
 
     def outputs(self, net: Placed, loss: Loss) -> tuple[Array, Array, Any]:
-        return sources.outputs_for(net, self.who, self.source, loss, self.batch_size)
+        return sources.outputs_for(net, self.who, self.source, loss, self.batch_size, self.group)
 
     def check_metrics(self, net: Placed, loss: Loss, metrics: Mapping[str, Callable[..., Any]]) -> None:
         first, self.given = sources.first_of(net, self.who, self.source, loss, self.batch_size)
@@ -108,7 +115,7 @@ def held_out_of(net: Placed, given: Any, loss: Loss, batch_size: int) -> HeldOut
     if given is None:
         return None
     if sources.is_source(given):
-        if iter(given) is given:
+        if hasattr(given, "__iter__") and iter(given) is given:
             raise ValueError(
                 "fit: validation_data is a generator, which gives its batches once, and each epoch needs them: give "
                 "x and y, a list of batches, or a class with an __iter__ that begins anew"
@@ -151,16 +158,27 @@ def measured(
     return scores
 
 
-def forward_in_batches(net: Placed, who: str, x: Array, batch_size: int | None) -> Array:
-    """The network's outputs for inference, at most `batch_size` rows at a time, all with the arrays of one step."""
+def forward_in_batches(net: Placed, who: str, x: Array, batch_size: int | None, group: Group | None = None) -> Array:
+    """The network's outputs for inference, at most `batch_size` rows at a time, all with the arrays of one step.
+
+    Of a `group` of processes each makes some of the batches, so that they are the same to the bit, and the first has
+    them all; the others None.
+    """
     uncast = isinstance(x, Uncast)
     if (batch_size is None and not uncast) or (
         batch_size is not None and x.shape[0] <= integer(f"{who}: batch_size", batch_size)
     ):
         x = x[:, ...] if uncast else x
-        return published.read(net, lambda net: net._infer(x))
+        return published.read(net, lambda net: net._infer(x)) if group is None or group.first else None
     slices = blocks(x.shape) if batch_size is None else minibatches(x.shape[0], batch_size)
-    return published.read(net, lambda net: joined((net._infer(x[rows, ...]) for rows in slices), slices))
+    if group is None:
+        return published.read(net, lambda net: joined((net._infer(x[rows, ...]) for rows in slices), slices))
+    to_numpy, asarray = net.backend.to_numpy, net.backend.asarray
+    own = slices[group.rank :: group.size]
+    here = published.read(net, lambda net: [to_numpy(net._infer(x[rows, ...])) for rows in own])
+    if (there := group.gathered(here)) is None:
+        return None
+    return joined((asarray(there[i % group.size][i // group.size]) for i in range(len(slices))), slices)
 
 
 def joined(parts: Iterator[Array], slices: Sequence[slice]) -> Array:

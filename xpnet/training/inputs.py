@@ -15,7 +15,7 @@ from ..layers.embedding import check_ids
 from ..layers.placed import Placed
 from ..losses import __all__ as known_losses
 from ..losses.losses import Loss
-from .batches import LARGE, Uncast, blocks
+from .batches import LARGE, Group, Uncast, blocks
 
 SUMMED = 2**16  # weights that are added up at a time
 
@@ -181,8 +181,11 @@ def weights_for(
     return backend.asarray(weights, net.dtype)
 
 
-def mean_weight(parts: Iterable[np.ndarray]) -> float:
-    """The mean of all weights, summed 65,536 at a time and from then on exactly: the same however they are divided."""
+def mean_weight(parts: Iterable[np.ndarray], group: Group | None = None) -> float:
+    """The mean of all weights, summed 65,536 at a time and from then on exactly: the same however they are divided.
+
+    With a group, those are the weights of all processes, of which each has its own.
+    """
     from fractions import Fraction
 
     total, count, waiting = Fraction(0), 0, np.empty(0)
@@ -200,4 +203,7 @@ def mean_weight(parts: Iterable[np.ndarray]) -> float:
             waiting = waiting[SUMMED:]
     if len(waiting):
         add(waiting)
+    if group is not None:
+        told = group.tell("weights", (total, count))
+        total, count = sum((each for each, _ in told), Fraction(0)), sum(each for _, each in told)
     return float(total / count) if count else 0.0

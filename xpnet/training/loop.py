@@ -22,7 +22,7 @@ from ..losses.objective import Objective
 from ..optimizers import Optimizer, Slots
 from ..optimizers import __all__ as known_optimizers
 from . import arguments, inputs, sources
-from .batches import Arrays, Batch, Feed
+from .batches import Arrays, Batch, Feed, Group
 from .callback import Callback
 from .checkpoints import Checkpoint, facts_of, with_threads
 from .evaluation import Metrics, held_out_of
@@ -96,10 +96,11 @@ def fit(
     With `comm`, a communicator of mpi4py's such as MPI.COMM_WORLD, its processes train together. All of them call `fit`
     with the same network, data, as arrays or sources, and settings; each takes its share of every batch's rows, and all
     end with the same history and network, which is what one process makes of it, to within rounding. Parameters,
-    statistics and the random order start as the first process has them. It alone validates, calls the callbacks, shows
-    progress and has the files; a checkpoint resumes on any number of processes. A loss must derive from `xn.Loss`; a
-    layer of your own that adds up over the batch does so by `xpnet.common.share.whole`. Where the backend has kernels,
-    all layers but BatchNorm run in them. If one process fails, all of them end.
+    statistics and the random order start as the first process has them. It alone calls the callbacks, takes the
+    metrics, shows progress and has the files; a checkpoint resumes on any number of processes. Where each has a part of
+    the data for itself, x is `xn.data.Shard(source)`. A loss must derive from `xn.Loss`; a layer of your own that adds
+    up over the batch does so by `xpnet.common.share.whole`. Where the backend has kernels, all layers but BatchNorm run
+    in them. If one process fails, all of them end.
 
     `shards`, a power of 2, cuts every batch into so many blocks of rows, which are gone through by themselves and added
     up in a fixed order, in one process or divided among several. 1, 2, 4 and 8 processes then give the same bits with
@@ -131,16 +132,19 @@ def fit(
     arguments.check_monitored(own, validation_data is not None)
     prefetch = integer("fit: prefetch", prefetch, least=0)
     batch_size = None if batch_size is None else integer("fit: batch_size", batch_size)
-    feed = feed_of(net, x, y, loss, batch_size, sample_weight, epochs, prefetch)
-    objective = Objective(loss, non_negative("fit: l2", l2))
-    held_out = held_out_of(net, validation_data, loss, max(batch_size or feed.rows or 1, 1024))
-    arguments.warn_of_squashed_logits(net, "fit", loss)
-    shown = [Progress()] if progress else []
-    hooks: list[Callback] = [*shown, *own, *([checkpoint] if checkpoint else [])]
     size = 1 if comm is None else comm.Get_size()
     check_shards(shards, size)
     group = Processes(comm, in_order=shards is not None) if size > 1 else None
-    feed.group = group
+    feed = feed_of(net, x, y, loss, batch_size, sample_weight, epochs, prefetch, group)
+    if shards and isinstance(feed, sources.Shards):
+        raise ValueError("fit: shards cut whole batches, and x is a part of the data: leave out shards, or the Shard")
+    objective = Objective(loss, non_negative("fit: l2", l2))
+    held_out = held_out_of(net, validation_data, loss, max(batch_size or feed.rows or 1, 1024))
+    if held_out:
+        held_out.group = group
+    arguments.warn_of_squashed_logits(net, "fit", loss)
+    shown = [Progress()] if progress else []
+    hooks: list[Callback] = [*shown, *own, *([checkpoint] if checkpoint else [])]
     first = group is None or group.first  # it has the callbacks and the files
     if group or shards:
         check_rows_alone(loss)
@@ -216,7 +220,7 @@ def fit(
                     for epoch in np.split(losses, len(losses)) if feed.steps == 1 else [losses]:
                         run.end_epoch()
                         run.history.record({"loss": mean_of(epoch, feed.sizes(len(epoch)), objective)})
-                    if held_out is not None and first:
+                    if held_out is not None:
                         scores = held_out.scores(run.net, loss, metrics)
                         run.history.record({f"val_{name}": score for name, score in scores.items()})
                     for callback in hooks:
@@ -241,17 +245,27 @@ def fit(
 
 
 def feed_of(
-    net: Placed, x: Any, y: Any, loss: Loss, batch_size: int | None, sample_weight: Any, epochs: int, prefetch: int
+    net: Placed,
+    x: Any,
+    y: Any,
+    loss: Loss,
+    batch_size: int | None,
+    sample_weight: Any,
+    epochs: int,
+    prefetch: int,
+    group: Group | None,
 ) -> Feed:
-    """The batches of what `fit` is given."""
+    """The batches of what `fit` is given, for one of a group of processes."""
     if sources.is_source(x):
         require("fit: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", known_losses)
         sources.check_alone("fit", x, y=y, sample_weight=sample_weight)
-        return sources.feed_of(net, x, loss, batch_size, epochs, prefetch)
+        return sources.feed_of(net, x, loss, batch_size, epochs, prefetch, group)
     x, y = inputs.rows_of_pair(net, "fit", x, y, loss)
     slices = minibatches(x.shape[0], batch_size or x.shape[0])
     arguments.check_smallest_batch(net, x.shape, slices[-1].stop - slices[-1].start)
-    return Arrays(net.backend, Batch(x, y, inputs.weights_for(net, "fit", loss, y, sample_weight)), slices)
+    feed = Arrays(net.backend, Batch(x, y, inputs.weights_for(net, "fit", loss, y, sample_weight)), slices)
+    feed.group = group
+    return feed
 
 
 def warn_of_constant_outputs(run: Run) -> None:

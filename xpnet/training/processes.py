@@ -22,7 +22,7 @@ from .run import DivergenceError, Run
 P = ParamSpec("P")
 R = TypeVar("R")
 
-NEEDED = "Get_rank", "Get_size", "Allreduce", "Allgather", "allgather", "bcast", "Dup", "Ibarrier", "Abort"
+NEEDED = "Get_rank", "Get_size", "Allreduce", "Allgather", "allgather", "gather", "bcast", "Dup", "Ibarrier", "Abort"
 PATIENCE = 3.0  # seconds that a process waits for the others to fail as well
 DELIVERY = 2.0  # seconds for mpiexec to pass on what was printed: when the job is aborted, the rest of it is lost
 ENDED = -1  # in place of a number of rows
@@ -116,6 +116,20 @@ class Processes:
 
     def begin_step(self, own: int, rows: int) -> None:
         self._check_alike(self._meet(own, rows))
+
+    def begin_shards_step(self, own: int, over: bool) -> bool:
+        return all(self._meet(own, over))
+
+    def tell(self, what: str, value: Any) -> list[Any]:
+        told = self.comm.allgather((what, value))
+        if any(matter != what for matter, _ in told):
+            matters = ", ".join(matter for matter, _ in told)
+            raise ValueError(f"fit: the processes differ in what their sources give, in their order: {matters}")
+        return [each for _, each in told]
+
+    def gathered(self, value: Any) -> list[Any] | None:
+        found: list[Any] | None = self.comm.gather(value)
+        return found
 
     def end_epoch(self) -> None:
         self._check_alike(self._meet(0, ENDED))

@@ -20,12 +20,12 @@ from ..backends import Array, dtype_name, namespace, on_host
 from ..common.checks import kind_of
 from ..common.publication import published
 from ..common.warn import warn
-from ..data import NpzFiles, minibatches
+from ..data import NpzFiles, Shard, minibatches
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from . import inputs
 from .arguments import check_smallest_batch
-from .batches import GATHER, Arrays, Batch, Feed, chunks, parts_of
+from .batches import GATHER, Arrays, Batch, Feed, Group, chunks, parts_of
 
 KEPT = 32  # batches of a stream that are kept until the host has looked at what a device made of them
 
@@ -34,6 +34,8 @@ PARTS = "x", "y", "weight"
 
 def is_source(x: object) -> bool:
     """Whether x is something other than an array, frame or list of numbers, from which batches can be read."""
+    if isinstance(x, Shard):
+        return True
     if any(hasattr(x, name) for name in ("shape", "__array__", "__dlpack__")) or isinstance(
         x, (str, bytes, Mapping, Set, type)
     ):
@@ -52,6 +54,17 @@ def are_paths(x: object) -> bool:
 def has_rows(source: object) -> bool:
     """Whether it is a source of rows."""
     return not isinstance(source, (list, tuple)) and hasattr(source, "__getitem__") and hasattr(source, "__len__")
+
+
+def shard_of(source: Any) -> tuple[Any, bool]:
+    """A source, and whether it is a process's own part of the data."""
+    if isinstance(source, Shard):
+        if isinstance(source.source, Shard) or not is_source(source.source):
+            raise TypeError(
+                f"Shard: source is {kind_of(source.source)}, expected a source, such as xn.data.ArraySource(x, y)"
+            )
+        return source.source, True
+    return source, getattr(getattr(source, "sampler", None), "num_replicas", 1) > 1  # PyTorch's DistributedSampler
 
 
 def check_alone(who: str, source: object, **beside: object) -> None:
@@ -77,6 +90,7 @@ class Reader:
         self.kinds: list[tuple[Any, ...]] = []  # of the first batch's parts: dtype and shape of a row
         self.mean: float | None = None
         self.smallest = max(layer.smallest_batch for _, layer in net.leaves())
+        self.group: Group | None = None  # of processes that have other parts of the data, with weights of their own
 
     def parts(self, given: Any, name: str) -> list[Array]:
         """The arrays of a batch, in whatever libraries they are; `name` says in errors which it is."""
@@ -154,7 +168,7 @@ def name_of(number: int, rows: slice) -> str:
 
 def first_of(net: Placed, who: str, source: Any, loss: Loss, batch_size: int | None) -> tuple[Batch, Array]:
     """The first batch, and its targets as they were given."""
-    reader = Reader(net, who, loss, source)
+    (source, _), reader = shard_of(source), Reader(net, who, loss, source)
     for name, given in raw_batches(source, batch_size):
         return reader(given, name), reader.parts(given, name)[1]
     raise no_batches(who, source)
@@ -166,42 +180,76 @@ def no_batches(who: str, source: object) -> ValueError:
 
 
 def outputs_for(
-    net: Placed, who: str, source: Any, loss: Loss | None, batch_size: int | None
+    net: Placed, who: str, source: Any, loss: Loss | None, batch_size: int | None, group: Group | None = None
 ) -> tuple[Array, Array, Any]:
     """A network's outputs for all batches of a source; without a `loss` for x alone, else the targets as it encodes
     them, and as they were given.
+
+    A `group` of processes divides the batches, or each has its own, and the first gives all; the others None of each.
     """
     with published.lock:  # the arrays of one step
         net = net.clone()
+    source, shard = shard_of(source)
     reader, columns = Reader(net, who, loss, source), []
-    for name, given in raw_batches(source, batch_size):
+    rank, size = (0, 1) if group is None or shard else (group.rank, group.size)
+    for number, (name, given) in enumerate(raw_batches(source, batch_size)):
+        if number % size != rank and rank:
+            continue
         batch = reader(given, name)
-        columns.append((net._infer(batch.x), *([batch.y, reader.parts(given, name)[1]] if loss else [])))
+        prediction = net._infer(batch.x) if number % size == rank else None
+        columns.append((prediction, *([batch.y, reader.parts(given, name)[1]] if loss else [])))
+    if group is not None:
+        to_numpy, asarray = net.backend.to_numpy, net.backend.asarray
+        here = [tuple(to_numpy(a) if net.backend.owns(a) else a for a in column[: 3 if shard else 1])
+                for column in columns if column[0] is not None]  # fmt: skip
+        if (there := group.gathered(here)) is None:
+            return None, None, None
+        if shard:
+            columns = [tuple(map(asarray, column[:2])) + column[2:] for each in there for column in each]
+        else:
+            columns = [(asarray(there[i % size][i // size][0]), *column[1:]) for i, column in enumerate(columns)]
     if not columns:
         raise no_batches(who, source)
-    prediction, *targets = zip(*columns, strict=True)
+    predictions, *targets = zip(*columns, strict=True)
     xp = net.backend.xp
     if not targets:
-        return xp.concat(prediction, axis=0), None, None
+        return xp.concat(predictions, axis=0), None, None
     encoded, given = targets
-    return xp.concat(prediction, axis=0), xp.concat(encoded, axis=0), namespace(given[0]).concat(given, axis=0)
+    return xp.concat(predictions, axis=0), xp.concat(encoded, axis=0), namespace(given[0]).concat(given, axis=0)
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------
 
 
-def feed_of(net: Placed, source: Any, loss: Loss, batch_size: int | None, epochs: int, prefetch: int) -> Feed:
-    """The batches of a source."""
+def feed_of(
+    net: Placed, source: Any, loss: Loss, batch_size: int | None, epochs: int, prefetch: int, group: Group | None
+) -> Feed:
+    """The batches of a source, for one of a group of processes."""
+    source, shard = shard_of(source)
     reader = Reader(net, "fit", loss, source)
+    if shard and group is not None:
+        reader.group, reader.smallest = group, 1
+        if batch_size is not None:
+            own = group.own(slice(0, batch_size))
+            if batch_size < group.size:
+                raise ValueError(f"fit: batch_size is {batch_size}, fewer rows than there are processes, {group.size}")
+            batch_size = own.stop - own.start
     if are_paths(source):
         source = NpzFiles(source, batch_size or 1024)
+    feed: Rows | Stream
     if not has_rows(source):
-        return Stream(reader, source, epochs, prefetch)
-    if not (rows := len(source)):
+        feed = Stream(reader, source, epochs, prefetch)
+    elif not (rows := len(source)):
         raise no_batches("fit", source)
-    slices = minibatches(rows, batch_size or rows)
-    feed = Rows(reader, source, slices, prefetch)
-    check_smallest_batch(net, (rows, *feed.sample.x.shape[1:]), slices[-1].stop - slices[-1].start)
+    else:
+        slices = minibatches(rows, batch_size or rows)
+        feed = Rows(reader, source, slices, prefetch)
+        least = slices[-1].stop - slices[-1].start
+        if reader.group is None:
+            check_smallest_batch(net, (rows, *feed.sample.x.shape[1:]), least)
+    if reader.group is not None:
+        return Shards(feed, reader.group)
+    feed.group = group
     return feed
 
 
@@ -219,7 +267,7 @@ class Rows(Arrays):
             mean = getattr(source, "mean_weight", None)
             read = (reader.weights(source[rows], self._name(rows)) for group in chunks(slices, self.at_once)
                     for rows in [slice(group[0].start, group[-1].stop)])  # fmt: skip
-            reader.mean = inputs.mean_weight(read) if mean is None else float(mean)
+            reader.mean = inputs.mean_weight(read, reader.group) if mean is None else float(mean)
             self.sample = self._checked(given, slices[0])
 
     def facts(self) -> dict[str, Any]:
@@ -291,8 +339,10 @@ class Stream(Feed):
             self.steps = len(source)  # type: ignore[arg-type]
 
     def _begin(self, epoch: int) -> Iterator[Any]:
-        if hasattr(self.source, "set_epoch"):
-            self.source.set_epoch(epoch)
+        told: tuple[Any, ...] = self.source, getattr(self.source, "sampler", None)  # a DataLoader's, for one
+        for each in told:
+            if hasattr(each, "set_epoch"):
+                each.set_epoch(epoch)
         return iter(self.source)
 
     def _mean(self, first: Any) -> float:
@@ -305,7 +355,8 @@ class Stream(Feed):
                 "and a generator gives one: give a class with an __iter__ and, to spare the pass, a mean_weight"
             )
         named = enumerate(self._begin(0), 1)
-        return inputs.mean_weight(self.reader.weights(given, f"batch {number}") for number, given in named)
+        weights = (self.reader.weights(given, f"batch {number}") for number, given in named)
+        return inputs.mean_weight(weights, self.reader.group)
 
     def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
         raw = self.waiting if self.waiting is not None and self.epoch == 0 else self._begin(self.epoch)
@@ -381,8 +432,74 @@ class Stream(Feed):
         return np.array(self.counts[:steps])
 
     def facts(self) -> dict[str, Any]:
-        kinds = ", ".join(f"{part} {d} {s}" for part, (d, s) in zip(PARTS, self.reader.kinds, strict=False))
-        return {"source": f"batches of {kinds} from {type(self.source).__name__}"}
+        return {"source": f"batches of {kinds_in_words(self.reader.kinds)} from {type(self.source).__name__}"}
+
+
+class Shards(Feed):
+    """Batches of which each process has a part, from a source of its own."""
+
+    def __init__(self, feed: Rows | Stream, shards: Group):
+        self.feed, self.shards, self.sample = feed, shards, feed.sample
+        told = shards.tell("batches and rows", (feed.steps, feed.rows))
+        steps, rows = ([n for n in each if n is not None] for each in zip(*told, strict=True))
+        self.steps = max(steps) if len(steps) == shards.size else None
+        self.rows = sum(rows) if len(rows) == shards.size else None
+        self.kept: deque[tuple[int, Batch, slice, bool]] = deque(maxlen=KEPT)
+        self.over = False
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        own = np.random.default_rng([int(rng.integers(2**63)), self.shards.rank])  # rng goes on alike in all
+        return self.feed.order(own)
+
+    def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
+        self.feed.epoch, self.over, self.last, number = self.epoch, False, 0, done
+        self.kept.clear()
+        own = self.feed.read(order, done, epochs)
+        ended = False
+        while not self.over:
+            number += 1
+            if ended or (given := next(own, None)) is None:
+                ended, given = True, (self.sample.rows(slice(0, 0)), slice(0, 0))
+            elif self.feed.ends_epoch(number):
+                ended = True
+                next(own, None)  # what it has to say at its end
+            yield self._step(number, *given, ended)
+        self.steps = number
+
+    def _step(self, number: int, batch: Batch, rows: slice, ended: bool) -> tuple[Batch, slice]:
+        self.over = self.shards.begin_shards_step(rows.stop - rows.start, ended)
+        if len(self.kept) == KEPT:
+            self.kept.clear()
+        self.kept.append((number, batch, rows, ended))
+        self.last = number if self.over or len(self.kept) == KEPT else 0
+        return batch, rows
+
+    def again(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
+        for number, batch, rows, ended in list(self.kept):
+            self.shards.begin_shards_step(rows.stop - rows.start, ended)
+            yield number, batch, rows
+
+    def size(self, number: int) -> int:
+        return self.shards.rows
+
+    def ends_epoch(self, number: int) -> bool:
+        return self.over
+
+    def sizes(self, steps: int) -> np.ndarray:
+        own = np.zeros(steps, np.int64)
+        here = self.feed.sizes(steps)
+        own[: len(here)] = here
+        total: np.ndarray = np.array(self.shards.tell("sizes of batches", own)).sum(axis=0)
+        return total
+
+    def facts(self) -> dict[str, Any]:
+        kinds = kinds_in_words(self.feed.reader.kinds)
+        return {"source": f"a shard in each of {self.shards.size} processes, rows of {kinds}"}
+
+
+def kinds_in_words(kinds: Sequence[tuple[Any, ...]]) -> str:
+    """The parts of a batch, their dtypes and the shapes of their rows."""
+    return ", ".join(f"{part} {d} {s}" for part, (d, s) in zip(PARTS, kinds, strict=False))
 
 
 END = object()
