@@ -13,7 +13,7 @@ import pytest
 
 import xpnet as xn
 from support import HANG, ROOT
-from support.cases import FEATURES, LAYERS, SEQUENCES, ready
+from support.cases import FEATURES, LAYERS, SEQUENCES
 from support.checkpoints import StopAt, StopError
 from support.communicator import processes
 from support.together import (
@@ -34,9 +34,9 @@ from support.together import (
     sharded,
     trained,
 )
-from xpnet.common.share import sharing
 from xpnet.kernels.shared import Alone, SharedBuffers, SharedStep, shared_step
 from xpnet.training import processes as together
+from xpnet.training.batches import Batch
 
 FEW = "weights over the batch"  # the one of CASES that every backend goes through
 
@@ -194,16 +194,19 @@ class Nothing:
 
 
 @pytest.mark.parametrize("name", sorted({*LAYERS, *SEQUENCES} - {"network", "gpt"}))  # made of others
-def test_a_layer_of_which_a_process_has_no_row_has_gradients_of_zero(strict_lib, rng, name):
+def test_a_process_that_has_no_row_of_a_batch_takes_the_step_with_gradients_of_zero(strict_lib, rng, monkeypatch, name):
     make, inputs = SEQUENCES.get(name) or (LAYERS[name], lambda rng, n, t: rng.normal(size=(n, FEATURES)))
-    layer = ready(make(), strict_lib)
-    x = strict_lib.asarray(inputs(rng, 2, 4))[:0, ...]
-    with strict_lib.backend.scope(), sharing(Nothing()):
-        y, cache = layer.forward(x, training=True)
-        dx, grads = layer.backward(y, cache)
-    assert dx is None or tuple(dx.shape) == tuple(x.shape)
-    assert {k: tuple(g.shape) for k, g in grads.items()} == {k: tuple(a.shape) for k, a in layer.params.items()}
-    assert all((strict_lib.to_numpy(g) == 0.0).all() for g in grads.values())
+    below = [xn.Dense(FEATURES, FEATURES)] * (name in LAYERS)
+    net = xn.Sequential(*below, make()).initialize(strict_lib.backend, seed=0)
+    given = inputs(rng, 2, 4)
+    x = net.backend.asarray(given, "float32" if given.dtype.kind == "f" else None)
+    y = 0.0 * net.predict(x)
+    step = shared_step(net, xn.MeanSquaredError("sum"), xn.SGD(0.1), tuple(x.shape), Alone())
+    monkeypatch.setattr(step, "share", lambda batch: Nothing())
+    with net.backend.scope():
+        value, after = step.on_rows(step.start, Batch(x, y), slice(0, 0), ())
+    assert float(value) == 0.0
+    assert (strict_lib.to_numpy(after.weights) == strict_lib.to_numpy(step.start.weights)).all()
 
 
 @pytest.mark.numpy_only

@@ -36,8 +36,8 @@ class Convolution(WindowsStage):
 
     def grouped(self, matrix: Array) -> Array:
         """(G M, ...) as matrices (G, M, ...), one matrix if there is one group."""
-        groups = self.layer.groups
-        return matrix.reshape((groups, -1, matrix.shape[1])) if groups > 1 else matrix
+        groups, (rows, columns) = self.layer.groups, matrix.shape
+        return matrix.reshape((groups, rows // groups, columns)) if groups > 1 else matrix
 
     def views(self, vector: Vector) -> tuple[Any, ...]:
         """W, and its transpose."""
@@ -49,11 +49,11 @@ class Convolution(WindowsStage):
         layer, images = self.layer, as_images(x)
         o = layer.output_shape(tuple(x.shape)[::-1])[1]  # which refuses an x that does not fit
         self.bind_windows(x, **settings_of(layer, tuple(x.shape)[-3::-1]))
-        (p, q), n, taps = self.outputs, images.shape[-1], self.kernel[0] * self.kernel[1]
+        (p, q), n, self.taps = self.outputs, images.shape[-1], self.channels * self.kernel[0] * self.kernel[1]
         self.keeps = before is None
         self.cache = None if self.keeps else x
-        self.of_row = self.channels * taps * q * n
-        self.rows = max(1, min(p, BLOCK // self.of_row))
+        self.of_row = self.taps * q * n
+        self.rows = max(1, min(p, BLOCK // max(1, self.of_row)))
         self.patches = self.shared("patches", (self.rows * self.of_row,))
         y = self.output(o * p * q, n)
         self.given = as_given(y.reshape((o, p, q, n)), self.axes)
@@ -70,7 +70,7 @@ class Convolution(WindowsStage):
             columns = slice(first * self.columns, rows.stop * self.columns)
             patches = self.patches[: count * self.of_row]
             over_vector("gather", patches, 2048, images, *strides, self.channels, first, count, *self.windows, patches)
-            yield rows, columns, self.grouped(patches.reshape((-1, count * self.columns)))
+            yield rows, columns, self.grouped(patches.reshape((self.taps, count * self.columns)))
 
     def forward(self, x: Array, params: Any) -> Array:
         if self.keeps:
@@ -80,7 +80,7 @@ class Convolution(WindowsStage):
         return self.given
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Any:
-        dz, dweight = self.grouped(as_images(dy).reshape((-1, self.outputs[0] * self.columns))), grads[0]
+        dz, dweight = self.grouped(as_images(dy).reshape((dy.shape[-2], self.outputs[0] * self.columns))), grads[0]
         for rows, columns, patches in self.blocks(self.cache):
             part, transposed = dz[..., columns], patches.swapaxes(-1, -2)
             if rows.start:
