@@ -257,6 +257,14 @@ NETWORKS |= {
         *(B(xn.LayerNorm(4), xn.Sequential(), axis=1, merge="concat"), B(xn.Tanh(), xn.Sequential(), merge="concat")),
         *(xn.Flatten(), D(32, 3)),
     ),
+    "dense layers of three axes": lambda: xn.Sequential(
+        *(D(6, 8), Split(), D(4, 9), xn.GELU(), D(9, 5), xn.Tanh(), D(5, 6), xn.ReLU(), D(6, 6), D(6, 5), xn.ELU()),
+        *(R(D(5, 5), xn.SiLU()), R(xn.LayerNorm(5), D(5, 7), xn.LeakyReLU(), D(7, 5)), D(5, 4), Split(True), D(8, 3)),
+    ),
+    "a dense layer of three axes first": lambda: xn.Sequential(
+        xn.Reshape(2, 3), D(3, 4), xn.GELU(approximate=True), R(D(4, 4), xn.Softplus()), D(4, 4, trainable=False),
+        *(xn.Sigmoid(), D(4, 4), Same(), D(4, 4), xn.Dropout(0.1), xn.Flatten(), D(8, 3)),
+    ),
     "a Residual of one's own": lambda: xn.Sequential(D(6, 8), Halfway(D(8, 8), xn.BatchNorm(8)), D(8, 3)),
 }  # fmt: skip
 for _name, _make in {"array": lambda a: a + 0.25, "read-only array": read_only, "broadcast array": broadcast}.items():

@@ -36,6 +36,18 @@ def test_activations_take_their_limits_far_out_without_a_warning(lib, name, dtyp
         np.testing.assert_allclose(lib.to_numpy(actual)[0], expected, rtol=1e-6, atol=np.finfo(dtype).tiny)
 
 
+@pytest.mark.numpy_only
+def test_single_erf_is_right_to_four_units_over_all_of_float32():
+    x = np.arange(0, 0x7F800000, 20011, dtype=np.int32).view(np.float32)
+    x = np.concatenate([x, -x])
+    with np.errstate(over="ignore", under="ignore"):
+        y = xn.ops.single_erf(x)
+    near = np.abs(x) < 4.0
+    expected = np.sign(x.astype("float64"))
+    expected[near] = [math.erf(v) for v in x[near].tolist()]
+    assert (np.abs(y - expected) / np.spacing(np.abs(expected).astype(np.float32))).max() < 4.0
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_erf_is_right_to_the_rounding_of_its_dtype(lib, dtype):
     x = np.concatenate([np.linspace(-7.0, 7.0, 1400), 10.0 ** np.arange(-30.0, 4.0), [0.0, math.inf, -math.inf]])

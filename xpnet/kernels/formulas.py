@@ -154,7 +154,10 @@ def select(condition: Any, a: Any, b: Any, out: Any) -> None:
 
 def erf(x: Any, out: Any) -> None:
     """2/√π ∫₀ˣ exp(-t²) dt"""
-    out[...] = ops.erf(x)
+    if x.dtype == np.float32:
+        ops.single_erf(x, out=out)
+    else:
+        out[...] = ops.erf(x)
 
 
 # what a library lacks

@@ -14,6 +14,7 @@ from .convolution import Convolution, Flatten
 from .layer_norm import LayerNorm
 from .optimizers import Update
 from .pointwise import Pointwise
+from .positions import Dense
 from .products import product
 from .softmax import SoftmaxCrossEntropy
 
@@ -23,7 +24,7 @@ Sums = Callable[..., Array]
 class Calls:
     """The family: its classes of stages in the order of preference, and the library's functions that they call."""
 
-    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, Convolution, Flatten
+    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, Dense, Convolution, Flatten
     loss_stage: Any = SoftmaxCrossEntropy
     update: type[Update] = Update
     bias_joins_from: float = 0  # weights of a Dense from which on its bias may be the product's work

@@ -9,6 +9,7 @@ from ...stages import Product
 from ..calls import Calls
 from ..convolution import Flatten
 from ..layer_norm import LayerNorm as LayerNormInCalls
+from ..positions import Dense
 from .batch_norm import BatchNorm
 from .convolution import Convolution
 from .layer_norm import LayerNorm
@@ -20,7 +21,7 @@ from .softmax import SoftmaxCrossEntropy, higher
 class NumbaKernels(Calls):
     """`Calls` with the stages' work in compiled loops."""
 
-    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, LayerNormInCalls, Convolution, Flatten
+    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, LayerNormInCalls, Dense, Convolution, Flatten
     loss_stage = SoftmaxCrossEntropy
     update = Update
     bias_joins_from = 2**16  # the loop adds a bias on its way, and a small product takes longer with one row more
