@@ -265,6 +265,14 @@ NETWORKS |= {
         xn.Reshape(2, 3), D(3, 4), xn.GELU(approximate=True), R(D(4, 4), xn.Softplus()), D(4, 4, trainable=False),
         *(xn.Sigmoid(), D(4, 4), Same(), D(4, 4), xn.Dropout(0.1), xn.Flatten(), D(8, 3)),
     ),
+    "attention": lambda: xn.Sequential(
+        *(D(6, 8), Split(), xn.MultiHeadAttention(4, 2), R(xn.LayerNorm(4), xn.MultiHeadAttention(4, 1, causal=True))),
+        *(Same(), xn.MultiHeadAttention(4, 4, causal=True), Split(True), D(8, 3)),
+    ),
+    "attention first": lambda: xn.Sequential(
+        *(xn.Reshape(3, 2), xn.MultiHeadAttention(2, 2, causal=True), xn.MultiHeadAttention(2, 1, trainable=False)),
+        *(R(xn.MultiHeadAttention(2, 1)), xn.Flatten(), D(6, 3)),
+    ),
     "a Residual of one's own": lambda: xn.Sequential(D(6, 8), Halfway(D(8, 8), xn.BatchNorm(8)), D(8, 3)),
 }  # fmt: skip
 for _name, _make in {"array": lambda a: a + 0.25, "read-only array": read_only, "broadcast array": broadcast}.items():

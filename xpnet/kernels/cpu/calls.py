@@ -9,6 +9,7 @@ from ...backends import Array, Backend
 from ...losses.losses import Loss
 from ...optimizers import Optimizer
 from ..stages import Product, Site
+from .attention import Attention
 from .batch_norm import BatchNorm
 from .convolution import Convolution, Flatten
 from .layer_norm import LayerNorm
@@ -24,7 +25,7 @@ Sums = Callable[..., Array]
 class Calls:
     """The family: its classes of stages in the order of preference, and the library's functions that they call."""
 
-    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, Dense, Convolution, Flatten
+    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention, Convolution, Flatten
     loss_stage: Any = SoftmaxCrossEntropy
     update: type[Update] = Update
     bias_joins_from: float = 0  # weights of a Dense from which on its bias may be the product's work

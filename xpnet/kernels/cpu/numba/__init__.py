@@ -6,6 +6,7 @@ import numpy as np
 
 from ....backends import Backend
 from ...stages import Product
+from ..attention import Attention
 from ..calls import Calls
 from ..convolution import Flatten
 from ..layer_norm import LayerNorm as LayerNormInCalls
@@ -21,7 +22,10 @@ from .softmax import SoftmaxCrossEntropy, higher
 class NumbaKernels(Calls):
     """`Calls` with the stages' work in compiled loops."""
 
-    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, LayerNormInCalls, Dense, Convolution, Flatten
+    stages: tuple[Any, ...] = (
+        *(BatchNorm, Pointwise, Product, LayerNorm, LayerNormInCalls, Dense, Attention),
+        *(Convolution, Flatten),
+    )
     loss_stage = SoftmaxCrossEntropy
     update = Update
     bias_joins_from = 2**16  # the loop adds a bias on its way, and a small product takes longer with one row more
