@@ -145,6 +145,11 @@ class Shard:
     each takes its share, and draws its own order of its rows. The parts may have different lengths: where one has
     ended, the others go on. In one process it is the source. A DataLoader with PyTorch's DistributedSampler is taken
     as a part without this. Raises TypeError for what is no source.
+
+    >>> import numpy as np
+    >>> part = xn.data.Shard(xn.data.ArraySource(np.ones((3, 2)), np.zeros((3, 1))))
+    >>> len(part.source)
+    3
     """
 
     def __init__(self, source: Any):

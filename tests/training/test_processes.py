@@ -1,6 +1,7 @@
 """Several processes that train together: they make what one makes, and fail together."""
 
 import contextlib
+import inspect
 import itertools
 import os
 import pickle
@@ -8,14 +9,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
+import warnings
 
+import numpy as np
 import pytest
 
 import xpnet as xn
 from support import HANG, ROOT
 from support.cases import FEATURES, LAYERS, SEQUENCES
 from support.checkpoints import StopAt, StopError
-from support.communicator import processes
+from support.communicator import NCCL, Communicator, processes
 from support.together import (
     CASES,
     PARTS,
@@ -34,6 +38,7 @@ from support.together import (
     sharded,
     trained,
 )
+from xpnet.common.share import OverNCCL
 from xpnet.kernels.shared import Alone, SharedBuffers, SharedStep, shared_step
 from xpnet.training import processes as together
 from xpnet.training.batches import Batch
@@ -320,8 +325,52 @@ def test_what_cannot_be_trained_by_several_is_refused(strict_lib):
             fit(strict_lib.backend, comm, y=T, loss=Own())
 
     assert processes(2, job) == [None, None]
-    with pytest.raises(TypeError, match=r"comm must be a communicator of mpi4py, such as MPI.COMM_WORLD, got 4"):
+    with pytest.raises(TypeError, match=r"comm must be a communicator of mpi4py, .* CuPy's NCCLBackend; got 4"):
         fit(strict_lib.backend, 4, xn.Sequential(xn.Dense(FEATURES, 3)).initialize(strict_lib.backend))
+
+
+@pytest.mark.cupy_only
+@pytest.mark.parametrize("shards", [None, 4])
+def test_arrays_of_cupy_travel_over_nccl_and_nothing_by_way_of_the_host(lib, monkeypatch, shards):
+    def job(comm):
+        host = Communicator.Allreduce
+
+        def allreduce(self, a, total):
+            assert not isinstance(total, np.ndarray)
+            host(self, a, total)
+
+        monkeypatch.setattr(Communicator, "Allreduce", allreduce)
+        return trained("weights, l2, clip_norm", lib.backend, OverNCCL(NCCL(comm), comm), shards=shards)
+
+    one = trained("weights, l2, clip_norm", lib.backend, shards=shards)
+    assert_alike(one, processes(2, job), atol=0 if shards else 1e-12)
+
+
+@pytest.mark.cupy_only
+@pytest.mark.parametrize("method", ["all_reduce", "all_gather"])
+def test_the_stand_in_for_nccl_has_the_signatures_of_cupys(method):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that NCCL's library is not there
+        from cupyx.distributed import NCCLBackend
+    assert inspect.signature(getattr(NCCL, method)) == inspect.signature(getattr(NCCLBackend, method))
+
+
+@pytest.mark.numpy_only
+def test_an_nccl_backend_comes_with_the_processes_of_mpi(monkeypatch):
+    def mpi(comm):
+        world = types.SimpleNamespace(MPI=types.SimpleNamespace(COMM_WORLD=comm))
+        monkeypatch.setitem(sys.modules, "mpi4py", world)
+        return comm
+
+    comm = mpi(Communicator(1, 3, [None]))
+    found = together.communicator(NCCL(comm))
+    assert (type(found), found.Get_rank(), found.mpi) == (OverNCCL, 1, comm)
+    mpi(Communicator(0, 1, [None]))
+    with pytest.raises(ValueError, match="an NCCLBackend of process 1 of 3, and MPI has 0 of 1: make it NCCLBackend"):
+        together.communicator(NCCL(comm))
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ImportError, match="goes over MPI: pip install mpi4py mpich"):
+        together.communicator(NCCL(comm))
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

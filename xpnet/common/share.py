@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+import numpy as np
+
 from .. import ops
 from ..backends import Array
 
@@ -68,3 +70,33 @@ def span(n: int) -> tuple[int, int]:
         return 0, n
     each = n // share.own if share.own else 1
     return share.first * each, share.rows * each
+
+
+# --- what carries the sums --------------------------------------------------------------------------------------------
+
+
+class OverNCCL:
+    """A communicator of mpi4py's, but that CuPy's arrays travel over NCCL, from GPU to GPU.
+
+    `nccl` is a cupyx.distributed.NCCLBackend. Nothing waits for the device: a sum is queued in the current stream.
+    """
+
+    def __init__(self, nccl: Any, mpi: Any):
+        self.nccl, self.mpi = nccl, mpi
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.mpi, name)
+
+    def Allreduce(self, a: Any, total: Any) -> None:  # noqa: N802  # as mpi4py has it
+        """The sum; with None for `a` in the place of `total`."""
+        if isinstance(total, np.ndarray):
+            self.mpi.Allreduce(a, total)
+        else:
+            self.nccl.all_reduce(total if a is None else a, total)
+
+    def Allgather(self, a: Any, parts: Any) -> None:  # noqa: N802
+        """The array of each process, one after another."""
+        if isinstance(parts, np.ndarray):
+            self.mpi.Allgather(a, parts)
+        else:
+            self.nccl.all_gather(a, parts, a.size)

@@ -18,10 +18,11 @@ from .reference import Carry, Step
 
 
 class Group(Protocol):
-    """The processes that train together, as one of them sees it. Arrays are the host's."""
+    """The processes that train together, as one of them sees it."""
 
     rank: int  # its own number
     size: int  # how many there are
+    takes_cupy: bool  # whether arrays may be CuPy's; else they are the host's
 
     def place(self, own: int) -> tuple[int, int]:
         """Of a batch that has so many rows here, the number of the first in the whole batch, and how many that has."""
@@ -39,7 +40,7 @@ class Group(Protocol):
 class Alone:
     """The group of one process."""
 
-    rank, size = 0, 1
+    rank, size, takes_cupy = 0, 1, True
 
     def place(self, own: int) -> tuple[int, int]:
         return 0, own
@@ -71,17 +72,23 @@ class Meeting:
         return self.total
 
 
-class Rows:
-    """The `Share` of some of a batch's rows, whose arrays `add` adds up with those of the others."""
+Add = Callable[[Any], Any]
 
-    def __init__(self, backend: Backend, dtype: Any, add: Callable[[Any], Any], first: int, own: int, rows: int):
-        self.backend, self.dtype, self.add = backend, dtype, add
+
+class Rows:
+    """The `Share` of some of a batch's rows, whose arrays `add` adds up with those of the others.
+
+    `brought` gives an array as `add` takes it.
+    """
+
+    def __init__(self, backend: Backend, dtype: Any, brought: Add, add: Add, first: int, own: int, rows: int):
+        self.backend, self.dtype, self.brought, self.add = backend, dtype, brought, add
         self.first, self.own, self.rows = first, own, rows
 
     def sum(self, *arrays: Any) -> list[Array]:
         xp, device = self.backend.xp, self.backend.device
         here = [xp.astype(xp.asarray(a, device=device), self.dtype, copy=False) for a in arrays]
-        total = self.add(self.backend.to_numpy(ops.join(here)))
+        total = self.add(self.brought(ops.join(here)))
         return ops.split(self.backend.asarray(total), [tuple(a.shape) for a in here])
 
 
@@ -90,11 +97,15 @@ class Together(Step):
 
     group: Group
 
+    def brought(self, a: Array) -> Any:
+        """An array as the group takes it, the same or a copy."""
+        return a if self.group.takes_cupy and self.backend.name == "cupy" else self.backend.to_numpy(a)
+
     def share(self, batch: Batch) -> Rows:
         """The share of a batch that its rows here are."""
         own = batch.x.shape[0]
         first, rows = self.group.place(own)
-        return Rows(self.backend, self.start.weights.dtype, self.group.sum, first, own, rows)
+        return Rows(self.backend, self.start.weights.dtype, self.brought, self.group.sum, first, own, rows)
 
     def misfit(self, carry: Carry, x: Array) -> str:
         with sharing(self.share(Batch(x, None))):
@@ -131,7 +142,7 @@ class SharedStep(Together):
         def part(shard: int) -> Any:
             number = self.group.rank * self.here + shard
             first, last = (here.rows * i // self.shards - here.first for i in (number, number + 1))
-            share = Rows(here.backend, here.dtype, lambda a: meeting.sum(shard, a),
+            share = Rows(here.backend, here.dtype, here.brought, lambda a: meeting.sum(shard, a),
                          here.first + first, last - first, here.rows)  # fmt: skip
             try:
                 return self._passes_of(share, batch.rows(slice(first, last)))
@@ -174,7 +185,7 @@ class SharedBuffers(Together, BufferedStep):
         return plan, whole(value), dy
 
     def _add_up(self, gradient: Array) -> None:
-        here = self.backend.to_numpy(gradient)
+        here = self.brought(gradient)
         self.group.add_up(here)
         if here is not gradient:
             gradient[...] = self.backend.asarray(here)

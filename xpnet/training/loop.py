@@ -93,14 +93,14 @@ def fit(
     `checkpoint` saves the run's whole state as it goes, and `resume=True` goes on from there as if nothing had
     happened: see `Checkpoint`.
 
-    With `comm`, a communicator of mpi4py's such as MPI.COMM_WORLD, its processes train together. All of them call `fit`
-    with the same network, data, as arrays or sources, and settings; each takes its share of every batch's rows, and all
-    end with the same history and network, which is what one process makes of it, to within rounding. Parameters,
-    statistics and the random order start as the first process has them. It alone calls the callbacks, takes the
-    metrics, shows progress and has the files; a checkpoint resumes on any number of processes. Where each has a part of
-    the data for itself, x is `xn.data.Shard(source)`. A loss must derive from `xn.Loss`; a layer of your own that adds
-    up over the batch does so by `xpnet.common.share.whole`. Where the backend has kernels, all layers but BatchNorm run
-    in them. If one process fails, all of them end.
+    With `comm`, a communicator of mpi4py's such as MPI.COMM_WORLD or CuPy's NCCLBackend, its processes train together.
+    All of them call `fit` with the same network, data, as arrays or sources, and settings; each takes its share of
+    every batch's rows, and all end with the same history and network, which is what one process makes of it, to within
+    rounding. Parameters, statistics and the random order start as the first process has them. It alone calls the
+    callbacks, takes the metrics, shows progress and has the files; a checkpoint resumes on any number of processes.
+    Where each has a part of the data for itself, x is `xn.data.Shard(source)`. A loss must derive from `xn.Loss`; a
+    layer of your own that adds up over the batch does so by `xpnet.common.share.whole`. Where the backend has kernels,
+    all layers but BatchNorm run in them. If one process fails, all of them end.
 
     `shards`, a power of 2, cuts every batch into so many blocks of rows, which are gone through by themselves and added
     up in a fixed order, in one process or divided among several. 1, 2, 4 and 8 processes then give the same bits with

@@ -9,8 +9,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from ..backends import Array, namespace
 from ..common.checks import brief, integer, printable
-from ..common.share import tree_sum
+from ..common.share import OverNCCL, tree_sum
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from .arguments import own_hook
@@ -28,13 +29,28 @@ DELIVERY = 2.0  # seconds for mpiexec to pass on what was printed: when the job 
 ENDED = -1  # in place of a number of rows
 
 
-def check_communicator(comm: object) -> None:
-    """Refuse what is no communicator of mpi4py's."""
-    if not all(hasattr(comm, name) for name in NEEDED):
+def communicator(comm: Any) -> Any:
+    """The communicator that is given, or the one over NCCL for CuPy's NCCLBackend. Refuses what is neither."""
+    if all(hasattr(comm, name) for name in NEEDED):
+        return comm
+    if not all(hasattr(comm, name) for name in ("rank", "all_reduce", "all_gather")):
         raise TypeError(
-            f"fit: comm must be a communicator of mpi4py, such as MPI.COMM_WORLD, got {brief(comm)}; arrays of a GPU "
-            "travel over it, too, by way of the host"
+            "fit: comm must be a communicator of mpi4py, such as MPI.COMM_WORLD, over which arrays of a GPU travel by "
+            f"way of the host, or CuPy's NCCLBackend; got {brief(comm)}"
         )
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        remedy = "pip install mpi4py mpich, and start the processes by mpiexec"
+        raise ImportError(f"fit: comm is an NCCLBackend, and all but arrays goes over MPI: {remedy}") from error
+    world = MPI.COMM_WORLD
+    here, there = (world.Get_rank(), world.Get_size()), (comm.rank, getattr(comm, "_n_devices", world.Get_size()))
+    if here != there:
+        raise ValueError(
+            f"fit: comm is an NCCLBackend of process {there[0]} of {there[1]}, and MPI has {here[0]} of {here[1]}: "
+            "make it NCCLBackend(MPI.COMM_WORLD.Get_size(), MPI.COMM_WORLD.Get_rank(), use_mpi=True)"
+        )
+    return OverNCCL(comm, world)
 
 
 def check_rows_alone(loss: Any) -> None:
@@ -67,7 +83,7 @@ def fails_together(fit: Callable[P, R]) -> Callable[P, R]:
         comm: Any = options.get("comm")
         if comm is None:
             return fit(*args, **options)
-        check_communicator(comm)
+        options["comm"] = comm = communicator(comm)
         failures = comm.Dup()  # on which nothing else is said
         try:
             return fit(*args, **options)
@@ -99,6 +115,7 @@ class Processes:
 
     def __init__(self, comm: Any, in_order: bool):
         self.in_order = in_order  # whether sums are taken in a fixed tree, to the bit
+        self.takes_cupy = isinstance(comm, OverNCCL)
         self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
         self.first = self.rank == 0
         self.received = 0  # the number of a signal that came to this process
@@ -157,16 +174,16 @@ class Processes:
     def first_told(self, text: str) -> str:
         return next(filter(None, self.comm.allgather(text)), "")
 
-    def add_up(self, a: np.ndarray) -> None:
+    def add_up(self, a: Array) -> None:
         self.comm.Allreduce(None, a)  # which mpi4py takes as MPI.IN_PLACE
 
-    def sum(self, a: np.ndarray) -> np.ndarray:
+    def sum(self, a: Array) -> Array:
+        xp = namespace(a)
         if self.in_order:
-            parts = np.empty((self.size, *a.shape), a.dtype)
+            parts = xp.empty((self.size, *a.shape), dtype=a.dtype)
             self.comm.Allgather(a, parts)
-            total: np.ndarray = tree_sum([*parts])
-            return total
-        total = np.empty_like(a)
+            return tree_sum([*parts])
+        total = xp.empty_like(a)
         self.comm.Allreduce(a, total)
         return total
 
