@@ -57,6 +57,10 @@ def kernels_for(backend: Backend, compiled: bool) -> Any:
                 "it. Mend it, or set XPNET_KERNELS=generic",
                 RuntimeWarning,
             )
+    if backend.name == "torch":
+        from .cpu.torch import TorchKernels
+
+        return TorchKernels(backend)
     from .cpu.calls import Calls
 
     return Calls(backend)

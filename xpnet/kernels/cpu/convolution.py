@@ -137,9 +137,14 @@ class Convolution(RowsStage):
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
         layers = [part.layer for part in parts[:3]]
-        if site.family.lib is not np or not layers or (before and before.bias) or not is_plain(layers[0]):
+        if not layers or (before and before.bias) or not cls.does(site, layers[0]):
             return None
         return cls(site, before, parts[0], layers[1:]) if parts[0].axes == layers[0].axes + 2 else None
+
+    @classmethod
+    def does(cls, site: Site, layer: Any) -> bool:
+        """Whether it does a layer."""
+        return is_plain(layer)
 
     def __init__(self, site: Site, before: Stage | None, part: Part, following: Sequence[Layer]):
         super().__init__(site, before, f"{part.prefix}.weight", f"{part.prefix}.bias")

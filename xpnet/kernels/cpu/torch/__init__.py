@@ -1,0 +1,16 @@
+"""The kernels of PyTorch: those in calls, and others by functions of its own."""
+
+from typing import Any
+
+from ...stages import Product
+from ..batch_norm import BatchNorm
+from ..calls import Calls
+from ..layer_norm import LayerNorm
+from ..pointwise import Pointwise
+from .convolution import Convolution, Flatten
+
+
+class TorchKernels(Calls):
+    """`Calls` with PyTorch's own convolution."""
+
+    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, Convolution, Flatten
