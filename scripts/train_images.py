@@ -1,9 +1,12 @@
 """Train a convolutional network on your own images.
 
-DATA is an .npz file or a folder. The file holds x, images (n, height, width), with colours (n, height, width, 3) or
-(n, 3, height, width), and y, a class for each, numbers or names; also Keras's x_train, y_train, x_test and y_test. The
-folder holds the four files of MNIST, Fashion-MNIST and their like, train-images-idx3-ubyte and so on, with .gz or
-without. Where there are no test images, a tenth of all is held out.
+DATA is an .npz file, several of them, or a folder. A file holds x, images (n, height, width), with colours (n, height,
+width, 3) or (n, 3, height, width), and y, a class for each, numbers or names; also Keras's x_train, y_train, x_test and
+y_test. A folder holds these as x.npy and so on, or the four files of MNIST, Fashion-MNIST and their like,
+train-images-idx3-ubyte and so on, with .gz or without. Where there are no test images, a tenth of all is held out.
+
+Data may be larger than memory as .npy files, which are mapped, or as several .npz files of x and y, of which one is in
+memory at a time: they train in a random order of 10,000 images at a time, and the last file tests.
 """
 
 import argparse
@@ -12,7 +15,9 @@ import math
 import sys
 import time
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from parts.command_line import a_picture, above_0, add_training, checkpoint_of, count, parsed
@@ -22,13 +27,16 @@ import xpnet as xn
 
 SMALLEST = 8  # pixels: pooling goes on until an image's shorter side is no longer
 IDX = {"train": "train", "test": "t10k"}
+HELD = 10_000  # images that are in memory at a time, where all of them may not be
 BYTES = 0x08  # the code of unsigned bytes in an IDX file
 
 
 def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, metavar="DATA", help="an .npz file, or a folder with the four IDX files")
+    parser.add_argument(
+        "data", type=Path, nargs="+", metavar="DATA", help=".npz files, or a folder with .npy or the four IDX files"
+    )
     parser.add_argument("--model", choices=["cnn", "mlp"], default="cnn", help="default: cnn")
     parser.add_argument("--epochs", type=count, default=5, help="default: 5")
     parser.add_argument("--batch-size", type=count, default=64, help="default: 64")
@@ -43,40 +51,122 @@ def arguments() -> argparse.Namespace:
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def images_of(path: Path, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """x_train, y_train, x_test, y_test, the images (n, C, H, W) and classes from 0, and the classes' names."""
-    if path.is_dir():
+class Data(NamedTuple):
+    """Images (n, C, H, W) and classes from 0."""
+
+    train: tuple[Any, ...]  # x and y, or a source of both, as `fit` takes them
+    rows: int  # how many train
+    x_test: np.ndarray
+    y_test: np.ndarray
+    names: list[str]  # of the classes
+
+
+class Some:
+    """Those of the images that train, read as they are needed."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, rows: np.ndarray):
+        self.x, self.y, self.rows = x, y, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        rows = self.rows[rows]
+        return self.x[rows], self.y[rows]
+
+
+class Files:
+    """The batches of several .npz files."""
+
+    def __init__(self, paths: Sequence[Path], labels: np.ndarray, batch_size: int):
+        self.paths, self.labels, self.batch_size = paths, labels, batch_size
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for path in self.paths:
+            for x, y in xn.data.NpzFiles([path], self.batch_size):
+                yield channels_first(path, "x", x), np.searchsorted(self.labels, y)
+
+
+def data_of(paths: list[Path], batch_size: int, seed: int) -> Data:
+    """The data of the command line."""
+    if len(paths) == 1:
+        return images_of(paths[0], seed)
+    classes = []
+    for path in paths:  # one is in memory at a time
+        parts = xn.data.read_npz(path)
+        check_names(path, parts, ["x", "y"])
+        x_test = channels_first(path, "x", parts["x"])
+        classes.append(classes_of(path, "y", parts["y"], len(x_test)))
+    labels = labels_of(path, classes)
+    train = xn.data.shuffled(Files(paths[:-1], labels, batch_size), HELD, seed)
+    rows = sum(map(len, classes[:-1]))
+    return Data((train,), rows, x_test, np.searchsorted(labels, classes[-1]), in_words(labels))
+
+
+def images_of(path: Path, seed: int) -> Data:
+    """The data of one file or folder."""
+    mapped = path.is_dir() and any(path.glob("*.npy"))
+    if mapped:
+        parts = {file.stem: np.load(file, mmap_mode="r") for file in sorted(path.glob("*.npy"))}
+    elif path.is_dir():
         parts = {f"{x}_{part}": idx(path, name, x) for part, name in IDX.items() for x in ("x", "y")}
     else:
         parts = xn.data.read_npz(path)
     train_only = "x_train" not in parts
     names = ["x", "y"] if train_only else ["x_train", "y_train", "x_test", "y_test"]
-    if missing := [name for name in names if name not in parts]:
-        raise ValueError(
-            f"{path} has no {', '.join(missing)}; it has {', '.join(parts) or 'nothing'}: save images and classes as "
-            "np.savez(path, x=..., y=...)"
-        )
+    check_names(path, parts, names)
     x, y = (parts[name] for name in names[:2])
     arrays = [x, y] if train_only else [x, y, parts["x_test"], parts["y_test"]]
     for i in range(0, len(arrays), 2):
         arrays[i] = channels_first(path, names[i], arrays[i])
-        classes = arrays[i + 1] = np.squeeze(arrays[i + 1], axis=1) if arrays[i + 1].ndim == 2 else arrays[i + 1]
-        if classes.shape != arrays[i].shape[:1] or classes.dtype.kind not in "iubUS":
-            raise ValueError(
-                f"{path}: {names[i + 1]} is {classes.dtype} of shape {classes.shape}, expected a class for each of the "
-                f"{len(arrays[i])} images of {names[i]}, whole numbers or names"
-            )
-    labels = np.unique(np.concatenate(arrays[1::2]))
-    if len(labels) < 2:
-        raise ValueError(f"{path}: all images are of one class, {labels[:1].tolist()}; there is nothing to tell apart")
+        arrays[i + 1] = classes_of(path, names[i + 1], arrays[i + 1], len(arrays[i]))
+    labels = labels_of(path, arrays[1::2])
     arrays[1::2] = [np.searchsorted(labels, y) for y in arrays[1::2]]
+    if train_only and mapped:
+        x, y = arrays
+        order = np.random.default_rng(seed).permutation(len(x))
+        count = min(max(1, len(x) // 10), HELD)
+        held_out, rows = np.sort(order[:count]), np.sort(order[count:])
+        return Data((Some(x, y, rows),), len(rows), x[held_out], y[held_out], in_words(labels))
     if train_only:
         x_train, x_test, y_train, y_test = xn.data.train_test_split(*arrays, test_size=0.1, seed=seed)
         arrays = [x_train, y_train, x_test, y_test]
     if arrays[0].shape[1:] != arrays[2].shape[1:]:
         raise ValueError(f"{path}: images to train on are {arrays[0].shape[1:]}, those to test {arrays[2].shape[1:]}")
-    names = [label.decode() if isinstance(label, bytes) else str(label) for label in labels.tolist()]
-    return (*arrays, names)
+    return Data(tuple(arrays[:2]), len(arrays[0]), *arrays[2:], in_words(labels))
+
+
+def check_names(path: Path, parts: dict[str, np.ndarray], names: list[str]) -> None:
+    """Refuse a file without arrays of these names."""
+    if missing := [name for name in names if name not in parts]:
+        raise ValueError(
+            f"{path} has no {', '.join(missing)}; it has {', '.join(parts) or 'nothing'}: save images and classes as "
+            "np.savez(path, x=..., y=...)"
+        )
+
+
+def classes_of(path: Path, name: str, y: np.ndarray, images: int) -> np.ndarray:
+    """The classes of so many images, numbers or names."""
+    y = np.squeeze(y, axis=1) if y.ndim == 2 else y
+    if y.shape != (images,) or y.dtype.kind not in "iubUS":
+        raise ValueError(
+            f"{path}: {name} is {y.dtype} of shape {y.shape}, expected a class for each of the {images} images of "
+            f"{name.replace('y', 'x')}, whole numbers or names"
+        )
+    return y
+
+
+def labels_of(path: Path, classes: Sequence[np.ndarray]) -> np.ndarray:
+    """The classes that there are."""
+    labels = np.unique(np.concatenate(classes))
+    if len(labels) < 2:
+        raise ValueError(f"{path}: all images are of one class, {labels[:1].tolist()}; there is nothing to tell apart")
+    return labels
+
+
+def in_words(labels: np.ndarray) -> list[str]:
+    """The classes' names."""
+    return [label.decode() if isinstance(label, bytes) else str(label) for label in labels.tolist()]
 
 
 def channels_first(path: Path, name: str, x: np.ndarray) -> np.ndarray:
@@ -156,21 +246,20 @@ def table(names: list[str], true: np.ndarray, predicted: np.ndarray) -> str:
 def main() -> None:
     """Train, report, and draw and save what was asked for."""
     options = arguments()
-    x_train, y_train, x_test, y_test, names = images_of(options.data, options.seed)
-    shape = x_train.shape[1:]
-    largest = 255.0 if x_train.dtype == np.uint8 else float(np.abs(x_train).max())
+    train, rows, x_test, y_test, names = data_of(options.data, options.batch_size, options.seed)
+    shape, x = x_test.shape[1:], train[0] if hasattr(train[0], "shape") else x_test
+    largest = 255.0 if x.dtype == np.uint8 else float(np.abs(x).max())
     net = network(options.model, shape, len(names), 1.0 / (largest or 1.0))
     net.initialize(xn.get_backend(options.backend, options.device), options.dtype, options.seed)
     loss = xn.SoftmaxCrossEntropy()
-    steps = options.epochs * math.ceil(len(x_train) / options.batch_size)
+    steps = options.epochs * math.ceil(rows / options.batch_size)
 
     print(net.summary(shape))
-    print(f"\n{len(x_train):,} images {shape} of {len(names)} classes train, {len(x_test):,} test")
+    print(f"\n{rows:,} images {shape} of {len(names)} classes train, {len(x_test):,} test")
     print(f"{options.dtype} on {net.backend.describe()}\n", flush=True)
     began = time.perf_counter()
     history = net.fit(
-        x_train,
-        y_train,
+        *train,
         loss=loss,
         optimizer=xn.Adam(xn.CosineDecay(options.learning_rate, steps)),
         epochs=options.epochs,
@@ -190,7 +279,7 @@ def main() -> None:
     print(table(names, y_test, predicted))
     if options.plot and history:
         counts = net.backend.to_numpy(xn.confusion_matrix(logits, y_test))
-        title = f"{options.data.name}: {right / len(y_test):.2%} of {len(y_test):,} right"
+        title = f"{options.data[0].name}: {right / len(y_test):.2%} of {len(y_test):,} right"
         labels = np.array(names)
         grey = x_test.mean(axis=1)
         picture(options.plot, history, counts, grey, labels[predicted], labels[y_test], title, names)

@@ -86,6 +86,24 @@ def test_it_reads_kerass_files_with_their_own_test_images(script, rng):
     assert "120 images (1, 8, 8) of 2 classes train, 30 test" in script("k.npz", "--epochs", 1)
 
 
+def test_it_maps_arrays_of_a_folder_and_trains_on_several_files_one_after_another(script, tmp_path, rng):
+    x, y = bars(rng, 160)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    said = script(".", "--epochs", 3, "--batch-size", 16, "--plot", "seen.png")
+    assert "144 images (1, 8, 8) of 2 classes train, 16 test" in said
+    assert right(said) > 90
+    for i in range(4):
+        rows = slice(40 * i, 40 * (i + 1))
+        np.savez(f"{i}.npz", x=x[rows], y=np.array(["upright", "level"])[y[rows]])
+    said = script(*[f"{i}.npz" for i in range(4)], "--epochs", 3, "--batch-size", 16)
+    assert "120 images (1, 8, 8) of 2 classes train, 40 test" in said
+    assert right(said) > 90
+    np.savez("y.npz", x=x)
+    with pytest.raises(ValueError, match=r"y\.npz has no y; it has x"):
+        script("y.npz", "0.npz")
+
+
 def test_the_table_of_classes_names_the_worst_first_and_what_it_was_taken_for(script):
     true, predicted = np.array([0, 0, 0, 0, 1, 1, 2, 2]), np.array([0, 1, 1, 2, 1, 1, 2, 0])
     assert script.module.table(["a", "bb", "c"], true, predicted) == (

@@ -324,7 +324,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     @available_if(lambda model: model._check_solver())
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train for one more epoch."""
+        """Train for one more epoch on these arrays: of data larger than memory, call it for one part after another."""
         return self._fit(X, y, sample_weight, incremental=True)
 
     def _check_solver(self) -> bool:

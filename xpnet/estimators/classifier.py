@@ -149,7 +149,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     @available_if(lambda model: model._check_solver())
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
-        """Train for one more epoch. The first call needs `classes`, all that will ever occur."""
+        """Train for one more epoch on these arrays: of data larger than memory, call it for one part after another.
+
+        The first call needs `classes`, all that will ever occur.
+        """
         known = getattr(self, "classes_", None)
         if known is None and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit.")
