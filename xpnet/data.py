@@ -9,7 +9,9 @@ from .backends import on_host
 from .common import checks
 from .common.checks import brief, finite, integer, kind_of
 
-__all__ = ["ArraySource", "load_digits", "minibatches", "read_npz", "shuffled", "train_test_split"]
+__all__ = [
+    "ArraySource", "NpzFiles", "Shard", "load_digits", "minibatches", "read_npz", "shuffled", "train_test_split",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -163,6 +165,11 @@ class NpzFiles:
 
     `net.fit(xn.data.NpzFiles(paths, batch_size=64), ...)`, or with `fit`'s own batch size `net.fit(paths, ...)`. One
     file is in memory at a time, and its last batch may be smaller. Raises ValueError for a file without x and y.
+
+    >>> import numpy as np
+    >>> np.savez("a.npz", x=np.ones((5, 2)), y=np.zeros(5))
+    >>> [x.shape for x, y in xn.data.NpzFiles(["a.npz"], batch_size=3)]
+    [(3, 2), (2, 2)]
     """
 
     def __init__(self, paths: Sequence[Any], batch_size: int = 32):

@@ -1,3 +1,3 @@
 """The version, which the package, its files and its build read here."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
