@@ -87,8 +87,8 @@ def fix_links(page: Path, top: Path) -> None:
         if Path(link).name == "README.md" and (top / "xpnet" / f"{name}.html").is_file():
             up = "" if page.parent == top / "xpnet" else "xpnet/"
             return f'href="{up}{name}.html"'
-        if Path(link).name == "README.md" and name == "scripts":
-            return 'title="scripts/README.md"'  # in the clone
+        if any((folder / link).is_file() for folder in (ROOT, ROOT / "xpnet" / page.stem)):
+            return f'title="{link}"'  # in the clone
         raise ValueError(f"{page.name}: {link} leads nowhere")
 
     page.write_text(re.sub(r'href="([^"]+)"', fixed, page.read_text(encoding="utf-8")), encoding="utf-8")
