@@ -20,10 +20,16 @@ import numpy as np
 from parts.command_line import count
 
 import xpnet as xn
+from xpnet.kernels.cuda.attention import Attention
 from xpnet.kernels.cuda.batch_norm import BatchNorm
+from xpnet.kernels.cuda.convolution import Convolution
 from xpnet.kernels.cuda.dropout import mask
+from xpnet.kernels.cuda.embedding import Embedding
 from xpnet.kernels.cuda.kernels import CuPyKernels
+from xpnet.kernels.cuda.layer_norm import LayerNorm
 from xpnet.kernels.cuda.pointwise import Pointwise
+from xpnet.kernels.cuda.pooling import Pool
+from xpnet.kernels.cuda.products import ProductOfPositions
 from xpnet.kernels.cuda.source import rule_name
 from xpnet.kernels.stages import Part, Product, Site, Vector, Workspace
 from xpnet.kernels.table import RULES
@@ -46,6 +52,28 @@ def rows(n: int, features: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Random ones, of ten classes."""
     rng = np.random.default_rng(0)
     return rng.normal(size=(n, features)).astype("float32"), rng.integers(10, size=n)
+
+
+def of_images() -> tuple[xn.Sequential, np.ndarray, np.ndarray]:
+    """A network of images, and some."""
+    net = xn.Sequential(
+        *(xn.Conv2d(1, 4, 3, padding=1), xn.ReLU(), xn.MaxPool2d(2), xn.Conv2d(4, 6, 2), xn.GELU()),
+        *(xn.AveragePool2d(2, 1), xn.Flatten(), xn.Dense(24, 10)),
+    )
+    x, y = rows(20)
+    return net, x.reshape(-1, 1, 8, 8), y
+
+
+def of_texts() -> tuple[xn.Sequential, np.ndarray, np.ndarray]:
+    """A network of ids, and some."""
+    net = xn.Sequential(
+        *(xn.Embedding(10, 40), xn.PositionalEmbedding(9, 40)),
+        xn.Residual(xn.LayerNorm(40), xn.MultiHeadAttention(40, 2, causal=True)),
+        xn.Residual(xn.LayerNorm(40), xn.Dense(40, 60), xn.GELU(), xn.Dense(60, 40)),
+        *(xn.RMSNorm(40), xn.Dense(40, 10)),
+    )
+    ids = np.random.default_rng(0).integers(10, size=(20, 10))
+    return net, ids[:, :-1], ids[:, 1:]
 
 
 # --- device -----------------------------------------------------------------------------------------------------------
@@ -119,12 +147,20 @@ def calls(backend: xn.Backend, h: int, n: int) -> dict[str, tuple[int, Callable[
     w, g, point = (a.reshape(-1) for a in (z, dz, dy))
     key = backend.asarray(np.array([1, 0], np.int32))
 
+    def bound(kind: Any, before: Any, x: Any, *layers: xn.Layer) -> Any:
+        """The stage of these layers."""
+        found = kind.take(site, before, [Part("0", layer, x.ndim, ()) for layer in layers])
+        found.batch = vector.arrays["0.weight"], vector.arrays["0.bias"]
+        return found.bound(x, None)
+
+    def passes(stage: Any, x: Any, dy: Any, views: Any = None) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """Its forward and its backward pass."""
+        views = views or stage.views(vector)
+        return lambda: stage.forward(x, views), lambda: stage.backward(dy, views, views)
+
     def stage(kind: Any, before: Any, *layers: xn.Layer) -> tuple[Callable[[], Any], Callable[[], Any]]:
         """The forward and the backward pass of these layers."""
-        found = kind.take(site, before, [Part("0", layer, 2, ()) for layer in layers])
-        found.batch = vector.arrays["0.weight"], vector.arrays["0.bias"]
-        own, views = found.bound(z, None), found.views(vector)
-        return lambda: own.forward(z, views), lambda: own.backward(dy, views, views)
+        return passes(bound(kind, before, z, *layers), z, dy)
 
     def update(optimizer: xn.Optimizer) -> Callable[[], Any]:
         slots, step = optimizer.init(w), kernels.optimizer(optimizer)
@@ -135,6 +171,22 @@ def calls(backend: xn.Backend, h: int, n: int) -> dict[str, tuple[int, Callable[
         stage(kernel, before, *layers, xn.Sigmoid())
         for kernel, before, layers in ((Pointwise, dense, ()), (BatchNorm, None, (xn.BatchNorm(h),)))
     )
+    texts, of_texts = (a.reshape((1, n, h)).T for a in (z, dy))  # one of n positions
+    of_dense = ProductOfPositions(site, None, Part("0", xn.Dense(1, h), 3, ()))
+    columns, columns_backward = passes(bound(Pointwise, of_dense, texts, xn.Sigmoid()), texts, of_texts)
+    layer_norm, layer_norm_backward = passes(bound(LayerNorm, None, texts, xn.LayerNorm(h)), texts, of_texts)
+    ids = cupy.asarray(rng.integers(64, size=(n, 1)))
+    table = cupy.ones((64, h), dtype)
+    embedded = passes(bound(Embedding, None, ids, xn.Embedding(64, h)), ids, of_texts, (table, None))
+    t, heads = min(n, 64), max(1, h // 64)
+    words, of_words = (a[:, : n // t * t].reshape((n // t, t, h)).T for a in (z, dy))
+    attention = bound(Attention, None, words, xn.MultiHeadAttention(h, heads))
+    attention.product = lambda a, b, out: out  # the kernels alone
+    attended = passes(attention, words, of_words, (table, cupy.ones(3 * h, dtype), table))
+    images = z.reshape((1, n, h)).swapaxes(0, 1)  # (L, 1, N)
+    convolution = bound(Convolution, None, images, xn.Conv1d(1, 1, 3, padding=1))
+    pool = bound(Pool, None, images, xn.MaxPool1d(2, 1, padding=1))
+    pooled = passes(pool, images, cupy.ones((n + 1, 1, h), dtype), ())
     loss = kernels.loss(site, xn.SoftmaxCrossEntropy("sum"), 2).bound(z, None)
     nesterov = xn.Nesterov()
     velocity, ahead = nesterov.init(w), kernels.optimizer(nesterov)
@@ -144,6 +196,17 @@ def calls(backend: xn.Backend, h: int, n: int) -> dict[str, tuple[int, Callable[
         "pointwise_backward": (3, pointwise_backward),
         "batch_norm": (2, batch_norm),
         "batch_norm_backward": (4, batch_norm_backward),
+        "pointwise_columns": (2, columns),
+        "pointwise_columns_backward": (3, columns_backward),
+        "layer_norm": (2, layer_norm),
+        "layer_norm_backward": (3, layer_norm_backward),
+        "embedding": (1, embedded[0]),
+        "embedding_backward": (1, embedded[1]),
+        "attention": (4, attended[0]),
+        "attention_backward": (8, attended[1]),
+        "gather": (4, lambda: list(convolution.blocks(images))),
+        "pool": (3, pooled[0]),
+        "spread, of maxima": (3, pooled[1]),
         "averaged": (4, lambda: kernels.averaged(w, g, point)),
         "dropout": (2, lambda: mask(z, key, 0.4, dz)),
         "softmax_cross_entropy": (3, lambda: loss.forward(z, dy)),
@@ -191,6 +254,9 @@ def fit(options: argparse.Namespace) -> None:
                 net = network().initialize("cupy", dtype, seed=0)
                 history = net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=optimizer, epochs=2, batch_size=33)
                 print(f"{optimizer}, {dtype}: the loss went from {history['loss'][0]:.3f} to {history['loss'][1]:.3f}")
+            for net, inputs, classes in (of_images(), of_texts()):
+                net.initialize("cupy", dtype, seed=0)
+                net.fit(inputs, classes, loss=xn.SoftmaxCrossEntropy(), optimizer=xn.Adam(), epochs=2, batch_size=8)
 
 
 PARTS = {part.__name__: part for part in (device, waits, bandwidth, fit)}

@@ -1,7 +1,10 @@
 """A family's stages called like functions, each bound to a workspace and to the arrays that it is given."""
 
+import numpy as np
+
 import xpnet as xn
-from xpnet.kernels.stages import Part, Site, Stage, Vector, Workspace
+from xpnet.kernels.planner import kernels_for
+from xpnet.kernels.stages import Part, Site, Stage, Vector, Workspace, in_memory_order
 
 
 class Given(Stage):
@@ -67,3 +70,31 @@ class Operations:
         stage = self.family.loss(self.site, xn.SoftmaxCrossEntropy(), 2)
         stage.share = lambda n: scale
         return stage.bound(z, None).forward(z, target)
+
+
+def through_a_stage(backend, layer, x, dy, params):
+    """y of a layer's first stage, and its derivatives with respect to x and the parameters that it takes, by name.
+
+    x, dy and `params` are NumPy's. The next stage adds a bias that the stage has left.
+    """
+    family, dtype = kernels_for(backend, True), backend.asarray(dy).dtype
+
+    def workspace():
+        return Workspace(backend.xp, dtype, backend.device)
+
+    def turned(a):
+        return a.transpose(range(a.ndim)[::-1])
+
+    arrays = {f"0.{name}": backend.asarray(a) for name, a in params.items()}
+    places = {name: backend.xp.full_like(a, np.nan) for name, a in arrays.items()}
+    site, part = Site(family, workspace, workspace()), Part("0", layer, x.ndim, ())
+    stage = next(filter(None, (kind.take(site, None, [part]) for kind in family.stages)))
+    on_x = turned(backend.asarray(x))
+    stage = stage.bound(on_x, None)
+    own = [stage.views(Vector(None, each, [])) for each in (arrays, places)]
+    found = {"y": turned(backend.to_numpy(stage.forward(on_x, own[0])))}
+    given = in_memory_order(workspace(), "dy", dy.shape[::-1], stage.images)
+    given[...] = turned(backend.asarray(dy))
+    dx = stage.backward(given, *own)
+    found |= {"x": turned(backend.to_numpy(dx))} if dx is not None else {}
+    return found | {name.removeprefix("0."): backend.to_numpy(places[name]) for name in stage.names}

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from support.kernels import through_a_stage
 from xpnet.kernels.cuda import convolution
-from xpnet.kernels.planner import kernels_for
-from xpnet.kernels.stages import Part, Site, Vector, Workspace
 
 pytestmark = pytest.mark.cupy_only
 
@@ -50,36 +49,6 @@ def integers(rng, shape, dtype):
     return rng.integers(-3, 4, size=shape).astype(dtype)
 
 
-def reversed_axes(a):
-    return a.transpose(range(a.ndim)[::-1])
-
-
-def results(cupy, layer, x, dy, params):
-    """y and its derivatives, as the stage of this layer gives them."""
-    family, dtype = kernels_for(cupy, True), cupy.dtype(x.dtype.name)
-
-    def workspace():
-        return Workspace(cupy.xp, dtype, cupy.device)
-
-    arrays = {f"0.{name}": cupy.asarray(a) for name, a in params.items()}
-    places = {name: cupy.xp.full_like(a, np.nan) for name, a in arrays.items()}
-    site, part = Site(family, workspace, workspace()), Part("0", layer, x.ndim, ())
-    stage = next(filter(None, (kind.take(site, None, [part]) for kind in family.stages)))
-    on_x, on_dy = (reversed_axes(cupy.asarray(a)) for a in (x, dy))
-    stage = stage.bound(on_x, None)
-    own = [stage.views(Vector(None, each, [])) for each in (arrays, places)]
-    y = cupy.to_numpy(stage.forward(on_x, own[0]))
-    if type(layer) is xn.GlobalAveragePool:
-        given = on_dy
-    else:  # as a stage after it would give it
-        given = stage.given.copy()
-        given[...] = on_dy
-    dx = cupy.to_numpy(stage.backward(given, *own))
-    return {"y": reversed_axes(y), "x": reversed_axes(dx)} | {
-        name: cupy.to_numpy(places[f"0.{name}"]) for name in params if name == "weight"
-    }
-
-
 @pytest.mark.parametrize("block", [2**26, 200])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("make", [a_convolution, a_pool])
@@ -100,8 +69,9 @@ def test_layers_with_windows_are_their_own_code(make, dtype, block, cupy, monkey
         dy = integers(rng, y.shape, dtype)
         dx, grads = layer.backward(dy, cache)
         expected = {"y": y, "x": dx} | grads
-        found = results(cupy, layer, x, dy, params)
+        found = through_a_stage(cupy, layer, x, dy, params)
         mean = isinstance(layer, (*[pools[1] for pools in POOLS.values()], xn.GlobalAveragePool))
+        assert found.keys() == {"y", "x", *(name for name in params if name == "weight")}
         for name, a in found.items():
             error = np.abs(a - expected[name]).max(initial=0.0)
             limit = 16 * np.finfo(dtype).eps * np.abs(expected[name]).max(initial=0.0) if mean else 0.0
@@ -128,6 +98,6 @@ def test_maxima_of_what_is_not_finite(cupy):
     """NaN stays NaN; a window of nothing but -∞ passes its dy on to its first entry."""
     x = np.full((1, 1, 2, 4), -np.inf)
     x[0, 0, 1, 3] = np.nan
-    found = results(cupy, xn.MaxPool2d(2), x, np.ones((1, 1, 1, 2)), {})
+    found = through_a_stage(cupy, xn.MaxPool2d(2), x, np.ones((1, 1, 1, 2)), {})
     np.testing.assert_array_equal(found["y"], [[[[-math.inf, math.nan]]]])
     np.testing.assert_array_equal(found["x"], [[[[1, 0, 0, 0], [0, 0, 0, 1]]]])

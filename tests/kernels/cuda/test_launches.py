@@ -38,13 +38,19 @@ def images():
     )
 
 
+def gpt(vocabulary=65, layers=4, heads=4, features=16, context=8, dropout=0.0):
+    """That of the script, but for its 128 features and 64 positions."""
+    return importlib.import_module("train_text").network(vocabulary, layers, heads, features, context, dropout)
+
+
 # a network, its optimizer, and the launches of a step: in kernels of our own, and of the plain step. The batch is small
-# here, since nothing depends on it.
+# here, and texts are narrow and short, since nothing depends on it.
 STEPS = {
     "seed": (tutorial_network, xn.Adam, 17, 179),
     "mini": (lambda: mlp(64, 128, 64, 10, norm=True), xn.Adam, 17, 132),
     "cnn28": (images, xn.Adam, 25, 342),
     "wide": (lambda: mlp(784, 1024, 1024, 10, norm=False), xn.Adam, 16, 53),
+    "gpt": (gpt, xn.AdamW, 90, 559),
     "seed, SGD": (tutorial_network, xn.SGD, 17, 171),
     "seed, Nesterov": (tutorial_network, xn.Nesterov, 18, 177),
     "seed, clip_norm": (tutorial_network, lambda: xn.AdamW(clip_norm=1.0), 18, 194),
@@ -56,19 +62,26 @@ def launches_of_a_step(cupy, net, optimizer):
     net = net().initialize(cupy, seed=0)
     rng = np.random.default_rng(0)
     with cupy.scope():
-        shape = [28 if size is None else size for size in net.input_shape]
-        x = cupy.asarray(rng.normal(size=(40, *shape)).astype("float32"))
-        y = xn.ops.one_hot(cupy.asarray(rng.integers(10, size=40)), 10, x.dtype)
+        if net.takes == "integers":
+            shape, rows = (8,), 2
+            x, classes = rng.integers(65, size=(2, 4, 8))
+        else:
+            shape = [28 if size is None else size for size in net.input_shape]
+            rows = 32 if len(shape) == 1 else 8
+            x, classes = rng.normal(size=(40, *shape)).astype("float32"), rng.integers(10, size=40)
+        outputs = net.output_shape(("N", *shape))[-1]
+        x, y = cupy.asarray(x), xn.ops.one_hot(cupy.asarray(classes), outputs, cupy.dtype("float32"))
         step = training_step(net, xn.SoftmaxCrossEntropy(), optimizer(), ("N", *shape))
         carry = step.start
         for _ in range(3):
             log.launches.clear()
-            _, carry = step.on_rows(carry, Batch(x, y), slice(0, 32 if len(shape) == 1 else 8), (carry,))
+            _, carry = step.on_rows(carry, Batch(x, y), slice(0, rows), (carry,))
     return list(log.launches)
 
 
 @pytest.mark.parametrize("case", STEPS)
 def test_launches_in_a_step(case, cupy, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     net, optimizer, fused, plain = STEPS[case]
     launches = launches_of_a_step(cupy, net, optimizer)
     assert len(launches) == fused, launches
@@ -79,11 +92,11 @@ def test_launches_in_a_step(case, cupy, monkeypatch):
 
 def test_the_readme_has_these_launches():
     (seed, of_seed), (mini, of_mini), (wide, of_wide) = (STEPS[name][2:] for name in ("seed", "mini", "wide"))
-    cnn, of_cnn = STEPS["cnn28"][2:]
+    (cnn, of_cnn), (text, of_text) = (STEPS[name][2:] for name in ("cnn28", "gpt"))
     assert seed == mini
     counts = (
-        f"takes {seed} kernel launches instead of {of_seed} and {of_mini}, `wide` {wide} instead of {of_wide}, and of "
-        f"`cnn28` {cnn} instead of {of_cnn};"
+        f"takes {seed} kernel launches instead of {of_seed} and {of_mini}, `wide` {wide} instead of {of_wide}, "
+        f"`cnn28` {cnn} instead of {of_cnn}, and `gpt` {text} instead of {of_text}; `clip_norm` adds one."
     )
     assert counts in " ".join(README.read_text(encoding="utf-8").split())
 
@@ -130,6 +143,17 @@ def test_no_wait_in_an_epoch_and_one_transfer_of_the_data(optimizer, choice, shu
     assert watch.waits == [[], [], []]
     data = [size for size in log.transfers if size >= y.nbytes]  # CuPy's tables of pointers are smaller
     assert data == [x.nbytes, y.nbytes, *[y.nbytes] * (3 * shuffle)]  # the order of each epoch, as long as y
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_no_wait_in_an_epoch_of_texts(shuffle, cupy, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    rng, watch = np.random.default_rng(0), Watch()
+    net = gpt(11, 1, 2, 8, 7, 0.1).initialize(cupy, seed=0)
+    x, y = rng.integers(11, size=(2, 10, 7))
+    options = {"optimizer": xn.AdamW(clip_norm=1.0), "batch_size": 4, "shuffle": shuffle, "callbacks": [watch]}
+    net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), epochs=2, **options)
+    assert watch.waits == [[], []]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

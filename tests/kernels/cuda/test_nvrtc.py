@@ -15,15 +15,22 @@ pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 OVER_ROWS = "pointwise", "pointwise_backward", "batch_norm", "batch_norm_backward"
 RULE_NAMES = sorted({rule_name(kind, decays) for kind in RULES for decays in (False, True)})
 OTHERS = "averaged", "dropout", "softmax_cross_entropy", "gradient_norm", "look_ahead", "gather", "pool", *RULE_NAMES
+BOTH_WAYS = "embedding", "layer_norm"
+WIDE = "Identity", "GELU", "GELUTanh"  # of the functions, the one that takes least and those that take most
 PARTS = "OfPatches", "OfMaxima", "OfMeans"
 EXPRESSIONS = [f"{k}<{t}, {f}>" for t in ("float", "double") for k in OVER_ROWS for f in POINTWISE]
 EXPRESSIONS += [f"{k}<{t}>" for t in ("float", "double") for k in OTHERS]
+EXPRESSIONS += [f"{k}{way}<{t}>" for t in ("float", "double") for k in BOTH_WAYS for way in ("", "_backward")]
+OVER_COLUMNS = "pointwise_columns", "pointwise_columns_backward"
+EXPRESSIONS += [f"{k}<{t}, {f}>" for t in ("float", "double") for k in OVER_COLUMNS for f in WIDE]
+HEADS = "float, 32", "float, 64", "float, 128", "double, 32", "double, 64"
+EXPRESSIONS += [f"attention{way}<{heads}>" for heads in HEADS for way in ("", "_backward")]
 EXPRESSIONS += [f"spread<{t}, {part}>" for t in ("float", "double") for part in PARTS]
 
 # CuPy's options for a RawModule, and one that has the assembler say what each kernel takes
 OPTIONS = ["-std=c++17", "-ftz=true", "--device-as-default-execution-space", "--ptxas-options=-v"]
 REGISTERS = 128  # of the 65,536 that 512 threads share: no launch fails for want of them
-SPILLED = 16  # bytes: batch norm's derivative in double goes two numbers beyond the registers that the compiler allots
+SPILLED = 32  # bytes: the derivatives of batch norm and attention in double go some numbers beyond those allotted
 
 
 class NVRTC:

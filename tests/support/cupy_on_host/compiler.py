@@ -20,7 +20,7 @@ from .log import log
 HERE = Path(__file__).parent
 FOLDER = Path(os.environ.get("XPNET_KERNELS_ON_HOST") or Path.home() / ".cache" / "xpnet-kernels-on-host")
 OPTIONS = ("-std=c++17", "-fPIC", "-ffp-contract=off", "-w", "-fpermissive")
-BOUND = re.compile(r"__launch_bounds__\((\d+)\)")
+BOUND = re.compile(r"__launch_bounds__\((\d+)\)\s+(\w+)\(")
 
 
 @functools.cache
@@ -107,8 +107,7 @@ class Module:
     def __init__(self, source: str, options: tuple[str, ...]):
         self.source = source
         self.defines = [option for option in options if option.startswith("-D")]
-        bounds = BOUND.findall(source)
-        self.most_threads = min(map(int, bounds), default=1024)
+        self.most_threads = {name: int(most) for most, name in BOUND.findall(source)}
         self.kernels: dict[str, Kernel] = {}
 
     def __getitem__(self, name: str) -> "Kernel":
@@ -151,7 +150,7 @@ class Kernel:
 
     def fault(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: int) -> str | None:
         """What CUDA would not say a word about, or refuse."""
-        most = self.module.most_threads
+        most = self.module.most_threads.get(self.name.partition("<")[0], 1024)
         if not (0 < grid[0] < 2**31 and 0 < grid[1] < 2**16 and 0 < grid[2] < 2**16):
             return f"a grid of {grid}"
         if min(block) < 1 or np.prod(block) > most:

@@ -8,7 +8,7 @@ from ...layers import normalization
 from .. import stages
 from ..stages import Part, Site, Stage
 from ..table import pointwise
-from .launching import RowsStage, in_rows
+from .launching import RowsStage, in_rows, laid_out
 from .windows import takes_images
 
 
@@ -49,4 +49,4 @@ class BatchNorm(stages.BatchNorm, RowsStage):
         arguments = d, *found, d, dgamma, dbeta, dbias, *self.sums
         for part in (0,) if self.columns == 1 else (1, 2):
             self.over_rows("batch_norm_backward", part, *arguments)
-        return dy
+        return laid_out(d, dy.shape)

@@ -3,6 +3,7 @@
 // Axes: N batch, H features, K classes. Matrices are (H, N) with a feature's batch in one row of memory: neighbouring
 // threads take neighbouring numbers. A kernel over rows gives each row a block, or gridDim.y of them, the others a thread
 // each number, and every thread goes on to the next that nobody has. Blocks are whole warps of 32 threads, 512 at most.
+// Sequences are (M, D): M positions, those of all sequences, and D features side by side.
 
 typedef long long Int;
 
@@ -34,13 +35,20 @@ struct Max {
     template <typename T> static __device__ T of(T a, T b) { return a < b ? b : a; }
 };
 
-// The sum or maximum of all threads' values, for all of them. All must call it.
+// The sum or maximum of all values in a warp, for all of its threads. All must call it.
+template <typename Op, typename T>
+__device__ T over_warp(T value) {
+    for (int distance = 16; distance > 0; distance /= 2)
+        value = Op::of(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    return value;
+}
+
+// The same over the block.
 template <typename Op, typename T>
 __device__ T over_block(T value) {
     __shared__ T of_warp[32];
     const int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x * blockDim.y / 32;
-    for (int distance = 16; distance > 0; distance /= 2)
-        value = Op::of(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    value = over_warp<Op>(value);
     __syncthreads();  // of_warp may still be read, from the call before
     if (thread % 32 == 0) of_warp[thread / 32] = value;
     __syncthreads();
@@ -61,11 +69,12 @@ __device__ T over_column(T value) {
     return result;
 }
 
-// Whether all others of so many blocks have been here: then this one can read what their first threads wrote before.
+// Whether all others of so many blocks have been here: then this one can read what their threads wrote before.
 // Adding up in the last block, in order, gives the same sum each time, as adding with atomics does not. `count` is 0
 // before and after.
 __device__ bool last_block(unsigned* count, unsigned blocks) {
     __shared__ bool last;
+    __syncthreads();
     if (threadIdx.x == 0 && threadIdx.y == 0) {
         __threadfence();
         last = atomicAdd(count, 1u) == blocks - 1;
@@ -114,6 +123,23 @@ __device__ Int divide(Int& a, Int b) {
     const Int quotient = (a | b) >> 32 ? a / b : Int(unsigned(a) / unsigned(b));
     a -= quotient * b;
     return quotient;
+}
+
+// Add up columns over a grid of blocks (32, 16): 32 columns each along x, stretches of the rows along y. Whether this
+// thread is to write the sum of its column.
+template <typename T>
+__device__ bool add_up_column(Total<T>& total, Int columns, volatile T* partial, unsigned* count) {
+    const Int column = Int(blockIdx.x) * 32 + threadIdx.x, blocks = gridDim.y;
+    T sum = over_column<Sum>(total.sum);
+    if (blocks > 1) {
+        if (threadIdx.y == 0 && column < columns) partial[blockIdx.y * columns + column] = sum;
+        if (!last_block(count + blockIdx.x, gridDim.y)) return false;
+        total = Total<T>();
+        for (Int y = threadIdx.y; y < blocks && column < columns; y += blockDim.y) total.add(partial[y * columns + column]);
+        sum = over_column<Sum>(total.sum);
+    }
+    total.sum = sum;
+    return threadIdx.y == 0 && column < columns;
 }
 
 __device__ Int first() { return Int(blockIdx.x) * blockDim.x + threadIdx.x; }

@@ -8,9 +8,8 @@ from typing import Any
 
 from ...backends import Array
 from ...layers import dropout
-from ..stages import Part, Site, Stage
+from ..stages import Part, Site, Stage, in_memory_order
 from .launching import in_rows, laid_out, over_vector
-from .windows import takes_images
 
 
 class Dropout(Stage):
@@ -21,13 +20,12 @@ class Dropout(Stage):
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> "Stage | None":
         fits = parts and type(parts[0].layer) is dropout.Dropout and parts[0].axes <= 4
-        fits = fits and (parts[0].axes == 2 or takes_images(before))
         return cls(site, before, parts[0]) if fits and not (before and before.bias) else None
 
     def __init__(self, site: Site, before: Stage | None, part: Part):
         super().__init__(site, before)
         self.layer: Any = part.layer
-        self.axes, self.images = part.axes, part.axes > 2
+        self.axes, self.images = part.axes, part.axes == 4 if before is None or before.foreign else before.images
         self.name, self.states = f"{part.prefix}.key", [part.layer]
 
     def set_state(self, state: dict[str, Array]) -> None:
@@ -39,7 +37,10 @@ class Dropout(Stage):
         return {self.name: self.next_key}
 
     def bind(self, x: Array, before: Any) -> None:
-        self.given = laid_out(self.output(math.prod(x.shape[:-1]), x.shape[-1]), x.shape)
+        if self.axes == 2 or self.images:
+            self.given = laid_out(self.output(math.prod(x.shape[:-1]), x.shape[-1]), x.shape)
+        else:
+            self.given = in_memory_order(self.work, "y", tuple(x.shape), images=False)
 
     def forward(self, x: Array, params: Any) -> Array:
         self.key = self.layer.state["key"]

@@ -9,20 +9,27 @@ from ...losses.losses import Loss
 from ...optimizers import Optimizer
 from ..cpu.convolution import Flatten
 from ..stages import Product, Site
+from .attention import Attention
 from .batch_norm import BatchNorm
 from .convolution import Convolution
 from .dropout import Dropout
+from .embedding import Embedding
 from .launching import over_vector
+from .layer_norm import LayerNorm
 from .optimizers import Update
 from .pointwise import Pointwise
 from .pooling import Pool
+from .products import ProductOfPositions
 from .softmax import SoftmaxCrossEntropy
 
 
 class CuPyKernels:
     """The family: its classes of stages in the order of preference, and what they share."""
 
-    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, Dropout, Convolution, Pool, Flatten
+    stages: tuple[Any, ...] = (
+        *(BatchNorm, LayerNorm, Pointwise, Product, ProductOfPositions, Dropout, Convolution, Pool, Flatten),
+        *(Attention, Embedding),
+    )
     bias_joins_from = math.inf  # no GPU has told whether it pays
 
     def __init__(self, backend: Backend):

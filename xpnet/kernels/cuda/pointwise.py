@@ -7,7 +7,8 @@ from ...backends import Array
 from .. import stages
 from ..stages import Part, Site, Stage
 from ..table import pointwise
-from .launching import RowsStage, blocks, in_rows
+from .launching import C_TYPES, THREADS, RowsStage, blocks, in_rows, laid_out, launch, setting
+from .positions import PositionsStage, as_sequences, columns_grid, in_positions, of_sequences
 
 
 class Pointwise(stages.Pointwise, RowsStage):
@@ -16,11 +17,13 @@ class Pointwise(stages.Pointwise, RowsStage):
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
         f = parts[0].layer if parts and pointwise(parts[0].layer) else None
-        return cls(site, before, f) if before and not before.foreign and (f or before.bias) else None
+        if not (before and not before.foreign and (f or before.bias)):
+            return None
+        return (PointwiseOfPositions if of_sequences(before, parts) else Pointwise)(site, before, f)
 
     def __init__(self, site: Site, before: Stage, f: Any):
         super().__init__(site, before, f)
-        self.images = before.images
+        self.axes, self.images = before.axes, before.images
 
     def bind(self, x: Array, before: Any) -> None:
         self.z = in_rows(x, x.dtype)
@@ -35,4 +38,33 @@ class Pointwise(stages.Pointwise, RowsStage):
         d = in_rows(dy, dy.dtype)
         arguments = d, self.z, self.y, params[0], self.setting, self.n, d, grads[0]
         self.over_rows("pointwise_backward", *arguments, *self.sums)
-        return dy
+        return laid_out(d, dy.shape)
+
+
+class PointwiseOfPositions(stages.Pointwise, PositionsStage):
+    """The same of sequences."""
+
+    def __init__(self, site: Site, before: Stage, f: Any):
+        super().__init__(site, before, f)
+        self.axes = 3
+
+    def bind(self, x: Array, before: Any) -> None:
+        self.z = in_positions(x, x.dtype)
+        self.y = self.place_of_y(x, x.shape[0])
+        self.kernel = f"{C_TYPES[x.dtype.name]}, {pointwise(self.f)}"
+        self.numbers = setting(self.f), *self.y.shape
+        self.grid = columns_grid(self.m, x.shape[0], self.site.family.multiprocessors)
+        self.partial = self.shared("partial", (self.grid[1] * x.shape[0],))
+
+    def forward(self, x: Array, params: Any) -> Array:
+        arguments = self.z, params[0], *self.numbers, self.y
+        grid, dtype = (blocks(self.y.size, 2048),), self.y.dtype
+        launch(f"pointwise_columns<{self.kernel}>", grid, (THREADS,), dtype, *arguments)
+        return self.given
+
+    def backward(self, dy: Array, params: Any, grads: Any) -> Array:
+        d = in_positions(dy, dy.dtype)
+        found = d, self.z, self.y, params[0], *self.numbers
+        arguments = *found, d, grads[0], self.partial, self.site.family.count
+        launch(f"pointwise_columns_backward<{self.kernel}>", self.grid, (32, 16), self.y.dtype, *arguments)
+        return as_sequences(d, dy.shape)

@@ -1,26 +1,46 @@
 """Softmax and cross-entropy, in CUDA."""
 
 import importlib
+import math
 from typing import Any
 
 from ...backends import Array
+from ...losses.losses import Loss
 from .. import stages
+from ..stages import Site
 from .launching import C_TYPES, in_rows, launch
+from .positions import as_sequences, in_positions
 
 
 class SoftmaxCrossEntropy(stages.SoftmaxCrossEntropy):
-    """The value stays on the device."""
+    """The value stays on the device. z and dz are (K, N), or of sequences (M, K)."""
+
+    @classmethod
+    def of(cls, site: Site, loss: Loss, axes: int) -> stages.SoftmaxCrossEntropy | None:
+        return super().of(site, loss, 2)
 
     def bind(self, x: Array, before: Any) -> None:
-        (k, n), self.blocks = x.shape, -(-x.shape[1] // 32)
-        self.scale, self.dz, self.partial = self.share(n), self.work("dz", (k, n)), self.work("partial", (self.blocks,))
+        k, n = x.shape[0], math.prod(x.shape[1:])
+        self.blocks, self.scale = -(-n // 32), self.share(n)
+        self.sequences, self.numbers = x.ndim > 2, (k, n)
+        self.dz = self.work("dz", (n, k) if self.sequences else (k, n))
+        self.partial = self.work("partial", (self.blocks,))
+        self.given = as_sequences(self.dz, x.shape) if self.sequences else self.dz
 
     def forward(self, z: Array, target: Array) -> tuple[Any, Array]:
-        dz, (k, n) = self.dz, self.dz.shape
+        dz, (k, n) = self.dz, self.numbers
         value = importlib.import_module("cupy").empty((), dtype=dz.dtype)
-        strides = [stride // target.itemsize for stride in target.strides]
+        z, strides = (in_positions(z, dz.dtype), (1, k)) if self.sequences else (in_rows(z, dz.dtype), (n, 1))
+        if target.ndim > 2 and any(outer != inner * size for outer, inner, size in steps(target)):
+            target = in_positions(target, dz.dtype).T
+        of_target = [stride // target.itemsize for stride in target.strides[:2]]
         ends = dz, self.partial, self.site.family.count, value
-        arguments = in_rows(z, dz.dtype), target, *strides, float(self.scale), k, n, *ends
+        arguments = z, *strides, target, *of_target, float(self.scale), k, n, *ends
         expression = f"softmax_cross_entropy<{C_TYPES[dz.dtype.name]}>"
         launch(expression, (self.blocks,), (32, min(16, -(-k // 4))), dz.dtype, *arguments)
-        return value, dz
+        return value, self.given
+
+
+def steps(target: Array) -> Any:
+    """Of two neighbouring axes of the positions, (K, ..., N): a step along the outer, along the inner, its size."""
+    return zip(target.strides[2:], target.strides[1:], target.shape[1:], strict=False)

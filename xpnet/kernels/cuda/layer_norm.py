@@ -1,0 +1,107 @@
+"""Layer norm and RMS norm, with the sum of a residual block before them, in CUDA."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...backends import Array
+from ...layers import blocks, normalization
+from ..blocks import Fork, Join, Turn
+from ..stages import Part, Site, Stage, Vector, in_memory_order
+from .embedding import Embedding
+from .launching import C_TYPES, launch, threads
+from .positions import PositionsStage, as_sequences, in_positions, of_sequences
+
+KINDS = normalization.LayerNorm, normalization.RMSNorm
+
+
+class LayerNorm(PositionsStage):
+    """y = γ x̂ + β of s = x + what else there is: the bias of a product before it, and the x of a Residual that ends in
+    it. Another Residual may begin with it: then s is what that one adds, and its derivative has a part from there.
+
+    Behind an Embedding, its kernel does that one's work, too. It keeps s and computes x̂ anew on the way back. In place
+    of a Join, or of a Fork and a Turn, it does as they do.
+    """
+
+    @classmethod
+    def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
+        join, fork = None, None
+        if before and is_mark(parts, Join):
+            join, parts = parts[0].layer[1], parts[1:]
+        if is_mark(parts, Fork) and is_mark(parts[1:], Turn):
+            fork, parts = parts[0].layer[1], parts[2:]
+        fits = parts and type(parts[0].layer) in KINDS and parts[0].layer.trainable
+        alone = parts and parts[0].axes == 2 and not (join or fork or (before and before.bias))
+        return cls(site, before, parts[0], join, fork) if fits and (alone or of_sequences(before, parts)) else None
+
+    def __init__(self, site: Site, before: Stage | None, part: Part, join: Any, fork: Any):
+        layer, bias = part.layer, [before.bias] if before and before.bias else []
+        super().__init__(site, before, *[f"{part.prefix}.{name}" for name in layer.param_shapes()], *bias)
+        self.features, self.eps, self.axes, self.turn = layer.features, float(layer.eps), part.axes, 1 - self.turn
+        self.join, self.fork, self.has_beta = join, fork, "beta" in layer.param_shapes()
+        self.layers, self.keeps = 1 + (join is not None) + 2 * (fork is not None), True
+        if fork:
+            fork.fork = self
+
+    def views(self, vector: Vector) -> tuple[Any, ...]:
+        """γ, β and the bias before it, None for what is not there."""
+        gamma, *rest = (vector.arrays[name] for name in self.names)
+        beta = rest.pop(0) if self.has_beta else None
+        return gamma, beta, rest[0] if rest else None
+
+    def bind(self, x: Array, before: Stage | None) -> None:
+        d, self.more = x.shape[0], None
+        if self.join:
+            (self.more,) = self.join.turns
+            self.join.layer._merged([self.more.cache.shape[::-1], x.shape[::-1]])  # which refuses those that do not fit
+        if self.fork:
+            self.fork.fork, self.fork.turns = self, [self]
+            self.dy = in_memory_order(self.shared, f"dy0{self.fork.place}", tuple(x.shape), images=False)
+        self.y = self.place_of_y(x, d)
+        self.embedding: Any = before if isinstance(before, Embedding) else None
+        self.sum: Any = None
+        if self.embedding:
+            self.sum, self.embedding.computes = self.embedding.y, False
+        elif self.join or len(self.names) > 1 + self.has_beta:
+            self.sum = self.work("sum", (self.m, d))
+        self.centre = self.work("centre", (self.m, 3))
+        self.kernel, self.block = C_TYPES[self.y.dtype.name], (threads(d),)
+        self.grid = (max(1, min(self.m, self.site.family.multiprocessors)),)
+        self.partial = self.shared("partial", (self.grid[0] * 3 * d,))
+        self.dx = self.place_of_dx(x)
+        self.y_in_rows: Any = None
+        if x.ndim == 2:  # as other stages take a matrix
+            self.y_in_rows, self.dx_in_rows = self.work("rows", (d, self.m)), self.shared("rows", (d, self.m))
+
+    def forward(self, x: Array, params: Any) -> Array:
+        gamma, beta, bias = params
+        y = self.y
+        if self.embedding:
+            sources = self.embedding.sources
+        else:
+            x = in_positions(x, y.dtype)
+            sources = x, in_positions(self.more.cache, y.dtype) if self.more else None, None, 0, 0
+        arguments = *sources, bias, gamma, beta, self.eps, *y.shape, self.sum, self.centre, y
+        launch(f"layer_norm<{self.kernel}>", (max(1, min(self.m, 2**16)),), self.block, y.dtype, *arguments)
+        self.cache = as_sequences(x if self.sum is None else self.sum, self.given.shape)
+        return self.given if self.y_in_rows is None else copied(self.given, self.y_in_rows)
+
+    def backward(self, dy: Array, params: Any, grads: Any) -> Any:
+        more, copy = (stage and in_positions(stage.dy, dy.dtype) for stage in (self if self.fork else None, self.more))
+        found = in_positions(self.cache, dy.dtype), params[0], self.centre, *self.y.shape
+        arguments = *found, self.dx, copy, *grads, self.partial, self.site.family.count
+        d = in_positions(dy, dy.dtype)
+        launch(f"layer_norm_backward<{self.kernel}>", self.grid, self.block, d.dtype, d, more, *arguments)
+        dx = as_sequences(self.dx, self.given.shape)
+        return dx if self.y_in_rows is None else copied(dx, self.dx_in_rows)
+
+
+def copied(a: Array, to: Array) -> Array:
+    """`to`, with the numbers of an array in it."""
+    to[...] = a
+    return to
+
+
+def is_mark(parts: Sequence[Part], kind: Any) -> bool:
+    """Whether the first of these parts is this mark, of a Residual."""
+    mark = parts[0].layer if parts else None
+    return isinstance(mark, tuple) and mark[0] is kind and isinstance(mark[1].layer, blocks.Residual)
