@@ -8,7 +8,7 @@
     table.py       the pointwise functions and the optimizers' rules, as formulas
     formulas.py    formulas made into array calls, Python for Numba, CUDA
     cpu/           a family of stages in the calls of NumPy or PyTorch (calls.py), a file for each operation
-    cpu/torch/     the same family with PyTorch's own convolution
+    cpu/torch/     a family for PyTorch: those calls, and its own convolution and products
     cpu/numba/     a family in loops that Numba compiles, likewise
     cuda/          a family in CUDA kernels (kernels.py), likewise
     jit.py         the step compiled as a whole by jax.jit, from the layers' own code: JAX

@@ -23,7 +23,7 @@ class Attention(PositionsStage):
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
         fits = parts and type(parts[0].layer) is attention.MultiHeadAttention and parts[0].layer.trainable
-        return cls(site, before, parts[0]) if fits and parts[0].axes == 3 and site.family.lib is np else None
+        return cls(site, before, parts[0]) if fits and parts[0].axes == 3 else None
 
     def __init__(self, site: Site, before: Stage | None, part: Part):
         names = (f"{part.prefix}.{name}" for name in ("qkv_weight", "qkv_bias", "out_weight", "out_bias"))

@@ -1,13 +1,11 @@
-"""Stages of positions, in NumPy's calls: arrays of more than two axes, (D, ..., N), that lie in memory as the layers'
-own code has them. As a matrix, (M, D), they have a row for each of the M positions.
+"""Stages of positions, in the calls of NumPy or PyTorch: arrays of more than two axes, (D, ..., N), that lie in memory
+as the layers' own code has them. As a matrix, (M, D), they have a row for each of the M positions.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
 
 from ...backends import Array
 from ...layers import dense
@@ -42,7 +40,7 @@ class Dense(PositionsStage):
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
         fits = parts and type(parts[0].layer) is dense.Dense and parts[0].layer.trainable and parts[0].axes > 2
-        if not fits or site.family.lib is not np:
+        if not fits:
             return None
         f = parts[1].layer if len(parts) > 1 and pointwise(parts[1].layer) else None
         return cls(site, before, parts[0], f)
@@ -80,16 +78,17 @@ class Dense(PositionsStage):
 class InBlocks:
     """y ← f(y + b) of a matrix (M, H) and a row b, and dy ← dy f', a few rows at a time."""
 
-    def __init__(self, stage: Stage, f: Layer | None, y: np.ndarray):
-        (m, h), self.shared = y.shape, stage.shared
+    def __init__(self, stage: Stage, f: Layer | None, y: Array):
+        (m, h), self.shared, family = y.shape, stage.shared, stage.site.family
+        self.multiply, self.bool = family.lib.multiply, family.lib.bool
         step = max(1, min(m, BLOCK // h))
         self.bias = self.shared("bias", (step, h))
         self.blocks = [slice(start, start + step) for start in range(0, m, step)]
         self.parts = [(part, self.bias[: len(part)]) for part in map(y.__getitem__, self.blocks)]
-        self.function = None if f is None else function(np, str(pointwise(f)))
+        self.function = None if f is None else function(family.lib, str(pointwise(f)))
         if self.function is None:
             return
-        self.integer = stage.site.family.integers[y.itemsize]
+        self.integer = family.integers[y.itemsize]
         programs = self.function.programs
         values: dict[Any, float] = {key: getattr(f, key) for key in self.function.settings}
         values |= {constant: constant for program in programs.values() for constant in program.constants}
@@ -98,7 +97,7 @@ class InBlocks:
             self.numbers[0.0] = self.shared.filled(0.0, (step, h))
         self.whole = {"y": y}
         if self.function.keeps:
-            self.whole["slope"] = stage.work("slope", (m, h), np.bool if self.function.masks else None)
+            self.whole["slope"] = stage.work("slope", (m, h), self.bool if self.function.masks else None)
         self.values = [self._bound(programs["value"], block) for block in self.blocks]
         self.slopes_of = [self._bound(programs["slope_of"], block) for block in self.blocks * ("slope_of" in programs)]
 
@@ -114,9 +113,9 @@ class InBlocks:
             return self.whole[name][block]
         if name in self.numbers:
             return self.numbers[name][: len(part)] if self.numbers[name].ndim else self.numbers[name]
-        return self.shared(name, part.shape, np.bool if name.startswith("mask") else None)
+        return self.shared(name, part.shape, self.bool if name.startswith("mask") else None)
 
-    def forward(self, bias: np.ndarray) -> None:
+    def forward(self, bias: Array) -> None:
         """y ← f(y + b)"""
         self.bias[...] = bias
         for i, (part, shift) in enumerate(self.parts):
@@ -124,12 +123,12 @@ class InBlocks:
             if self.function is not None:
                 self.values[i]()
 
-    def backward(self, dy: np.ndarray) -> None:
+    def backward(self, dy: Array) -> None:
         """dy ← dy f'"""
         for i, block in enumerate(self.blocks if self.function is not None else ()):
             if self.slopes_of:
                 self.slopes_of[i]()
             part, slope = dy[block], self._at("slope", block)
-            if slope.dtype == np.bool:  # dy or 0, even where dy is infinite: its bits by 1 or 0
+            if slope.dtype == self.bool:  # dy or 0, even where dy is infinite: its bits by 1 or 0
                 part = part.view(self.integer)
-            np.multiply(part, slope, out=part)
+            self.multiply(part, slope, out=part)
