@@ -12,7 +12,7 @@ from hypothesis import settings
 
 import xpnet as xn
 from support import cupy_on_host, networks
-from xpnet.kernels.cpu import convolution, threads
+from xpnet.kernels.cpu import attention, convolution, positions, threads
 from xpnet.kernels.planner import kernels_for
 
 BACKENDS = ("numpy", "cupy", "torch", "jax", "array_api_strict")
@@ -135,11 +135,13 @@ def no_faults():
 def small_blocks(monkeypatch):
     """A matrix of 2**17 numbers, or a vector, is large: gone through in blocks of 2**15, by several threads.
 
-    Patches of images are gathered 2**11 at a time.
+    Patches of images are gathered 2**11 at a time, positions and attention gone through in small blocks, too.
     """
     monkeypatch.setattr(threads, "LARGE", 2**17)
     monkeypatch.setattr(threads, "BLOCK", 2**15)
     monkeypatch.setattr(convolution, "BLOCK", 2**11)
+    monkeypatch.setattr(attention, "BLOCK", 2**6)
+    monkeypatch.setattr(positions, "BLOCK", 2**8)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Attention in NumPy's calls. Axes: N batch, T positions, D features; h heads of d features each."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,6 +9,8 @@ from ...backends import Array
 from ...layers import attention
 from ..stages import Part, Site, Stage
 from .positions import PositionsStage
+
+BLOCK = 2**16  # entries of P that are worked on at a time, and stay in cache
 
 
 class Attention(PositionsStage):
@@ -37,12 +39,15 @@ class Attention(PositionsStage):
         m, h, room, work = n * t, self.layer.heads, self.shared, self.work
         self.keeps, self.scale = before is None, room.filled(self.layer._scale)
         self.qkv, self.o, self.z = work("qkv", (m, 3 * d)), work("o", (m, d)), work("y", (m, d))
-        self.dqkv, self.do, self.of_heads = room("dqkv", (m, 3 * d)), room("do", (m, d)), room("of heads", (m, d))
-        (self.q, self.k, self.v), (self.dq, self.dk, self.dv) = self.heads(self.qkv, 3), self.heads(self.dqkv, 3)
-        (self.o_heads,), (self.do_heads,) = self.heads(self.o, 1), self.heads(self.do, 1)
-        self.turned = room("turned", (n, h, d // h, t))  # Qᵀ / √d, then dOᵀ
-        self.p, self.ds = work("p", (n, h, t, t)), room("ds", (n, h, t, t))
-        self.row, self.r = room("row", (n, h, 1, t)), room("r", (m * h,))  # numbers of each query
+        self.dqkv, self.do = room("dqkv", (m, 3 * d)), room("do", (m, d))
+        p = work("p", (n, h, t, t))
+        at_once = max(1, min(n, BLOCK // (h * t * t)))
+        self.turned = room("turned", (at_once, h, d // h, t))  # Qᵀ / √d, then dOᵀ
+        self.row, self.r = room("row", (at_once, h, 1, t)), room("r", (at_once * t * h,))  # numbers of each query
+        self.ds, self.terms = room("ds", (at_once, h, t, t)), room("terms", (at_once, t, d))
+        whole = *self.heads(self.qkv, 3), *self.heads(self.o, 1), p, *self.heads(self.dqkv, 3), *self.heads(self.do, 1)
+        blocks = (slice(start, min(start + at_once, n)) for start in range(0, n, at_once))
+        self.blocks = [Sequences(*(a[rows] for a in whole)) for rows in blocks]
         self.limit = None
         if self.layer.causal:  # of S, where the key is not behind its query and where it is
             self.limit = room("limit", (t, t))
@@ -63,20 +68,21 @@ class Attention(PositionsStage):
         self.cache = self.matrix(x)
         product(self.cache, weight, out=self.qkv)
         self.qkv += bias
-        np.multiply(self.q.swapaxes(2, 3), self.scale, out=self.turned)
-        np.matmul(self.k, self.turned, out=self.p)
-        self.softmax()
-        np.matmul(self.p.swapaxes(2, 3), self.v, out=self.o_heads)
+        for each in self.blocks:
+            turned = np.multiply(each.q.swapaxes(2, 3), self.scale, out=self.turned[: len(each.q)])
+            np.matmul(each.k, turned, out=each.p)
+            self.softmax(each)
+            np.matmul(each.p.swapaxes(2, 3), each.v, out=each.o)
         product(self.o, out_weight, out=self.z)
         self.z += out_bias
         return self.y
 
-    def softmax(self) -> None:
+    def softmax(self, each: "Sequences") -> None:
         """Sᵀ becomes Pᵀ."""
-        p, row = self.p, self.row
+        p, row = each.p, self.row[: len(each.p)]
         if self.limit is not None:
             np.minimum(p, self.limit, out=p)
-        p -= np.maximum.reduce(p, 2, None, row, True)
+        p -= np.maximum.reduce(p, axis=2, out=row, keepdims=True)
         np.exp(p, out=p)
         p /= np.matmul(self.ones_t, p, out=row[:, :, 0])[:, :, None]
 
@@ -87,22 +93,38 @@ class Attention(PositionsStage):
         product(self.o.T, dz, out=dout_weight)
         self.sums(dz.T, self.ones, out=dout_bias)
         product(dz, out_weight.T, out=self.do)
-        np.matmul(self.p, self.do_heads, out=self.dv)
-        np.copyto(self.turned, self.do_heads.swapaxes(2, 3))
-        np.matmul(self.v, self.turned, out=self.ds)
-        self.slope()
-        np.matmul(self.ds.swapaxes(2, 3), self.k, out=self.dq)
-        np.matmul(self.ds, self.q, out=self.dk)
+        for each in self.blocks:
+            turned, ds = self.turned[: len(each.q)], self.ds[: len(each.q)]
+            np.matmul(each.p, each.do, out=each.dv)
+            np.copyto(turned, each.do.swapaxes(2, 3))
+            np.matmul(each.v, turned, out=ds)
+            self.slope(each, ds)
+            np.matmul(ds.swapaxes(2, 3), each.k, out=each.dq)
+            np.matmul(ds, each.q, out=each.dk)
         product(self.cache.T, self.dqkv, out=dweight)
         self.sums(self.dqkv.T, self.ones, out=dbias)
         dbias[d : 2 * d] = 0.0
         return None if self.dx is None else self.positions(product(self.dqkv, weight.T, out=self.dx))
 
-    def slope(self) -> None:
+    def slope(self, each: "Sequences", ds: np.ndarray) -> None:
         """dPᵀ becomes dSᵀ / √d, with r = Σ dO O"""
-        n, h, t, _ = self.ds.shape
-        np.multiply(self.do, self.o, out=self.of_heads)
-        np.dot(self.of_heads.reshape((n * t * h, self.features // h)), self.ones_d, out=self.r)
-        self.ds -= self.r.reshape((n, t, h)).transpose(0, 2, 1)[:, :, None]
-        self.ds *= self.p
-        self.ds *= self.scale
+        n, h, t, d = each.o.shape
+        terms = np.multiply(each.do, each.o, out=self.terms[:n].reshape((n, t, h, d)).transpose(0, 2, 1, 3))
+        r = np.dot(terms.transpose(0, 2, 1, 3).reshape((n * t * h, d)), self.ones_d, out=self.r[: n * t * h])
+        ds -= r.reshape((n, t, h)).transpose(0, 2, 1)[:, :, None]
+        ds *= each.p
+        ds *= self.scale
+
+
+class Sequences(NamedTuple):
+    """Arrays of some sequences, (n, h, T, d), and Pᵀ (n, h, T, T)."""
+
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    o: np.ndarray
+    p: np.ndarray
+    dq: np.ndarray
+    dk: np.ndarray
+    dv: np.ndarray
+    do: np.ndarray

@@ -37,6 +37,8 @@ class Dense(PositionsStage):
     y and f' are made block by block.
     """
 
+    function: "InBlocks"
+
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
         fits = parts and type(parts[0].layer) is dense.Dense and parts[0].layer.trainable and parts[0].axes > 2
@@ -57,9 +59,13 @@ class Dense(PositionsStage):
         m, h = math.prod(self.shape[1:]), self.outputs
         self.z = self.work("y", (m, h))
         self.y = self.positions(self.z)
-        self.function = InBlocks(self, self.f, self.z)
+        self.function = self.applied(self.z)
         self.ones, (self.sums, _) = self.shared.filled(1.0, (m,)), self.site.family.over_batch(m)
         self.dx = None if self.lowest else self.shared(f"dx{self.turn}", (m, self.features))
+
+    def applied(self, y: np.ndarray) -> "InBlocks":
+        """The function of this matrix."""
+        return InBlocks(self, self.f, y)
 
     def forward(self, x: Array, params: Any) -> Array:
         self.cache = self.matrix(x)

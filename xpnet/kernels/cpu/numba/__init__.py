@@ -6,16 +6,15 @@ import numpy as np
 
 from ....backends import Backend
 from ...stages import Product
-from ..attention import Attention
 from ..calls import Calls
 from ..convolution import Flatten
-from ..layer_norm import LayerNorm as LayerNormInCalls
-from ..positions import Dense
+from .attention import Attention
 from .batch_norm import BatchNorm
 from .convolution import Convolution
 from .layer_norm import LayerNorm
 from .optimizers import Update
 from .pointwise import Pointwise
+from .positions import Dense
 from .softmax import SoftmaxCrossEntropy, higher
 
 
@@ -23,7 +22,7 @@ class NumbaKernels(Calls):
     """`Calls` with the stages' work in compiled loops."""
 
     stages: tuple[Any, ...] = (
-        *(BatchNorm, Pointwise, Product, LayerNorm, LayerNormInCalls, Dense, Attention),
+        *(BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention),
         *(Convolution, Flatten),
     )
     loss_stage = SoftmaxCrossEntropy

@@ -127,7 +127,7 @@ def _exp(x):
     return (lambda x: exp32(x)) if x == types.float32 else (lambda x: exp64(x))
 
 
-# --- erf, as `ops.rational_erf` has it ---
+# --- erf ---
 
 
 def horner(x: str, coefficients: tuple[float, ...]) -> str:
@@ -135,7 +135,12 @@ def horner(x: str, coefficients: tuple[float, ...]) -> str:
     return functools.reduce(lambda y, c: f"({y} * {x} + {c})", coefficients[1:], str(coefficients[0]))
 
 
-SOURCE = f"""def erf(x):
+SOURCE = f"""def erf32(x):
+    T = type(x)
+    s = x * x
+    return {python(f"1 - 2 / (exp(2 * x * {horner('s', ops.SINGLE)}) + 1)")}
+
+def erf64(x):
     T = type(x)
     size = abs(x)
     a = {python("where(size < 1, size, 1)")}
@@ -146,6 +151,15 @@ SOURCE = f"""def erf(x):
     y = near if size < T(1.0) else far
     return -y if x < T(0.0) else y
 """
-scope = {"exp": exp}
+scope: dict[str, Any] = {"exp": exp}
 exec(compile(SOURCE, __file__, "exec"), scope)
-erf = njit(inline="always")(scope["erf"])
+erf32, erf64 = (njit(inline="always")(scope[name]) for name in ("erf32", "erf64"))
+
+
+def erf(x):
+    """As `ops.single_erf` has it, to an absolute 1e-7, or in float64 `ops.rational_erf`."""
+
+
+@overload(erf)
+def _erf(x):
+    return (lambda x: erf32(x)) if x == types.float32 else (lambda x: erf64(x))

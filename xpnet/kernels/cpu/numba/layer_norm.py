@@ -1,12 +1,11 @@
 """Layer norm, in loops. Axes: D features, N batch."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ....backends import Array
-from ...stages import Part, Site, Stage
+from ...stages import Stage
 from .. import layer_norm
 from .compiling import compiled
 
@@ -107,23 +106,96 @@ def slope(c, mean, product, share, scale, d):
         d[j] = (d[j] - mean[j] * share - c[j] * product[j] * share) * scale[j]
 
 
-class LayerNorm(layer_norm.LayerNorm):
-    """Tiles of columns that stay in cache; sums over the batch are taken in float64 from tile to tile."""
+# --- of positions, whose features lie side by side ---
 
-    @classmethod
-    def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
-        return super().take(site, before, parts) if parts and parts[0].axes == 2 else None
+
+@compiled
+def forward_rows(x, gamma, beta, eps, scale, normal, y):
+    """As `forward`, of rows (M, D)."""
+    m, d = x.shape
+    share = y.dtype.type(1.0) / y.dtype.type(d)
+    for i in range(m):
+        c = normal[i]
+        total = y.dtype.type(0.0)
+        for j in range(d):
+            total += x[i, j]
+        mean = total * share
+        rest = y.dtype.type(0.0)
+        for j in range(d):
+            c[j] = x[i, j] - mean
+            rest += c[j]
+        rest *= share
+        total = y.dtype.type(0.0)
+        for j in range(d):  # what rounding took from the mean of large numbers
+            c[j] -= rest
+            total += c[j] * c[j]
+        s = y.dtype.type(1.0) / np.sqrt(total * share + y.dtype.type(eps))
+        scale[i] = s
+        for j in range(d):
+            c[j] *= s
+            y[i, j] = gamma[j] * c[j] + beta[j]
+
+
+@compiled
+def backward_rows(normal, gamma, scale, d, tile, sums):
+    """As `backward`, of rows; `tile` (2, D) are the sums of TILE rows."""
+    m, features = d.shape
+    share = d.dtype.type(1.0) / d.dtype.type(features)
+    sums[:] = 0.0
+    for start in range(0, m, TILE):
+        tile[:] = d.dtype.type(0.0)
+        for i in range(start, min(start + TILE, m)):
+            add_rows(normal[i], d[i], tile[0], tile[1])
+            slope_of_row(normal[i], gamma, share, scale[i], d[i])
+        sums += tile
+
+
+@compiled
+def add_rows(c, d, of_product, of_d):
+    """The sums of d x̂ and of d."""
+    for j in range(d.size):
+        of_product[j] += d[j] * c[j]
+        of_d[j] += d[j]
+
+
+@compiled
+def slope_of_row(c, gamma, share, scale, d):
+    """d ← (g - mean(g) - x̂ mean(g x̂)) scale with g = γ d"""
+    total = d.dtype.type(0.0)
+    product = d.dtype.type(0.0)
+    for j in range(d.size):
+        g = gamma[j] * d[j]
+        total += g
+        product += g * c[j]
+    total *= share
+    product *= share
+    for j in range(d.size):
+        d[j] = (gamma[j] * d[j] - total - c[j] * product) * scale
+
+
+class LayerNorm(layer_norm.LayerNorm):
+    """Tiles of columns that stay in cache, or rows; sums over all positions are taken in float64 from tile to tile."""
 
     def bind(self, x: Array, before: Stage | None) -> None:
         super().bind(x, before)
-        self.product = self.work("product", self.mean.shape)
+        self.tile = self.work("tile", (2, x.shape[0]) if x.ndim > 2 else self.mean.shape)
         self.long_sums = self.work("sums", (2, x.shape[0]), np.float64)
 
     def forward(self, x: Array, params: Any) -> Array:
-        forward(x, *params[:2], self.eps, self.mean, self.scale, self.normal, self.y)
+        gamma, beta, *_ = params
+        if self.flat:
+            forward(x, gamma, beta, self.eps, self.mean, self.scale, self.normal, self.y)
+        else:
+            forward_rows(self.as_matrix(x).T, gamma, beta, self.eps, self.scale, self.normal.T, self.matrix.T)
         return self.y
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Any:
-        backward(self.normal, params[0], self.scale, self.mean, self.product, dy, self.long_sums)
+        if self.flat:
+            backward(self.normal, params[0], self.scale, self.mean, self.tile, dy, self.long_sums)
+            dx = dy
+        else:
+            rows = self.as_matrix(dy).T
+            backward_rows(self.normal.T, params[0], self.scale, rows, self.tile, self.long_sums)
+            dx = self.features_first(rows.T)
         grads[0][...], grads[1][...] = self.long_sums
-        return None if self.lowest else dy
+        return None if self.lowest else dx
