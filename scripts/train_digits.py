@@ -200,7 +200,10 @@ def main() -> None:
     if not options.processes:
         run(options)
         return
-    from mpi4py import MPI
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise ImportError(f"--processes needs mpi4py ({error}): pip install mpi4py mpich") from None
 
     with contextlib.ExitStack() as quiet:
         if MPI.COMM_WORLD.Get_rank() > 0:

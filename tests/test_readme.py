@@ -22,7 +22,7 @@ def blocks(text):
 
 
 (SHORT,) = blocks(README)
-FIRST, REGRESSION, BY_HAND, PIECES = blocks(TEXTS["training"])
+FIRST, REGRESSION, TABLE, BY_HAND, PIECES = blocks(TEXTS["training"])
 IMAGES, DIFFERENCES, LAYER, OUTPUT_SHAPE, GATED = blocks(TEXTS["layers"])
 (EXPLANATION,) = blocks(TEXTS["plots"])
 (CHECKPOINT,) = blocks(TEXTS["files"])
@@ -86,6 +86,18 @@ def test_the_regression_explains_some_of_the_variance(capsys):
     name, share = capsys.readouterr().out.split()
     assert name == "R²"
     assert 0.3 < float(share) < 1
+
+
+def test_a_table_of_words_and_numbers_is_learned_as_shown(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng, prices = np.random.default_rng(0), {"Bonn": 3000, "Kiel": 2500, "Ulm": 2800}
+    rows = [(int(rng.integers(30, 200)), int(rng.integers(1, 7)), city) for city in prices for _ in range(100)]
+    lines = [f"{area},{rooms},{city},{area * prices[city] + 10_000 * rooms}" for area, rooms, city in rows]
+    (tmp_path / "houses.csv").write_text("\n".join(["area,rooms,city,price", *lines]), encoding="utf-8")
+    scope = {"xn": xn}
+    exec(TABLE, scope)
+    assert capsys.readouterr().out.startswith("[")
+    assert scope["net"].evaluate(scope["x_val"], scope["y_val"], xn.MeanSquaredError(), metrics=["r2"])["r2"] > 0.95
 
 
 def test_the_class_and_the_probabilities_are_had_as_told(capsys):

@@ -150,6 +150,8 @@ def test_completion_shows_what_a_user_types():
         assert [each for each in module.__all__ if not hasattr(module, each)] == [], name
     with pytest.raises(AttributeError, match="module 'xpnet' has no attribute 'Dens'"):
         xn.Dens  # noqa: B018
+    assert python("import xpnet\ntry: xpnet.Linear\nexcept AttributeError as e: print(e)").endswith("is xpnet.Dense")
+    assert [here for here in xn.ELSEWHERE.values() if here not in xn.__all__] == []
 
 
 @pytest.mark.numpy_only

@@ -1,6 +1,7 @@
 """Neural networks with every derivative written by hand, on NumPy, CuPy, PyTorch and JAX arrays."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from . import data, initializers, layers, losses, metrics, ops, optimizers, schedules
@@ -59,9 +60,22 @@ __all__ = [
 __all__ += layers.__all__ + losses.__all__ + optimizers.__all__
 
 
+ELSEWHERE = {  # names of PyTorch's and Keras's, and what is the same here
+    "AdaptiveAvgPool2d": "GlobalAveragePool", "AvgPool1d": "AveragePool1d", "AvgPool2d": "AveragePool2d",
+    "BCELoss": "BinaryCrossEntropy", "BCEWithLogitsLoss": "BinaryCrossEntropyWithLogits", "BatchNorm1d": "BatchNorm",
+    "BatchNorm2d": "BatchNorm", "BatchNormalization": "BatchNorm", "Conv1D": "Conv1d", "Conv2D": "Conv2d",
+    "CrossEntropyLoss": "SoftmaxCrossEntropy", "HuberLoss": "Huber", "L1Loss": "MeanAbsoluteError", "Linear": "Dense",
+    "MSELoss": "MeanSquaredError", "MaxPooling2D": "MaxPool2d", "ModelCheckpoint": "Checkpoint", "Module": "Layer",
+    "ReduceLROnPlateau": "ReduceOnPlateau", "SparseCategoricalCrossentropy": "SoftmaxCrossEntropy",
+}  # fmt: skip
+
+
 def __getattr__(name: str) -> Any:
     if name not in LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = f"; what is {name} elsewhere is xpnet.{ELSEWHERE[name]}" if name in ELSEWHERE else ""
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}{hint}", name=name, obj=sys.modules[__name__]
+        )
     module = importlib.import_module(f".{LATER[name]}", __name__)
     value = globals()[name] = module if name == LATER[name] else getattr(module, name)
     return value

@@ -203,8 +203,12 @@ def read_npz(path: Any) -> dict[str, np.ndarray]:
 
     path = checks.path("read_npz: path", path)
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with open(path, "rb") as raw:
+            if not zipfile.is_zipfile(raw):
+                raise zipfile.BadZipFile("it is no zip file")
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
     except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"read_npz: {path!r} is no .npz file of arrays of numbers or names ({error})") from None
 

@@ -104,7 +104,14 @@ class Backend:
                 kind = kind.rstrip("0123456789")  # "str", not "str672"
             if kind == "object":
                 strangers = (f"{entry!r:.60}" for entry in x.flat if not isinstance(entry, Real))
-                kind += f", with {next(strangers, 'nothing but numbers')} in it"
+                stranger = next(strangers, None)
+                kind += f", with {stranger or 'nothing but numbers'} in it"
+                if remedy == "convert it first":
+                    remedy += (
+                        ', as by np.asarray(x, dtype="float32")'
+                        if stranger is None
+                        else "; names become columns of 0 and 1 by pandas.get_dummies(x, dtype=float)"
+                    )
             raise TypeError(f"{who} has dtype {kind}; expected float32, float64, integers or booleans: {remedy}")
         return x
 
