@@ -63,7 +63,7 @@ class Dense(PositionsStage):
         self.ones, (self.sums, _) = self.shared.filled(1.0, (m,)), self.site.family.over_batch(m)
         self.dx = None if self.lowest else self.shared(f"dx{self.turn}", (m, self.features))
 
-    def applied(self, y: np.ndarray) -> "InBlocks":
+    def applied(self, y: Array) -> "InBlocks":
         """The function of this matrix."""
         return InBlocks(self, self.f, y)
 
