@@ -385,6 +385,13 @@ class Signs(xn.Optimizer):
         return w - rate * g, {"last": g}
 
 
+class AheadW(xn.AdamW):
+    """One's own, which looks ahead."""
+
+    def lookahead(self, w, slots):
+        return w - 0.01 * slots["m"]
+
+
 class Halved(xn.SGD):
     """One's own `update`."""
 
@@ -417,6 +424,8 @@ OPTIMIZERS = {
     "adam": lambda: xn.Adam(0.01, eps=0.1),
     "adam, uncorrected": lambda: xn.Adam(0.01, eps=0.1, bias_correction=False, **LIMITS),
     "adamw": lambda: xn.AdamW(xn.StepDecay(0.01, 0.5, 2), eps=0.1, clip_value=0.05, clip_norm=0.5),
+    "adamw, sparing": lambda: xn.AdamW(0.01, eps=0.1, weight_decay=0.5, decays="weights", clip_value=0.05),
+    "nesterov's lookahead, sparing": lambda: AheadW(0.01, eps=0.1, weight_decay=0.5, decays="weights"),
     "one's own rule": lambda: Signs(0.1, **LIMITS),
     "one's own update": lambda: Halved(0.1, **LIMITS),
     "derived from nothing": Bare,

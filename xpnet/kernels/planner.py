@@ -25,6 +25,7 @@ from ..training.batches import Batch
 from .blocks import Block, Fork, Join, Mark, Turn
 from .reference import Carry, Step, is_within
 from .stages import Entry, Exit, LayerStage, Part, Site, Stage, Vector, Workspace, reversed_axes
+from .table import SPARED
 
 
 def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool, shape: Shape) -> Step:
@@ -35,9 +36,8 @@ def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool,
 
 def kernels_of(net: Placed, optimizer: Optimizer, compiled: bool) -> Any:
     """The family of kernels for a network and an optimizer, None where there are none."""
-    if net.backend.name == "cupy" and not compiled:  # not all of CuPy's functions write into arrays that are there
-        return None
-    if "spared" in getattr(optimizer, "memory", ()):  # which no kernel knows
+    spares = SPARED in getattr(optimizer, "memory", ())
+    if net.backend.name == "cupy" and (spares or not compiled):  # not all of CuPy's calls write where one says
         return None
     return kernels_for(net.backend, compiled)
 
@@ -307,12 +307,14 @@ class BufferedStep(Step):
         """Slots to write the next ones into: the carry's own, unless they are wanted still."""
         if not (keep or self.looks_ahead):
             return carry.slots
-        names = getattr(self.optimizer, "memory", ())  # a user's own optimizer need not derive from ours
+        memory = getattr(self.optimizer, "memory", ())  # a user's own optimizer need not derive from ours
+        names = [name for name in memory if name != SPARED]
         taken = [kept.slots for kept in keep] + [carry.slots] * self.looks_ahead
         for slots in (carry.slots, *self.slots_made):
             if all(slots[name] is not other[name] for name in names for other in taken):
                 return slots
-        self.slots_made.append({name: self.backend.xp.zeros_like(carry.weights) for name in names})
+        made = {name: self.backend.xp.zeros_like(carry.weights) for name in names}
+        self.slots_made.append({name: carry.slots[name] for name in memory} | made)
         return self.slots_made[-1]
 
     def publish(self, carry: Carry, net: Placed, last: bool = False) -> None:

@@ -112,21 +112,32 @@ RULES: dict[type[Optimizer], Rule] = {
     Adam: Rule((*MOMENTS, ("w", "w - m / (sqrt(v) + shift) * size")), of_adam),
     AdamW: Rule(
         (*MOMENTS, ("w", "left * w - m / (sqrt(v) + shift) * size")),
-        lambda o, rate, *step: of_adam(o, rate, *step) | {"left": 1 - rate * o.weight_decay},
+        lambda o, rate, *step: (
+            of_adam(o, rate, *step) | {"left": 1 - rate * o.weight_decay, "lost": rate * o.weight_decay}
+        ),
         "",
     ),
 }
 
 
-def lines_of(kind: type[Optimizer], decays: bool) -> Lines:
-    """The lines of an optimizer's rule, with the weight decay before them where it `decays`."""
+# AdamW where some numbers are spared the decay, those whose `spared` is 1
+SPARING: Lines = (*MOMENTS, ("w", "w - (lost - lost * spared) * w - m / (sqrt(v) + shift) * size"))
+SPARED = "spared"  # the vector of them, among the optimizer's slots, which no step changes
+
+
+def lines_of(kind: type[Optimizer], decays: bool, spares: bool = False) -> Lines:
+    """The lines of an optimizer's rule, with the weight decay before them where it `decays`; of AdamW those where it
+    `spares` some.
+    """
+    if spares:
+        return SPARING
     rule = RULES[kind]
     return (("g", rule.decay), *rule.lines) if decays and rule.decay else rule.lines
 
 
 def numbers_in(lines: Lines, slots: tuple[str, ...]) -> list[str]:
     """The names of the numbers in them."""
-    return sorted({name for _, formula in lines for name in names_in(formula)} - {"g", "w", *slots})
+    return sorted({name for _, formula in lines for name in names_in(formula)} - {"g", "w", SPARED, *slots})
 
 
 def numbers_of(optimizer: Optimizer, step: int) -> dict[str, float]:

@@ -7,21 +7,22 @@ from ...backends import Array
 from ...optimizers import Optimizer, Slots
 from ..formulas import Program
 from ..reference import updated
-from ..table import RULES, lines_of, numbers_in, numbers_of
+from ..table import RULES, SPARED, lines_of, numbers_in, numbers_of
 from . import threads
 from .functions import Compiled
 
 
 @functools.cache
-def rule(lib: Any, kind: type[Optimizer], decays: bool) -> Compiled:
-    """An optimizer's lines as a function of g, which becomes the next w, of w, the slots, the next ones, numbers.
+def rule(lib: Any, kind: type[Optimizer], decays: bool, spares: bool) -> Compiled:
+    """An optimizer's lines as a function of g, which becomes the next w, of w, what is spared if it `spares` some, the
+    slots, the next ones, numbers.
 
     `names` are those of the numbers, then of spare arrays.
     """
-    lines, slots = lines_of(kind, decays), kind.memory
+    lines, slots = lines_of(kind, decays, spares), kind.memory
     new = {name: f"new_{name}" for name in slots}
     program = Program(lines, {"g": "g", "w": "g", **new}, shared=[(place, name) for name, place in new.items()])
-    arrays = ["g", "w", *slots, *new.values()]
+    arrays = ["g", "w", *[SPARED] * spares, *slots, *new.values()]
     numbers = numbers_in(lines, slots)
     return Compiled(program.function(lib, *arrays, *numbers), [*numbers, *program.spare], [])
 
@@ -47,16 +48,21 @@ class Update:
         self.advance(w, slots, new, new_slots)
         return {"step": slots["step"] + 1} | {key: new_slots[key] for key in self.optimizer.memory}
 
+    def given(self, slots: Slots) -> list[Array]:
+        """Those of the slots that no step changes."""
+        return [slots[SPARED]] if SPARED in self.optimizer.memory else []
+
     def advance(self, w: Array, slots: Slots, new: Array, new_slots: Slots) -> None:
         """By the table's rule, in the gradient's place: hardly a vector beside those that stay."""
         optimizer, lib, size = self.optimizer, self.family.lib, w.shape[0]
+        kind, given = type(optimizer), self.given(slots)
         numbers = numbers_of(optimizer, slots["step"])
-        program, names, _ = rule(lib, type(optimizer), optimizer.weight_decay != 0.0)
+        program, names, _ = rule(lib, kind, optimizer.weight_decay != 0.0, bool(given))
         values, spare = [numbers[name] for name in names if name in numbers], [n for n in names if n not in numbers]
         g = optimizer.limited(new)
         if g is not new:
             new[...] = g
-        arrays = [new, w, *[each[key] for each in (slots, new_slots) for key in optimizer.memory]]
+        arrays = [new, w, *given, *[each[key] for each in (slots, new_slots) for key in kind.memory]]
         length = threads.BLOCK if self.family.immediate else size  # blocks are for a processor's cache
 
         def work(block: slice) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 from ....backends import Array
 from ....optimizers import Optimizer, Slots
 from ...formulas import python
-from ...table import lines_of, numbers_in, numbers_of
+from ...table import SPARED, lines_of, numbers_in, numbers_of
 from .. import optimizers, threads
 from .compiling import compiled, compiling
 
@@ -25,23 +25,24 @@ def checksum(w, slot):
 
 
 @functools.cache
-def rule(kind: type[Optimizer], decays: bool, clips: bool) -> tuple[Any, list[str]]:
+def rule(kind: type[Optimizer], decays: bool, spares: bool, clips: bool) -> tuple[Any, list[str]]:
     """An optimizer's lines as a loop, and the names of the numbers it takes.
 
-    Its arguments are w, the slots, which become the next ones, g, which becomes the next w, and the numbers. The sum
-    that it returns is finite only if the next w and slots are.
+    Its arguments are w, what is spared if it `spares` some, the slots, which become the next ones, g, which becomes the
+    next w, and the numbers. The sum that it returns is finite only if the next w and slots are.
     """
-    lines, slots = lines_of(kind, decays), kind.memory
+    lines, slots = lines_of(kind, decays, spares), kind.memory
+    given = [SPARED] * spares
     if clips:
         lines = (("g", CLIP), *lines)
     numbers = numbers_in(lines, slots)
     body = [f"{name} = {python(formula)}" for name, formula in lines]
     source = [
-        f"def rule(vector_w, {', '.join(f'vector_{name}' for name in slots)}, vector_g, numbers):",
+        f"def rule({', '.join(f'vector_{name}' for name in ('w', *given, *slots, 'g'))}, numbers):",
         "    T = vector_w.dtype.type",
         *[f"    {name} = T(numbers[{i}])" for i, name in enumerate(numbers)],
         "    for i in range(vector_w.size):",
-        *[f"        {name} = vector_{name}[i]" for name in ("w", *slots, "g")],
+        *[f"        {name} = vector_{name}[i]" for name in ("w", *given, *slots, "g")],
         *[f"        {line}" for line in body],
         *[f"        vector_{name}[i] = {name}" for name in slots],
         "        vector_g[i] = w",
@@ -57,7 +58,8 @@ class Update(optimizers.Update):
     """The rule in one loop, which limits the gradient to `clip_value` and checks the results on its way."""
 
     def advance(self, w: Array, slots: Slots, new: Array, new_slots: Slots) -> None:
-        optimizer, limit, memory = self.optimizer, self.optimizer.clip_value, self.optimizer.memory
+        optimizer, limit, given = self.optimizer, self.optimizer.clip_value, self.given(slots)
+        kind, memory = type(optimizer), type(optimizer).memory
         numbers = numbers_of(optimizer, slots["step"])
         if optimizer.clip_norm is not None:
             np.copyto(new, optimizer.limited(new))
@@ -67,8 +69,8 @@ class Update(optimizers.Update):
         if new_slots is not slots:
             for key in memory:
                 np.copyto(new_slots[key], slots[key])
-        arrays = [w, *[new_slots[key] for key in memory], new]
-        loop, names = rule(type(optimizer), optimizer.weight_decay != 0.0, limit is not None)
+        arrays = [w, *given, *[new_slots[key] for key in memory], new]
+        loop, names = rule(kind, optimizer.weight_decay != 0.0, bool(given), limit is not None)
         values = np.array([numbers[name] for name in names], dtype=w.dtype)
         if w.size <= threads.LARGE:
             total = loop(*arrays, values)
