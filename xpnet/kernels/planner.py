@@ -5,7 +5,6 @@ the family's table; any other layer runs its own code. It owns the arrays and de
 """
 
 import collections
-import contextlib
 import importlib.util
 import itertools
 import math
@@ -347,11 +346,23 @@ def parts_of(net: Placed, shape: Shape) -> tuple[list[Part], int, list[str]]:
             else:
                 within = [leaf for leaf in leaves if is_within(f"{leaf[0]}.", prefix)]
                 found.append(Part(prefix, layer, len(shape), within))
-            with contextlib.suppress(ValueError):  # of a layer that has not said what it gives: it is as it was
-                shape = layer.output_shape(shape)
+            shape = shape_after(layer, shape)
             axes.append(len(shape))
         idle.extend(idle_parameters(parts, axes[1:]))
         return axes[-1]
 
     axes = follow(net.parts(), ("N", *shape[1:]), 0)
     return found, axes, idle
+
+
+def shape_after(layer: Layer, shape: Shape) -> Shape:
+    """The shape that a layer gives, as far as it says. () is one that nobody knows, which no stage takes.
+
+    A layer of a user's that says nothing is taken to give matrices for matrices; of more axes it may give fewer.
+    """
+    if not shape or (len(shape) > 2 and not layer._tells_shape()):
+        return ()
+    try:
+        return layer.output_shape(shape)
+    except ValueError:  # of what it has not been told: it is as it was
+        return shape

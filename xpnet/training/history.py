@@ -41,7 +41,7 @@ class History(dict[str, list[float]]):
         self.slots: dict[str, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"seconds": 0.0, "resumed": 0}
+        return {name: value for name, value in vars(self).items() if name != "resumed"} | {"seconds": 0.0}
 
     def __missing__(self, name: str) -> list[float]:
         raise KeyError(
