@@ -41,7 +41,10 @@ def tests_numpy(session: nox.Session) -> None:
 def tests_numba(session: nox.Session) -> None:
     """On NumPy with the loops that Numba compiles: what trains; and once more in the plain step, its reference."""
     session.install("-e", ".[fast]", *group("test"))
-    subjects = "kernels", "training", "callbacks", "estimators", "scripts", "test_network.py", "test_readme.py"
+    subjects = (
+        *("kernels", "training", "callbacks", "scripts", "test_network.py", "test_readme.py"),
+        "estimators/test_parity.py",
+    )
     suite(session, "numpy", *[f"tests/{subject}" for subject in subjects], name="numba")
     session.run("pytest", "tests/training", *PARALLEL, env=ONE_THREAD | {"XPNET_KERNELS": "reference"})
 
@@ -52,7 +55,10 @@ def tests_oldest(session: nox.Session) -> None:
     project = PYPROJECT["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["sklearn"]]
     session.install("-e", ".", *group("test"), *[f"{one.replace('>=', '==')}.*" for one in needed])
-    subjects = "training", "files", "estimators", "layers", "kernels/test_fit.py", "test_network.py"
+    subjects = (
+        *("training", "files", "estimators", "test_network.py"),
+        *("kernels/test_fit.py", "kernels/test_step.py", "layers/test_arrays.py"),
+    )
     session.run("pytest", *[f"tests/{subject}" for subject in subjects], *PARALLEL, env=ONE_THREAD)
 
 

@@ -48,6 +48,9 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "cupy_only: about CuPy's own package; runs in cupy's session")
     config.addinivalue_line("markers", "on_host_only: about CuPy on the host; runs where --on-host is given")
     config.addinivalue_line("markers", "not_on_host: takes minutes there, and shows what each layer's own tests show")
+    config.addinivalue_line(
+        "markers", "not_on_jax: compiles every operation anew, and shows what kernels/test_jit.py shows in float32"
+    )
     config.addinivalue_line("markers", "numpy_only: about the package rather than a backend; runs in numpy's session")
 
 
@@ -58,6 +61,8 @@ def pytest_collection_modifyitems(config, items):
     def wanted(item):
         only = [name for name in ("numpy", "torch", "jax", "cupy") if item.get_closest_marker(f"{name}_only")]
         if item.get_closest_marker("not_on_host" if config.getoption("--on-host") else "on_host_only"):
+            return False
+        if backend == "jax" and item.get_closest_marker("not_on_jax"):
             return False
         if item.get_closest_marker("numba_only") and not (backend == "numpy" and NUMBA):
             return False
