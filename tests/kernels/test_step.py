@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from support.cases import FEATURES, LAYERS, LOSSES, Scale, tutorial_network
+from support.cases import FEATURES, LAYERS, LOSSES, Scale, gpt, tutorial_network
 from support.layers import Twice
 from xpnet.kernels.planner import BufferedStep
 from xpnet.kernels.reference import Step
@@ -361,6 +361,33 @@ def test_a_layer_that_holds_its_bias_before_its_weight(kernels, backend, monkeyp
 def test_a_batch_of_one(kernels, backend, dtype):
     net = xn.Sequential(D(6, 5), xn.ReLU(), xn.BatchNorm(5, trainable=False), D(5, 1), xn.Sigmoid())
     assert_same_steps(kernels, backend, dtype, net, xn.MeanSquaredError(), sizes=(1, 4, 1), target=normal)
+
+
+IDS = {
+    "gpt": lambda: gpt(7, 5, 4, 2, blocks=1),
+    "embedding": lambda: xn.Sequential(xn.Embedding(7, 4), D(4, 7)),
+    "frozen embedding": lambda: xn.Sequential(
+        xn.Embedding(7, 4, trainable=False), xn.PositionalEmbedding(6, 4), xn.Dropout(0.1), D(4, 7)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_sequences_of_ids(name, kernels, backend, dtype):
+    """Of several lengths, in batches of several sizes."""
+    rng, rtol = np.random.default_rng(0), ROUNDINGS * EPS[dtype]
+    net = IDS[name]().initialize(backend, dtype, seed=1)
+    with backend.scope():
+        batches = []
+        for n, t in ((6, 5), (6, 5), (2, 3), (9, 5)):
+            like = backend.asarray(np.zeros((n, t, 7)), dtype)
+            batches.append(
+                (backend.asarray(rng.integers(7, size=(n, t))), CROSS.encode(rng.integers(7, size=(n, t)), like))
+            )
+        plain, fast = Step(net, CROSS, xn.SGD(0.1)), BufferedStep(net, CROSS, xn.SGD(0.1), kernels(), ("N", 5))
+    for (value, _, arrays), (expected, _, others) in zip(taken(fast, batches), taken(plain, batches), strict=True):
+        assert value == pytest.approx(expected, rel=rtol)
+        np.testing.assert_allclose(arrays["weights"], others["weights"], rtol=0, atol=rtol)
 
 
 # --- losses and optimizers --------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from ..stages import Product, Site
 from .attention import Attention
 from .batch_norm import BatchNorm
 from .convolution import Convolution, Flatten
+from .embedding import Embedding
 from .layer_norm import LayerNorm
 from .optimizers import Update
 from .pointwise import Pointwise
@@ -25,7 +26,10 @@ Sums = Callable[..., Array]
 class Calls:
     """The family: its classes of stages in the order of preference, and the library's functions that they call."""
 
-    stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention, Convolution, Flatten
+    stages: tuple[Any, ...] = (
+        *(BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention),
+        *(Convolution, Flatten, Embedding),
+    )
     loss_stage: Any = SoftmaxCrossEntropy
     update: type[Update] = Update
     bias_joins_from: float = 0  # weights of a Dense from which on its bias may be the product's work

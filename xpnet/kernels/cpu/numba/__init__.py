@@ -11,6 +11,7 @@ from ..convolution import Flatten
 from .attention import Attention
 from .batch_norm import BatchNorm
 from .convolution import Convolution
+from .embedding import Embedding
 from .layer_norm import LayerNorm
 from .optimizers import Update
 from .pointwise import Pointwise
@@ -23,7 +24,7 @@ class NumbaKernels(Calls):
 
     stages: tuple[Any, ...] = (
         *(BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention),
-        *(Convolution, Flatten),
+        *(Convolution, Flatten, Embedding),
     )
     loss_stage = SoftmaxCrossEntropy
     update = Update
