@@ -307,6 +307,17 @@ IMAGES = {
     "pool of one entry": lambda: images(C(2, 3, (5, 1)), xn.MaxPool2d(1), xn.ReLU(), xn.MaxPool2d((3, 1), 1)),
     "pool like another": lambda: images(C(2, 3, 3), xn.MaxPool2d(3, padding="same"), xn.AveragePool2d(1)),
     "stride": lambda: images(C(2, 4, 3, stride=2), xn.ReLU(), C(4, 4, 3, padding="same", stride=(2, 1)), xn.ReLU()),
+    "stride, pool": lambda: images(
+        *(C(2, 4, (3, 2), stride=(1, 3), padding=1), xn.ReLU(), xn.MaxPool2d((2, 1)), C(4, 3, 1, stride=2), xn.Tanh()),
+        size=(9, 8),
+    ),
+    "norm, pool": lambda: images(
+        *(C(2, 4, 3, padding=1), xn.BatchNorm(4), xn.ReLU(), xn.MaxPool2d(2)),
+        *(C(4, 3, 2), xn.BatchNorm(3), xn.MaxPool2d((2, 1)), xn.BatchNorm(3), xn.SiLU()),
+    ),
+    "norm of a sequence": lambda: images(
+        *(xn.Conv1d(2, 4, 3, stride=2), xn.BatchNorm(4), xn.Tanh(), xn.MaxPool1d(2), xn.MaxPool1d(2)), size=(21,)
+    ),
     "dilation": lambda: images(C(2, 4, 2, dilation=(2, 1)), xn.ReLU(), C(4, 4, 3, padding=1), xn.MaxPool2d(2)),
     "groups": lambda: images(C(2, 4, 2, groups=2), xn.ReLU(), C(4, 4, 3, padding=1), xn.MaxPool2d(2)),
     "wide padding": lambda: images(C(2, 4, 3, padding=1), xn.ReLU(), C(4, 4, 2, padding=3), C(4, 2, 5, padding=4)),

@@ -13,6 +13,8 @@ from .attention import Attention
 from .batch_norm import BatchNorm
 from .convolution import Convolution, Flatten
 from .embedding import Embedding
+from .images import BatchNorm as BatchNormOfImages
+from .images import Pooling
 from .layer_norm import LayerNorm
 from .optimizers import Update
 from .pointwise import Pointwise
@@ -28,7 +30,7 @@ class Calls:
 
     stages: tuple[Any, ...] = (
         *(BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention),
-        *(Convolution, Flatten, Embedding),
+        *(Convolution, Flatten, BatchNormOfImages, Pooling, Embedding),
     )
     loss_stage: Any = SoftmaxCrossEntropy
     update: type[Update] = Update

@@ -30,26 +30,28 @@ class Patches:
     (KW, C, Q, N) are gathered, and KH of them, one behind the other in memory, are such a matrix.
     """
 
-    def __init__(self, room: Any, shape: Sequence[int], kernel: Pair, padding: Pair, outputs: Pair, step: int = 1):
+    def __init__(
+        self, room: Any, shape: Sequence[int], kernel: Pair, padding: Pair, outputs: Pair, step: int = 1,
+        stride: Pair = (1, 1),
+    ):  # fmt: skip
         """Of `outputs` as many rows at a time as BLOCK allows, a multiple of `step`."""
-        (c, h, w, n), (kh, kw), (top, left), (rows, columns) = shape, kernel, padding, outputs
-        most = max(1, BLOCK // max(1, kw * c * columns * n) - kh + 1)
+        (c, h, w, n), (kh, kw), (top, left), (rows, columns), (sh, sw) = shape, kernel, padding, outputs, stride
+        most = max(1, (BLOCK // max(1, kw * c * columns * n) - kh) // sh + 1)
         self.count = -(-rows // (-(-rows // most) * step)) * step
-        gathered: np.ndarray = room("patches", (self.count + kh - 1, kw, c, columns, n))
-        strides = gathered.strides[0], columns * n * gathered.itemsize, gathered.itemsize
+        gathered: np.ndarray = room("patches", (sh * (self.count - 1) + kh, kw, c, columns, n))
+        strides = sh * gathered.strides[0], columns * n * gathered.itemsize, gathered.itemsize
         self.blocks = []
         for first in range(0, rows, self.count):
             last = min(first + self.count, rows)
-            low, high = max(first - top, 0), min(last + kh - 1 - top, h)
-            inside = gathered[low - first + top : max(low, high) - first + top]
-            empty = [gathered[: low - first + top], gathered[max(low, high) - first + top : last - first + kh - 1]]
+            start, stop = sh * first - top, sh * (last - 1) - top + kh  # the rows of the images that they see
+            low, high = max(start, 0), min(stop, h)
+            inside = gathered[low - start : max(low, high) - start]
+            empty = [gathered[: low - start], gathered[max(low, high) - start : stop - start]]
             copies = []
-            for j in range(kw):
-                start, stop = min(max(left - j, 0), columns), max(min(columns, w + left - j), 0)
-                empty += [inside[:, j, :, :start], inside[:, j, :, stop:]]
-                if inside.size and start < stop:
-                    seen = slice(None), slice(low, high), slice(start + j - left, stop + j - left)
-                    copies.append((inside[:, j, :, start:stop], seen))
+            for j, (within, columns_seen) in enumerate(zip(*seen_by_taps(kw, left, columns, sw, w), strict=True)):
+                empty += [inside[:, j, :, : within.start], inside[:, j, :, within.stop :]]
+                if inside.size and within.start < within.stop:
+                    copies.append((inside[:, j, :, within], (slice(None), slice(low, high), columns_seen)))
             matrices = np.lib.stride_tricks.as_strided(gathered, (last - first, kh * kw * c, columns * n), strides)
             self.blocks.append((slice(first, last), [a for a in empty if a.size], copies, matrices))
 
@@ -61,6 +63,49 @@ class Patches:
             for place, seen in copies:
                 np.copyto(place, images[seen].transpose(1, 0, 2, 3))
             yield rows, matrices
+
+
+def seen_by_taps(taps: int, padding: int, outputs: int, stride: int, size: int) -> tuple[list[slice], list[slice]]:
+    """For each tap along an axis, the outputs whose windows have it inside, and what it is of."""
+    positions, seen = [], []
+    for i in range(taps):
+        first = min(max(-(-(padding - i) // stride), 0), outputs)
+        last = max(min((size - 1 + padding - i) // stride + 1, outputs), first)
+        positions.append(slice(first, last))
+        seen.append(
+            slice(start := stride * first + i - padding, max(start, stride * (last - 1) + i - padding + 1), stride)
+        )
+    return positions, seen
+
+
+class Spread:
+    """The transpose of `Patches` where windows step over entries: adds what patches are given to the images."""
+
+    def __init__(self, room: Any, shape: Sequence[int], kernel: Pair, padding: Pair, outputs: Pair, stride: Pair):
+        (c, h, w, n), (kh, kw), (rows, columns) = shape, kernel, outputs
+        self.count = max(1, min(rows, BLOCK // max(1, kh * kw * c * columns * n)))
+        parts: np.ndarray = room("patches", (self.count, kh, kw, c, columns, n))
+        along = seen_by_taps(kw, padding[1], columns, stride[1], w)
+        self.blocks = []
+        for first in range(0, rows, self.count):
+            last = min(first + self.count, rows)
+            adds = []
+            ups = seen_by_taps(kh, padding[0] - stride[0] * first, last - first, stride[0], h)
+            for i, (own_rows, rows_seen) in enumerate(zip(*ups, strict=True)):
+                for j, (own, columns_seen) in enumerate(zip(*along, strict=True)):
+                    if own_rows.start < own_rows.stop and own.start < own.stop:
+                        term = parts[own_rows, i, j, :, own].transpose(1, 0, 2, 3)
+                        adds.append(((slice(None), rows_seen, columns_seen), term))
+            matrices = parts[: last - first].reshape((last - first, kh * kw * c, columns * n))
+            self.blocks.append((slice(first, last), matrices, adds))
+
+    def __call__(self, weight: np.ndarray, dz: np.ndarray, images: np.ndarray) -> None:
+        """images = Σ weight dz, with weight (KH KW C, O) and dz (P, O, Q, N)"""
+        images.fill(0.0)
+        for rows, matrices, adds in self.blocks:
+            np.matmul(weight, as_matrices(dz[rows]), out=matrices)
+            for place, term in adds:
+                images[place] += term
 
 
 class Pool:
@@ -123,8 +168,9 @@ class Convolution(RowsStage):
     """y = f(p + b) with p the maxima over a pool's windows of z[o] = Σ_i W_i x[o + i - p]; without a pool p is z.
 
     Backward: dp = dy f' and db = Σ dp. dz is dp where a window has its first maximum, else 0; dW = Σ dz patchᵀ, and dx
-    is dz convolved with the kernel turned round. Beside y it keeps f' if y does not tell it, and the numbers of the
-    first maxima; z and the patches are there for a few rows of outputs at a time.
+    is dz convolved with the kernel turned round, or, where windows step over entries, Wᵀ dz added to what they see.
+    Beside y it keeps f' if y does not tell it, and the numbers of the first maxima; z and the patches are there for a
+    few rows of outputs at a time.
 
     A function between convolution and pool is ReLU, which changes places with the maximum. Where that is 0, a window's
     first is its first entry, for ReLU made all of them alike.
@@ -149,6 +195,7 @@ class Convolution(RowsStage):
     def __init__(self, site: Site, before: Stage | None, part: Part, following: Sequence[Layer]):
         super().__init__(site, before, f"{part.prefix}.weight", f"{part.prefix}.bias")
         self.layer, self.axes, self.turn = part.layer, part.axes, 1 - self.turn
+        self.stride = pair(part.layer._stride, 1)
         self.f: Layer | None = None
         self.tiles: Any = None  # the pool
         self.f_before_pool = False
@@ -160,6 +207,7 @@ class Convolution(RowsStage):
             else:
                 break
             self.layers += 1
+        self.y_read_once = self.f is None
 
     def views(self, vector: Vector) -> tuple[Any, ...]:
         """W as (O, C, KH, KW), b as a vector and as a column."""
@@ -183,11 +231,14 @@ class Convolution(RowsStage):
         self.bind_rows(o, a * b * n, y=y.reshape((o, a * b * n)))
         self.forward_rows, self.backward_rows = self.by_rows(Convolution.apply), self.by_rows(Convolution.back)
         if not self.lowest:  # first the largest of the arrays that stages share
-            around = kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1]
-            self.around = self.gather(self.shared, (o, p, q, n), kernel, around, (h, w))
-            self.turned = self.shared("turned", (c, o * math.prod(kernel)))
+            if self.stride == (1, 1):
+                around = kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1]
+                self.around = self.gather(self.shared, (o, p, q, n), kernel, around, (h, w))
+                self.turned = self.shared("turned", (c, o * math.prod(kernel)))
+            else:
+                self.spread = Spread(self.shared, shape, kernel, padding, (p, q), self.stride)
             self.dx = self.shared(f"dx{self.turn}", shape)
-        self.patches = self.gather(self.shared, shape, kernel, padding, (p, q), window[0])
+        self.patches = self.gather(self.shared, shape, kernel, padding, (p, q), window[0], self.stride)
         self.weight = self.shared("weight", (o, c * math.prod(kernel)))
         self.terms = self.shared("terms", (self.patches.count, *self.weight.shape))
         self.pool: Pool | None = None
@@ -196,9 +247,13 @@ class Convolution(RowsStage):
             self.z = self.shared("z", (self.patches.count, o, q, n))
             self.dz = None if self.lowest else self.shared("dz", (p, o, q, n))
 
-    def forward(self, x: np.ndarray, params: Any) -> np.ndarray:
-        taps_first = params[0].transpose(0, 2, 3, 1)
+    def take_weight(self, weight: np.ndarray) -> None:
+        """The weight as (O, KH KW C)."""
+        taps_first = weight.transpose(0, 2, 3, 1)
         np.copyto(self.weight.reshape(taps_first.shape), taps_first)
+
+    def forward(self, x: np.ndarray, params: Any) -> np.ndarray:
+        self.take_weight(params[0])
         if self.own_x:
             np.copyto(self.x, as_images(x))
         for rows, patches in self.patches(self.x):
@@ -227,9 +282,13 @@ class Convolution(RowsStage):
         grads[0][...] = dweight.reshape((o, *kernel, c)).transpose(0, 3, 1, 2)
         if self.lowest:
             return None
+        dz, dx = (dp if self.dz is None else self.dz), self.dx.transpose(1, 0, 2, 3)
+        if self.stride != (1, 1):
+            self.take_weight(params[0])
+            self.spread(self.weight.T, dz, self.dx)
+            return as_given(self.dx, self.axes)
         turned = params[0][:, :, ::-1, ::-1].transpose(1, 2, 3, 0)
         np.copyto(self.turned.reshape(turned.shape), turned)
-        dz, dx = (dp if self.dz is None else self.dz), self.dx.transpose(1, 0, 2, 3)
         for rows, patches in self.around(dz.transpose(1, 0, 2, 3)):
             np.matmul(self.turned, patches, out=as_matrices(dx[rows]))
         return as_given(self.dx, self.axes)
@@ -263,12 +322,11 @@ class Flatten(Stage):
 
 
 def is_plain(layer: Any) -> bool:
-    """Whether it is a convolution that moves by one entry, sees neighbours, and has padding below its kernel's size."""
+    """Whether it is a convolution that sees neighbours, and has padding below its kernel's size."""
     if type(layer) not in CONVOLUTIONS or not layer.trainable or layer.groups > 1:
         return False
     padding = layer._per_axis(0 if isinstance(layer.padding, str) else layer.padding)
-    alike = {*layer._stride, *layer._dilation} == {1}
-    return alike and all(p < k for p, k in zip(padding, layer._kernel, strict=True))
+    return {*layer._dilation} == {1} and all(p < k for p, k in zip(padding, layer._kernel, strict=True))
 
 
 def tiles(layer: Any, axes: int) -> bool:

@@ -12,6 +12,8 @@ from .attention import Attention
 from .batch_norm import BatchNorm
 from .convolution import Convolution
 from .embedding import Embedding
+from .images import BatchNorm as BatchNormOfImages
+from .images import Pooling
 from .layer_norm import LayerNorm
 from .optimizers import Update
 from .pointwise import Pointwise
@@ -24,7 +26,7 @@ class NumbaKernels(Calls):
 
     stages: tuple[Any, ...] = (
         *(BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention),
-        *(Convolution, Flatten, Embedding),
+        *(Convolution, Flatten, BatchNormOfImages, Pooling, Embedding),
     )
     loss_stage = SoftmaxCrossEntropy
     update = Update

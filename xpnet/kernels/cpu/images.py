@@ -1,0 +1,108 @@
+"""Batch norm and pools of images, in NumPy's calls. Axes as in `.convolution`."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...backends import Array
+from ..stages import Part, Site, Stage
+from . import batch_norm
+from .convolution import Pool, as_given, as_images, pair, tiles
+
+
+class OfImages:
+    """Before a stage of rows (H, N) among the bases: the same stage of images, a row for each channel, (C, H W N)."""
+
+    images = True
+    y: Any
+    y_and_ones: Any
+    has_ones: bool
+
+    @classmethod
+    def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Any:
+        """A stage, where the one before gives images."""
+        if not parts or parts[0].axes == 2 or not before or not before.images or before.bias:
+            return None
+        return super().take(site, before, [part._replace(axes=2) for part in parts[:2]])  # type: ignore[misc]
+
+    def bind(self, x: np.ndarray, before: Any) -> None:
+        self.shape, self.axes = as_images(x).shape, x.ndim
+        super().bind(self.rows(x), before)  # type: ignore[misc]
+        features, n = math.prod(self.shape[:-1]) + self.has_ones, self.shape[-1]
+        self.y_and_ones = self.y_and_ones.reshape(-1)[: features * n].reshape((features, n))
+        self.given = self.of_rows(self.y)
+
+    def rows(self, a: np.ndarray) -> np.ndarray:
+        """Images as rows."""
+        return as_images(a).reshape((self.shape[0], math.prod(self.shape[1:])), copy=False)
+
+    def of_rows(self, a: np.ndarray) -> np.ndarray:
+        """`rows` undone."""
+        return as_given(a.reshape(self.shape), self.axes)
+
+    def forward(self, x: np.ndarray, params: Any) -> Array:
+        super().forward(self.rows(x), params)  # type: ignore[misc]
+        return self.given
+
+    def backward(self, dy: np.ndarray, params: Any, grads: Any) -> Any:
+        return self.of_rows(super().backward(self.rows(dy), params, grads))  # type: ignore[misc]
+
+
+class BatchNorm(OfImages, batch_norm.BatchNorm):
+    """Of images."""
+
+
+class Pooling(Stage):
+    """The maxima of windows that lie side by side; dx is dy at the first of each, else 0.
+
+    The images of all channels, one below the other, are one tall image.
+    """
+
+    images = True
+    maxima = Pool
+
+    @classmethod
+    def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
+        if not parts or not before or not before.images or before.bias or not tiles(parts[0].layer, parts[0].axes - 2):
+            return None
+        return cls(site, before, parts[0])
+
+    def __init__(self, site: Site, before: Stage, part: Part):
+        super().__init__(site, before)
+        self.layer, self.axes, self.turn = part.layer, part.axes, 1 - self.turn
+
+    def bind(self, x: np.ndarray, before: Any) -> None:
+        self.layer.output_shape(tuple(x.shape)[::-1])  # which refuses an x that does not fit
+        c, h, w, n = self.shape = as_images(x).shape
+        th, tw = window = pair(self.layer._kernel, 1)
+        a, b = h // th, w // tw
+        self.seen = slice(None), slice(a * th), slice(b * tw)  # the last entries may fill no window
+        self.y = self.output(c * a * b, n).reshape((c, a, b, n))
+        self.given = as_given(self.y, self.axes)
+        self.dx = self.shared(f"dx{self.turn}", self.shape)
+        self.part = None if (a * th, b * tw) == (h, w) else self.shared("part", (c, a * th, b * tw, n))
+        self.pool = self.maxima(self.work, self.shared, window, self.tall(self.y))
+
+    def tall(self, images: np.ndarray) -> np.ndarray:
+        """Images (C, H, W, N) as one, (C H, 1, W, N)."""
+        c, h, w, n = images.shape
+        return images.reshape((c * h, 1, w, n), copy=False)
+
+    def forward(self, x: np.ndarray, params: Any) -> Array:
+        images = as_images(x)
+        if self.part is not None:
+            images = self.part
+            np.copyto(images, as_images(x)[self.seen])
+        tall = self.tall(images)
+        self.pool.forward(tall, slice(0, len(tall)))
+        return self.given
+
+    def backward(self, dy: np.ndarray, params: Any, grads: Any) -> Any:
+        tall = self.tall(self.dx if self.part is None else self.part)
+        self.pool.backward(self.tall(as_images(dy)), slice(0, len(tall)), tall)
+        if self.part is not None:
+            self.dx.fill(0.0)
+            self.dx[self.seen] = self.part
+        return as_given(self.dx, self.axes)
