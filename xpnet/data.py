@@ -220,8 +220,7 @@ class shuffled:  # noqa: N801  # called as a function
     is another in each epoch, from `seed` and the epoch's number: a run that resumes has the same. `fit` says which
     epoch it is by `set_epoch`; elsewhere each iteration is the next.
 
-    `source` gives batches (x, y) or (x, y, weight). Raises ValueError or TypeError for a buffer below 1 and a seed that
-    is none.
+    `source` gives batches (x, y) or (x, y, weight). Raises ValueError for a `buffer` below 1, or a `seed` below 0.
 
     >>> import numpy as np
     >>> batches = [(np.arange(4)[:, None], np.arange(4)), (np.arange(4, 8)[:, None], np.arange(4, 8))]

@@ -74,7 +74,7 @@ class Constant(BaseSchedule):
 class StepDecay(BaseSchedule):
     """rate · factor^⌊step / every⌋
 
-    `rate` is a learning rate, `factor` in (0, 1], `every` a number of steps. Raises ValueError for others.
+    `rate` is a learning rate, `factor` a number above 0, `every` a number of steps. Raises ValueError for others.
 
     >>> [xn.StepDecay(1.0, factor=0.5, every=10)(step) for step in (0, 9, 10, 20)]
     [1.0, 1.0, 0.5, 0.25]
@@ -92,7 +92,7 @@ class StepDecay(BaseSchedule):
 class ExponentialDecay(BaseSchedule):
     """rate · factor^(step / every)
 
-    `rate` is a learning rate, `factor` in (0, 1], `every` a number of steps. Raises ValueError for others.
+    `rate` is a learning rate, `factor` a number above 0, `every` a number of steps. Raises ValueError for others.
 
     >>> [round(xn.ExponentialDecay(0.1, factor=0.5, every=10)(step), 3) for step in (0, 5, 10)]
     [0.1, 0.071, 0.05]
@@ -110,8 +110,7 @@ class ExponentialDecay(BaseSchedule):
 class CosineDecay(BaseSchedule):
     """final + (rate - final) (1 + cos(π min(step / steps, 1))) / 2. Loshchilov & Hutter 2017, eq. 5, no restarts.
 
-    `rate` and `final` are learning rates, `steps` is a number of steps. Raises ValueError for rates below 0 and fewer
-    steps than 1.
+    `rate` is above 0, `final` at least 0, and `steps` at least 1. Raises ValueError for others.
 
     >>> [round(xn.CosineDecay(0.1, steps=100)(step), 3) for step in (0, 50, 100)]
     [0.1, 0.05, 0.0]

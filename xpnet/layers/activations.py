@@ -73,7 +73,7 @@ class LeakyReLU(Layer):
 
     Source: Maas, Hannun & Ng 2013, section 2 (there α = 0.01).
 
-    `alpha` α is a number; raises ValueError for one that is not finite, or below 0.
+    `alpha` α is a finite number; raises ValueError for another.
 
     >>> xn.LeakyReLU(0.01).output_shape(("N", 3))
     ('N', 3)
@@ -100,7 +100,7 @@ class ELU(Layer):
 
     The exponential is of min(x, 0), which cannot overflow. Source: Clevert, Unterthiner & Hochreiter 2016, eq. 15.
 
-    `alpha` α is a number; raises ValueError for one that is not finite, or below 0.
+    `alpha` α is a finite number; raises ValueError for another.
 
     >>> xn.ELU(alpha=1.0).output_shape(("N", 3))
     ('N', 3)
@@ -158,7 +158,7 @@ class GELU(Layer):
     Its y differs by up to 4.7e-4. Powers of x are taken of x clipped to where Φ is 0 or 1.
     Source: Hendrycks & Gimpel 2016, section 2.
 
-    Raises TypeError for an `approximate` that is neither True nor False.
+    Raises ValueError for an `approximate` that is neither True nor False.
 
     >>> xn.GELU().output_shape(("N", 3))
     ('N', 3)

@@ -170,7 +170,7 @@ class LayerNorm(FeatureNorm):
     The sums are over all positions. The last two terms of dx come from x's influence on μ and on v.
     Source: Ba, Kiros & Hinton 2016, eqs. 3 and 4.
 
-    `features` is D, `eps` a number of at least 0. Raises ValueError for others and for an x with another D.
+    `features` is D, `eps` a number above 0. Raises ValueError for others and for an x with another D.
 
     >>> xn.LayerNorm(32).output_shape(("N", 10, 32))
     ('N', 10, 32)
@@ -216,7 +216,7 @@ class RMSNorm(FeatureNorm):
 
     Source: Zhang & Sennrich 2019, eq. 4.
 
-    `features` is D, `eps` a number of at least 0. Raises ValueError for others and for an x with another D.
+    `features` is D, `eps` a number above 0. Raises ValueError for others and for an x with another D.
 
     >>> xn.RMSNorm(32).output_shape(("N", 10, 32))
     ('N', 10, 32)
