@@ -444,6 +444,8 @@ PARAMETERS: dict[str, Kind] = {  # by name, or by owner and name where that is a
     "linear.weight": PRODUCT._replace(example=lambda: numbers(FEATURES, 2), taken=frozenset(), left=SHAPED),
     "sum_over_batch.x": PRODUCT,
     "ops.z": FLOATS,
+    "namespace.x": kind(lambda: numbers(3), left=SHAPED),
+    "namespace.who": kind("namespace", left=ZOO),
     "low": kind(0.2, left=ZOO),
     "high": kind(0.3, left=ZOO),
     "labels": kind(classes, left=SHAPED),
