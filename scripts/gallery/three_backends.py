@@ -44,7 +44,7 @@ for backend in backends:
 # %%
 reference = next(iter(histories.values()))
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
-styles = {"lw": [6, 3, 1.2], "color": ["#9ecae1", "#d6604d", "black"]}
+styles = {"lw": [6, 3, 1.2], "color": ["#9ecae1", "#d6604d", "#238b45"]}
 for i, (name, history) in enumerate(histories.items()):
     style = {key: values[i] for key, values in styles.items()}
     left.plot(range(1, EPOCHS + 1), history["val_loss"], label=name, **style)
