@@ -30,11 +30,14 @@ from xpnet.kernels.cuda.layer_norm import LayerNorm
 from xpnet.kernels.cuda.pointwise import Pointwise
 from xpnet.kernels.cuda.pooling import Pool
 from xpnet.kernels.cuda.products import ProductOfPositions
-from xpnet.kernels.cuda.source import rule_name
+from xpnet.kernels.cuda.source import KINDS
 from xpnet.kernels.stages import Part, Product, Site, Vector, Workspace
-from xpnet.kernels.table import RULES
 
-OPTIMIZERS = [kind(weight_decay=decay, clip_norm=1.0) for kind in RULES for decay in (0.0, 0.01)]
+
+def optimizer_of(kind: Any, decays: bool, spares: bool, **options: Any) -> xn.optimizers.Optimizer:
+    """One that takes this rule."""
+    weights = {"decays": "weights"} if spares else {}
+    return kind(weight_decay=0.01 * decays, **weights, **options)
 
 
 def network(features: int = 64) -> xn.Sequential:
@@ -212,11 +215,7 @@ def calls(backend: xn.Backend, h: int, n: int) -> dict[str, tuple[int, Callable[
         "softmax_cross_entropy": (3, lambda: loss.forward(z, dy)),
         "look_ahead": (3, lambda: ahead.look_ahead(w, velocity, point)),
         "gradient_norm, SGD": (6, update(xn.SGD(clip_norm=1.0))),
-    } | {
-        rule_name(kind, decay > 0.0): (3 + 2 * len(kind.memory), update(kind(weight_decay=decay)))
-        for kind in RULES
-        for decay in (0.0, 0.01)
-    }
+    } | {name: (3 + 2 * len(rule[0].memory) + rule[2], update(optimizer_of(*rule))) for name, rule in KINDS.items()}
 
 
 def bandwidth(options: argparse.Namespace) -> None:
@@ -250,7 +249,7 @@ def fit(options: argparse.Namespace) -> None:
     x, y = rows(90)
     with cupy.cuda.using_allocator(None):
         for dtype in ("float32", "float64"):
-            for optimizer in OPTIMIZERS:
+            for optimizer in (optimizer_of(*rule, clip_norm=1.0) for rule in KINDS.values()):
                 net = network().initialize("cupy", dtype, seed=0)
                 history = net.fit(x, y, loss=xn.SoftmaxCrossEntropy(), optimizer=optimizer, epochs=2, batch_size=33)
                 print(f"{optimizer}, {dtype}: the loss went from {history['loss'][0]:.3f} to {history['loss'][1]:.3f}")

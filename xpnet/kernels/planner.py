@@ -35,8 +35,7 @@ def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool,
 
 def kernels_of(net: Placed, optimizer: Optimizer, compiled: bool) -> Any:
     """The family of kernels for a network and an optimizer, None where there are none."""
-    spares = SPARED in getattr(optimizer, "memory", ())
-    if net.backend.name == "cupy" and (spares or not compiled):  # not all of CuPy's calls write where one says
+    if net.backend.name == "cupy" and not compiled:  # not all of CuPy's functions write into arrays that are there
         return None
     return kernels_for(net.backend, compiled)
 

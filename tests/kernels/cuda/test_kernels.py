@@ -376,6 +376,7 @@ RULES = {
     "adam": lambda **limits: xn.Adam(0.1, **limits),
     "adam, uncorrected": lambda **limits: xn.Adam(0.1, bias_correction=False, **limits),
     "adamw": lambda **limits: xn.AdamW(xn.WarmUp(xn.Constant(0.1), 2), **limits),
+    "adamw, weights": lambda **limits: xn.AdamW(0.1, decays="weights", **limits),
 }
 LIMITS = {
     "unlimited": {},
@@ -394,6 +395,9 @@ def test_optimizer(rule, limits, size, bench):
     w, kernels = bench.draw(size), bench.kernels
     slots = optimizer.init(w)
     on_w, on_slots, point = bench.put(w), optimizer.init(bench.put(w)), bench.empty(size)
+    if "spared" in slots:
+        slots["spared"] = bench.rng.integers(2, size=size).astype(bench.dtype)
+        on_slots["spared"] = bench.put(slots["spared"])
     for _ in range(3):
         g = bench.draw(size)
         kernels.look_ahead(optimizer, on_w, on_slots, point)

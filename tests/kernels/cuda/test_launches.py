@@ -53,6 +53,7 @@ STEPS = {
     "gpt": (gpt, xn.AdamW, 90, 559),
     "seed, SGD": (tutorial_network, xn.SGD, 17, 171),
     "seed, Nesterov": (tutorial_network, xn.Nesterov, 18, 177),
+    "seed, decays": (tutorial_network, lambda: xn.AdamW(decays="weights"), 17, 183),
     "seed, clip_norm": (tutorial_network, lambda: xn.AdamW(clip_norm=1.0), 18, 194),
 }
 

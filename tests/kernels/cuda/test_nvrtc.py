@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from xpnet.kernels.cuda.source import rule_name, source
-from xpnet.kernels.table import POINTWISE, RULES
+from xpnet.kernels.cuda.source import KINDS, source
+from xpnet.kernels.table import POINTWISE
 
 pytestmark = [pytest.mark.cupy_only, pytest.mark.on_host_only]
 
 OVER_ROWS = "pointwise", "pointwise_backward", "batch_norm", "batch_norm_backward"
-RULE_NAMES = sorted({rule_name(kind, decays) for kind in RULES for decays in (False, True)})
-OTHERS = "averaged", "dropout", "softmax_cross_entropy", "gradient_norm", "look_ahead", "gather", "pool", *RULE_NAMES
+OTHERS = "averaged", "dropout", "softmax_cross_entropy", "gradient_norm", "look_ahead", "gather", "pool", *KINDS
 BOTH_WAYS = "embedding", "layer_norm"
 WIDE = "Identity", "GELU", "GELUTanh"  # of the functions, the one that takes least and those that take most
 PARTS = "OfPatches", "OfMaxima", "OfMeans"

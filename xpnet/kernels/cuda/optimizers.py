@@ -22,16 +22,16 @@ class Update(optimizers.Update):
         over_vector("look_ahead", w, 2048, w, slots["velocity"], float(self.optimizer.momentum), w.shape[0], point)
 
     def advance(self, w: Array, slots: Slots, new: Array, new_slots: Slots) -> None:
-        optimizer, size, norm = self.optimizer, w.shape[0], None
-        decays, clip = bool(optimizer.weight_decay), optimizer.clip_value
-        numbers, lines = numbers_of(optimizer, slots["step"]), lines_of(type(optimizer), decays)
+        optimizer, kind, size, norm = self.optimizer, type(self.optimizer), w.shape[0], None
+        decays, clip, given = bool(optimizer.weight_decay), optimizer.clip_value, self.given(slots)
+        numbers, lines = numbers_of(optimizer, slots["step"]), lines_of(kind, decays, bool(given))
         limit = math.inf if clip is None else float(clip)
         if optimizer.clip_norm is not None:
             empty: Any = importlib.import_module("cupy").empty
             norm, partial = empty(2, dtype=w.dtype), empty(2 * blocks(size, 256), dtype=w.dtype)
             over_vector("gradient_norm", w, 256, new, limit, size, partial, self.family.count, norm)
-        values = [float(numbers[name]) for name in numbers_in(lines, optimizer.memory)]
+        values = [float(numbers[name]) for name in numbers_in(lines, kind.memory)]
         limits = limit, norm, float(optimizer.clip_norm or 0.0)
-        name = rule_name(type(optimizer), decays)
-        before, after = ([each[key] for key in optimizer.memory] for each in (slots, new_slots))
-        over_vector(name, w, 2048, w, new, *before, size, *limits, *values, *after, new)
+        name = rule_name(kind, decays, bool(given))
+        before, after = ([each[key] for key in kind.memory] for each in (slots, new_slots))
+        over_vector(name, w, 2048, w, new, *given, *before, size, *limits, *values, *after, new)

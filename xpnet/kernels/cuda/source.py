@@ -3,9 +3,9 @@
 import functools
 from pathlib import Path
 
-from ...optimizers import Optimizer
+from ...optimizers import AdamW, Optimizer
 from ..formulas import cuda, times
-from ..table import POINTWISE, RULES, Pointwise, lines_of, numbers_in
+from ..table import POINTWISE, RULES, SPARED, Pointwise, lines_of, numbers_in
 
 
 @functools.cache
@@ -14,8 +14,7 @@ def source() -> str:
     files = sorted(Path(__file__).parent.glob("*.cu"), key=lambda path: (path.stem != "common", path.stem))
     text = "\n".join(path.read_text(encoding="utf-8") for path in files).encode("ascii", "ignore").decode()
     text = text.replace("@pointwise", "\n".join(function(*item) for item in POINTWISE.items()))
-    rules = {rule_name(kind, decays): (kind, decays) for kind in RULES for decays in (False, True)}
-    return text.replace("@optimizers", "\n".join(optimizer(name, *rule) for name, rule in rules.items()))
+    return text.replace("@optimizers", "\n".join(optimizer(name, *rule) for name, rule in KINDS.items()))
 
 
 def function(name: str, row: Pointwise) -> str:
@@ -27,17 +26,18 @@ def function(name: str, row: Pointwise) -> str:
 }};"""
 
 
-def optimizer(name: str, kind: type[Optimizer], decays: bool) -> str:
+def optimizer(name: str, kind: type[Optimizer], decays: bool, spares: bool) -> str:
     """An optimizer's lines as a kernel of CUDA. next_w may be the gradient's own vector."""
-    lines, slots = lines_of(kind, decays), kind.memory
-    before, after = "".join(f"const T* all_{s}, " for s in slots), "".join(f"T* next_{s}, " for s in slots)
+    lines, slots = lines_of(kind, decays, spares), kind.memory
+    read = [SPARED] * spares + [*slots]
+    before, after = "".join(f"const T* all_{s}, " for s in read), "".join(f"T* next_{s}, " for s in slots)
     return f"""template <typename T>
 __global__ void __launch_bounds__(512) {name}(
     const T* all_w, const T* gradient, {before}Int length, T clip, const T* norm, T clip_norm,
     {"".join(f"T {number}, " for number in numbers_in(lines, slots))}{after}T* next_w) {{
     for (Int i = first(); i < length; i += stride()) {{
         T g = limited(gradient[i], clip, norm, clip_norm), w = all_w[i];
-        {" ".join(f"T {slot} = all_{slot}[i];" for slot in slots)}
+        {" ".join(f"T {each} = all_{each}[i];" for each in read)}
         {" ".join(f"{target} = {cuda(formula)};" for target, formula in lines)}
         {" ".join(f"next_{slot}[i] = {slot};" for slot in slots)}
         next_w[i] = w;
@@ -45,6 +45,11 @@ __global__ void __launch_bounds__(512) {name}(
 }}"""
 
 
-def rule_name(kind: type[Optimizer], decays: bool) -> str:
-    """The kernel of an optimizer, with weight decay or without."""
-    return kind.__name__ + "Decayed" * (decays and bool(RULES[kind].decay))
+def rule_name(kind: type[Optimizer], decays: bool, spares: bool = False) -> str:
+    """The kernel of an optimizer, with weight decay or without, or with one that spares some numbers."""
+    return kind.__name__ + "Sparing" * spares + "Decayed" * (decays and bool(RULES[kind].decay))
+
+
+# the rules that have a kernel, by its name: the optimizer, whether its weights decay and whether it spares some
+KINDS = {rule_name(kind, decays): (kind, decays, False) for kind in RULES for decays in (False, True)}
+KINDS[rule_name(AdamW, True, True)] = AdamW, True, True
