@@ -272,7 +272,9 @@ def reversed_images(a: Array) -> Array:
     return namespace(a).permute_dims(a, (*range(a.ndim - 1)[::-1], a.ndim - 1))
 
 
-def in_memory_order(room: Workspace, name: str, shape: tuple[int, ...], images: bool) -> Array:
+def in_memory_order(
+    room: Callable[[str, tuple[int, ...]], Array], name: str, shape: tuple[int, ...], images: bool
+) -> Array:
     """An array of that shape: a matrix as it is, images as their stages have them, others as the layers' own code."""
     if images:
         return reversed_images(room(name, (*shape[-2::-1], shape[-1])))
@@ -402,6 +404,27 @@ class BatchNorm(Stage):
     def has_averages(self) -> bool:
         mean, var = (self.layer.state[key] for key in ("mean", "var"))
         return not bool(self.work.xp.all((mean == 0.0) & (var == 1.0)))
+
+
+class Dropout(Stage):
+    """As the layer has it, y = x m and dx = dy m."""
+
+    rowwise = False  # it counts them
+    next_key: Array
+
+    def __init__(self, site: Site, before: Stage | None, part: Part):
+        super().__init__(site, before)
+        self.layer: Any = part.layer
+        self.axes, self.images = part.axes, before is not None and before.images
+        self.name, self.states = f"{part.prefix}.key", [part.layer]
+
+    def set_state(self, state: dict[str, Array]) -> None:
+        """Take the key."""
+        vars(self.layer)["state"] = {"key": state[self.name]}
+
+    def next_state(self) -> dict[str, Array]:
+        """The next key."""
+        return {self.name: self.next_key}
 
 
 class SoftmaxCrossEntropy(Stage):

@@ -12,6 +12,7 @@ from ..stages import Product, Site
 from .attention import Attention
 from .batch_norm import BatchNorm
 from .convolution import Convolution, Flatten
+from .dropout import Dropout
 from .embedding import Embedding
 from .images import BatchNorm as BatchNormOfImages
 from .images import Pooling
@@ -30,7 +31,7 @@ class Calls:
 
     stages: tuple[Any, ...] = (
         *(BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention),
-        *(Convolution, Flatten, BatchNormOfImages, Pooling, Embedding),
+        *(Convolution, Flatten, BatchNormOfImages, Pooling, Embedding, Dropout),
     )
     loss_stage: Any = SoftmaxCrossEntropy
     update: type[Update] = Update

@@ -8,14 +8,13 @@ from typing import Any
 
 from ...backends import Array
 from ...layers import dropout
+from .. import stages
 from ..stages import Part, Site, Stage, in_memory_order
 from .launching import in_rows, laid_out, over_vector
 
 
-class Dropout(Stage):
-    """y = x m, as the layer has it; the mask is drawn anew on the way back, and none is kept."""
-
-    rowwise = False  # it counts them
+class Dropout(stages.Dropout):
+    """The mask is drawn anew on the way back, and none is kept."""
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> "Stage | None":
@@ -23,18 +22,9 @@ class Dropout(Stage):
         return cls(site, before, parts[0]) if fits and not (before and before.bias) else None
 
     def __init__(self, site: Site, before: Stage | None, part: Part):
-        super().__init__(site, before)
-        self.layer: Any = part.layer
-        self.axes, self.images = part.axes, part.axes == 4 if before is None or before.foreign else before.images
-        self.name, self.states = f"{part.prefix}.key", [part.layer]
-
-    def set_state(self, state: dict[str, Array]) -> None:
-        """Take the key."""
-        vars(self.layer)["state"] = {"key": state[self.name]}
-
-    def next_state(self) -> dict[str, Array]:
-        """The next key."""
-        return {self.name: self.next_key}
+        super().__init__(site, before, part)
+        if before is None or before.foreign:
+            self.images = part.axes == 4
 
     def bind(self, x: Array, before: Any) -> None:
         if self.axes == 2 or self.images:

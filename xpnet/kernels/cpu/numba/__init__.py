@@ -8,6 +8,7 @@ from ....backends import Backend
 from ...stages import Product
 from ..calls import Calls
 from ..convolution import Flatten
+from ..dropout import Dropout
 from .attention import Attention
 from .batch_norm import BatchNorm
 from .convolution import Convolution
@@ -26,7 +27,7 @@ class NumbaKernels(Calls):
 
     stages: tuple[Any, ...] = (
         *(BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention),
-        *(Convolution, Flatten, BatchNormOfImages, Pooling, Embedding),
+        *(Convolution, Flatten, BatchNormOfImages, Pooling, Embedding, Dropout),
     )
     loss_stage = SoftmaxCrossEntropy
     update = Update
