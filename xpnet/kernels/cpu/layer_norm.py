@@ -36,8 +36,9 @@ class LayerNorm(Stage):
         d, m = self.shape[0], math.prod(self.shape[1:])
         self.lib, self.column_sums = self.site.family.lib, self.site.family.sums
         self.share, self.eps_number = self.shared.filled(1.0 / d, (d,)), self.shared.filled(self.eps)
-        self.ones, (self.sums, self.row_dot) = self.shared.filled(1.0, (m,)), self.site.family.over_batch(m)
+        self.ones, (self.sums, _) = self.shared.filled(1.0, (m,)), self.site.family.over_batch(m)
         self.mean, self.scale = self.work("mean", (m,)), self.work("scale", (m,))
+        self.gain, self.mean_product = self.shared("gain", (d,)), self.shared("mean product", (m,))
         self.normal = self.place("normal", d, m)
         self.matrix = self.output(d, m) if self.flat else self.place("y", d, m)
         self.y = self.features_first(self.matrix)
@@ -72,15 +73,18 @@ class LayerNorm(Stage):
         return self.y
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Any:
-        lib, normal, spare, mean, g = self.lib, self.normal, self.spare, self.mean, self.as_matrix(dy)
-        self.row_dot(g, normal, out=grads[0])
+        """The means of g = γ dy and of g x̂ are products of dy and dy x̂ with γ / D."""
+        lib, normal, g, gain = self.lib, self.normal, self.as_matrix(dy), self.gain
+        product = lib.multiply(g, normal, out=self.spare)
+        self.sums(product, self.ones, out=grads[0])
         self.sums(g, self.ones, out=grads[1])
         if self.lowest:
             return None
+        lib.multiply(params[0], self.share, out=gain)
+        mean = self.column_sums(g.T, gain, out=self.mean)
+        normal *= self.column_sums(product.T, gain, out=self.mean_product)
         g *= params[2]
-        lib.multiply(g, normal, out=spare)
-        g -= self.column_sums(g.T, self.share, out=mean)
-        normal *= self.column_sums(spare.T, self.share, out=mean)
+        g -= mean
         g -= normal
         g *= self.scale
         return self.features_first(g)
