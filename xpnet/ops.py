@@ -9,6 +9,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from .backends import Array, class_of, device_of, floating, is_compiled, is_plain, namespace, scans
 
@@ -83,13 +84,13 @@ SINGLE = (
 )  # fmt: skip
 
 
-def single_erf(x: Array, **out: Array) -> Array:
+def single_erf(x: Array, coefficients: Sequence[Any] = SINGLE, **out: Array) -> Array:
     """erf x = tanh(x P(x²)) in float32: GELU's approximation by tanh, with a polynomial P of degree 6 in place of 1.
 
     P is the one with the smallest largest relative error of erf, 9.5e-8 where it is less than 1, found by iteratively
     reweighted least squares (Lawson's algorithm); with the rounding of float32 it comes to 4 units in the last place.
     """
-    return floating(x, "single_erf").tanh(x * _polynomial(x * x, SINGLE), **out)
+    return floating(x, "single_erf").tanh(x * _polynomial(x * x, coefficients), **out)
 
 
 # the polynomials of `rational_erf`, T and U, P and Q, the highest power first
@@ -131,7 +132,7 @@ def rational_erf(x: Array) -> Array:
     return xp.where(x < 0.0, -y, y)
 
 
-def _polynomial(x: Array, coefficients: Sequence[float]) -> Array:
+def _polynomial(x: Array, coefficients: Sequence[Any]) -> Array:
     """Σ cᵢ xⁿ⁻ⁱ by Horner's rule."""
     y = x * coefficients[0]
     for c in coefficients[1:-1]:

@@ -152,10 +152,13 @@ def select(condition: Any, a: Any, b: Any, out: Any) -> None:
         np.copyto(out, b, where=~condition)
 
 
+SINGLE = [np.array(c, np.float32) for c in ops.SINGLE]  # arrays without axes, as `Workspace.filled` has them
+
+
 def erf(x: Any, out: Any) -> None:
     """2/√π ∫₀ˣ exp(-t²) dt"""
     if x.dtype == np.float32:
-        ops.single_erf(x, out=out)
+        ops.single_erf(x, SINGLE, out=out)
     else:
         out[...] = ops.erf(x)
 
