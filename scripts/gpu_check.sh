@@ -71,7 +71,7 @@ if "$python" -c 'import torch; raise SystemExit(not torch.cuda.is_available())' 
 else
     leave_out "PyTorch's times" "PyTorch with CUDA is not here"
 fi
-for case in seed mini large; do
+for case in seed mini large cnn28 gpt; do
     part "benchmark $case" 180 "$python" scripts/benchmark.py $case --turns 3 --contestants "${contestants[@]}"
 done
 

@@ -9,6 +9,8 @@ import xpnet as xn
 from support import ROOT
 from support.kernels import through_a_stage
 from xpnet.kernels import training_step
+from xpnet.kernels.cuda import pointwise
+from xpnet.kernels.planner import kernels_for
 from xpnet.kernels.stages import LayerStage
 from xpnet.training.batches import Batch
 
@@ -69,26 +71,29 @@ OWN_CODE = {  # of some layers
 NETWORKS = OF_IDS | {name: lambda make=make: xn.Sequential(*make()) for name, make in OF_NUMBERS.items()}
 
 
-def batches(name, net, dtype, cupy):
-    """Two of 5 sequences of 9, and one of 3 of them, of 6 where that changes no shape of the network."""
+def sizes_for(name):
+    """Two batches of 5 sequences of 9, and one of 3 of them, of 6 where that changes no shape of the network."""
+    return (5, 9), (5, 9), (3, 9 if name == "matrices" else 6)
+
+
+def batches(name, net, dtype, cupy, sizes):
+    """Batches of so many sequences of so many positions."""
     rng = np.random.default_rng(0)
-    for n, t in ((5, 9), (5, 9), (3, 9 if name == "matrices" else 6)):
+    for n, t in sizes:
         x = rng.integers(11, size=(n, t)) if name in OF_IDS else rng.normal(size=(n, t, 8)).astype(dtype)
         outputs = net.output_shape(("N", *x.shape[1:]))[1:]
         y = np.eye(outputs[-1], dtype=dtype)[rng.integers(outputs[-1], size=(n, *outputs[:-1]))]
         yield Batch(cupy.asarray(x), cupy.asarray(y))
 
 
-@pytest.mark.parametrize("dtype", EPS)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_steps_are_the_plain_steps(name, dtype, cupy, monkeypatch):
+def assert_plain_steps(name, dtype, cupy, monkeypatch, sizes):
     """To roundings of the largest numbers that are added up."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
     seen = []
     for choice in ("reference", "auto"):
         monkeypatch.setenv("XPNET_KERNELS", choice)
         net = NETWORKS[name]().initialize(cupy, dtype, seed=1)
-        all_batches = list(batches(name, net, dtype, cupy))
+        all_batches = list(batches(name, net, dtype, cupy, sizes))
         step = training_step(net, xn.SoftmaxCrossEntropy(), xn.SGD(0.1), ("N", *all_batches[0].x.shape[1:]))
         carry = step.start
         for batch in all_batches:
@@ -98,6 +103,19 @@ def test_steps_are_the_plain_steps(name, dtype, cupy, monkeypatch):
     (expected, weights), (value, found) = seen
     assert value == pytest.approx(expected, rel=100 * EPS[dtype])
     np.testing.assert_allclose(found, weights, rtol=0, atol=300 * EPS[dtype] * np.abs(weights).max())
+
+
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_steps_are_the_plain_steps(name, dtype, cupy, monkeypatch):
+    assert_plain_steps(name, dtype, cupy, monkeypatch, sizes_for(name))
+
+
+@pytest.mark.parametrize("name", ["functions", "gpt"])
+def test_positions_that_several_blocks_share(name, cupy, monkeypatch):
+    """Where each adds up a stretch of the columns, and a thread goes on to further numbers."""
+    monkeypatch.setattr(pointwise, "blocks", lambda size, most: 1)
+    assert_plain_steps(name, "float64", cupy, monkeypatch, [(30, 9), (23, 9)])
 
 
 def agrees(found, expected, dtype, roundings):
@@ -157,6 +175,20 @@ def test_a_layer_norm_loses_no_digit_of_a_large_mean(cupy):
     np.testing.assert_allclose(y, (wide - mean) / np.sqrt(var + 1e-5), atol=2e-6)
 
 
+def test_sums_over_many_positions_lose_no_digits(cupy, monkeypatch):
+    """Of one block, whose roundings all go one way: without care by hundreds of eps."""
+    family = kernels_for(cupy, True)
+    family.multiprocessors = 1
+    monkeypatch.setattr("support.kernels.kernels_for", lambda *which: family)
+    n, params = 3000, {"gamma": np.ones(2, "float32"), "beta": np.zeros(2, "float32")}
+    x, dy = np.zeros((1, n, 2), "float32"), np.full((1, n, 2), np.float32(0.1))
+    x[..., 1] = 1.0
+    found = through_a_stage(cupy, xn.LayerNorm(2), x, dy, params)
+    exact = n * float(np.float32(0.1))
+    np.testing.assert_allclose(found["beta"], exact, rtol=3 * EPS["float32"])
+    np.testing.assert_allclose(np.abs(found["gamma"]), exact / np.sqrt(1 + 4e-5), rtol=8 * EPS["float32"])
+
+
 def test_an_id_outside_is_nan_and_takes_no_gradient(cupy):
     x = np.array([[0, 2, -1], [3, 2, 2**40]])
     weight, dy = np.arange(6.0).reshape(3, 2), np.ones((2, 3, 2))
@@ -174,7 +206,7 @@ def test_sequences_have_the_same_bits_each_time(name, cupy, monkeypatch):
     bits = []
     for _ in range(2):
         net = NETWORKS[name]().initialize(cupy, seed=0)
-        all_batches = list(batches(name, net, "float32", cupy))
+        all_batches = list(batches(name, net, "float32", cupy, sizes_for(name)))
         step = training_step(net, xn.SoftmaxCrossEntropy(), xn.Adam(), ("N", *all_batches[0].x.shape[1:]))
         carry = step.start
         for batch in all_batches:

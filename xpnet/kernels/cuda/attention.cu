@@ -126,7 +126,6 @@ __global__ void __launch_bounds__(256) attention_backward(
             }
         }
     }
-    __syncthreads();
     T* to = dqkv + (sequence * t + i) * 3 * e + head * d;
     for (int k = 0; k < D / 32; ++k) {
         const Int c = lane + 32 * k;

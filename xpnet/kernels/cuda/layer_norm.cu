@@ -51,14 +51,13 @@ __global__ void __launch_bounds__(512) layer_norm(
 
 // With g = gamma dy: dx = (g - mean(g) - x^ mean(g x^)) scale, the mean(g) of layer norm alone, and `more` added, if it
 // is there; dgamma = sum dy x^, dbeta = sum dy, dbias = sum dx. Each thread adds up columns of its own, each block the
-// positions that it has, in `partial`, and the last block the blocks' sums.
+// positions that it has, in `partial`, with what rounding has made of the sums, and the last block the blocks' sums.
 template <typename T>
 __global__ void __launch_bounds__(512) layer_norm_backward(
     const T* dy, const T* more, const T* s, const T* gamma, const T* centre, Int m, Int d,
     T* dx, T* copy, T* dgamma, T* dbeta, T* dbias, volatile T* partial, unsigned* count) {
-    volatile T* own = partial + Int(blockIdx.x) * 3 * d;
-    for (Int i = threadIdx.x; i < 3 * d; i += blockDim.x) own[i] = 0;
-    __syncthreads();
+    volatile T* own = partial + Int(blockIdx.x) * 6 * d;
+    for (Int i = threadIdx.x; i < 6 * d; i += blockDim.x) own[i] = 0;  // the sums over a row have barriers
     for (Int row = blockIdx.x; row < m; row += gridDim.x) {
         const Int start = row * d;
         const T r = centre[3 * row + 2];
@@ -77,15 +76,19 @@ __global__ void __launch_bounds__(512) layer_norm_backward(
             if (more) a += more[start + i];
             dx[start + i] = a;
             if (copy) copy[start + i] = a;
-            own[i] = own[i] + dn * normal;
-            own[d + i] = own[d + i] + dn;
-            own[2 * d + i] = own[2 * d + i] + a;
+            const T terms[] = {dn * normal, dn, a};
+            for (int k = 0; k < 3; ++k) {
+                Total<T> total{own[k * d + i], own[(3 + k) * d + i]};
+                total.add(terms[k]);
+                own[k * d + i] = total.sum;
+                own[(3 + k) * d + i] = total.excess;
+            }
         }
     }
     if (!last_block(count, gridDim.x)) return;
     for (Int i = threadIdx.x; i < 3 * d; i += blockDim.x) {
         Total<T> total;
-        for (Int block = 0; block < gridDim.x; ++block) total.add(partial[block * 3 * d + i]);
+        for (Int block = 0; block < gridDim.x; ++block) total.add(partial[block * 6 * d + i]);
         T* to = i < d ? dgamma : i < 2 * d ? dbeta : dbias;
         if (to) to[i % d] = total.sum;
     }

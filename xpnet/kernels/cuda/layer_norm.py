@@ -66,7 +66,7 @@ class LayerNorm(PositionsStage):
         self.centre = self.work("centre", (self.m, 3))
         self.kernel, self.block = C_TYPES[self.y.dtype.name], (threads(d),)
         self.grid = (max(1, min(self.m, self.site.family.multiprocessors)),)
-        self.partial = self.shared("partial", (self.grid[0] * 3 * d,))
+        self.partial = self.shared("partial", (self.grid[0] * 6 * d,))
         self.dx = self.place_of_dx(x)
         self.y_in_rows: Any = None
         if x.ndim == 2:  # as other stages take a matrix
