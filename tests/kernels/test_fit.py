@@ -313,6 +313,9 @@ def test_two_fits_in_two_threads_are_those_of_one_after_another(choice, backend,
 # --- which form -------------------------------------------------------------------------------------------------------
 
 
+CALLS = {"numpy": "Calls", "torch": "TorchKernels"}  # the kernels of a backend where nothing is compiled
+
+
 def chosen(backend, net=None):
     step = training_step((net or tutorial_network()).initialize(backend), CROSS, xn.Adam())
     return type(step), type(getattr(step, "kernels", None)).__name__
@@ -320,7 +323,7 @@ def chosen(backend, net=None):
 
 def test_generic_is_the_calls_and_reference_the_plain_step(backend, monkeypatch):
     monkeypatch.setenv("XPNET_KERNELS", "generic")
-    assert chosen(backend) == (BufferedStep, "Calls")
+    assert chosen(backend) == (BufferedStep, CALLS[backend.name])
     monkeypatch.setenv("XPNET_KERNELS", "reference")
     assert chosen(backend) == (Step, "NoneType")
 
@@ -329,7 +332,7 @@ def test_generic_is_the_calls_and_reference_the_plain_step(backend, monkeypatch)
 def test_auto_is_the_default_and_does_without_numba_where_there_is_none(unset, backend, monkeypatch):
     monkeypatch.setenv("XPNET_KERNELS", "" if unset else "auto")
     monkeypatch.setitem(sys.modules, "numba", None)
-    assert chosen(backend) == (BufferedStep, "Calls")
+    assert chosen(backend) == (BufferedStep, CALLS[backend.name])
 
 
 @pytest.mark.numba_only
@@ -353,7 +356,7 @@ def test_auto_says_so_and_does_without_a_numba_that_cannot_be_imported(error, ba
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     told = pytest.warns(RuntimeWarning, match="Numba needs NumPy 2.3 or less.*XPNET_KERNELS=generic")
     with told if backend.name == "numpy" else contextlib.nullcontext() as warned:
-        assert chosen(backend) == (BufferedStep, "Calls")
+        assert chosen(backend) == (BufferedStep, CALLS[backend.name])
     assert warned is None or {w.filename for w in warned} == {__file__}
 
 
@@ -367,7 +370,7 @@ def test_auto_says_so_and_does_without_a_numba_that_compiles_nothing(backend, mo
     with pytest.warns(
         RuntimeWarning, match=r"\(ImportError: NUMBA_DISABLE_JIT is set, so it compiles nothing\): training goes on"
     ):
-        assert chosen(backend) == (BufferedStep, "Calls")
+        assert chosen(backend) == (BufferedStep, CALLS[backend.name])
 
 
 def test_another_choice_is_refused_by_name_before_the_first_step(backend, monkeypatch):
