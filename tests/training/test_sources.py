@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 import traceback
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -469,3 +470,19 @@ def test_a_resumed_run_has_the_order_of_its_epoch(strict_lib, data, tmp_path):
     with pytest.raises(StopError):
         trained(strict_lib, source(), callbacks=[StopAt(13)], **how)  # in the third epoch
     assert trained(strict_lib, source(), resume=True, **how) == expected
+
+
+@pytest.mark.numpy_only
+def test_a_stream_does_not_hold_its_batches(strict_lib):
+    def peak(count):
+        batches = ((np.full((64, D), 1.0 / (i + 1)), np.zeros(64, int)) for i in range(count))
+        net = xn.Sequential(xn.Dense(D, K)).initialize(strict_lib.backend)
+        tracemalloc.start()
+        try:
+            net.fit(batches, loss=LOSS, optimizer=xn.SGD(0.01))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    few = min(peak(50), peak(50))
+    assert peak(250) - few < 200 * 500  # a batch has 2,560 bytes

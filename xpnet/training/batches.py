@@ -132,7 +132,7 @@ class Feed(ABC):
 
     @abstractmethod
     def size(self, number: int) -> int:
-        """How many rows this batch of an epoch has, those of all processes."""
+        """How many rows batch `number` of an epoch has, the one given last, those of all processes."""
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """The rows in random order."""

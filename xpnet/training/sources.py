@@ -311,6 +311,27 @@ class Rows(Arrays):
                     yield from parts_of(taken, [rows])
 
 
+class Counts:
+    """Numbers one after another; those alike that follow one another take no more memory than one."""
+
+    def __init__(self) -> None:
+        self.runs: list[list[int]] = []  # a number, and how often it comes
+        self.number = 0  # how many there are
+
+    def append(self, n: int) -> None:
+        """Add one."""
+        self.number += 1
+        if self.runs and self.runs[-1][0] == n:
+            self.runs[-1][1] += 1
+        else:
+            self.runs.append([n, 1])
+
+    def first(self, count: int) -> np.ndarray:
+        """The first so many of them."""
+        numbers, often = np.array(self.runs, np.int64).reshape(-1, 2).T
+        return np.repeat(numbers, often)[:count]
+
+
 class Stream(Feed):
     """Batches of an iterable, as it gives them."""
 
@@ -324,7 +345,7 @@ class Stream(Feed):
                 f"{who}: a generator gives one epoch, and epochs is {epochs}: give a class with an __iter__ that "
                 "begins anew each time, a list, or a DataLoader"
             )
-        self.counts: list[int] = []  # the rows of an epoch's batches
+        self.counts = Counts()  # of the rows of an epoch's batches
         self.kept: deque[tuple[int, Batch]] = deque(maxlen=KEPT)
         self.over = False
         started = self._begin(0)
@@ -361,7 +382,7 @@ class Stream(Feed):
     def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
         raw = self.waiting if self.waiting is not None and self.epoch == 0 else self._begin(self.epoch)
         self.waiting = None
-        self.counts, self.over, self.last = [], False, 0
+        self.counts, self.over, self.last = Counts(), False, 0
         self.kept.clear()
         reader = self.reader
 
@@ -385,7 +406,7 @@ class Stream(Feed):
             if fault is not None:
                 raise fault
             batch = following
-        self._count(len(self.counts))
+        self._count(self.counts.number)
 
     def _step(self, number: int, batch: Batch) -> tuple[Batch, slice]:
         rows = batch.x.shape[0]
@@ -401,7 +422,7 @@ class Stream(Feed):
         return rows if self.group is None else self.group.own(rows)
 
     def size(self, number: int) -> int:
-        return self.counts[number - 1]
+        return self.counts.runs[-1][0]
 
     def _count(self, number: int) -> None:
         """At an epoch's end: how many batches it had is known now."""
@@ -422,14 +443,14 @@ class Stream(Feed):
         for number, batch in list(self.kept):
             rows = self._own(batch)
             if self.group is not None:
-                self.group.begin_step(rows.stop - rows.start, self.size(number))
+                self.group.begin_step(rows.stop - rows.start, batch.x.shape[0])
             yield number, batch, rows
 
     def ends_epoch(self, number: int) -> bool:
         return self.over
 
     def sizes(self, steps: int) -> np.ndarray:
-        return np.array(self.counts[:steps])
+        return self.counts.first(steps)
 
     def facts(self) -> dict[str, Any]:
         return {"source": f"batches of {kinds_in_words(self.reader.kinds)} from {type(self.source).__name__}"}
