@@ -112,7 +112,9 @@ class ArraySource:
     `net.fit(xn.data.ArraySource(x, y), ...)`.
 
     Memory maps, zarr's and h5py's arrays are read a few batches at a time and never as a whole. Rows are asked for as
-    slices or in increasing order, as h5py wants them. Raises ValueError for parts of different lengths.
+    slices or in increasing order, as h5py wants them, and in any order where all parts are NumPy's.
+
+    Raises ValueError for parts of different lengths.
 
     `weight` are the rows' weights, as `fit`'s `sample_weight`.
 
@@ -132,11 +134,15 @@ class ArraySource:
             found = ", ".join(map(str, shapes))
             raise ValueError(f"ArraySource: x, y and weight must have as many rows each, got the shapes {found}")
         self.rows: int = shapes[0][0]
+        self.parts = [part.view(np.ndarray) if type(part) is np.memmap else part for part in self.parts]  # is quicker
+        self.any_order = all(type(part) is np.ndarray for part in self.parts)
 
     def __len__(self) -> int:
         return self.rows
 
     def __getitem__(self, rows: Any) -> tuple[Any, ...]:
+        if self.any_order and isinstance(rows, np.ndarray):
+            return tuple(np.take(part, rows, axis=0) for part in self.parts)
         return tuple(part[rows] for part in self.parts)
 
 

@@ -60,12 +60,14 @@ class Batch(NamedTuple):
 
     def gathered(self, gather: Gather, order: np.ndarray, rows: slice) -> "Batch":
         """Those rows of an order and its `gatherer`; y's with the batch contiguous, as the losses have it."""
-        x, y, weight = self
-        return Batch(
-            x.gathered(gather, order, rows) if isinstance(x, Uncast) else gather(x, rows, 0),
-            gather(y.T, rows, 1).T if y.ndim == 2 else gather(y, rows, 0),
-            None if weight is None else gather(weight, rows, 0),
-        )
+        x = self.x.gathered(gather, order, rows) if isinstance(self.x, Uncast) else gather(self.x, rows, 0)
+        return self.with_targets(x, gather, rows)
+
+    def with_targets(self, x: Array, gather: Gather, rows: slice) -> "Batch":
+        """Those rows of y and of the weights in an order, with this x."""
+        y, weight = self.y, self.weight
+        y = gather(y.T, rows, 1).T if y.ndim == 2 else gather(y, rows, 0)
+        return Batch(x, y, None if weight is None else gather(weight, rows, 0))
 
 
 class Group(Protocol):
@@ -202,7 +204,10 @@ class Arrays(Feed):
 
         apart = order is None and self.group is not None  # with the other processes' rows between them
         for group in chunks(slices, 0 if apart else GATHER // max(1, math.prod(data.x.shape[1:]))):
-            yield from parts_of(taken, group)
+            batch, parts = parts_of(taken, group)
+            for rows in parts:
+                yield batch, rows
+            del batch  # before the next one comes
 
 
 def order_of(slices: Sequence[slice], order: np.ndarray) -> tuple[np.ndarray, list[slice]]:
@@ -211,12 +216,11 @@ def order_of(slices: Sequence[slice], order: np.ndarray) -> tuple[np.ndarray, li
     return np.concatenate([order[rows] for rows in slices]), list(map(slice, ends, ends[1:]))
 
 
-def parts_of(take: Callable[[slice], Batch], slices: Sequence[slice]) -> Iterator[tuple[Batch, slice]]:
+def parts_of(take: Callable[[slice], Batch], slices: Sequence[slice]) -> tuple[Batch, list[slice]]:
     """Slices that follow one another, taken as one batch: it, and the rows of each in it."""
     start = slices[0].start
     batch = take(slice(start, slices[-1].stop))
-    for rows in slices:
-        yield batch, slice(rows.start - start, rows.stop - start) if start else rows
+    return batch, [slice(rows.start - start, rows.stop - start) for rows in slices]
 
 
 def chunks(slices: Sequence[slice], rows: int) -> Iterator[Sequence[slice]]:

@@ -25,11 +25,12 @@ from ..layers.placed import Placed
 from ..losses.losses import Loss
 from . import inputs
 from .arguments import check_smallest_batch
-from .batches import GATHER, Arrays, Batch, Feed, Group, chunks, parts_of
+from .batches import GATHER, LARGE, Arrays, Batch, Feed, Group, chunks, parts_of
 
 KEPT = 32  # batches of a stream that are kept until the host has looked at what a device made of them
 
 PARTS = "x", "y", "weight"
+AT_ONCE = 8  # batches that are read at a time, where they are not large: checks and copies then cost less
 
 
 def is_source(x: object) -> bool:
@@ -258,11 +259,13 @@ class Rows(Arrays):
 
     def __init__(self, reader: Reader, source: Any, slices: list[slice], prefetch: int):
         self.reader, self.source, self.prefetch = reader, source, prefetch
+        self.any_order = getattr(source, "any_order", False)  # in which rows may be asked for
         self.starts = [rows.start for rows in slices]  # of the batches that are being read
         self.done = 0  # how many come before them
         given = source[slices[0]]
         super().__init__(reader.net.backend, self._checked(given, slices[0]), slices)
-        self.at_once = GATHER // max(1, math.prod(self.sample.x.shape[1:]))
+        entries = max(1, math.prod(self.sample.x.shape[1:]))
+        self.at_once = max(GATHER // entries, min(LARGE // entries, AT_ONCE * slices[0].stop))
         if reader.needs_mean(given):
             mean = getattr(source, "mean_weight", None)
             read = (reader.weights(source[rows], self._name(rows)) for group in chunks(slices, self.at_once)
@@ -278,13 +281,16 @@ class Rows(Arrays):
 
     def _taken(self, rows: slice, order: np.ndarray | None = None) -> Batch:
         """Those rows, of an order in memory as `Batch.gathered` has them."""
-        numbers = None if order is None else order[rows]
-        batch = self._checked(self.source[rows if numbers is None else np.sort(numbers)], rows)
-        if numbers is None:
-            return batch
-        count = len(numbers)
-        back = np.empty(count, np.int64)
-        back[np.argsort(numbers)] = np.arange(count)
+        if order is None:
+            return self._checked(self.source[rows], rows)
+        numbers = order[rows]
+        back = np.arange(count := len(numbers))
+        if self.any_order:
+            batch = self._checked(self.source[numbers], rows)
+            return batch.with_targets(batch.x, self.backend.gatherer(back), slice(0, count))
+        sorts = np.argsort(numbers)
+        batch = self._checked(self.source[numbers[sorts]], rows)
+        back[sorts] = np.arange(count)
         return batch.gathered(self.backend.gatherer(back), back, slice(0, count))
 
     def _checked(self, given: Any, rows: slice) -> Batch:
@@ -296,19 +302,24 @@ class Rows(Arrays):
 
     def _read(self, slices: Sequence[slice], order: np.ndarray | None) -> Iterator[tuple[Batch, slice]]:
         self.starts, self.done = [rows.start for rows in slices], self.steps - len(slices)
-        return prefetched(self._chunks(slices, order), self.prefetch)
+        for batch, parts in prefetched(self._chunks(slices, order), self.prefetch):
+            for rows in parts:
+                yield batch, rows
+            del batch  # before the next one comes
 
-    def _chunks(self, slices: Sequence[slice], order: np.ndarray | None) -> Iterator[tuple[Batch, slice]]:
+    def _chunks(self, slices: Sequence[slice], order: np.ndarray | None) -> Iterator[tuple[Batch, list[slice]]]:
+        """Several batches as one, and the rows of each in it."""
+
         def taken(rows: slice) -> Batch:
             return self._taken(rows, order) if rows.start < rows.stop else self.sample.rows(slice(0, 0))
 
         apart = order is None and self.group is not None  # with the other processes' rows between them
         for group in chunks(slices, 0 if apart else self.at_once):
             try:
-                yield from parts_of(taken, group)
+                yield parts_of(taken, group)
             except (ValueError, TypeError):  # of one of them: those before it are to be trained on first
                 for rows in group:
-                    yield from parts_of(taken, [rows])
+                    yield parts_of(taken, [rows])
 
 
 class Counts:
