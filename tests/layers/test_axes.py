@@ -206,7 +206,9 @@ NETWORKS = {
     "batch norm over channels": lambda: (xn.Dense(4, 5), xn.BatchNorm(5), xn.Sigmoid(), xn.Dense(5, 3)),
     "one layer": lambda: (xn.Dense(4, 3),),
     "to a matrix": lambda: (xn.Dense(4, 6), xn.ReLU(), Told(), xn.Dense(6, 5), xn.BatchNorm(5), xn.Dense(5, 3)),
-    "to a matrix, not told": lambda: (xn.Dense(4, 6), xn.ReLU(), Last(), xn.Dense(6, 5), xn.Tanh(), xn.Dense(5, 3)),
+    "to a matrix, not told": lambda: (
+        xn.Dense(4, 6), xn.ReLU(), Last(), xn.Residual(xn.Dense(6, 6), xn.Tanh()), xn.Dense(6, 3),
+    ),
 }  # fmt: skip
 
 
