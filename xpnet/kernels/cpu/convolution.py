@@ -18,6 +18,7 @@ from ..table import pointwise
 from .functions import RowsStage
 
 BLOCK = 2**18  # entries of the patches gathered at a time
+OUTPUTS = 3 * 2**15  # entries of outputs made at a time that a pool reads
 TAPS = 256  # of a pool at most: their numbers are bytes
 Pair = tuple[int, int]
 CONVOLUTIONS, POOLS = (convolution.Conv1d, convolution.Conv2d), (pooling.MaxPool1d, pooling.MaxPool2d)
@@ -32,11 +33,14 @@ class Patches:
 
     def __init__(
         self, room: Any, shape: Sequence[int], kernel: Pair, padding: Pair, outputs: Pair, step: int = 1,
-        stride: Pair = (1, 1),
+        stride: Pair = (1, 1), made: int = 0,
     ):  # fmt: skip
-        """Of `outputs` as many rows at a time as BLOCK allows, a multiple of `step`."""
+        """Of `outputs` as many rows at a time as BLOCK allows, a multiple of `step`; so many entries are made of each,
+        OUTPUTS at a time.
+        """
         (c, h, w, n), (kh, kw), (top, left), (rows, columns), (sh, sw) = shape, kernel, padding, outputs, stride
         most = max(1, (BLOCK // max(1, kw * c * columns * n) - kh) // sh + 1)
+        most = max(1, min(most, OUTPUTS // made)) if made else most
         self.count = -(-rows // (-(-rows // most) * step)) * step
         gathered: np.ndarray = room("patches", (sh * (self.count - 1) + kh, kw, c, columns, n))
         strides = sh * gathered.strides[0], columns * n * gathered.itemsize, gathered.itemsize
@@ -238,7 +242,8 @@ class Convolution(RowsStage):
             else:
                 self.spread = Spread(self.shared, shape, kernel, padding, (p, q), self.stride)
             self.dx = self.shared(f"dx{self.turn}", shape)
-        self.patches = self.gather(self.shared, shape, kernel, padding, (p, q), window[0], self.stride)
+        made = o * q * n if self.tiles else 0
+        self.patches = self.gather(self.shared, shape, kernel, padding, (p, q), window[0], self.stride, made)
         self.weight = self.shared("weight", (o, c * math.prod(kernel)))
         self.terms = self.shared("terms", (self.patches.count, *self.weight.shape))
         self.pool: Pool | None = None
