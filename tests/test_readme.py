@@ -22,7 +22,7 @@ def blocks(text):
 
 
 (SHORT,) = blocks(README)
-FIRST, REGRESSION, TABLE, BY_HAND, PIECES = blocks(TEXTS["training"])
+FIRST, REGRESSION, TABLE, BY_HAND, PIECES, COLUMNS = blocks(TEXTS["training"])
 IMAGES, DIFFERENCES, LAYER, OUTPUT_SHAPE, GATED = blocks(TEXTS["layers"])
 (EXPLANATION,) = blocks(TEXTS["plots"])
 (CHECKPOINT,) = blocks(TEXTS["files"])
@@ -70,6 +70,21 @@ def test_a_source_of_ones_own_trains_as_shown():
     scope = {"xn": xn}
     exec(PIECES, scope)
     np.testing.assert_allclose(scope["adder"].params["0.weight"], 1.0, atol=0.05)
+
+
+def test_a_set_with_columns_gives_rows_as_shown():
+    class DataSet:
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, rows):
+            return {"label": np.arange(5)[rows], "pixels": np.ones((5, 2))[rows]}
+
+    scope = {}
+    exec(COLUMNS, scope)
+    net = xn.Sequential(xn.Dense(2, 5)).initialize()
+    history = net.fit(scope["Columns"](DataSet()), loss=xn.SoftmaxCrossEntropy(), optimizer=xn.Adam(0.01), batch_size=2)
+    assert history.steps == 3
 
 
 def test_the_training_guides_network_trains_on_the_digits(capsys):
