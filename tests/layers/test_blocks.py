@@ -271,7 +271,7 @@ def test_layers_among_the_settings_are_saved_with_them(tmp_path):
         (lambda: xn.Branches(xn.ReLU(), merge="stack"), ValueError, 'merge must be "add" or "concat", got \'stack\''),
         (lambda: xn.Branches(xn.ReLU(), axis=0), ValueError, "a whole number other than 0, the batch's axis, got 0"),
         (lambda: xn.Branches(xn.ReLU(), axis=True), ValueError, "a whole number other than 0"),
-        (lambda: xn.Branches(xn.Dense(4, 3), merge="concat", axis=2), ValueError, r"of shape \(3,\) have no axis 2"),
+        (lambda: xn.Branches(xn.Dense(4, 3), merge="concat", axis=4), ValueError, r"of shape \(3,\) have no axis 4"),
         (lambda: xn.Sequential(*[xn.Dense(4, 4)] * 2), ValueError, "stands in it twice; its arrays cannot be shared"),
         (lambda: xn.Branches(*[Plain(4)] * 2), ValueError, "stands in it twice"),
     ],
@@ -279,6 +279,12 @@ def test_layers_among_the_settings_are_saved_with_them(tmp_path):
 def test_what_does_not_fit_is_refused_at_once(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.numpy_only
+def test_branches_of_sequences_may_begin_with_a_layer_of_any_positions():
+    block = xn.Branches(xn.Dense(8, 8), xn.MultiHeadAttention(8, 2))
+    assert xn.Sequential(block, xn.Dense(8, 3)).initialize()(np.zeros((2, 5, 8), "float32")).shape == (2, 5, 3)
 
 
 def test_what_does_not_fit_is_refused_on_the_way(lib):

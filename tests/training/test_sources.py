@@ -245,7 +245,7 @@ FAULTS = {
     "other dtype": (lambda x, y: (x.astype("float32"), y), ValueError, r"fit, batch 3: its rows have x of float32"),
     "rows amiss": (lambda x, y: (x, y[:-1]), ValueError, "fit, batch 3: x has 5 rows and y 4"),
     "no pair": (lambda x, y: x, TypeError, r"fit: batch 3 of a Changed is an ndarray, expected \(x, y\) or"),
-    "a dict": (lambda x, y: {"x": x}, TypeError, "fit: batch 3 of a Changed is a dict.* of a mapping make pairs"),
+    "a dict": (lambda x, y: {"x": x}, TypeError, r"a Changed is a dict of 'x', expected .* whose __iter__ yields"),
     "a weight": (lambda x, y: (x, y, x[:, 0] ** 2), ValueError, "fit, batch 3: its rows have x .* and weight"),
     "a class outside": (lambda x, y: (x, y + K), ValueError, "class labels run from 3 to 5"),
     "one row": (lambda x, y: (x[:1], y[:1]), ValueError, "1 rows leave a batch of 1 for layer 1"),

@@ -165,6 +165,11 @@ class Branches(Container):
         """Without the batch; None where the layers take any."""
         return next((layer.input_shape for layer in self.layers if layer.input_shape is not None), None)
 
+    @property
+    def further_axes(self) -> int | None:  # type: ignore[override]
+        """Where an x of more axes has them, as the layer says that `input_shape` is of."""
+        return next((layer.further_axes for layer in self.layers if layer.input_shape is not None), None)
+
 
 def along(name: str, axis: object) -> int:
     """The number of an axis that is not the batch's."""

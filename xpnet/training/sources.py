@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array, dtype_name, namespace, on_host
-from ..common.checks import kind_of
+from ..common.checks import brief, kind_of
 from ..common.publication import published
 from ..common.warn import warn
 from ..data import NpzFiles, Shard, minibatches
@@ -37,7 +37,7 @@ def is_source(x: object) -> bool:
     """Whether x is something other than an array, frame or list of numbers, from which batches can be read."""
     if isinstance(x, Shard):
         return True
-    if any(hasattr(x, name) for name in ("shape", "__array__", "__dlpack__")) or isinstance(
+    if any(hasattr(x, name) for name in ("dtype", "__array__", "__dlpack__")) or isinstance(
         x, (str, bytes, Mapping, Set, type)
     ):
         return False
@@ -98,13 +98,17 @@ class Reader:
         if self.loss is None and hasattr(given, "shape"):
             given = (given,)
         if not isinstance(given, (tuple, list)) or not (1 if self.loss is None else 2) <= len(given) <= 3:
-            hint = ""
-            if isinstance(given, Mapping):
-                hint = "; of a mapping make pairs, as in ((b['x'], b['y']) for b in batches), in a class's __iter__"
+            of = hint = ""
+            if isinstance(given, (tuple, list)):
+                of = f" of {len(given)}"
+            elif isinstance(given, Mapping):
+                of = f" of {', '.join(map(brief, list(given)[:6]))}"
+                hint = (
+                    "; say which are x and y in a class whose __getitem__ returns b['x'], b['y'] of such a batch b, or "
+                    "whose __iter__ yields them"
+                )
             raise TypeError(
-                f"{self.who}: {name} of {self.source} is {kind_of(given)}"
-                + (f" of {len(given)}" if isinstance(given, (tuple, list)) else "")
-                + f", expected (x, y) or (x, y, weight){hint}"
+                f"{self.who}: {name} of {self.source} is {kind_of(given)}{of}, expected (x, y) or (x, y, weight){hint}"
             )
         owns = self.net.backend.owns
         arrays = [
