@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..backends import Array, namespace
 from ..common.checks import mapping_from, pair_from
-from ..layers import dense, normalization
+from ..layers import dense, embedding, normalization
 from ..layers.base import Layer
 from ..losses import losses
 from ..losses.losses import Loss
@@ -425,6 +425,32 @@ class Dropout(Stage):
     def next_state(self) -> dict[str, Array]:
         """The next key."""
         return {self.name: self.next_key}
+
+
+class Embedding(Stage):
+    """An Embedding, and perhaps the PositionalEmbedding behind it, as the first layers of a network."""
+
+    keeps = True
+
+    @classmethod
+    def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
+        kinds = embedding.Embedding, embedding.PositionalEmbedding
+        taken = [part for part, kind in zip(parts, kinds, strict=False) if type(part.layer) is kind]
+        fits = before is None and taken and taken[0] is parts[0] and parts[0].axes > 1
+        if not fits or not all(part.layer.trainable for part in taken):
+            return None
+        return cls(site, taken[: 2 if parts[0].axes == 2 else 1])
+
+    def __init__(self, site: Site, parts: Sequence[Part]):
+        super().__init__(site, None, *[f"{part.prefix}.weight" for part in parts])
+        self.layers, self.axes = len(parts), parts[0].axes
+        self.of_ids, *rest = (part.layer for part in parts)
+        self.of_places = rest[0] if rest else None
+
+    def views(self, vector: Vector) -> tuple[Any, ...]:
+        """The weights; None for that of a layer that is not there."""
+        weight, *places = (vector.arrays[name] for name in self.names)
+        return weight, places[0] if places else None
 
 
 class SoftmaxCrossEntropy(Stage):

@@ -9,34 +9,17 @@ import numpy as np
 from ... import ops
 from ...backends import Array
 from ...layers import embedding
-from ..stages import Part, Site, Stage, Vector
+from .. import stages
+from ..stages import Part, Site, Stage
 from .positions import PositionsStage
 
 
-class Embedding(PositionsStage):
-    """An Embedding, and perhaps the PositionalEmbedding behind it, as the first layers of a network."""
-
-    keeps = True
+class Embedding(stages.Embedding, PositionsStage):
+    """The rows of y are taken from the weight, and each place's is added to all sequences."""
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
-        kinds = embedding.Embedding, embedding.PositionalEmbedding
-        taken = [part for part, kind in zip(parts, kinds, strict=False) if type(part.layer) is kind]
-        fits = before is None and taken and taken[0] is parts[0] and parts[0].axes > 1 and site.family.lib is np
-        if not fits or not all(part.layer.trainable for part in taken):
-            return None
-        return cls(site, taken[: 2 if parts[0].axes == 2 else 1])
-
-    def __init__(self, site: Site, parts: Sequence[Part]):
-        super().__init__(site, None, *[f"{part.prefix}.weight" for part in parts])
-        self.layers, self.axes = len(parts), parts[0].axes
-        self.of_ids, *rest = (part.layer for part in parts)
-        self.of_places = rest[0] if rest else None
-
-    def views(self, vector: Vector) -> tuple[Any, ...]:
-        """The weights; None for that of a layer that is not there."""
-        weight, *places = (vector.arrays[name] for name in self.names)
-        return weight, places[0] if places else None
+        return super().take(site, before, parts) if site.family.lib is np else None
 
     def bind(self, x: Array, before: Stage | None) -> None:
         d = self.of_ids.features

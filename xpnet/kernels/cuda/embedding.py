@@ -1,41 +1,19 @@
 """Embeddings of ids, and of their places in a sequence, in CUDA."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from ...backends import Array
-from ...layers import embedding
-from ..stages import Part, Site, Stage, Vector
+from .. import stages
+from ..stages import Stage
 from .launching import C_TYPES, launch, over_vector, threads
 from .positions import PositionsStage, in_positions
 
 
-class Embedding(PositionsStage):
-    """An Embedding, and perhaps the PositionalEmbedding behind it, as the first layers of a network.
+class Embedding(stages.Embedding, PositionsStage):
+    """y is left to the stage behind it, where that has taken `computes` from it, and is given the `sources`.
 
-    It leaves y to the stage behind it that has taken `computes` from it, and gives it the `sources`.
     The vectors' gradients are sums in the order of the positions: the same bits each time.
     """
-
-    @classmethod
-    def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
-        kinds = embedding.Embedding, embedding.PositionalEmbedding
-        taken = [part for part, kind in zip(parts, kinds, strict=False) if type(part.layer) is kind]
-        fits = before is None and taken and type(parts[0].layer) is kinds[0] and parts[0].axes > 1
-        if not fits or not all(part.layer.trainable for part in taken):
-            return None
-        return cls(site, taken[: 2 if parts[0].axes == 2 else 1])
-
-    def __init__(self, site: Site, parts: Sequence[Part]):
-        super().__init__(site, None, *[f"{part.prefix}.weight" for part in parts])
-        self.layers, self.axes, self.keeps = len(parts), parts[0].axes, True
-        self.of_ids, *rest = (part.layer for part in parts)
-        self.of_places = rest[0] if rest else None
-
-    def views(self, vector: Vector) -> tuple[Any, ...]:
-        """The weights; None for that of a layer that is not there."""
-        weight, *places = (vector.arrays[name] for name in self.names)
-        return weight, places[0] if places else None
 
     def bind(self, x: Array, before: Stage | None) -> None:
         d = self.of_ids.features
