@@ -141,6 +141,14 @@ def test_public_names_are_all_there():
 
 
 @pytest.mark.numpy_only
+def test_type_checkers_see_the_names_that_are_there():
+    taken = [node for node in ast.walk(dict(modules())["__init__"]) if isinstance(node, ast.ImportFrom) and node.level]
+    names = {alias.asname or (node.module, alias.name) for node in taken for alias in node.names}
+    names |= {name for each in xn.LISTS for name in getattr(xn, each).__all__}
+    assert names == {*dir(xn), *((module, "*") for module in xn.LISTS)}
+
+
+@pytest.mark.numpy_only
 def test_completion_shows_what_a_user_types():
     folders = ("callbacks", "estimators", "files", "layers", "losses", "optimizers")
     assert sorted(dir(xn)) == sorted([*xn.__all__, *folders, "__version__"])

@@ -2,64 +2,61 @@
 
 import importlib
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from . import data, initializers, layers, losses, metrics, ops, optimizers, schedules
-from .backends import Backend, BackendUnavailableError, get_backend, use_backend
-from .layers import *
-from .layers.base import Layer
-from .losses import *
-from .losses.losses import Loss
-from .metrics import (
-    accuracy,
-    confusion_matrix,
-    f1,
-    mean_absolute_error,
-    mean_squared_error,
-    r2,
-    roc_auc,
-    top_k_accuracy,
-)
-from .optimizers import *
-from .optimizers import Optimizer
-from .schedules import Constant, CosineDecay, ExponentialDecay, StepDecay, WarmUp
+from .backends import Backend as Backend
+from .backends import BackendUnavailableError as BackendUnavailableError
+from .backends import get_backend as get_backend
+from .backends import use_backend as use_backend
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:  # at run time each is imported when it is first asked for
     from . import callbacks as callbacks
+    from . import data as data
     from . import estimators as estimators
     from . import files as files
-    from . import plots
-    from .callbacks import CSVLog, Doctor, EarlyStopping, ReduceOnPlateau, TimeLimit
-    from .common.versions import show_versions
-    from .files.load import load
-    from .files.safetensors import FormatError
-    from .gradcheck import GradientError, check_gradients, compare_backends
-    from .network import Sequential
-    from .training.callback import Callback
-    from .training.checkpoints import Checkpoint
-    from .training.history import History
-    from .training.run import DivergenceError
+    from . import initializers as initializers
+    from . import layers as layers
+    from . import losses as losses
+    from . import metrics as metrics
+    from . import ops as ops
+    from . import optimizers as optimizers
+    from . import plots as plots
+    from . import schedules as schedules
+    from .callbacks import *
+    from .common.versions import show_versions as show_versions
+    from .files.load import load as load
+    from .files.safetensors import FormatError as FormatError
+    from .gradcheck import GradientError as GradientError
+    from .gradcheck import check_gradients as check_gradients
+    from .gradcheck import compare_backends as compare_backends
+    from .layers import *
+    from .layers.base import Layer as Layer
+    from .losses import *
+    from .losses.losses import Loss as Loss
+    from .metrics import *
+    from .network import Sequential as Sequential
+    from .optimizers import *
+    from .optimizers import Optimizer as Optimizer
+    from .schedules import *
+    from .training.callback import Callback as Callback
+    from .training.checkpoints import Checkpoint as Checkpoint
+    from .training.history import History as History
+    from .training.run import DivergenceError as DivergenceError
 
-LATER = {  # the module that has it; a folder's own module has no other
-    "callbacks": "callbacks", "estimators": "estimators", "files": "files", "plots": "plots",
-    "CSVLog": "callbacks", "Doctor": "callbacks", "EarlyStopping": "callbacks", "ReduceOnPlateau": "callbacks",
-    "TimeLimit": "callbacks", "Callback": "training.callback", "Checkpoint": "training.checkpoints",
-    "DivergenceError": "training.run", "FormatError": "files.safetensors", "GradientError": "gradcheck",
-    "History": "training.history", "Sequential": "network", "check_gradients": "gradcheck",
-    "compare_backends": "gradcheck", "load": "files.load", "show_versions": "common.versions",
+MODULES = (
+    "callbacks", "data", "estimators", "files", "initializers", "layers", "losses", "metrics", "ops", "optimizers",
+    "plots", "schedules",
+)  # fmt: skip
+LISTS = "layers", "losses", "optimizers", "callbacks", "metrics", "schedules"  # all they list has its name here, too
+OTHERS = {  # by name the module that has it
+    "Callback": "training.callback", "Checkpoint": "training.checkpoints", "DivergenceError": "training.run",
+    "FormatError": "files.safetensors", "GradientError": "gradcheck", "History": "training.history",
+    "Layer": "layers.base", "Loss": "losses.losses", "Optimizer": "optimizers", "Sequential": "network",
+    "check_gradients": "gradcheck", "compare_backends": "gradcheck", "load": "files.load",
+    "show_versions": "common.versions",
 }  # fmt: skip
-__all__ = [
-    "Backend", "BackendUnavailableError", "CSVLog", "Callback", "Checkpoint", "Constant", "CosineDecay",
-    "DivergenceError", "Doctor", "EarlyStopping", "ExponentialDecay", "FormatError", "GradientError", "History",
-    "Layer", "Loss", "Optimizer", "ReduceOnPlateau", "Sequential", "StepDecay", "TimeLimit", "WarmUp", "accuracy",
-    "check_gradients", "compare_backends", "confusion_matrix", "data", "f1", "get_backend", "initializers", "load",
-    "mean_absolute_error", "mean_squared_error", "metrics", "ops", "plots", "r2", "roc_auc", "schedules",
-    "show_versions", "top_k_accuracy", "use_backend",
-]  # fmt: skip
-__all__ += layers.__all__ + losses.__all__ + optimizers.__all__
-
-
 ELSEWHERE = {  # names of PyTorch's and Keras's, and what is the same here
     "AdaptiveAvgPool2d": "GlobalAveragePool", "AvgPool1d": "AveragePool1d", "AvgPool2d": "AveragePool2d",
     "BCELoss": "BinaryCrossEntropy", "BCEWithLogitsLoss": "BinaryCrossEntropyWithLogits", "BatchNorm1d": "BatchNorm",
@@ -70,16 +67,30 @@ ELSEWHERE = {  # names of PyTorch's and Keras's, and what is the same here
 }  # fmt: skip
 
 
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f".{name}", __name__)
+
+
 def __getattr__(name: str) -> Any:
-    if name not in LATER:
+    value: Any
+    if name in MODULES:
+        return _module(name)
+    if name == "__all__":
+        eager = ["Backend", "BackendUnavailableError", "get_backend", "use_backend"]
+        modules = ["data", "initializers", "metrics", "ops", "plots", "schedules"]
+        value = [*eager, *modules, *OTHERS, *(each for module in LISTS for each in _module(module).__all__)]
+    elif name in OTHERS:
+        value = getattr(_module(OTHERS[name]), name)
+    elif not name.startswith("_") and (home := next((m for m in map(_module, LISTS) if name in m.__all__), None)):
+        value = getattr(home, name)
+    else:
         hint = f"; what is {name} elsewhere is xpnet.{ELSEWHERE[name]}" if name in ELSEWHERE else ""
         raise AttributeError(
             f"module {__name__!r} has no attribute {name!r}{hint}", name=name, obj=sys.modules[__name__]
         )
-    module = importlib.import_module(f".{LATER[name]}", __name__)
-    value = globals()[name] = module if name == LATER[name] else getattr(module, name)
+    globals()[name] = value  # found there from now on
     return value
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__", "layers", "losses", "optimizers", *(name for name in LATER if name not in __all__)]
+    return [*{*__getattr__("__all__"), *MODULES, "__version__"}]

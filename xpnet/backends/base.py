@@ -13,7 +13,7 @@ import numpy as np
 from ..common.checks import brief, kind_of
 from .arrays import DTYPES, LIBRARIES, Array, Namespace, device_of, dtype_name, is_array, library, library_of, namespace
 
-KINDS = re.compile("bool|(u?int|float|bfloat|complex)[0-9]+")  # names of dtypes
+KINDS = "bool|(u?int|float|bfloat|complex)[0-9]+"  # names of dtypes; compiled when first matched, which takes a while
 BUFFER = 1024  # entries: NumPy copies rows of a matrix before it adds a column if two fit into its buffer
 
 
@@ -63,7 +63,7 @@ class Backend:
         if dtype is None:
             return None
         name = dtype_name(dtype)
-        if not KINDS.fullmatch(name) or not hasattr(self.xp, name):
+        if not re.fullmatch(KINDS, name) or not hasattr(self.xp, name):
             raise ValueError(f'{self!r}: no dtype {brief(dtype)}; there are "float32", "float64", "int64", "bool", ...')
         return getattr(self.xp, name)
 

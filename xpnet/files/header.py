@@ -19,11 +19,11 @@ DTYPES = {
 }  # fmt: skip
 CODES = {name: code for code, name in DTYPES.items()}
 
-TOKEN = re.compile(
+TOKEN = (  # compiled when first used: it takes a millisecond
     rb'[ \t\r\n]*+(?:(?P<string>"(?:[^"\\\x00-\x1f]++|\\.)*+")'
     rb"|(?P<number>(?:0|[1-9][0-9]{0,18}+)(?![0-9.eE]))|(?P<mark>[{}\[\]:,]))"
 )
-HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate
+HALF = "[\ud800-\udfff]"  # a lone surrogate
 
 Entry = tuple[str, tuple[int, ...], int, int]  # dtype, shape, begin and end of the data
 
@@ -112,7 +112,7 @@ class _Parser:
     """A parser of headers alone: it refuses anything else at its first byte, before memory is taken for it."""
 
     def __init__(self, text: bytearray):
-        self.text, self.at = text, 0
+        self.text, self.at, self.token = text, 0, re.compile(TOKEN)
 
     def parse(self) -> tuple[dict[str, Entry], dict[str, str]]:
         entries: dict[str, Entry] = {}
@@ -186,7 +186,7 @@ class _Parser:
             value: str = json.loads(self._take("string", "a string").decode())
         except ValueError as error:
             raise UnsoundError(f"its header has a string before byte {self.at} that is none: {error}") from None
-        if HALF.search(value):
+        if re.search(HALF, value):
             raise UnsoundError(f"its header has a string before byte {self.at} that is none: half a character is in it")
         return value
 
@@ -195,14 +195,14 @@ class _Parser:
             self._fail(repr(mark.decode()))
 
     def _next_is(self, mark: bytes) -> bool:
-        found = TOKEN.match(self.text, self.at)
+        found = self.token.match(self.text, self.at)
         if found is None or found["mark"] != mark:
             return False
         self.at = found.end()
         return True
 
     def _take(self, kind: str, what: str) -> bytes:
-        found = TOKEN.match(self.text, self.at)
+        found = self.token.match(self.text, self.at)
         if found is None or found[kind] is None:
             self._fail(what)
         self.at = found.end()
