@@ -48,8 +48,8 @@ def test_the_short_form_holds():
 def test_a_run_that_resumes_elsewhere_is_found(torture, tmp_path, monkeypatch):
     resume_from = Run.resume_from
 
-    def forgetful(self, epoch, step, history, rng_state, losses):
-        resume_from(self, epoch, step, history, self.rng.bit_generator.state, losses)
+    def forgetful(self, epoch, step, history, rng_state, *rest):
+        resume_from(self, epoch, step, history, self.rng.bit_generator.state, *rest)
 
     monkeypatch.setattr(Run, "resume_from", forgetful)
     with pytest.raises(torture.BrokenPromise, match="the run resumed ended with other bits"):

@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 import traceback
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -13,7 +14,7 @@ import xpnet as xn
 from support import cases
 from support.checkpoints import StopAt, StopError
 from support.training import On, bits, interrupt
-from xpnet.training import inputs, sources
+from xpnet.training import checkpoints, inputs, run, sources
 from xpnet.training.sources import prefetched
 
 N, D, K, SIZE = 23, 4, 3, 5
@@ -128,7 +129,9 @@ def test_every_optimizer_does(lib, data, optimizer):
 
 
 @pytest.mark.parametrize("name", [*ROWS, *STREAMS])
-def test_a_run_that_is_cut_off_anywhere_resumes_to_the_same_bits(strict_lib, data, tmp_path, name):
+def test_a_run_that_is_cut_off_anywhere_resumes_to_the_same_bits(strict_lib, data, tmp_path, name, monkeypatch):
+    for module in (run, checkpoints):
+        monkeypatch.setattr(module, "RECENT", 3)  # fewer than an epoch's steps
     source = (ROWS | STREAMS)[name](tmp_path, *data)
     expected = trained(strict_lib, source, shuffle=name in ROWS)
     for step in (1, 4, 5, 6, 12):
@@ -490,3 +493,22 @@ def test_a_stream_holds_few_of_its_batches(strict_lib):
         batches(), loss=LOSS, optimizer=xn.SGD(0.01), callbacks=[Counting()]
     )
     assert max(alive) <= sources.KEPT + 6
+
+
+@pytest.mark.numpy_only
+def test_a_stream_takes_no_more_memory_for_more_batches(strict_lib, monkeypatch):
+    monkeypatch.setattr(run, "RECENT", 10)
+    batch = {n: (np.ones((n, D), np.float32), np.zeros(n, int)) for n in (1, 2)}
+    net = xn.Sequential(xn.Dense(D, K)).initialize(strict_lib.backend)
+
+    def most(batches):
+        stream = (batch[1 + i % 2] for i in range(batches))
+        tracemalloc.start()
+        try:
+            net.fit(stream, loss=LOSS, optimizer=xn.SGD(0.01), prefetch=0)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    most(10)
+    assert most(1500) - most(500) < 4000  # bytes: a number kept of each would take 8,000

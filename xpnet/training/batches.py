@@ -149,10 +149,6 @@ class Feed(ABC):
         """Whether batch `number`, the one given last, is the last of an epoch."""
 
     @abstractmethod
-    def sizes(self, steps: int) -> np.ndarray:
-        """How many rows each of an epoch's batches had."""
-
-    @abstractmethod
     def facts(self) -> dict[str, Any]:
         """The arrays on which a run depends, by name, and whatever else identifies the data, in words."""
 
@@ -184,9 +180,6 @@ class Arrays(Feed):
 
     def ends_epoch(self, number: int) -> bool:
         return number % self.steps == 0
-
-    def sizes(self, steps: int) -> np.ndarray:
-        return np.array([rows.stop - rows.start for rows in self.slices])
 
     def facts(self) -> dict[str, Any]:
         return {name: a for name, a in self.sample._asdict().items() if a is not None}

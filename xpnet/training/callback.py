@@ -21,9 +21,10 @@ class Callback:
     second `epoch_begin`.
 
     Before `epoch_end` the host waits for a GPU, since the epoch's loss is in the history then; `run.losses`,
-    `run.finite` and numbers taken from `run.net` wait as well, the other hooks do not. In a full-batch run, of one step
-    an epoch, a callback with `epoch_begin` or `epoch_end` so has each step waited for. Where there is none, a GPU is
-    given up to 32 epochs at a time, and what `step_end` sees of the history is that far behind.
+    the losses of its last 1,000 steps, `run.finite` and numbers taken from `run.net` wait as well, the other hooks do
+    not. In a full-batch run, of one step an epoch, a callback with `epoch_begin` or `epoch_end` so has each step waited
+    for. Where there is none, a GPU is given up to 32 epochs at a time, and what `step_end` sees of the history is that
+    far behind.
 
     >>> class Print(xn.Callback):
     ...     def epoch_end(self, run):

@@ -30,7 +30,7 @@ from .callback import Callback
 from .history import History
 from .identity import fingerprint, own_code
 from .packing import as_name, pack, unpack
-from .run import Run
+from .run import RECENT, Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,8 +42,8 @@ ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in a repr: differs between proces
 TEXT = 2**15  # characters of JSON for one attribute in a callback's memory: together they must fit into a header
 CODED = {"network", "loss", "optimizer", "metrics"}  # may contain the user's code, on which the run depends as well
 KEYS = {  # of `training` in the metadata
-    "xpnet", "facts", "epoch", "step", "stopped", "seconds", "threads", "optimizer", "rng", "slots", "history",
-    "callbacks",
+    "xpnet", "facts", "epoch", "step", "done", "loss", "rows", "stopped", "seconds", "threads", "optimizer", "rng",
+    "slots", "history", "callbacks",
 }  # fmt: skip
 
 
@@ -170,9 +170,11 @@ class Checkpoint(Configured, Callback):
         with contextlib.suppress(TypeError):  # a network that JSON cannot describe can be resumed, not loaded
             metadata = metadata_of(net, run.rng)
         arrays["training.losses"] = run.losses
+        done, loss, rows = run.under_way
         measures = {k: [v if isinstance(v, int | float) else float(v) for v in values] for k, values in history.items()}
         training = {
-            "xpnet": __version__, "facts": self._facts, "epoch": run.epoch, "step": run.step, "stopped": run.stopped,
+            "xpnet": __version__, "facts": self._facts, "epoch": run.epoch, "step": run.step,
+            "done": done, "loss": loss, "rows": rows, "stopped": run.stopped,
             "seconds": history.seconds, "threads": threads(),
             "optimizer": {k: self.setting(v) for k, v in settings_of(run.optimizer).items()},
             "rng": run.rng_before or run.rng.bit_generator.state,
@@ -234,7 +236,10 @@ class Saved:
         if metadata.get("version") != VERSION:
             raise FormatError(path, f"format version {metadata.get('version')!r:.80}, this xpnet reads {VERSION!r}")
         try:
-            self._read(only("it", plain_json.loads(metadata["training"]), KEYS), arrays, backend)
+            saved = plain_json.loads(metadata["training"])
+            if isinstance(saved, dict) and "done" not in saved:
+                raise FormatError(path, "an earlier xpnet wrote it, with the loss of every step: resume it with that")
+            self._read(only("it", saved, KEYS), arrays, backend)
         except UNSOUND as error:
             raise self._unsound(error) from None
         self.params, self.state = under("params", arrays), under("state", arrays)
@@ -253,9 +258,14 @@ class Saved:
         self.threads = {str(api): count("threads", n, 1, 1024) for api, n in saved["threads"].items()}
         self.rng_state = saved["rng"]
         restored_order(self.rng_state)
+        self.done, rows = (count(name, saved[name]) for name in ("done", "rows"))
+        if type(saved["loss"]) is not float or not math.isfinite(saved["loss"]):
+            raise ValueError(f"its loss is {saved['loss']!r:.80}")
+        self.under_way = self.done, saved["loss"], rows
         self.losses = arrays["training.losses"]
-        if self.losses.dtype != np.float64 or self.losses.ndim != 1 or not np.isfinite(self.losses).all():
-            raise ValueError("its losses are no finite numbers")
+        shape = (min(self.done, RECENT),)
+        if self.losses.dtype != np.float64 or self.losses.shape != shape or not np.isfinite(self.losses).all():
+            raise ValueError(f"its losses are not {shape[0]} finite numbers")
         self.slots: Slots = unpack("training.slots", saved["slots"], arrays, backend)
         for name, value in self.slots.items():
             if isinstance(value, int):
@@ -296,7 +306,7 @@ class Saved:
 
     def check(self, optimizer: Any, callbacks: Sequence[Callback], steps_per_epoch: int | None) -> None:
         """Raise FormatError if the state is not one of such a run, of whose epochs the steps may not be known."""
-        done, own = len(self.losses), settings_of(optimizer)
+        done, own = self.done, settings_of(optimizer)
         whole = self.step - done if steps_per_epoch is None else self.epoch * steps_per_epoch
         if (steps_per_epoch is not None and done > steps_per_epoch) or self.step != whole + done:
             raise self._unsound(f"step {self.step} is not the step after {done} of {steps_per_epoch} in its epoch")
@@ -326,7 +336,7 @@ class Saved:
 
     def restore(self, run: Run) -> None:
         """Restore the run's position and history; network and slots are restored by `begin`."""
-        run.resume_from(self.epoch, self.step, self.history, self.rng_state, self.losses)
+        run.resume_from(self.epoch, self.step, self.history, self.rng_state, self.under_way, self.losses)
         run.stop = self.stopped
 
     def restore_callbacks(self, run: Run, callbacks: Sequence[Callback]) -> None:

@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ..backends import Array, namespace
 from ..callbacks import Doctor
 from ..common.checks import flag, integer, non_negative, require
@@ -217,9 +215,9 @@ def fit(
                     together = min(2 * together, most) if quick else max(1, together // 2)
                     if not run.complete:  # Ctrl-C: an unfinished epoch has no history
                         break
-                    for epoch in np.split(losses, len(losses)) if feed.steps == 1 else [losses]:
+                    for epoch_loss in losses:
                         run.end_epoch()
-                        run.history.record({"loss": mean_of(epoch, feed.sizes(len(epoch)), objective)})
+                        run.history.record({"loss": epoch_loss})
                     if held_out is not None:
                         scores = held_out.scores(run.net, loss, metrics)
                         run.history.record({f"val_{name}": score for name, score in scores.items()})
@@ -290,13 +288,3 @@ def warn_of_constant_outputs(run: Run) -> None:
 def differ(a: Array) -> bool:
     """Whether any row differs from the first."""
     return bool(namespace(a).any(a != a[:1, ...]))
-
-
-def mean_of(losses: np.ndarray, sizes: np.ndarray, objective: Objective) -> float:
-    """The loss of an epoch from those of its batches and their sizes: their sum, or the mean over all rows."""
-    if len(losses) == 1:
-        return float(losses[0])
-    if objective.reduction == "sum":
-        return float(losses.sum())
-    rows = sizes.astype(np.float64)
-    return float(losses @ (rows / rows.sum()))

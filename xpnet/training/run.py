@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from array import array
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +14,8 @@ from ..layers.placed import Placed
 from ..optimizers import Slots
 from .batches import Batch, Feed
 from .history import History
+
+RECENT = 1000  # steps of an epoch whose losses are kept
 
 
 class DivergenceError(ArithmeticError):
@@ -36,6 +38,20 @@ class DivergenceError(ArithmeticError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return DivergenceError, (*self.args, self.epoch, self.batch, self.history)
+
+
+class EpochLoss:
+    """The loss of an epoch, from those of its batches as they come: their sum, or the mean over all rows,
+    m ← m + (l − m) n / N for a batch of n rows with the loss l, N being those so far, its own included.
+    """
+
+    def __init__(self, reduction: str, value: float = 0.0, rows: int = 0):
+        self.sums, self.value, self.rows = reduction == "sum", value, rows
+
+    def add(self, loss: float, rows: int) -> None:
+        """Take in a batch."""
+        self.rows += rows
+        self.value += loss if self.sums else (loss - self.value) * (rows / self.rows)
 
 
 class Run:
@@ -63,8 +79,10 @@ class Run:
         self.rng_before: Any = None  # its state before the epoch under way
         self.complete = False  # whether `train` has come to the end of an epoch
         self._resumed = 0  # how many steps of the epoch under way were taken before the run was resumed
-        self._losses = array("d")  # those of the epoch's steps, as far as the host has them
-        self._values: list[Any] = []  # and those since, on the device
+        self._done = 0  # how many have been taken
+        self._losses: deque[float] = deque(maxlen=RECENT)  # those of the last of them, as far as the host has them
+        self._epoch_loss = EpochLoss(self.loss.reduction)  # of all of those
+        self._values: list[tuple[Any, int]] = []  # and of the steps since, on the device, with their numbers of rows
         self._slots_moved = False  # by a step that was not finite
         self._began = 0.0  # the time since which the steps' seconds are not yet counted
         self._net, self._step_function, self._feed = net, step_function, feed
@@ -123,25 +141,46 @@ class Run:
 
     @property
     def losses(self) -> np.ndarray:
-        """The losses of the epoch's steps so far. Waits for the device."""
+        """The losses of the epoch's steps so far, the last 1,000 at most. Waits for the device."""
         self._fetch()
-        return np.array(self._losses)
+        return np.array(self._losses, np.float64)
+
+    @property
+    def under_way(self) -> tuple[int, float, int]:
+        """How many steps the epoch has had so far, its loss, and how many rows. Waits for the device."""
+        self._fetch()
+        return self._done, self._epoch_loss.value, self._epoch_loss.rows
 
     def _fetch(self) -> None:
         """Fetch the losses of all steps to the host."""
         if self._values:
-            self._losses.extend(self._net.backend.stack(self._values))
+            values, sizes = zip(*self._values, strict=True)
+            for loss, rows in zip(self._net.backend.stack(values), sizes, strict=True):
+                self._took(loss, rows)
             self._values.clear()
+
+    def _took(self, loss: Any, rows: int) -> None:
+        """Note the loss of a step on so many rows."""
+        self._losses.append(loss := float(loss))
+        self._epoch_loss.add(loss, rows)
 
     @property
     def finite(self) -> bool:
         """Whether everything is finite so far. Waits for the device."""
-        return self._step_function.sound(self._carry) and bool(np.isfinite(self.losses).all())
+        sound = self._step_function.sound(self._carry)  # asked before the losses: the host is then woken once
+        self._fetch()
+        return sound and math.isfinite(self._epoch_loss.value)
 
-    def resume_from(self, epoch: int, step: int, history: History, rng_state: Any, losses: np.ndarray) -> None:
-        """Take over the position and history of an earlier run; `losses` are those of an epoch that it had begun."""
+    def resume_from(
+        self, epoch: int, step: int, history: History, rng_state: Any,
+        under_way: tuple[int, float, int], losses: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Take over the position and history of an earlier run; `under_way` and `losses` as above, of its epoch."""
         self.epoch, self.step, self.history = epoch, step, history
-        self._resumed, self._losses = len(losses), array("d", losses)
+        done, loss, rows = under_way
+        self._resumed = self._done = done
+        self._losses.extend(losses.tolist())
+        self._epoch_loss = EpochLoss(self.loss.reduction, loss, rows)
         history.steps = history.resumed = step
         self.rng.bit_generator.state = rng_state
 
@@ -153,14 +192,16 @@ class Run:
     def end_epoch(self) -> None:
         """Count the epoch as finished."""
         self.epoch += 1
-        self.rng_before, self._resumed, self._losses = None, 0, array("d")
+        self.rng_before, self._resumed, self._done = None, 0, 0
+        self._epoch_loss = EpochLoss(self.loss.reduction)
+        self._losses.clear()
         self._values.clear()
 
-    def train(self, order: np.ndarray | None, callbacks: Sequence[Any], epochs: int = 1) -> np.ndarray:
+    def train(self, order: np.ndarray | None, callbacks: Sequence[Any], epochs: int = 1) -> list[float]:
         """Take the steps of an epoch, its rows in this `order`, or those of several `epochs` of a single step each.
 
-        The callbacks are told of each step's end. Returns the losses of all steps, also of those that were done before
-        the run was resumed; fewer after Ctrl-C.
+        The callbacks are told of each step's end. Returns the loss of each of the epochs, of the first also by the
+        steps that were done before the run was resumed; fewer after Ctrl-C.
 
         Where the device works on its own, the host waits for it once, at the end, or for a stream of batches every so
         often. If something is not finite then, the steps are taken again one by one to find the first fault. Elsewhere
@@ -181,11 +222,12 @@ class Run:
                     self._count()
                     raise self._fault_in_step(number, before, batch.rows(rows), math.isfinite(value), after)
                 self._safe = before
-                self._losses.append(value)
+                self._took(value, feed.size(number))
             else:
-                self._values.append(value)
+                self._values.append((value, feed.size(number)))
             self._carry = after
             self.step += 1
+            self._done = number
             if callbacks:
                 self._count()
                 self.epoch = epoch + (number - 1) // (feed.steps or number)
@@ -207,7 +249,8 @@ class Run:
         if not (looked or immediate):
             self._check_finite(before if number == feed.last else self._start, order, epochs)
         self._count()
-        return self.losses
+        self._fetch()
+        return list(self._losses) if feed.steps == 1 else [self._epoch_loss.value]
 
     def _count(self) -> None:
         """Count the steps so far, and the seconds that passed in them."""
@@ -218,10 +261,7 @@ class Run:
         """Wait for the device, and raise if anything since the last check is not finite. If all of it is, so is the
         loss at `safe`.
         """
-        sound = self._step_function.sound(self._carry)  # asked before the losses: the host is then woken once
-        first = len(self._losses)
-        self._fetch()
-        if not (sound and np.isfinite(self._losses[first:]).all()):
+        if not self.finite:
             self._count()
             raise self._fault_since(self._feed.again(order, self._resumed, epochs))
         self._safe, self._start = safe, self._carry
@@ -236,7 +276,8 @@ class Run:
                 return self._fault_in_step(number, carry, batch.rows(rows), finite, after)
             self._safe, carry = carry, after
         self._carry = self._safe
-        return self._divergence(int(np.isfinite(self._losses).argmin()) + 1, "the loss, once and not again")
+        first = self._done - len(self._losses) + int(np.isfinite(self._losses).argmin()) + 1
+        return self._divergence(first, "the loss, once and not again")
 
     def _fault_in_step(
         self, number: int, carry: Carry, batch: Batch, finite: bool, after: Carry
@@ -273,8 +314,11 @@ class Run:
         """Discard step `number` of the epoch and those after it, taken by a device before the fault was seen."""
         self._slots_moved = True
         self._fetch()
-        self.history.steps = self.step = self.step - (len(self._losses) - (number - 1))
-        del self._losses[number - 1 :]
+        discarded = self._done - (number - 1)
+        self.history.steps = self.step = self.step - discarded
+        self._done = number - 1
+        for _ in range(min(discarded, len(self._losses))):
+            self._losses.pop()
 
     def publish_finite(self) -> None:
         """Give the network the last finite parameters, however the run ended."""

@@ -326,27 +326,6 @@ class Rows(Arrays):
                     yield parts_of(taken, [rows])
 
 
-class Counts:
-    """Numbers one after another; those alike that follow one another take no more memory than one."""
-
-    def __init__(self) -> None:
-        self.runs: list[list[int]] = []  # a number, and how often it comes
-        self.number = 0  # how many there are
-
-    def append(self, n: int) -> None:
-        """Add one."""
-        self.number += 1
-        if self.runs and self.runs[-1][0] == n:
-            self.runs[-1][1] += 1
-        else:
-            self.runs.append([n, 1])
-
-    def first(self, count: int) -> np.ndarray:
-        """The first so many of them."""
-        numbers, often = np.array(self.runs, np.int64).reshape(-1, 2).T
-        return np.repeat(numbers, often)[:count]
-
-
 class Stream(Feed):
     """Batches of an iterable, as it gives them."""
 
@@ -360,7 +339,7 @@ class Stream(Feed):
                 f"{who}: a generator gives one epoch, and epochs is {epochs}: give a class with an __iter__ that "
                 "begins anew each time, a list, or a DataLoader"
             )
-        self.counts = Counts()  # of the rows of an epoch's batches
+        self.count = 0  # of the rows of the batch given last
         self.kept: deque[tuple[int, Batch]] = deque(maxlen=KEPT)
         self.over = False
         started = self._begin(0)
@@ -397,16 +376,15 @@ class Stream(Feed):
     def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
         raw = self.waiting if self.waiting is not None and self.epoch == 0 else self._begin(self.epoch)
         self.waiting = None
-        self.counts, self.over, self.last = Counts(), False, 0
+        self.over, self.last = False, 0
         self.kept.clear()
-        reader = self.reader
+        reader, given = self.reader, 0  # as many batches
 
         def read() -> Iterator[Batch]:
-            for number, given in enumerate(raw, 1):
-                if number <= done:
-                    self.counts.append(len(reader.parts(given, f"batch {number}")[0]))
-                else:
-                    yield reader(given, f"batch {number}")
+            nonlocal given
+            for given, batch in enumerate(raw, 1):
+                if given > done:
+                    yield reader(batch, f"batch {given}")
 
         number, items = done, prefetched(read(), self.prefetch)
         batch, fault = next(items, None), None
@@ -421,11 +399,10 @@ class Stream(Feed):
             if fault is not None:
                 raise fault
             batch = following
-        self._count(self.counts.number)
+        self._count(given)
 
     def _step(self, number: int, batch: Batch) -> tuple[Batch, slice]:
-        rows = batch.x.shape[0]
-        self.counts.append(rows)
+        self.count = batch.x.shape[0]
         if len(self.kept) == KEPT:
             self.kept.clear()
         self.kept.append((number, batch))
@@ -437,7 +414,7 @@ class Stream(Feed):
         return rows if self.group is None else self.group.own(rows)
 
     def size(self, number: int) -> int:
-        return self.counts.runs[-1][0]
+        return self.count
 
     def _count(self, number: int) -> None:
         """At an epoch's end: how many batches it had is known now."""
@@ -463,9 +440,6 @@ class Stream(Feed):
 
     def ends_epoch(self, number: int) -> bool:
         return self.over
-
-    def sizes(self, steps: int) -> np.ndarray:
-        return self.counts.first(steps)
 
     def facts(self) -> dict[str, Any]:
         return {"source": f"batches of {kinds_in_words(self.reader.kinds)} from {type(self.source).__name__}"}
@@ -520,13 +494,6 @@ class Shards(Feed):
 
     def ends_epoch(self, number: int) -> bool:
         return self.over
-
-    def sizes(self, steps: int) -> np.ndarray:
-        own = np.zeros(steps, np.int64)
-        here = self.feed.sizes(steps)
-        own[: len(here)] = here
-        total: np.ndarray = np.array(self.shards.tell("sizes of batches", own)).sum(axis=0)
-        return total
 
     def facts(self) -> dict[str, Any]:
         kinds = kinds_in_words(self.feed.reader.kinds)
