@@ -12,10 +12,13 @@ import inspect
 import os
 import re
 import sys
+import types
 import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from parts.formulas import as_table, is_formulas
 
 import xpnet
 
@@ -25,14 +28,17 @@ FOLDERS = (
     "ops", "optimizers", "plots", "schedules", "training",
 )  # fmt: skip
 GUIDES = ("backends", "kernels", "training")  # folders of which users read the guide alone
-ALIGNED = re.compile(r"\S {2,}\S|^(forward|backward):", re.MULTILINE)  # formulas whose parts stand below one another
+ALIGNED = re.compile(r"\S {2,}\S")  # parts that stand below one another
 
 
 def as_markdown(text: str) -> str:
-    """A docstring with its formulas and examples as they stand, in Markdown's blocks of code."""
-    blocks = re.split(r"\n\s*\n", inspect.cleandoc(text))
+    """A docstring in Markdown: its formulas as tables, its examples in blocks of code."""
+    text = re.sub(r"^([a-z_]+(?:, [a-z_]+)*) : ", r"- `\1`: ", inspect.cleandoc(text), flags=re.MULTILINE)
+    blocks = re.split(r"\n\s*\n", text)
     return "\n\n".join(
-        "\n".join("    " + line for line in block.splitlines())
+        as_table(block)
+        if is_formulas(block)
+        else "\n".join("    " + line for line in block.splitlines())
         if block.startswith(">>>") or (ALIGNED.search(block) and not block.startswith("    "))
         else block
         for block in blocks
@@ -47,11 +53,30 @@ def prepare(thing: Any, done: set[int]) -> None:
     if thing.__doc__:
         thing.__doc__ = as_markdown(thing.__doc__)
     if inspect.isclass(thing):
+        for name, member in vars(thing).items():
+            own = inspect.isfunction(member) or isinstance(member, property | functools.cached_property)
+            if own and not member.__doc__ and name != "__init__":
+                member.__doc__ = "@private"  # its base has it
+        show_constructor(thing)
         for member in [*vars(thing).values(), *thing.__bases__]:
-            if isinstance(member, property | functools.cached_property | classmethod | staticmethod):
-                continue
             if inspect.isfunction(member) or inspect.isclass(member):
                 prepare(member, done)
+
+
+def show_constructor(kind: type) -> None:
+    """Give a class a constructor of its own, with the keywords that it passes on to its bases'."""
+    own_bases = [base for base in kind.__mro__ if base.__module__.startswith("xpnet")]
+    inits: list[Any] = [init for base in own_bases if inspect.isfunction(init := vars(base).get("__init__"))]
+    if not inits:
+        return
+    given = inspect.signature(kind).parameters.values()
+    own = types.FunctionType(inits[0].__code__, inits[0].__globals__, "__init__", None, inits[0].__closure__)
+    own.__defaults__, own.__kwdefaults__ = inits[0].__defaults__, inits[0].__kwdefaults__  # of which `repr` is made
+    own.__qualname__, own.__module__ = f"{kind.__qualname__}.__init__", kind.__module__
+    own.__doc__ = next(filter(None, (init.__doc__ for init in inits)), "@public")
+    me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    own.__signature__ = inspect.Signature([me, *given])  # type: ignore[attr-defined]
+    kind.__init__ = own  # type: ignore[misc]
 
 
 def with_images_from(folder: Path, guide: Path) -> str:
@@ -65,10 +90,10 @@ def prepare_module(module: ModuleType, done: set[int]) -> None:
     assert module.__file__ is not None
     folder = Path(module.__file__).parent
     guide = ROOT / "README.md" if module is xpnet else folder / "README.md"
-    text = as_markdown(module.__doc__ or "")
     if guide.is_file() and (module is xpnet or module.__file__.endswith("__init__.py")):
-        text += "\n\n" + with_images_from(folder, guide)
-    module.__doc__ = text
+        module.__doc__ = with_images_from(folder, guide).partition("\n")[2]  # the page has a title
+    else:
+        module.__doc__ = as_markdown(module.__doc__ or "")
     if module.__name__.rpartition(".")[2] in GUIDES:
         module.__all__ = []  # type: ignore[attr-defined]
     for name in getattr(module, "__all__", []):
@@ -106,7 +131,13 @@ def main() -> None:
     modules, done = [xpnet, *(__import__(f"xpnet.{name}", fromlist=["*"]) for name in FOLDERS)], set[int]()
     for module in modules:
         prepare_module(module, done)
-    pdoc.render.configure(docformat="markdown", show_source=False, footer_text=f"xpnet {xpnet.__version__}")
+    pdoc.render.configure(
+        docformat="markdown",
+        include_undocumented=False,
+        show_source=False,
+        footer_text=f"xpnet {xpnet.__version__}",
+        template_directory=ROOT / "scripts" / "parts",  # custom.css
+    )
     names = [module.__name__ for module in modules if module.__name__.rpartition(".")[2] not in xpnet.__all__]
     pdoc.pdoc(*names, "!xpnet.plots.explanation", output_directory=folder)  # a function, and a file of that name
     pages = sorted(folder.rglob("*.html"))

@@ -3,10 +3,12 @@
 import doctest
 import inspect
 import re
+from xml.etree import ElementTree
 
 import pytest
 
 import xpnet as xn
+from support import ROOT
 
 pytestmark = pytest.mark.numpy_only
 
@@ -81,3 +83,20 @@ def test_the_example_runs(name, monkeypatch, tmp_path):
     said = []
     doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(test, out=said.append)
     assert "".join(said) == ""
+
+
+def test_formulas_are_typeset(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from parts import formulas
+
+    table = ElementTree.fromstring(formulas.as_table("forward:   y  = (x - μ) / √(v + eps)     (N, D)"))
+    assert [cell.text for cell in table.iter() if cell.tag in ("th", "td")] == ["forward", None, "(N, D)"]
+    (fraction,) = table.iter("mfrac")
+    assert ["".join(part.itertext()) for part in fraction] == ["x−μ", "v+eps"]  # without the brackets around them
+    typeset = set()
+    for name, thing in PUBLIC.items():
+        for block in filter(formulas.is_formulas, re.split(r"\n\s*\n", inspect.getdoc(thing) or "")):
+            maths = ElementTree.fromstring(formulas.as_table(block)).iter("math")
+            assert not re.search("[_{}√]", "".join("".join(each.itertext()) for each in maths)), name
+            typeset.add(name)
+    assert {"Dense", "Conv2d", "SoftmaxCrossEntropy", "AdamW", "WarmUp"} <= typeset

@@ -51,10 +51,10 @@ MODULES = (
 )  # fmt: skip
 LISTS = "layers", "losses", "optimizers", "callbacks", "metrics", "schedules"  # all they list has its name here, too
 OTHERS = {  # by name the module that has it
-    "Callback": "training.callback", "Checkpoint": "training.checkpoints", "DivergenceError": "training.run",
-    "FormatError": "files.safetensors", "GradientError": "gradcheck", "History": "training.history",
-    "Layer": "layers.base", "Loss": "losses.losses", "Optimizer": "optimizers", "Sequential": "network",
-    "check_gradients": "gradcheck", "compare_backends": "gradcheck", "load": "files.load",
+    "Sequential": "network", "load": "files.load", "History": "training.history", "Layer": "layers.base",
+    "Loss": "losses.losses", "Optimizer": "optimizers", "Callback": "training.callback",
+    "Checkpoint": "training.checkpoints", "check_gradients": "gradcheck", "compare_backends": "gradcheck",
+    "DivergenceError": "training.run", "FormatError": "files.safetensors", "GradientError": "gradcheck",
     "show_versions": "common.versions",
 }  # fmt: skip
 ELSEWHERE = {  # names of PyTorch's and Keras's, and what is the same here
@@ -78,7 +78,7 @@ def __getattr__(name: str) -> Any:
     if name == "__all__":
         eager = ["Backend", "BackendUnavailableError", "get_backend", "use_backend"]
         modules = ["data", "initializers", "metrics", "ops", "plots", "schedules"]
-        value = [*eager, *modules, *OTHERS, *(each for module in LISTS for each in _module(module).__all__)]
+        value = [*OTHERS, *(each for module in LISTS for each in _module(module).__all__), *eager, *modules]
     elif name in OTHERS:
         value = getattr(_module(OTHERS[name]), name)
     elif not name.startswith("_") and (home := next((m for m in map(_module, LISTS) if name in m.__all__), None)):

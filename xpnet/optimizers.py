@@ -166,7 +166,11 @@ class Optimizer(Adjustable, ABC):
 
 
 class SGD(Optimizer):
-    """v ← momentum v + η g;  w ← w - v. Polyak 1964; the form of Sutskever et al. 2013, eqs. 1 and 2.
+    """Gradient descent with momentum μ.
+
+    update:  v ← μ v + η g;  w ← w - v
+
+    Source: Polyak 1964; the form of Sutskever et al. 2013, eqs. 1 and 2.
 
     >>> import numpy as np
     >>> optimizer, w = xn.SGD(0.5), np.asarray([1.0])
@@ -188,7 +192,11 @@ class SGD(Optimizer):
 
 
 class Nesterov(SGD):
-    """g at w - momentum v;  v ← momentum v + η g;  w ← w - v. Sutskever et al. 2013, eqs. 3 and 4.
+    """Gradient descent with Nesterov's momentum μ: the gradient g is taken at w - μ v.
+
+    update:  v ← μ v + η g;  w ← w - v
+
+    Source: Sutskever et al. 2013, eqs. 3 and 4.
 
     >>> import numpy as np
     >>> optimizer, w = xn.Nesterov(0.5), np.asarray([1.0])
@@ -209,7 +217,11 @@ class Nesterov(SGD):
 
 
 class Adagrad(Optimizer):
-    """s ← s + g²;  w ← w - η g / √(s + eps). Duchi et al. 2011, eq. 1 with a diagonal; epsilon inside the root.
+    """Steps that shrink with the sum of an entry's squared gradients.
+
+    update:  s ← s + g²;  w ← w - η g / √(s + eps)
+
+    Source: Duchi et al. 2011, eq. 1 with a diagonal; here epsilon is inside the root.
 
     >>> import numpy as np
     >>> optimizer, w = xn.Adagrad(0.5), np.asarray([1.0])
@@ -230,7 +242,11 @@ class Adagrad(Optimizer):
 
 
 class RMSprop(Optimizer):
-    """s ← rho s + (1 - rho) g²;  w ← w - η g / √(s + eps). Tieleman & Hinton 2012, lecture 6.5; epsilon inside.
+    """Steps divided by a running root mean square of an entry's gradients.
+
+    update:  s ← ρ s + (1 - ρ) g²;  w ← w - η g / √(s + eps)
+
+    `rho` is ρ. Source: Tieleman & Hinton 2012, lecture 6.5; here epsilon is inside the root.
 
     >>> import numpy as np
     >>> optimizer, w = xn.RMSprop(0.5), np.asarray([1.0])
@@ -255,10 +271,14 @@ class RMSprop(Optimizer):
 
 
 class Adam(Optimizer):
-    """m ← β₁ m + (1 - β₁) g;  v ← β₂ v + (1 - β₂) g²;  w ← w - η m̂ / (√v̂ + eps).
+    """Steps by running means of an entry's gradients and of their squares.
 
-    m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ), or m and v themselves with `bias_correction=False`.
-    Kingma & Ba 2015, algorithm 1.
+    update:  m ← β₁ m + (1 - β₁) g;  v ← β₂ v + (1 - β₂) g²
+             m̂ = m / (1 - β₁ᵗ);  v̂ = v / (1 - β₂ᵗ)
+             w ← w - η m̂ / (√v̂ + eps)
+
+    t counts the steps from 1. With `bias_correction=False`, m̂ and v̂ are m and v themselves.
+    Source: Kingma & Ba 2015, algorithm 1.
 
     `beta1` is β₁, `beta2` β₂, both in [0, 1).
 
@@ -299,12 +319,16 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """w ← w - η λ w, then Adam's update of it. Loshchilov & Hutter 2019, algorithm 2, in PyTorch's form.
+    """Adam with decoupled weight decay λ, which is `weight_decay`.
+
+    update:  w ← w - η λ w;  then that of Adam
+
+    Source: Loshchilov & Hutter 2019, algorithm 2, in PyTorch's form.
 
     `decays="weights"` spares a network's biases, gammas and betas, which have one axis, and its embeddings, as GPTs are
     trained. The slots then have `spared`, 1 for an entry that does not decay; `init` alone has 0.
 
-    The others as in `Adam`: `beta1`, `beta2`, `eps`, `bias_correction`.
+    `beta1`, `beta2`, `eps` and `bias_correction` are those of `Adam`.
 
     >>> import numpy as np
     >>> optimizer, w = xn.AdamW(0.5), np.asarray([1.0])

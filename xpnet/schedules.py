@@ -56,7 +56,7 @@ class BaseSchedule(Adjustable, ABC):
 
 
 class Constant(BaseSchedule):
-    """rate, at every step.
+    """The same rate at every step.
 
     `rate` is a number above 0. Raises ValueError for another.
 
@@ -72,7 +72,9 @@ class Constant(BaseSchedule):
 
 
 class StepDecay(BaseSchedule):
-    """rate · factor^⌊step / every⌋
+    """A rate multiplied by a factor every so many steps.
+
+    rate:  η = rate · factor^{⌊step/every⌋}
 
     `rate` is a learning rate, `factor` a number above 0, `every` a number of steps. Raises ValueError for others.
 
@@ -90,7 +92,9 @@ class StepDecay(BaseSchedule):
 
 
 class ExponentialDecay(BaseSchedule):
-    """rate · factor^(step / every)
+    """A rate that decays exponentially.
+
+    rate:  η = rate · factor^{step/every}
 
     `rate` is a learning rate, `factor` a number above 0, `every` a number of steps. Raises ValueError for others.
 
@@ -108,7 +112,11 @@ class ExponentialDecay(BaseSchedule):
 
 
 class CosineDecay(BaseSchedule):
-    """final + (rate - final) (1 + cos(π min(step / steps, 1))) / 2. Loshchilov & Hutter 2017, eq. 5, no restarts.
+    """A rate that falls to its final value along half a cosine.
+
+    rate:  η = final + (rate - final) (1 + cos(π s)) / 2,  s = min(step / steps, 1)
+
+    Source: Loshchilov & Hutter 2017, eq. 5, without restarts.
 
     `rate` is above 0, `final` at least 0, and `steps` at least 1. Raises ValueError for others.
 
@@ -126,9 +134,12 @@ class CosineDecay(BaseSchedule):
 
 
 class WarmUp(BaseSchedule):
-    """then(0) · (step + 1) / steps for the first `steps` steps, after them then(step - steps).
+    """A rate that rises in equal steps, and then follows a schedule.
 
-    `then` is a rate or another schedule. Goyal et al. 2017, section 2.2.
+    rate:  η = then(0) · (step + 1) / steps  for the first `steps` steps
+           η = then(step - steps)  after them
+
+    `then` is a rate or another schedule. Source: Goyal et al. 2017, section 2.2.
 
     Raises ValueError for a rate that is not above 0 and for fewer `steps` than 1.
 

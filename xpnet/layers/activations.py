@@ -191,7 +191,7 @@ class GELU(Layer):
 
 
 class Softplus(Layer):
-    """forward: y = log(1 + eˣ) = max(x, 0) + log(1 + e^-|x|)        backward: dx = dy / (1 + e⁻ˣ)
+    """forward: y = log(1 + eˣ) = max(x, 0) + log(1 + e^{-|x|})        backward: dx = dy / (1 + e⁻ˣ)
 
     A smooth ReLU. Source: Dugas et al. 2001, section 3.
 

@@ -134,14 +134,20 @@ class Convolution(Windows):
 
 
 class Conv1d(Convolution):
-    """Convolution along one axis: x (N, C, L), weight (O, C / G, K), bias (O,). `Convolution` has the formulas.
+    """Convolution along one axis: x (N, C, L), weight W (O, C / G, K), bias b (O,).
 
-    A setting is a number, `padding` also "valid", which is 0, or "same": ceil(L / stride) outputs, as many zeros before
-    as behind, the odd one behind. `initializer` names the function of `xpnet.initializers` that draws the weight; the
-    bias starts at zero. Raises ValueError for groups that do not divide the channels, and for an x with other channels
-    or shorter than the kernel. Source: LeCun et al. 1989, section 3.
+    forward:   y[o]  = b + Σ_i W_i x[s o + d i - p]              (N, O, S)
+    backward:  dW_i  = Σ dy[o] x[s o + d i - p]ᵀ                 (O, C / G, K)
+               db    = Σ dy[o]                                   (O,)
+               dx[j] = Σ_i W_iᵀ dy[o], where s o + d i - p = j   (N, C, L)
 
-    `in_channels` is C, `out_channels` O, `kernel_size` K and `groups` G.
+    i runs over the taps of the kernel, and x is 0 beyond its ends. `stride` is s, `dilation` d and `padding` p: a
+    number, "valid" for 0, or "same" for ceil(L / stride) outputs, with as many zeros before as behind and an odd one
+    behind. With `groups` G, output channels see the input channels of their own group only, C / G of them.
+    `initializer` names the function of `xpnet.initializers` that draws W; b starts at zero.
+
+    `in_channels` is C, `out_channels` O and `kernel_size` K. Raises ValueError for groups that do not divide the
+    channels, and for an x with other channels or shorter than the kernel. Source: LeCun et al. 1989, section 3.
 
     >>> xn.Conv1d(2, 8, 3, stride=2, padding=1).output_shape(("N", 2, 10))
     ('N', 8, 5)
@@ -151,15 +157,22 @@ class Conv1d(Convolution):
 
 
 class Conv2d(Convolution):
-    """Convolution of images: x (N, C, H, W), weight (O, C / G, *K), bias (O,). `Convolution` has the formulas.
+    """Convolution of images: x (N, C, H, W), weight W (O, C / G, K, K), bias b (O,).
 
-    A setting is one number, or two for height and width. `padding` may be "valid", which is 0, or "same":
-    ceil(size / stride) outputs, as many zeros before as behind, the odd one behind. `initializer` names the function of
-    `xpnet.initializers` that draws the weight; the bias starts at zero. Raises ValueError for groups that do not divide
-    the channels, and for an x with other channels, or smaller with its padding than the kernel.
+    forward:   y[o]  = b + Σ_i W_i x[s o + d i - p]              (N, O, S, S)
+    backward:  dW_i  = Σ dy[o] x[s o + d i - p]ᵀ                 (O, C / G, K, K)
+               db    = Σ dy[o]                                   (O,)
+               dx[j] = Σ_i W_iᵀ dy[o], where s o + d i - p = j   (N, C, H, W)
+
+    i, j and o have an index for height and one for width; x is 0 beyond its ends. `kernel_size` K, `stride` s,
+    `dilation` d and `padding` p are one number, or two for height and width. `padding` may also be "valid" for 0, or
+    "same" for ceil(size / stride) outputs, with as many zeros before as behind and an odd one behind. With `groups` G,
+    output channels see the input channels of their own group only, C / G of them. `initializer` names the function of
+    `xpnet.initializers` that draws W; b starts at zero.
+
+    `in_channels` is C and `out_channels` O. Raises ValueError for groups that do not divide the channels, and for an x
+    with other channels, or smaller with its padding than the kernel.
     Source: LeCun et al. 1989, section 3; groups, Krizhevsky, Sutskever & Hinton 2012; dilation, Yu & Koltun 2016.
-
-    `in_channels` is C, `out_channels` O, `kernel_size` K and `groups` G.
 
     >>> xn.Conv2d(3, 16, 3, padding="same").output_shape(("N", 3, 32, 32))
     ('N', 16, 32, 32)

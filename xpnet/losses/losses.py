@@ -117,7 +117,10 @@ def checked_terms(loss: Loss, prediction: Array, target: Array) -> tuple[Array, 
 
 
 class MeanSquaredError(Loss):
-    """(p - t)² per element; derivative 2 (p - t).
+    """The squared error of each element.
+
+    value:       L  = Σ (p - t)²
+    derivative:  dp = 2 (p - t)
 
     >>> import numpy as np
     >>> float(xn.MeanSquaredError()(np.asarray([[1.0], [3.0]]), np.asarray([[3.0], [3.0]])))
@@ -132,7 +135,10 @@ class MeanSquaredError(Loss):
 
 
 class MeanAbsoluteError(Loss):
-    """|p - t| per element; derivative sign(p - t), 0 where they are equal.
+    """The absolute error of each element.
+
+    value:       L  = Σ |p - t|
+    derivative:  dp = sign(p - t), 0 where they are equal
 
     >>> import numpy as np
     >>> float(xn.MeanAbsoluteError()(np.asarray([[1.0], [3.0]]), np.asarray([[3.0], [3.0]])))
@@ -147,7 +153,12 @@ class MeanAbsoluteError(Loss):
 
 
 class Huber(Loss):
-    """e²/2 where |e| <= delta, else delta (|e| - delta/2), e = p - t; derivative e clipped to ±delta. Huber 1964.
+    """Squared error for small errors e = p - t, absolute error beyond δ, which is `delta`.
+
+    value:       L  = Σ (e²/2 where |e| <= δ, else δ (|e| - δ/2))
+    derivative:  dp = e clipped to ±δ
+
+    Source: Huber 1964.
 
     >>> import numpy as np
     >>> float(xn.Huber()(np.asarray([[0.0], [3.0]]), np.asarray([[3.0], [3.0]])))
@@ -192,10 +203,14 @@ class ClassLoss(Loss):
 
 
 class SoftmaxCrossEntropy(ClassLoss):
-    """From logits z: L = -Σ_k t_k log p_k with p = softmax(z); derivative p - t. Source: Bridle 1990.
+    """Cross-entropy from logits z, for one class out of K.
+
+    value:       L  = -Σ_k t_k log p_k,  p = softmax(z)
+    derivative:  dz = p - t
 
     log p_k = s_k - log Σ_j e^{s_j} with s = z - max z, finite for logits up to half of what the dtype holds. A row of t
     adds up to 1, so L = log Σ_j e^{s_j} - Σ_k t_k s_k and ∂L/∂z_j = p_j Σ_k t_k - t_j = p_j - t_j.
+    Source: Bridle 1990.
 
     `label_smoothing` ε takes t' = (1 - ε) t + ε / K in place of t. Source: Szegedy et al. 2016, section 7.
 
@@ -256,7 +271,12 @@ class SoftmaxCrossEntropy(ClassLoss):
 
 
 class CategoricalCrossEntropy(ClassLoss):
-    """From probabilities p: L = -Σ_k t_k log p_k; derivative -t / p. Both at p clipped to [eps, 1 - eps].
+    """Cross-entropy from probabilities p, for one class out of K.
+
+    value:       L  = -Σ_k t_k log p_k
+    derivative:  dp = -t / p
+
+    Both are taken at p clipped to [eps, 1 - eps].
 
     >>> import numpy as np
     >>> float(xn.CategoricalCrossEntropy()(np.asarray([[0.5, 0.5]]), np.asarray([1])))
@@ -272,10 +292,12 @@ class CategoricalCrossEntropy(ClassLoss):
 
 
 class BinaryCrossEntropy(ClassLoss):
-    """From probabilities p, each output a yes or no of its own, summed over outputs: the tutorial's loss.
+    """Cross-entropy from probabilities p, for outputs that are each a yes or a no; summed over the outputs.
 
-    L = -Σ_k [t_k log p_k + (1 - t_k) log(1 - p_k)]; derivative (1 - t) / (1 - p) - t / p.
-    Both at p clipped to [eps, 1 - eps].
+    value:       L  = -Σ_k [t_k log p_k + (1 - t_k) log(1 - p_k)]
+    derivative:  dp = (1 - t) / (1 - p) - t / p
+
+    Both are taken at p clipped to [eps, 1 - eps]. It is the tutorial's loss.
 
     >>> import numpy as np
     >>> float(xn.BinaryCrossEntropy()(np.asarray([[0.5, 0.5]]), np.asarray([[1, 0]])))
@@ -293,7 +315,12 @@ class BinaryCrossEntropy(ClassLoss):
 
 
 class BinaryCrossEntropyWithLogits(ClassLoss):
-    """BinaryCrossEntropy of p = sigmoid(z), from logits z: L = Σ_k [log(1 + e^{z_k}) - t_k z_k]; derivative p - t.
+    """Cross-entropy from logits z, for outputs that are each a yes or a no; summed over the outputs.
+
+    value:       L  = Σ_k [log(1 + e^{z_k}) - t_k z_k]
+    derivative:  dz = p - t,  p = sigmoid(z)
+
+    It is `BinaryCrossEntropy` of p, without its loss of digits where p is close to 0 or 1.
 
     >>> import numpy as np
     >>> float(xn.BinaryCrossEntropyWithLogits()(np.asarray([[0.0, 0.0]]), np.asarray([[1, 0]])))
