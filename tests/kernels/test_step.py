@@ -10,6 +10,7 @@ from support.cases import FEATURES, LAYERS, LOSSES, Scale, gpt, tutorial_network
 from support.layers import Twice
 from xpnet.kernels.planner import BufferedStep
 from xpnet.kernels.reference import Step
+from xpnet.kernels.table import POINTWISE
 from xpnet.training.batches import Batch
 
 pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only, pytest.mark.usefixtures("small_blocks")]
@@ -76,6 +77,16 @@ def assert_same_steps(kernels, backend, dtype, net, loss=CROSS, optimizer=None, 
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["", "norm and pool"])
+@pytest.mark.parametrize("row", POINTWISE.values(), ids=list(POINTWISE))
+def test_every_function_after_convolutions(row, more, kernels, backend):
+    f = () if row.layer is None else (row.layer(**dict(row.of)),)
+    between = (xn.BatchNorm(3), *f, xn.MaxPool2d(2)) if more else f
+    layers = xn.Conv2d(2, 3, 3, padding=1), *between, xn.Conv2d(3, 3, 2, stride=2), *f
+    net = xn.Sequential(D(FEATURES, 32), xn.Reshape(2, 4, 4), *layers, xn.Flatten())
+    assert_same_steps(kernels, backend, "float32", net)
 
 
 class Same(xn.Layer):

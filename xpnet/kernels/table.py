@@ -22,17 +22,17 @@ class Pointwise(NamedTuple):
     value: str
     slope: str
     of: tuple[tuple[str, object], ...] = ()  # settings that the layer has to have
-    shared: str = ""  # what the formulas call `shared`, a part of both
+    common: str = ""  # what the formulas call `common`, a part of both
 
     @property
     def settings(self) -> list[str]:
         """The names of the layer's settings that are in it."""
-        return sorted(names_in(f"{self.value} + {self.slope} + {self.shared or 0}") - {"x", "y", "shared"})
+        return sorted(names_in(f"{self.value} + {self.slope} + {self.common or 0}") - {"x", "y", "common"})
 
     @property
     def formulas(self) -> tuple[str, str]:
-        """The value and the slope without the name `shared`."""
-        value, slope = (re.sub(r"\bshared\b", f"({self.shared})", formula) for formula in (self.value, self.slope))
+        """The value and the slope without the name `common`."""
+        value, slope = (re.sub(r"\bcommon\b", f"({self.common})", formula) for formula in (self.value, self.slope))
         return value, slope
 
 
@@ -47,13 +47,13 @@ POINTWISE = {
     "ELU": Pointwise(ELU, "where(x >= 0, x, alpha * expm1(x))", "where(x >= 0, 1, alpha * exp(x))"),
     "SiLU": Pointwise(SiLU, "x / (1 + exp(-x))", "(1 + x - x / (1 + exp(-x))) / (1 + exp(-x))"),
     "GELU": Pointwise(
-        GELU, "x * shared", "shared + x * 0.3989422804014327 / exp(0.5 * x * x)",
+        GELU, "x * common", "common + x * 0.3989422804014327 / exp(0.5 * x * x)",
         (("approximate", False),), "0.5 + 0.5 * erf(x * 0.7071067811865476)",
     ),
     "GELUTanh": Pointwise(  # of a far x, whose powers overflow, the slope is 1 or 0
-        GELU, "x / (1 + shared)",
-        "where(x >= 10, 1, where(x + 9 < 0, 0, (1 + x * (shared / (1 + shared)) * "
-        f"({LINEAR} + {3.0 * CUBED} * (x * x))) / (1 + shared)))",
+        GELU, "x / (1 + common)",
+        "where(x >= 10, 1, where(x + 9 < 0, 0, (1 + x * (common / (1 + common)) * "
+        f"({LINEAR} + {3.0 * CUBED} * (x * x))) / (1 + common)))",
         (("approximate", True),), f"exp(-x * ({LINEAR} + {CUBED} * (x * x)))",
     ),
     "Softplus": Pointwise(Softplus, "maximum(x, 0) + log1p(exp(-absolute(x)))", "1 / (1 + exp(-x))"),

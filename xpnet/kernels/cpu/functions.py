@@ -32,11 +32,11 @@ class Function:
     """
 
     def __init__(self, lib: Any, name: str):
-        _, value, slope, _, shared = row = POINTWISE[name]
+        _, value, slope, _, common = row = POINTWISE[name]
         condition = re.fullmatch(r"where\((.*), 1, 0\)", slope)
         self.keeps, self.masks = "x" in names_in(row.formulas[1]), condition is not None
         self.settings = row.settings
-        lines = [("shared", shared)] * bool(shared), [("slope", condition[1] if condition else slope)], [("y", value)]
+        lines = [("common", common)] * bool(common), [("slope", condition[1] if condition else slope)], [("y", value)]
         if self.keeps:
             self.programs = {"value": self._compiled(lib, [*lines[0], *lines[1], *lines[2]])}
             return
