@@ -27,6 +27,17 @@ class Share(Protocol):
         """The sums of arrays or numbers over all shares, each of which asks for the same ones in the same order."""
 
 
+class Stretch:
+    """A `Share` that a thread goes through by itself: what adds up over a batch does not take part."""
+
+    def __init__(self, first: int, own: int, rows: int):
+        self.first, self.own, self.rows = first, own, rows
+
+    def sum(self, *arrays: Any) -> list[Array]:
+        """There is none."""
+        raise NotImplementedError
+
+
 _here: ContextVar[Share | None] = ContextVar("share", default=None)  # None: the rows here are the batch
 
 

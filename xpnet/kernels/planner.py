@@ -5,12 +5,13 @@ the family's table; any other layer runs its own code. It owns the arrays and de
 """
 
 import collections
+import functools
 import importlib.util
 import itertools
 import math
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import ops
 from ..backends import Array, Backend
@@ -21,9 +22,11 @@ from ..layers.placed import Placed
 from ..losses.losses import Loss
 from ..optimizers import Optimizer, Slots
 from ..training.batches import Batch
-from .blocks import Block, Fork, Join, Mark, Turn
+from .blocks import Block, Fork, Join, Turn
+from .cpu import threads
+from .passes import Passes, ThreadedPasses
 from .reference import Carry, Step, is_within
-from .stages import Entry, Exit, LayerStage, Part, Site, Stage, Vector, Workspace, reversed_axes
+from .stages import Part, Site, Vector, Workspace, reversed_axes
 from .table import SPARED
 
 
@@ -80,13 +83,7 @@ def import_whole(library: str, *below: str) -> Any:
         raise
 
 
-class Plan(NamedTuple):
-    """The stages bound to the arrays for one shape of x."""
-
-    stages: list[Stage]
-    loss: Any  # the fused loss, bound too; None without
-    stateful: list[Any]  # those of the stages that have running statistics
-    keeping: list[Stage]  # and those whose caches hold more than arrays of theirs
+PAYS = 2**20  # numbers that layers make of a batch of images or sequences from which on threads take stretches of it
 
 
 class BufferedStep(Step):
@@ -95,23 +92,13 @@ class BufferedStep(Step):
     def __init__(self, net: Placed, loss: Loss, optimizer: Optimizer, kernels: Any, shape: Shape = ("N", "D")):
         super().__init__(net, loss, optimizer)
         self.kernels, self.update = kernels, kernels.optimizer(optimizer)
-        weights, xp, device = self.start.weights, self.backend.xp, self.backend.device
-        offsets = itertools.accumulate(map(math.prod, self.shapes), initial=0)
-
-        def workspace() -> Workspace:
-            return Workspace(xp, weights.dtype, device)
-
-        self.site = Site(kernels, workspace, workspace(), dict(zip(self.names, offsets, strict=False)))
-        parts, axes, idle = parts_of(self.worker, shape)
-        self.fused_loss = kernels.loss(self.site, self.objective.loss, axes)
-        turns = itertools.cycle((0, 1))  # a layer may hand on the very dy that it was given, from one exit to the next
-        self.stages = self._stages(parts, turns)
-        if not (last := self.stages[-1]).foreign:
-            self.stages.append(Exit(self.site, last, f"the loss, {self.objective.loss!r},", f"dy{next(turns)}"))
-        self.end = len(self.stages) - (not last.foreign)
-        first = next(i for i, stage in enumerate(self.stages) if stage.names)
-        self.stages[first].lowest = True
-        self.backwards = slice(self.end - 1, first - 1 if first else None, -1)  # those that a gradient goes through
+        weights, xp = self.start.weights, self.backend.xp
+        self.x_shape = shape
+        _, axes, idle, self.made = parts_of(self.worker, shape)
+        self.at_once = self._new_passes()
+        self.stages = self.at_once.stages
+        self.fused_loss = kernels.loss(self.at_once.site, self.objective.loss, axes)
+        self.losses: dict[tuple[int, ...], Any] = {}  # bound to the arrays for a shape of outputs
         done = {name for stage in self.stages for name in stage.idle}
         self.idle = [name for name in idle if name in self.trained and name not in done]
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
@@ -119,34 +106,31 @@ class BufferedStep(Step):
         self.point = self._vector(xp.zeros_like(weights)) if self.looks_ahead else None
         self.slots_made = [self.start.slots]
         self.stateful_stages: list[Any] = [stage for stage in self.stages if stage.states]
-        self.plans: dict[tuple[int, ...], Plan] = {}
-        self.plan: Plan | None = None
-        self.shape: tuple[int, ...] = ()  # of x, that the plan is for
-        self.largest = 0
         self._join_averages()
+        may_split = kernels.threaded and self.made and self.at_once.splits
+        self.threads = threads.blas_threads() if may_split else 1
 
     def _vector(self, flat: Array) -> Vector:
         return Vector(flat, dict(zip(self.names, ops.split(flat, self.shapes), strict=True)), self.stages)
 
-    def _stages(self, parts: list[Part], turns: Iterator[int]) -> list[Stage]:
-        """The stages for these layers, and one wherever arrays of a layer's own code come in or go out."""
-        stages: list[Stage] = []
-        before: Stage | None = None
-        while parts or (before and before.bias):
-            taken = (kind.take(self.site, before, parts) for kind in (*self.kernels.stages, Mark))
-            stage = next(filter(None, taken), None) or (LayerStage(self.site, before, parts[0]) if parts else None)
-            if stage is None:  # what was left, a bias, has become the product's
-                break
-            if before and stage.foreign and not before.foreign:
-                before.keep_y()
-                stages.append(Exit(self.site, before, f"{stage}: backward", f"dy{next(turns)}"))
-            elif before and before.foreign and not stage.foreign:
-                stages.append(Entry(self.site, before, stage))
-            stages.append(stage)
-            if before:
-                before.after = stage
-            before, parts = stage, parts[stage.layers :]
-        return stages
+    def _new_passes(self) -> Passes:
+        """The passes through the network, in memory of their own."""
+        dtype, xp, device = self.start.weights.dtype, self.backend.xp, self.backend.device
+        offsets = itertools.accumulate(map(math.prod, self.shapes), initial=0)
+
+        def workspace() -> Workspace:
+            return Workspace(xp, dtype, device)
+
+        site = Site(self.kernels, workspace, workspace(), dict(zip(self.names, offsets, strict=False)))
+        parts, *_ = parts_of(self.worker, self.x_shape)
+        return Passes(site, parts, f"the loss, {self.objective.loss!r},")
+
+    @functools.cached_property
+    def in_threads(self) -> ThreadedPasses:
+        """The same passes in threads."""
+        more = range(1, self.threads)
+        gradients = [self._vector(self.backend.xp.zeros_like(self.start.weights)) for _ in more]
+        return ThreadedPasses([self.at_once, *[self._new_passes() for _ in more]], gradients)
 
     def _join_averages(self) -> None:
         """Join the stages' running averages to one vector, as are those of a batch."""
@@ -191,73 +175,60 @@ class BufferedStep(Step):
         return self._advance(carry, batch.rows(rows), keep)
 
     def _advance(self, carry: Carry, batch: Batch, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
+        passes = self._passes_for(batch.x.shape[0])
+        if passes is self.at_once:
+            return self._advance_by(passes, carry, batch, keep)
+        with passes.alone:
+            return self._advance_by(passes, carry, batch, keep)
+
+    def _advance_by(self, passes: Any, carry: Carry, batch: Batch, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
         at = self._vector_of(carry)
-        plan, value, dy = self._forward(at, carry.state, batch)
+        value, dy = self._forward(passes, at, carry.state, batch)
         if self.backend.immediate and not math.isfinite(value):
             return value, carry
         new = self._free_vector(carry, keep)  # the gradient first, then what it makes of the parameters
-        value = self._backward(plan, at, new, value, dy, batch)
+        value = self._backward(passes, at, new, value, dy, batch)
         slots = self.update(carry.weights, carry.slots, new.flat, self._free_slots(carry, keep))
-        state = self._next_state(plan, carry)
-        for stage in plan.keeping:  # the batch goes before the next one comes
-            stage.cache = None
+        state = self._next_state(passes, carry)
+        passes.forget()  # the batch goes before the next one comes
         return value, Carry(new.flat, slots, state)
 
     def gradient(self, weights: Array, batch: Batch) -> tuple[Array, Array]:
         at = self._vector_of(self.start)
         at.flat[...] = weights
-        plan, value, dy = self._forward(at, self.start.state, batch)
-        new = self._free_vector(self.start, ())
-        return self._backward(plan, at, new, value, dy, batch), new.flat
+        passes = self._passes_for(batch.x.shape[0])
+        with passes.alone:
+            value, dy = self._forward(passes, at, self.start.state, batch)
+            new = self._free_vector(self.start, ())
+            return self._backward(passes, at, new, value, dy, batch), new.flat
 
-    def _forward(self, at: Vector, state: dict[str, Array], batch: Batch) -> tuple[Plan, Array, Array]:
-        """The plan, the loss, and its derivative with respect to the outputs, (K, N)."""
+    def _forward(self, passes: Any, at: Vector, state: dict[str, Array], batch: Batch) -> tuple[Array, Array]:
+        """The loss, and its derivative with respect to the outputs, (K, N)."""
         for stage in self.stateful_stages:
             stage.set_state(state)
         x, y, weight = batch
-        a = reversed_axes(x)
-        if a.shape != self.shape:
-            self._turn_to(a.shape)
-        plan = self.plan
-        if plan is None:
-            plan, a = self._first_forward(a, at, y)
-        else:
-            for stage, own in zip(plan.stages, at.views, strict=True):
-                a = stage.forward(a, own)
-        if plan.loss is not None and weight is None:
-            value, dy = plan.loss.forward(a, y.T)
-            return plan, value, dy
+        a = passes.forward(reversed_axes(x), at)
+        if self.fused_loss is not None and weight is None:
+            value, dy = (self.losses.get(a.shape) or self._bound_loss(a)).forward(a, y.T)
+            return value, dy
         value, dy = self.loss(reversed_axes(a), y, weight)
-        dy = reversed_axes(dy)
-        return plan, value, plan.stages[-1].backward(dy, (), ()) if self.end < len(plan.stages) else dy
+        return value, passes.received(reversed_axes(dy))
 
-    def _turn_to(self, shape: tuple[int, ...]) -> None:
-        """Take up the plan for an x of this shape, if there is one."""
-        if (size := math.prod(shape)) > self.largest:  # all arrays are made anew, in more memory
-            self.largest = size
-            self.plans.clear()
-        self.shape, self.plan = shape, self.plans.get(shape)
-        for stage in self.plan.stages if self.plan else ():
-            stage.fill()
+    def _passes_for(self, n: int) -> Any:
+        """The passes for a batch of n rows: in threads where there are enough numbers to go through."""
+        pays = self.threads > 1 and n >= self.threads and n * self.made >= PAYS
+        return self.in_threads if pays else self.at_once
 
-    def _first_forward(self, a: Array, at: Vector, y: Array) -> tuple[Plan, Array]:
-        """The forward pass that makes the plan on its way."""
-        stages: list[Stage] = []
-        for stage, own in zip(self.stages, at.views, strict=True):
-            before = stages[-1] if stages and not stages[-1].foreign else None
-            stages.append(stage.bound(a, before))
-            stages[-1].fill()
-            a = stages[-1].forward(a, own)
-        loss = self.fused_loss and self.fused_loss.bound(a, None)
-        stateful, keeping = ([stage for stage in stages if getattr(stage, name)] for name in ("states", "keeps"))
-        self.plan = self.plans[self.shape] = Plan(stages, loss, stateful, keeping)
-        return self.plan, a
+    def _bound_loss(self, a: Array) -> Any:
+        """The fused loss for outputs of this shape."""
+        if all(math.prod(a.shape) > math.prod(shape) for shape in self.losses):  # it takes more memory
+            self.losses.clear()
+        self.losses[a.shape] = self.fused_loss.bound(a, None)
+        return self.losses[a.shape]
 
-    def _backward(self, plan: Plan, at: Vector, gradient: Vector, value: Array, dy: Array, batch: Batch) -> Array:
+    def _backward(self, passes: Any, at: Vector, gradient: Vector, value: Array, dy: Array, batch: Batch) -> Array:
         """The gradient, and the loss with the penalty in it."""
-        part = self.backwards
-        for stage, own, places in zip(plan.stages[part], at.views[part], gradient.views[part], strict=True):
-            dy = stage.backward(dy, own, places)
+        passes.backward(dy, at, gradient)
         for name in self.idle:
             gradient.arrays[name][...] = 0.0
         self._add_up(gradient.flat)
@@ -271,13 +242,13 @@ class BufferedStep(Step):
     def _add_up(self, gradient: Array) -> None:
         """Complete the gradient of the data, before the penalty's is added: it is the rows' that are here."""
 
-    def _next_state(self, plan: Plan, carry: Carry) -> dict[str, Array]:
+    def _next_state(self, passes: Any, carry: Carry) -> dict[str, Array]:
         state: dict[str, Array] = {}
         if self.batch is not None:
             old = carry.state[AVERAGES]
             rates = self.first_rates if old is self.start.state[AVERAGES] else self.rates
             state[AVERAGES] = self.kernels.averaged(old, self.batch, rates)
-        for stage in plan.stateful:
+        for stage in passes.stateful:
             state |= stage.next_state()
         return state
 
@@ -323,16 +294,19 @@ class BufferedStep(Step):
 AVERAGES = ""  # the name of the vector of all running averages among the statistics
 
 
-def parts_of(net: Placed, shape: Shape) -> tuple[list[Part], int, list[str]]:
+def parts_of(net: Placed, shape: Shape) -> tuple[list[Part], int, list[str], int]:
     """The layers that a network calls one after another, for an x of this shape, those of branches between marks; how
-    many axes its outputs have; and the parameters that have no effect.
+    many axes its outputs have; the parameters that have no effect; and how many numbers the layers that see more than
+    features make of a row.
     """
+    made = 0
     found: list[Part] = []
     idle: list[str] = []
     leaves = net.leaves()
     turns: dict[int, Iterator[str]] = collections.defaultdict(lambda: itertools.cycle("ab"))
 
     def follow(parts: list[tuple[str, Layer]], shape: Shape, depth: int) -> int:
+        nonlocal made
         axes = [len(shape)]
         for prefix, layer in parts:
             branches = layer._branches(f"{prefix}.") if layer.takes == "floats" else []
@@ -346,12 +320,14 @@ def parts_of(net: Placed, shape: Shape) -> tuple[list[Part], int, list[str]]:
                 within = [leaf for leaf in leaves if is_within(f"{leaf[0]}.", prefix)]
                 found.append(Part(prefix, layer, len(shape), within))
             shape = shape_after(layer, shape)
+            if len(sizes := [size for size in shape[1:] if isinstance(size, int)]) > 1:
+                made += math.prod(sizes)
             axes.append(len(shape))
         idle.extend(idle_parameters(parts, axes[1:]))
         return axes[-1]
 
     axes = follow(net.parts(), ("N", *shape[1:]), 0)
-    return found, axes, idle
+    return found, axes, idle, made
 
 
 def shape_after(layer: Layer, shape: Shape) -> Shape:

@@ -181,8 +181,8 @@ class SharedBuffers(Together, BufferedStep):
             return super()._advance(carry, batch, keep)
 
     def _forward(self, *given: Any) -> Any:
-        plan, value, dy = super()._forward(*given)
-        return plan, whole(value), dy
+        value, dy = super()._forward(*given)
+        return whole(value), dy
 
     def _add_up(self, gradient: Array) -> None:
         here = self.brought(gradient)

@@ -80,6 +80,7 @@ class Stage:
     layers = 1  # how many layers it does
     after: "Stage | None" = None  # the next one
     rowwise = True  # whether it does each row of the batch by itself, wherever that stands and whatever the others are
+    numbers_rows = False  # whether it does, but asks `span` which numbers the rows have
     features: int | None = None  # of x, where they are known beforehand
     axes = 2  # of x
     foreign = False  # whether it runs a layer's own code, which may keep what it is given and gives arrays of its own
@@ -409,7 +410,7 @@ class BatchNorm(Stage):
 class Dropout(Stage):
     """As the layer has it, y = x m and dx = dy m."""
 
-    rowwise = False  # it counts them
+    rowwise, numbers_rows = False, True
     next_key: Array
 
     def __init__(self, site: Site, before: Stage | None, part: Part):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...backends import Array
+from ...common.share import span
 from ...layers import dropout
 from .. import stages
 from ..stages import Part, Site, Stage, in_memory_order
@@ -32,13 +33,16 @@ class Dropout(stages.Dropout):
         else:
             self.y = in_memory_order(self.work, "y", shape, self.images)
         mask = self.work("mask", (size,))
-        numbers = room(f"numbers {shape} {self.images}", (size,), np.uint32)  # of the places in C order
+        first, rows = span(shape[-1])
+        name = f"numbers {shape} {self.images} {first} {rows}"
+        numbers = room(name, (size,), np.uint32)  # of the places in C order
 
         def shaped(a: np.ndarray) -> Array:
             return in_memory_order(lambda _, like: a.reshape(like), "", shape, self.images)
 
         self.mask, places = shaped(mask), shaped(numbers)
-        places[...] = np.arange(size, dtype=np.uint32).reshape(shape)
+        columns = rows * np.arange(size // shape[-1], dtype=np.uint32).reshape((*shape[:-1], 1))
+        places[...] = columns + np.arange(first, first + shape[-1], dtype=np.uint32)
         self.bits, self.spare = (room(name, (BLOCK,), np.uint32) for name in ("bits", "spare bits"))
         self.keep = room("keep", (BLOCK,), np.bool)
         self.blocks = [(numbers[i : i + BLOCK], mask[i : i + BLOCK]) for i in range(0, size, BLOCK)]

@@ -1,11 +1,12 @@
-"""Work on long vectors, shared between threads."""
+"""Work shared between threads, and BLAS kept to one thread meanwhile."""
 
+import contextlib
 import contextvars
 import functools
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -83,6 +84,50 @@ def serve(tasks: Tasks) -> None:
             except BaseException as error:  # which the caller raises
                 future.set_exception(error)
         del future, work  # before the next one comes
+
+
+@functools.cache
+def blas() -> list[Any]:
+    """threadpoolctl's controllers of the BLAS libraries that are loaded; none where it is not installed."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return []
+    return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+
+
+class Alone:
+    """The fits that keep BLAS to one thread at the moment, and the threads it had before the first of them."""
+
+    lock = threading.Lock()
+    users = 0
+    counts: list[int] = []  # noqa: RUF012  # of each library
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Within, BLAS works in the thread that calls it."""
+    with Alone.lock:
+        Alone.users += 1
+        if Alone.users == 1:
+            Alone.counts = [library.num_threads for library in blas()]
+            for library in blas():
+                library.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with Alone.lock:
+            Alone.users -= 1
+            if not Alone.users:
+                for library, count in zip(blas(), Alone.counts, strict=True):
+                    library.set_num_threads(count)
+
+
+def blas_threads() -> int:
+    """The threads that BLAS works in, up to LIMIT; 1 where nobody can tell it to use fewer."""
+    with Alone.lock:
+        counts = Alone.counts if Alone.users else [library.num_threads for library in blas()]
+    return min(LIMIT, max(counts, default=1))
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none

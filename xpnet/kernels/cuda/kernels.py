@@ -30,6 +30,7 @@ class CuPyKernels:
         *(BatchNorm, LayerNorm, Pointwise, Product, ProductOfPositions, Dropout, Convolution, Pool, Flatten),
         *(Attention, Embedding),
     )
+    threaded = False
     bias_joins_from = math.inf  # no GPU has told whether it pays
 
     def __init__(self, backend: Backend):
