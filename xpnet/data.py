@@ -112,7 +112,8 @@ class ArraySource:
     `net.fit(xn.data.ArraySource(x, y), ...)`.
 
     Memory maps, zarr's and h5py's arrays are read a few batches at a time and never as a whole. Rows are asked for as
-    slices or in increasing order, as h5py wants them, and in any order where all parts are NumPy's.
+    slices or in increasing order, as h5py wants them, and in any order where all parts are NumPy's. That x is finite is
+    checked in the first epoch.
 
     Raises ValueError for parts of different lengths.
 
@@ -123,6 +124,8 @@ class ArraySource:
     >>> len(source), source[10:15][0].shape
     (100, (5, 2))
     """
+
+    repeats = True  # the rows are the same in each epoch
 
     def __init__(self, x: Any, y: Any, weight: Any = None):
         self.parts = [part for part in (x, y, weight) if part is not None]

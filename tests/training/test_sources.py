@@ -160,6 +160,14 @@ def test_rows_are_asked_for_in_increasing_order_and_several_batches_at_a_time(st
     assert all((np.diff(rows) > 0).all() for rows in asked)
 
 
+@pytest.mark.parametrize(("make", "times"), [(xn.data.ArraySource, 1), (Table, 3)])
+def test_rows_that_are_the_same_in_each_epoch_are_found_finite_once(strict_lib, data, monkeypatch, make, times):
+    looked, all_finite = [], inputs.ops.all_finite
+    monkeypatch.setattr(inputs.ops, "all_finite", lambda *a: looked.extend(b.shape for b in a) or all_finite(*a))
+    trained(strict_lib, make(*data[:2]), epochs=3)
+    assert sum(rows for rows, *row in looked if row == [D]) == SIZE + times * N  # the first batch to begin with
+
+
 def test_a_generator_is_one_epoch(strict_lib, data):
     x, y, _ = data
     expected = trained(strict_lib, x, y, epochs=1, shuffle=False)

@@ -30,8 +30,11 @@ def inputs(net: Placed, who: str, x: Any) -> Array:
     return x[:, ...] if isinstance(x, Uncast) else x
 
 
-def rows_of(net: Placed, who: str, x: Any) -> Array | Uncast:
-    """`inputs`, but integers and memory-mapped files that are large stay where they are, until rows are taken."""
+def rows_of(net: Placed, who: str, x: Any, known: bool = False) -> Array | Uncast:
+    """`inputs`, but integers and memory-mapped files that are large stay where they are, until rows are taken.
+
+    What is `known` has been found finite before.
+    """
     backend, xp = net.backend, net.backend.xp
     x = backend.checked(who, x)
     shape, host = tuple(x.shape), isinstance(x, np.ndarray)
@@ -50,11 +53,11 @@ def rows_of(net: Placed, who: str, x: Any) -> Array | Uncast:
         real = dtype_name(x.dtype) in DTYPES
         if is_mapped(x) if real else dtype_name(x.dtype) != dtype_name(dtype):
             kept = Uncast(backend, x, dtype)
-            if real:
+            if real and not known:
                 check_finite(net, who, kept)
             return kept
     x = xp.astype(backend.brought(x), dtype, copy=False)
-    if not integers and not ops.all_finite(x):
+    if not integers and not known and not ops.all_finite(x):
         check_finite(net, who, x)
     return x
 
@@ -129,17 +132,19 @@ def outputs_of(net: Placed, x: Array) -> tuple[int, ...]:
     return tuple(net.forward(x[:1, ...])[0].shape[1:])
 
 
-def pair(net: Placed, who: str, x: Any, y: Any, loss: Loss) -> tuple[Array, Array]:
+def pair(net: Placed, who: str, x: Any, y: Any, loss: Loss, known: bool = False) -> tuple[Array, Array]:
     """x and y checked and moved to the network's backend, y encoded as its loss takes it."""
-    x, y = rows_of_pair(net, who, x, y, loss)
+    x, y = rows_of_pair(net, who, x, y, loss, known)
     return x[:, ...] if isinstance(x, Uncast) else x, y
 
 
-def rows_of_pair(net: Placed, who: str, x: Any, y: Any, loss: Loss) -> tuple[Array | Uncast, Array]:
+def rows_of_pair(
+    net: Placed, who: str, x: Any, y: Any, loss: Loss, known: bool = False
+) -> tuple[Array | Uncast, Array]:
     """`pair`, with x as `rows_of` gives it."""
     require(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", known_losses)
     with net.backend.scope():
-        x = rows_of(net, f"{who}: x", x)
+        x = rows_of(net, f"{who}: x", x, known)
         shape = shape_of(y, f"{who}: y")
         if shape[:1] != (x.shape[0],):
             rows = f"{shape[0]} rows" if shape else "no rows"

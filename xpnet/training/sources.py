@@ -90,6 +90,7 @@ class Reader:
         self.net, self.who, self.loss, self.source = net, who, loss, kind_of(source)
         self.kinds: list[tuple[Any, ...]] = []  # of the first batch's parts: dtype and shape of a row
         self.mean: float | None = None
+        self.known = False  # whether all rows have been found finite
         self.smallest = max(layer.smallest_batch for _, layer in net.leaves())
         self.group: Group | None = None  # of processes that have other parts of the data, with weights of their own
 
@@ -130,7 +131,7 @@ class Reader:
             try:
                 if self.loss is None:
                     return Batch(inputs.inputs(net, f"{who}: x", arrays[0]), None)
-                x, y = inputs.pair(net, who, arrays[0], arrays[1], self.loss)
+                x, y = inputs.pair(net, who, arrays[0], arrays[1], self.loss, self.known)
                 if self.who == "fit" and x.shape[0] < self.smallest:
                     check_smallest_batch(net, x.shape, x.shape[0])
                 weight = None
@@ -310,6 +311,8 @@ class Rows(Arrays):
             for rows in parts:
                 yield batch, rows
             del batch  # before the next one comes
+        if self.done == 0 and self.group is None:  # else these are not all rows
+            self.reader.known = getattr(self.source, "repeats", False)
 
     def _chunks(self, slices: Sequence[slice], order: np.ndarray | None) -> Iterator[tuple[Batch, list[slice]]]:
         """Several batches as one, and the rows of each in it."""
