@@ -1,6 +1,7 @@
 """Sources of rows and streams of batches train to the bits of the same arrays, and their faults are named."""
 
 import itertools
+import os
 import threading
 import time
 import traceback
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from support import cases
+from support import ROOT, cases
 from support.checkpoints import StopAt, StopError
+from support.processes import python
 from support.training import On, bits, interrupt
 from xpnet.training import checkpoints, inputs, run, sources
 from xpnet.training.sources import prefetched
@@ -140,6 +142,58 @@ def test_a_run_that_is_cut_off_anywhere_resumes_to_the_same_bits(strict_lib, dat
         with pytest.raises(StopError):
             trained(strict_lib, source, callbacks=[StopAt(step)], **how)
         assert trained(strict_lib, source, resume=True, **how) == expected
+
+
+KILLED = """
+import json, os, pathlib, random, shutil, sys
+import numpy as np
+import xpnet as xn
+
+os.fsync = lambda file: None  # waits for the disk, of which a kill takes nothing
+sys.path[:0] = sys.argv[2:]
+from parts.promises import calls_of
+from training.test_sources import Batches, files_of, mapped
+
+folder, rng, moments = pathlib.Path(sys.argv[1]), np.random.default_rng(0), random.Random(1)
+data = rng.normal(size=(23, 4)), rng.integers(3, size=23), rng.uniform(0.5, 2.0, size=23)
+kinds = [lambda: mapped(folder, *data), lambda: Batches(*data), lambda: files_of(folder, *data),
+         lambda: xn.data.shuffled(Batches(*data), 9)]
+
+def train(source, checkpoint=None):
+    layers = xn.Dense(4, 6), xn.BatchNorm(6), xn.ReLU(), xn.Dropout(0.3), xn.Dense(6, 3)
+    net = xn.Sequential(*layers).initialize("numpy", seed=1)
+    history = net.fit(source, loss=xn.SoftmaxCrossEntropy(), optimizer=xn.Adam(0.01), epochs=3, batch_size=5,
+                      checkpoint=checkpoint, resume=checkpoint is not None)
+    net.save(folder / "net")
+    (folder / "history").write_text(json.dumps(history))
+
+def end():
+    return [(folder / name).read_bytes() for name in ("net", "history")]
+
+kills, runs = 0, folder / "runs"
+for kind in kinds:
+    source = kind()
+    work = lambda: train(source, xn.Checkpoint(runs, every=3))
+    work()  # imports and compiles once for all that are forked from here
+    train(source)
+    shutil.rmtree(runs)
+    expected, before, calls = end(), kills, calls_of(work)
+    while kills < before + 5:
+        shutil.rmtree(runs)
+        while not calls_of(work, int(moments.uniform(0.1, 1.2) * calls)):
+            kills += 1
+            assert kills < 100
+        assert end() == expected
+    shutil.rmtree(runs)
+print(kills)
+"""
+
+
+@pytest.mark.numpy_only
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_runs_that_are_killed_at_20_random_moments_resume_to_the_same_bits(strict_lib, tmp_path):
+    """By SIGKILL, at a call of some function: in a step, or in the middle of writing a checkpoint."""
+    assert int(python(KILLED, str(tmp_path), str(ROOT / "scripts"), str(ROOT / "tests"))) >= 20
 
 
 def test_another_source_than_the_runs_is_refused(strict_lib, data, tmp_path):
