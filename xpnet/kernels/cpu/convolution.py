@@ -245,7 +245,7 @@ class Convolution(RowsStage):
         made = o * q * n if self.tiles else 0
         self.patches = self.gather(self.shared, shape, kernel, padding, (p, q), window[0], self.stride, made)
         self.weight = self.shared("weight", (o, c * math.prod(kernel)))
-        self.terms = self.shared("terms", (self.patches.count, *self.weight.shape))
+        self.terms = self.shared("terms", (self.patches.count, *self.weight.shape[::-1]))
         self.pool: Pool | None = None
         if self.tiles:
             self.pool = self.maxima(self.work, self.shared, window, self.rows)
@@ -281,10 +281,10 @@ class Convolution(RowsStage):
             if self.pool:
                 dz = self.z[: len(patches)] if self.dz is None else self.dz[rows]
                 self.pool.backward(dp, rows, dz)
-            terms = np.matmul(as_matrices(dz), patches.transpose(0, 2, 1), out=self.terms[: len(patches)])
+            terms = np.matmul(patches, as_matrices(dz).transpose(0, 2, 1), out=self.terms[: len(patches)])
             dweight = dweight + np.add.reduce(terms)
         o, c, *kernel = grads[0].shape
-        grads[0][...] = dweight.reshape((o, *kernel, c)).transpose(0, 3, 1, 2)
+        grads[0][...] = dweight.reshape((*kernel, c, o)).transpose(3, 2, 0, 1)
         if self.lowest:
             return None
         dz, dx = (dp if self.dz is None else self.dz), self.dx.transpose(1, 0, 2, 3)
