@@ -17,8 +17,8 @@ from ..stages import Part, Site, Stage, Vector
 from ..table import pointwise
 from .functions import RowsStage
 
-BLOCK = 2**18  # entries of the patches gathered at a time
-OUTPUTS = 3 * 2**15  # entries of outputs made at a time that a pool reads
+BLOCK = 2**19  # entries of the patches gathered at a time
+OUTPUTS = 3 * 2**17  # entries of outputs made at a time that a pool reads
 TAPS = 256  # of a pool at most: their numbers are bytes
 Pair = tuple[int, int]
 CONVOLUTIONS, POOLS = (convolution.Conv1d, convolution.Conv2d), (pooling.MaxPool1d, pooling.MaxPool2d)
