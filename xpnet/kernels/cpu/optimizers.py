@@ -70,4 +70,4 @@ class Update:
             program(*parts, *values, *[lib.empty_like(parts[0]) for _ in spare])
             return self.family.scalar(lib.dot(parts[0], parts[-1]))  # slots that overflow leave w finite, no others do
 
-        self.checked = new, sum(threads.in_blocks(work, size, length, shared=size > threads.LARGE))
+        self.checked = new, sum(threads.in_blocks(work, size, length, shared=threads.pays(size)))

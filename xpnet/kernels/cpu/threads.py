@@ -13,6 +13,7 @@ from typing import Any
 Tasks = queue.SimpleQueue[tuple[Future[None], Callable[[], None]]]
 
 LARGE = 2**22  # numbers of an array from which threads pay: those of the products before linger on the cores
+FREE = 2**18  # and where there are none of these
 BLOCK = 2**18  # numbers of each array to go through at a time: fewer, and threads wait for Python's lock
 LIMIT = 8  # more threads than this add nothing: the work waits for memory
 
@@ -121,6 +122,11 @@ def one_blas_thread() -> Iterator[None]:
             if not Alone.users:
                 for library, count in zip(blas(), Alone.counts, strict=True):
                     library.set_num_threads(count)
+
+
+def pays(size: int) -> bool:
+    """Whether threads pay for arrays of this size."""
+    return size > (FREE if Alone.users else LARGE)
 
 
 def blas_threads() -> int:

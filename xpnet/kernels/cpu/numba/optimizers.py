@@ -72,7 +72,7 @@ class Update(optimizers.Update):
         arrays = [w, *given, *[new_slots[key] for key in memory], new]
         loop, names = rule(kind, optimizer.weight_decay != 0.0, bool(given), limit is not None)
         values = np.array([numbers[name] for name in names], dtype=w.dtype)
-        if w.size <= threads.LARGE:
+        if not threads.pays(w.size):
             total = loop(*arrays, values)
         else:
             blocks = threads.in_blocks(lambda part: loop(*[a[part] for a in arrays], values), w.size, threads.BLOCK)
