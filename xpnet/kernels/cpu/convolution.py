@@ -16,6 +16,7 @@ from ...layers.base import Layer
 from ..stages import Part, Site, Stage, Vector
 from ..table import pointwise
 from .functions import RowsStage
+from .products import products
 
 BLOCK = 2**19  # entries of the patches gathered at a time
 OUTPUTS = 3 * 2**17  # entries of outputs made at a time that a pool reads
@@ -107,7 +108,7 @@ class Spread:
         """images = Σ weight dz, with weight (KH KW C, O) and dz (P, O, Q, N)"""
         images.fill(0.0)
         for rows, matrices, adds in self.blocks:
-            np.matmul(weight, as_matrices(dz[rows]), out=matrices)
+            products(weight, as_matrices(dz[rows]), out=matrices)
             for place, term in adds:
                 images[place] += term
 
@@ -263,7 +264,7 @@ class Convolution(RowsStage):
             np.copyto(self.x, as_images(x))
         for rows, patches in self.patches(self.x):
             z = self.z[: len(patches)] if self.pool else self.rows[rows]
-            np.matmul(self.weight, patches, out=as_matrices(z))
+            products(self.weight, patches, out=as_matrices(z))
             if self.pool:
                 self.pool.forward(z, rows)
         self.forward_rows(self, params[2])
@@ -281,7 +282,7 @@ class Convolution(RowsStage):
             if self.pool:
                 dz = self.z[: len(patches)] if self.dz is None else self.dz[rows]
                 self.pool.backward(dp, rows, dz)
-            terms = np.matmul(patches, as_matrices(dz).transpose(0, 2, 1), out=self.terms[: len(patches)])
+            terms = products(patches, as_matrices(dz).transpose(0, 2, 1), out=self.terms[: len(patches)])
             dweight = dweight + np.add.reduce(terms)
         o, c, *kernel = grads[0].shape
         grads[0][...] = dweight.reshape((*kernel, c, o)).transpose(3, 2, 0, 1)
@@ -295,7 +296,7 @@ class Convolution(RowsStage):
         turned = params[0][:, :, ::-1, ::-1].transpose(1, 2, 3, 0)
         np.copyto(self.turned.reshape(turned.shape), turned)
         for rows, patches in self.around(dz.transpose(1, 0, 2, 3)):
-            np.matmul(self.turned, patches, out=as_matrices(dx[rows]))
+            products(self.turned, patches, out=as_matrices(dx[rows]))
         return as_given(self.dx, self.axes)
 
     def back(self, dy: np.ndarray, dbias: np.ndarray) -> None:

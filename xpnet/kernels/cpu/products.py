@@ -8,26 +8,36 @@ SMALL, MOST = 10**6, 2**22  # multiplications
 
 
 def product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """a @ b of two matrices; one of SMALL to MOST multiplications in several products, parted along its longest axis.
+    """a @ b of two matrices, as `products` has it."""
+    parts = stretches(*a.shape, b.shape[1])
+    return in_parts(a, b, out, parts) if parts else np.dot(a, b, out=out)
+
+
+def products(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """a @ b of stacks of matrices; each of SMALL to MOST multiplications in several products, parted along its longest
+    axis.
 
     OpenBLAS multiplies up to SMALL without copying the matrices into blocks first, at nearly twice the speed, and in
     the caller's thread: others would take the results into their own caches.
     """
-    (m, k), n = a.shape, b.shape[1]
-    parts = stretches(m, k, n)
-    if not parts:
-        return np.dot(a, b, out=out)
+    parts = stretches(*a.shape[-2:], b.shape[-1])
+    return in_parts(a, b, out, parts) if parts else np.matmul(a, b, out=out)
+
+
+def in_parts(a: np.ndarray, b: np.ndarray, out: np.ndarray, parts: tuple[slice, ...]) -> np.ndarray:
+    """a @ b in the parts of its longest axis."""
+    (m, k), n = a.shape[-2:], b.shape[-1]
     if n >= m and n >= k:
         for part in parts:
-            np.matmul(a, b[:, part], out=out[:, part])
+            np.matmul(a, b[..., part], out=out[..., part])
     elif m >= k:
         for part in parts:
-            np.dot(a[part], b, out=out[part])
+            np.matmul(a[..., part, :], b, out=out[..., part, :])
     else:
-        np.matmul(a[:, parts[0]], b[parts[0]], out=out)
+        np.matmul(a[..., parts[0]], b[..., parts[0], :], out=out)
         term = np.empty_like(out)
         for part in parts[1:]:
-            out += np.matmul(a[:, part], b[part], out=term)
+            out += np.matmul(a[..., part], b[..., part, :], out=term)
     return out
 
 
