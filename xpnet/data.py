@@ -240,7 +240,8 @@ class shuffled:  # noqa: N801  # called as a function
 
     def __init__(self, source: Iterable[Any], buffer: int = 10_000, seed: int = 0):
         if not hasattr(source, "__iter__"):
-            raise TypeError(f"shuffled: source must be an iterable of batches, got {brief(source)}")
+            hint = "; fit shuffles a source of rows by itself" if hasattr(source, "__getitem__") else ""
+            raise TypeError(f"shuffled: source must be an iterable of batches, got {kind_of(source)}{hint}")
         self.source, self.buffer = source, integer("shuffled: buffer", buffer)
         self.seed, self.epoch = integer("shuffled: seed", seed, least=0), 0
         if hasattr(source, "mean_weight"):
@@ -271,8 +272,11 @@ class shuffled:  # noqa: N801  # called as a function
                 rows = [part[size:] for part in rows]
             ready = [rows] if rows else []
 
-        for given in self.source:
-            parts = [on_host(part, "shuffled: a batch") for part in given]
+        for number, given in enumerate(self.source, 1):
+            parts = _parts_of(given, number)
+            if waiting and [(a.dtype, a.shape[1:]) for a in parts] != [(a.dtype, a.shape[1:]) for a in waiting]:
+                now, first = (" and ".join(f"{a.dtype} {a.shape[1:]}" for a in each) for each in (parts, waiting))
+                raise ValueError(f"shuffled: the rows of batch {number} are {now}, of the first {first}")
             size = size or len(parts[0])
             if not waiting:
                 waiting = [np.empty((self.buffer, *part.shape[1:]), part.dtype) for part in parts]
@@ -291,6 +295,17 @@ class shuffled:  # noqa: N801  # called as a function
         order = rng.permutation(count)
         ready.append([part[:count][order] for part in waiting])
         yield from batches(1)
+
+
+def _parts_of(given: Any, number: int) -> list[np.ndarray]:
+    """The arrays of a batch that is to be shuffled, of as many rows each."""
+    if not isinstance(given, (tuple, list)):
+        raise TypeError(f"shuffled: batch {number} is {kind_of(given)}, expected (x, y) or (x, y, weight)")
+    parts = [on_host(part, f"shuffled: a part of batch {number}") for part in given]
+    if len({a.shape[:1] or None for a in parts}) != 1 or not parts[0].ndim:
+        shapes = ", ".join(str(a.shape) for a in parts)
+        raise ValueError(f"shuffled: x, y and weight must have as many rows, got the shapes {shapes} in batch {number}")
+    return parts
 
 
 def __dir__() -> list[str]:

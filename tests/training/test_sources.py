@@ -16,6 +16,7 @@ from support import ROOT, cases
 from support.checkpoints import StopAt, StopError
 from support.processes import python
 from support.training import On, bits, interrupt
+from xpnet.common.checks import kind_of
 from xpnet.training import checkpoints, inputs, run, sources
 from xpnet.training.sources import prefetched
 
@@ -351,6 +352,86 @@ def test_a_source_that_gives_fewer_rows_than_its_len_says_is_refused(strict_lib,
         trained(strict_lib, Short(x, y), shuffle=False)
 
 
+def gone(rows):
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("give", "error", "words", "note"),
+    [
+        (
+            lambda rows: data_of_five(rows),
+            IndexError,
+            "out of bounds",
+            "len is 23, for batch 1, rows 0 to 4, by an array",
+        ),
+        (
+            lambda rows: np.zeros(9)[int(rows)],
+            TypeError,
+            "slice",
+            "by a slice. A source that takes one row number alone",
+        ),
+        (gone, OSError, "the disk is gone", "for batch 1, rows 0 to 4, by a slice"),
+    ],
+    ids=["fewer rows", "single rows", "its own error"],
+)
+def test_what_a_source_of_rows_was_asked_for_when_it_failed_is_told(strict_lib, give, error, words, note):
+    class Source(Table):
+        def __getitem__(self, rows):
+            return give(rows)
+
+    with pytest.raises(error, match=words) as raised:
+        trained(strict_lib, Source(range(N)))
+    assert note in "".join(raised.value.__notes__)
+
+
+def data_of_five(rows):
+    return np.ones((5, D))[rows], np.zeros(5, int)[rows]
+
+
+def test_an_error_of_a_streams_own_is_told_in_place_of_which_batch_it_came(strict_lib, data):
+    class Raises(Batches):
+        def __iter__(self):
+            yield from itertools.islice(super().__iter__(), 2)
+            raise OSError("the disk is gone")
+
+    net, two = network(strict_lib), network(strict_lib)
+    with pytest.raises(OSError, match="the disk is gone") as raised:
+        trained(strict_lib, Raises(*data[:2]), net=net)
+    assert raised.value.__notes__ == ["fit: raised by a Raises, in place of batch 3"]
+    trained(strict_lib, *(part[: 2 * SIZE] for part in data[:2]), net=two, epochs=1, shuffle=False)
+    assert bits(net) == bits(two)
+
+
+@pytest.mark.parametrize("make", [Batches, Table])
+@pytest.mark.parametrize("weight", [np.nan, -1.0, np.inf])
+def test_a_wrong_weight_is_named_before_the_first_step(strict_lib, data, make, weight):
+    x, y, weights = data
+    net = network(strict_lib)
+    before = bits(net)
+    with pytest.raises(
+        ValueError, match=rf"batch \d.*: sample_weight must be finite and at least 0, got {weight} in row"
+    ):
+        trained(strict_lib, make(x, y, np.where(np.arange(N) == 12, weight, weights)), net=net)
+    with pytest.raises(ValueError, match=r"the mean of the weights of a .* must be above 0 and finite, got 0.0"):
+        trained(strict_lib, make(x, y, 0.0 * weights), net=net)
+    assert bits(net) == before
+    some = weights * (np.arange(N) >= SIZE)  # none in the first batch, which is no fault
+    assert trained(strict_lib, make(x, y, some), shuffle=False) == trained(
+        strict_lib, x, y, sample_weight=some, shuffle=False
+    )
+
+
+@pytest.mark.parametrize("x", [{"x": 1}, len, np.ones((5, D)), [], "data.npz"], ids=kind_of)
+def test_what_is_no_source_needs_a_y(strict_lib, x):
+    for call in ("fit", "evaluate"):
+        options = {"optimizer": xn.SGD()} if call == "fit" else {}
+        with pytest.raises(
+            TypeError, match=rf"^{call}: y is None, .*; x is {kind_of(x)}, and only a source of batches"
+        ):
+            getattr(network(strict_lib), call)(x, loss=LOSS, **options)
+
+
 def test_a_stream_of_another_length_than_it_says_is_told(strict_lib, data):
     x, y, _ = data
 
@@ -358,7 +439,7 @@ def test_a_stream_of_another_length_than_it_says_is_told(strict_lib, data):
         def __len__(self):
             return 7
 
-    with pytest.warns(RuntimeWarning, match="a .*Wrong gave 5 batches in epoch 1, after 7 before or by its len"):
+    with pytest.warns(RuntimeWarning, match="a .*Wrong gave 5 batches in epoch 1, and its len says 7"):
         assert trained(strict_lib, Wrong(x, y)) == trained(strict_lib, x, y, shuffle=False)
 
 
@@ -524,6 +605,37 @@ def test_shuffled_gives_every_row_once_in_another_order_each_epoch(buffer):
     np.testing.assert_array_equal(np.concatenate([y for _, y in source]), orders[0])
     position = {row: place for place, row in enumerate(orders[0])}
     assert all(place >= row - buffer for row, place in position.items())  # no row comes before it has been read
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "words"),
+    [
+        (
+            (np.ones((5, D - 1)), np.ones(5)),
+            ValueError,
+            r"the rows of batch 2 are float64 \(3,\) and float64 \(\), of the first",
+        ),
+        (
+            (np.ones((5, D)), np.ones(5, int)),
+            ValueError,
+            r"are float64 \(4,\) and int64 \(\), of the first float64 \(4,\) and fl",
+        ),
+        ((np.ones((5, D)), np.ones(4)), ValueError, r"as many rows, got the shapes \(5, 4\), \(4,\) in batch 2"),
+        ((1.0, 2.0), ValueError, r"got the shapes \(\), \(\) in batch 2"),
+        ({"x": 1}, TypeError, r"batch 2 is a dict, expected \(x, y\) or"),
+    ],
+    ids=["columns", "dtype", "rows", "numbers", "dict"],
+)
+def test_batches_that_cannot_be_shuffled_are_named(batch, error, words):
+    with pytest.raises(error, match=f"^shuffled: .*{words}"):
+        list(xn.data.shuffled([(np.ones((5, D)), np.ones(5)), batch]))
+
+
+def test_what_is_shuffled_already_or_gives_one_epoch_is_told(strict_lib, data):
+    with pytest.raises(TypeError, match="got a Rows; fit shuffles a source of rows by itself"):
+        xn.data.shuffled(type("Rows", (), {"__getitem__": None})())
+    with pytest.raises(ValueError, match="a generator gives one epoch, and epochs is 3"):
+        trained(strict_lib, xn.data.shuffled(iter(Batches(*data))))
 
 
 def test_a_resumed_run_has_the_order_of_its_epoch(strict_lib, data, tmp_path):

@@ -268,7 +268,8 @@ def on_host(a: Any, who: str = "xpnet: an argument") -> np.ndarray:
     except ValueError as error:  # rows of different lengths
         raise ValueError(f"{who} is no array: {error}") from error
     if array.ndim == 0 and array.dtype == object:  # a generator, a dict, None
-        raise TypeError(f"{who} is {kind_of(a)}, expected an array, a list of rows or a pandas frame")
+        hint = "; of a sparse matrix give a.toarray()" if hasattr(a, "toarray") else ""
+        raise TypeError(f"{who} is {kind_of(a)}, expected an array, a list of rows or a pandas frame{hint}")
     return array
 
 

@@ -45,6 +45,7 @@ def evaluate(
         sources.check_alone("evaluate", x, y=y)
         held_out: HeldOut = HeldOutSource(net, "evaluate", x, loss, batch_size)
     else:
+        sources.check_target("evaluate", x, y)
         held_out = HeldOut(net, "evaluate", x, y, loss, batch_size)
     arguments.warn_of_squashed_logits(net, "evaluate", loss)
     with net.backend.scope():

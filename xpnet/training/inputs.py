@@ -178,12 +178,20 @@ def weights_for(
         wanted = f"one number for each row, {positions[:1]}"
         wanted += f", or for each position, {positions}" if len(positions) > 1 else ""
         raise ValueError(f"{who}: sample_weight has shape {shape}, expected {wanted}")
-    largest = float(backend.xp.finfo(backend.dtype(net.dtype)).max)
-    if not (((weights >= 0.0) & (weights <= largest)).all() and (mean is not None or weights.any())):
-        raise ValueError(f"{who}: sample_weight must be finite, at least 0, and not all 0")
+    check_weights(net, who, weights)
+    if mean is None and not weights.any():
+        raise ValueError(f"{who}: sample_weight is 0 everywhere, and some row must count")
     if loss.reduction == "mean" and loss.weights_over == "fit":
         weights /= mean_weight([weights]) if mean is None else mean
     return backend.asarray(weights, net.dtype)
+
+
+def check_weights(net: Placed, who: str, weights: np.ndarray) -> None:
+    """Refuse weights that are negative, or not finite in the network's dtype."""
+    largest = float(net.backend.xp.finfo(net.backend.dtype(net.dtype)).max)
+    if not ((weights >= 0.0) & (weights <= largest)).all():
+        at = np.unravel_index(int((~((weights >= 0.0) & (weights <= largest))).argmax()), weights.shape)
+        raise ValueError(f"{who}: sample_weight must be finite and at least 0, got {weights[at]} in row {at[0]}")
 
 
 def mean_weight(parts: Iterable[np.ndarray], group: Group | None = None) -> float:

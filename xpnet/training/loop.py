@@ -258,6 +258,7 @@ def feed_of(
         require("fit: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", known_losses)
         sources.check_alone("fit", x, y=y, sample_weight=sample_weight)
         return sources.feed_of(net, x, loss, batch_size, epochs, prefetch, group)
+    sources.check_target("fit", x, y)
     x, y = inputs.rows_of_pair(net, "fit", x, y, loss)
     slices = minibatches(x.shape[0], batch_size or x.shape[0])
     arguments.check_smallest_batch(net, x.shape, slices[-1].stop - slices[-1].start)

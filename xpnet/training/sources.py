@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array, dtype_name, namespace, on_host
-from ..common.checks import brief, kind_of
+from ..common.checks import brief, kind_of, positive
 from ..common.publication import published
 from ..common.warn import warn
-from ..data import NpzFiles, Shard, minibatches
+from ..data import NpzFiles, Shard, minibatches, shuffled
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from . import inputs
@@ -77,6 +77,46 @@ def check_alone(who: str, source: object, **beside: object) -> None:
         )
 
 
+def check_target(who: str, x: object, y: object) -> None:
+    """Refuse an x that is no source without its y."""
+    if y is None:
+        raise TypeError(
+            f"{who}: y is None, expected an array, a list of rows or a pandas frame; x is {kind_of(x)}, and only a "
+            "source of batches (x, y) goes without: a DataLoader, a list [(x, y), ...], xn.data.ArraySource(x, y)"
+        )
+
+
+def gives_once(source: Any) -> bool:
+    """Whether it is a generator or another iterator, or draws from one."""
+    while isinstance(source, shuffled):
+        source = source.source
+    return iter(source) is source
+
+
+def rows_from(who: str, source: Any, rows: Any, name: str) -> Any:
+    """Rows of a source; an exception of its own is told what was asked for."""
+    try:
+        return source[rows]
+    except Exception as error:
+        asked = "a slice" if isinstance(rows, slice) else "an array of row numbers"
+        error.add_note(
+            f"{who} asked {kind_of(source)}, whose len is {len(source)}, for {name}, by {asked}. A source that takes "
+            "one row number alone goes into a PyTorch DataLoader, and that into fit"
+        )
+        raise
+
+
+def numbered(who: str, source: object, batches: Iterator[Any]) -> Iterator[tuple[int, Any]]:
+    """The batches of an iterable and their numbers; an exception of its own is told in place of which it came."""
+    number = 0
+    try:
+        for number, given in enumerate(batches, 1):
+            yield number, given
+    except Exception as error:
+        error.add_note(f"{who}: raised by {kind_of(source)}, in place of batch {number + 1}")
+        raise
+
+
 # --- batches as they come ---------------------------------------------------------------------------------------------
 
 
@@ -89,7 +129,7 @@ class Reader:
     def __init__(self, net: Placed, who: str, loss: Loss | None, source: object):
         self.net, self.who, self.loss, self.source = net, who, loss, kind_of(source)
         self.kinds: list[tuple[Any, ...]] = []  # of the first batch's parts: dtype and shape of a row
-        self.mean: float | None = None
+        self.mean: float | None = None if who == "fit" else 1.0  # elsewhere weights are not used
         self.known = False  # whether all rows have been found finite
         self.smallest = max(layer.smallest_batch for _, layer in net.leaves())
         self.group: Group | None = None  # of processes that have other parts of the data, with weights of their own
@@ -143,10 +183,18 @@ class Reader:
                 raise
 
     def weights(self, given: Any, name: str) -> np.ndarray:
-        """The weights of a batch, on the host."""
-        backend = self.net.backend
+        """The weights of a batch, on the host, checked."""
+        backend, parts = self.net.backend, self.parts(given, name)
+        if len(parts) < 3:
+            raise ValueError(f"{self.who}, {name}: it has no weight, and the first batch has; they must be alike")
         with backend.scope():
-            return backend.to_numpy(backend.adopt(f"{self.who}: weight of {name}", self.parts(given, name)[2]))
+            weights = backend.to_numpy(backend.adopt(f"{self.who}: weight of {name}", parts[2]))
+        inputs.check_weights(self.net, f"{self.who}, {name}", weights)
+        return weights
+
+    def set_mean(self, mean: Any) -> None:
+        """Set the mean of all weights. ValueError unless it is above 0."""
+        self.mean = positive(f"{self.who}: the mean of the weights of {self.source}", mean)
 
     def needs_mean(self, given: Any) -> bool:
         """Whether weights are divided by the mean of all of them, and the first batch has some."""
@@ -155,16 +203,16 @@ class Reader:
         return weighted and getattr(loss, "reduction", "") == "mean" and getattr(loss, "weights_over", "") == "fit"
 
 
-def raw_batches(source: Any, batch_size: int | None) -> Iterator[tuple[str, Any]]:
+def raw_batches(who: str, source: Any, batch_size: int | None) -> Iterator[tuple[str, Any]]:
     """A source's batches as it gives them, and each one's name; rows in batches of this size."""
     if are_paths(source):
         source = NpzFiles(source, batch_size or 1024)
     if has_rows(source):
         for i, rows in enumerate(minibatches(len(source), batch_size or 1024)):
-            yield name_of(i + 1, rows), source[rows]
+            yield (name := name_of(i + 1, rows)), rows_from(who, source, rows, name)
     else:
-        for i, given in enumerate(source):
-            yield f"batch {i + 1}", given
+        for number, given in numbered(who, source, iter(source)):
+            yield f"batch {number}", given
 
 
 def name_of(number: int, rows: slice) -> str:
@@ -175,7 +223,7 @@ def name_of(number: int, rows: slice) -> str:
 def first_of(net: Placed, who: str, source: Any, loss: Loss, batch_size: int | None) -> tuple[Batch, Array]:
     """The first batch, and its targets as they were given."""
     (source, _), reader = shard_of(source), Reader(net, who, loss, source)
-    for name, given in raw_batches(source, batch_size):
+    for name, given in raw_batches(who, source, batch_size):
         return reader(given, name), reader.parts(given, name)[1]
     raise no_batches(who, source)
 
@@ -198,7 +246,7 @@ def outputs_for(
     source, shard = shard_of(source)
     reader, columns = Reader(net, who, loss, source), []
     rank, size = (0, 1) if group is None or shard else (group.rank, group.size)
-    for number, (name, given) in enumerate(raw_batches(source, batch_size)):
+    for number, (name, given) in enumerate(raw_batches(who, source, batch_size)):
         if number % size != rank and rank:
             continue
         batch = reader(given, name)
@@ -267,15 +315,17 @@ class Rows(Arrays):
         self.any_order = getattr(source, "any_order", False)  # in which rows may be asked for
         self.starts = [rows.start for rows in slices]  # of the batches that are being read
         self.done = 0  # how many come before them
-        given = source[slices[0]]
+        given = self._asked(slices[0], slices[0])
+        if weighted := reader.needs_mean(given):
+            reader.mean = 1.0  # until it is known
         super().__init__(reader.net.backend, self._checked(given, slices[0]), slices)
         entries = max(1, math.prod(self.sample.x.shape[1:]))
         self.at_once = max(GATHER // entries, min(LARGE // entries, AT_ONCE * slices[0].stop))
-        if reader.needs_mean(given):
+        if weighted:
             mean = getattr(source, "mean_weight", None)
-            read = (reader.weights(source[rows], self._name(rows)) for group in chunks(slices, self.at_once)
+            read = (reader.weights(self._asked(rows, rows), self._name(rows)) for group in chunks(slices, self.at_once)
                     for rows in [slice(group[0].start, group[-1].stop)])  # fmt: skip
-            reader.mean = inputs.mean_weight(read, reader.group) if mean is None else float(mean)
+            reader.set_mean(inputs.mean_weight(read, reader.group) if mean is None else mean)
             self.sample = self._checked(given, slices[0])
 
     def facts(self) -> dict[str, Any]:
@@ -284,17 +334,21 @@ class Rows(Arrays):
     def _name(self, rows: slice) -> str:
         return name_of(self.done + bisect.bisect(self.starts, rows.start), rows)
 
+    def _asked(self, numbers: Any, rows: slice) -> Any:
+        """What the source gives for these numbers, which are those rows of an order."""
+        return rows_from(self.reader.who, self.source, numbers, self._name(rows))
+
     def _taken(self, rows: slice, order: np.ndarray | None = None) -> Batch:
         """Those rows, of an order in memory as `Batch.gathered` has them."""
         if order is None:
-            return self._checked(self.source[rows], rows)
+            return self._checked(self._asked(rows, rows), rows)
         numbers = order[rows]
         back = np.arange(count := len(numbers))
         if self.any_order:
-            batch = self._checked(self.source[numbers], rows)
+            batch = self._checked(self._asked(numbers, rows), rows)
             return batch.with_targets(batch.x, self.backend.gatherer(back), slice(0, count))
         sorts = np.argsort(numbers)
-        batch = self._checked(self.source[numbers[sorts]], rows)
+        batch = self._checked(self._asked(numbers[sorts], rows), rows)
         back[sorts] = np.arange(count)
         return batch.gathered(self.backend.gatherer(back), back, slice(0, count))
 
@@ -324,7 +378,7 @@ class Rows(Arrays):
         for group in chunks(slices, 0 if apart else self.at_once):
             try:
                 yield parts_of(taken, group)
-            except (ValueError, TypeError):  # of one of them: those before it are to be trained on first
+            except Exception:  # of one of them: those before it are to be trained on first
                 for rows in group:
                     yield parts_of(taken, [rows])
 
@@ -335,7 +389,7 @@ class Stream(Feed):
     def __init__(self, reader: Reader, source: Iterable[Any], epochs: int, prefetch: int):
         self.reader, self.source, self.prefetch = reader, source, prefetch
         self.steps: int | None = None
-        self.once = iter(source) is source
+        self.once = gives_once(source)
         who = reader.who
         if self.once and epochs > 1:
             raise ValueError(
@@ -344,13 +398,13 @@ class Stream(Feed):
             )
         self.count = 0  # of the rows of the batch given last
         self.kept: deque[tuple[int, Batch]] = deque(maxlen=KEPT)
-        self.over = False
+        self.over = self.counted = False  # whether the epoch is over, and whether one has been counted
         started = self._begin(0)
-        first = next(started, None)
+        _, first = next(numbered(reader.who, source, started), (0, None))
         if first is None:
             raise no_batches(who, source)
         if reader.needs_mean(first):
-            reader.mean = self._mean(first)
+            reader.set_mean(self._mean())
         self.sample = reader(first, "batch 1")
         self.waiting: Iterator[Any] | None = itertools.chain([first], started)
         with contextlib.suppress(TypeError):
@@ -363,17 +417,17 @@ class Stream(Feed):
                 each.set_epoch(epoch)
         return iter(self.source)
 
-    def _mean(self, first: Any) -> float:
+    def _mean(self) -> Any:
         mean = getattr(self.source, "mean_weight", None)
         if mean is not None:
-            return float(mean)
+            return mean
         if self.once:
             raise ValueError(
                 f"{self.reader.who}: weights are divided by their mean over all rows, which takes a pass of its own, "
                 "and a generator gives one: give a class with an __iter__ and, to spare the pass, a mean_weight"
             )
-        named = enumerate(self._begin(0), 1)
-        weights = (self.reader.weights(given, f"batch {number}") for number, given in named)
+        batches = numbered(self.reader.who, self.source, self._begin(0))
+        weights = (self.reader.weights(given, f"batch {number}") for number, given in batches)
         return inputs.mean_weight(weights, self.reader.group)
 
     def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
@@ -385,7 +439,7 @@ class Stream(Feed):
 
         def read() -> Iterator[Batch]:
             nonlocal given
-            for given, batch in enumerate(raw, 1):
+            for given, batch in numbered(reader.who, self.source, raw):
                 if given > done:
                     yield reader(batch, f"batch {given}")
 
@@ -428,11 +482,11 @@ class Stream(Feed):
             )
         if self.steps is not None and number != self.steps:
             warn(
-                f"{self.reader.who}: {kind_of(self.source)} gave {number} batches in epoch {self.epoch + 1}, after "
-                f"{self.steps} before or by its len",
+                f"{self.reader.who}: {kind_of(self.source)} gave {number} batches in epoch {self.epoch + 1}, and "
+                f"{'had' if self.counted else 'its len says'} {self.steps}{' before' * self.counted}",
                 RuntimeWarning,
             )
-        self.steps = number
+        self.steps, self.counted = number, True
 
     def again(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
         for number, batch in list(self.kept):
