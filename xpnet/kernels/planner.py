@@ -267,7 +267,7 @@ class BufferedStep(Step):
 
     def _free_vector(self, carry: Carry, keep: tuple[Carry, ...]) -> Vector:
         for vector in self.vectors:
-            if vector.flat is not carry.weights and not any(vector.flat is kept.weights for kept in keep):
+            if vector.flat is not carry.weights and not (keep and any(vector.flat is kept.weights for kept in keep)):
                 return vector
         self.vectors.append(self._vector(self.backend.xp.zeros_like(carry.weights)))
         return self.vectors[-1]

@@ -6,15 +6,24 @@ import numpy as np
 
 from ....backends import Array
 from ... import stages
+from .compiling import compiled
 from .functions import Loops, LoopStage
+
+
+@compiled
+def averaged(old, batch, rates, new):
+    """new = (1 - rates) old + rates batch"""
+    one = new.dtype.type(1.0)
+    for i in range(new.size):
+        new[i] = (one - rates[i]) * old[i] + rates[i] * batch[i]
 
 
 def loops(value: Any, back: Any, made_of: Any) -> Loops:
     """The loops with y of x in them, and dy times the slope."""
 
     @made_of
-    def forward(z, gamma, beta, eps, s, mean, var, scale, y, wide):
-        """y = f(γ (z - μ) scale + β), scale = 1 / √(v + eps)"""
+    def forward(z, bias, gamma, beta, eps, s, own, mean, var, scale, y, wide):
+        """y = f(γ (z - μ) scale + β), scale = 1 / √(v + eps); `own` is μ, and `mean` that of z + bias"""
         n = z.shape[1]
         one = y.dtype.type(1.0)
         none = y.dtype.type(0.0) if wide is None else wide
@@ -37,7 +46,8 @@ def loops(value: Any, back: Any, made_of: Any) -> Loops:
             rest *= share  # what is less than the mean's last digit
             v = y.dtype.type(total * share - rest * rest)
             scale[i] = one / np.sqrt(v + y.dtype.type(eps))
-            mean[i] = m
+            own[i] = m
+            mean[i] = m if bias is None else m + bias[i]
             var[i] = v
             gain = gamma[i] * scale[i]
             b = beta[i]
@@ -45,7 +55,7 @@ def loops(value: Any, back: Any, made_of: Any) -> Loops:
                 y[i, j] = value((z[i, j] - m) * gain + b, s)
 
     @made_of
-    def backward(z, gamma, beta, s, mean, scale, y, d, dgamma, dbeta, wide):
+    def backward(z, gamma, beta, s, mean, scale, y, d, dgamma, dbeta, dbias, wide):
         """du = d f', dβ = Σ_n du, dγ = Σ_n du x̂, d ← γ scale (du - dβ / N - x̂ dγ / N) with x̂ = (z - μ) scale"""
         n = z.shape[1]
         none = y.dtype.type(0.0) if wide is None else wide
@@ -64,6 +74,8 @@ def loops(value: Any, back: Any, made_of: Any) -> Loops:
                 sum_uc += u * c
             dbeta[i] = sum_u
             dgamma[i] = sum_uc * scale[i]
+            if dbias is not None:
+                dbias[i] = y.dtype.type(0.0)
             shift = y.dtype.type(sum_u * share)
             slope = y.dtype.type(sum_uc * scale[i] * scale[i] * share)
             for j in range(n):
@@ -86,18 +98,15 @@ class BatchNorm(stages.BatchNorm, LoopStage):
 
     def forward(self, x: Array, params: Any) -> Array:
         gamma, beta, _, bias = params
-        mean, var = self.batch
-        self.cache, own = x, self.mean
-        self.forward_rows(x, gamma, beta, self.eps, self.settings, own, var, self.scale, self.y, self.wide)
-        np.add(own, 0.0 if bias is None else bias, mean)
+        self.cache = x
+        made = self.mean, *self.batch, self.scale, self.y
+        self.forward_rows(x, bias, gamma, beta, self.eps, self.settings, *made, self.wide)
         if self.finish:
             self.finish()
         return self.y
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Array:
         (gamma, beta, *_), (dgamma, dbeta, _, dbias) = params, grads
-        if dbias is not None:
-            dbias[...] = 0.0
         kept = self.settings, self.mean, self.scale, self.y
-        self.backward_rows(self.cache, gamma, beta, *kept, dy, dgamma, dbeta, self.wide)
+        self.backward_rows(self.cache, gamma, beta, *kept, dy, dgamma, dbeta, dbias, self.wide)
         return dy

@@ -16,12 +16,9 @@ CLIP = "where(g < -limit, -limit, where(g >= limit, limit, g)) + 0 * g"  # NaN w
 
 
 @compiled
-def checksum(w, slot):
-    """Σ w · slot, which is finite only if they are. Apart from the rules: in those the order of products counts."""
-    total = w.dtype.type(0.0)
-    for i in range(w.size):
-        total += w[i] * slot[i]
-    return total
+def plus(total, w, slot):
+    """total + w · slot, a sum in any order: in the rules that of products counts"""
+    return total + w * slot
 
 
 @functools.cache
@@ -41,15 +38,17 @@ def rule(kind: type[Optimizer], decays: bool, spares: bool, clips: bool) -> tupl
         f"def rule({', '.join(f'vector_{name}' for name in ('w', *given, *slots, 'g'))}, numbers):",
         "    T = vector_w.dtype.type",
         *[f"    {name} = T(numbers[{i}])" for i, name in enumerate(numbers)],
+        "    total = T(0.0)",
         "    for i in range(vector_w.size):",
         *[f"        {name} = vector_{name}[i]" for name in ("w", *given, *slots, "g")],
         *[f"        {line}" for line in body],
         *[f"        vector_{name}[i] = {name}" for name in slots],
         "        vector_g[i] = w",
-        f"    return checksum(vector_g, vector_{slots[-1]})",
+        f"        total = plus(total, w, {slots[-1]})",
+        "    return total",
     ]
     # what is in scope is kept on disk with the code; Python's own builtins cannot be where a notebook has changed them
-    scope: dict[str, Any] = {"sqrt": np.sqrt, "checksum": checksum, "__builtins__": {}}
+    scope: dict[str, Any] = {"sqrt": np.sqrt, "plus": plus, "__builtins__": {}}
     exec(compile("\n".join(source), __file__, "exec"), scope)
     return compiling({"contract"}, lines)(scope["rule"]), numbers
 

@@ -73,4 +73,4 @@ class SoftmaxCrossEntropy(stages.SoftmaxCrossEntropy):
     def forward(self, z: Array, target: Array) -> tuple[Any, Array]:
         np.copyto(self.target, target)  # whose rows may be part of longer ones
         total = softmax_cross_entropy(z, self.target, self.scale, self.top, self.sums, self.dz)
-        return (float(np.log(self.sums, out=self.sums).sum()) - total) * self.scale, self.dz
+        return (float(np.add.reduce(np.log(self.sums, out=self.sums))) - total) * self.scale, self.dz
