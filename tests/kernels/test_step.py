@@ -276,6 +276,9 @@ NETWORKS |= {
         xn.Reshape(2, 3), D(3, 4), xn.GELU(approximate=True), R(D(4, 4), xn.Softplus()), D(4, 4, trainable=False),
         *(xn.Sigmoid(), D(4, 4), Same(), D(4, 4), xn.Dropout(0.1), xn.Flatten(), D(8, 3)),
     ),
+    "a function of positions at 0": lambda: xn.Sequential(
+        xn.Reshape(2, 3), xn.Rescale(0.0), D(3, 4), xn.GELU(), xn.Flatten(), D(8, 3)
+    ),
     "attention": lambda: xn.Sequential(
         *(D(6, 8), Split(), xn.MultiHeadAttention(4, 2), R(xn.LayerNorm(4), xn.MultiHeadAttention(4, 1, causal=True))),
         *(Same(), xn.MultiHeadAttention(4, 4, causal=True), Split(True), D(8, 3)),

@@ -37,8 +37,6 @@ class Dense(PositionsStage):
     y and f' are made block by block.
     """
 
-    function: "InBlocks"
-
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
         fits = parts and type(parts[0].layer) is dense.Dense and parts[0].layer.trainable and parts[0].axes > 2
@@ -63,7 +61,7 @@ class Dense(PositionsStage):
         self.ones, (self.sums, _) = self.shared.filled(1.0, (m,)), self.site.family.over_batch(m)
         self.dx = None if self.lowest else self.shared(f"dx{self.turn}", (m, self.features))
 
-    def applied(self, y: Array) -> "InBlocks":
+    def applied(self, y: Array) -> Any:
         """The function of this matrix."""
         return InBlocks(self, self.f, y)
 

@@ -7,12 +7,12 @@ from ..batch_norm import BatchNorm
 from ..calls import Calls
 from ..layer_norm import LayerNorm
 from ..pointwise import Pointwise
-from ..positions import Dense
 from .attention import Attention
 from .convolution import Convolution, Flatten
+from .positions import Dense
 
 
 class TorchKernels(Calls):
-    """`Calls` with PyTorch's own convolution and products of many matrices."""
+    """`Calls` with PyTorch's own convolution, GELU and products of many matrices."""
 
     stages: tuple[Any, ...] = BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention, Convolution, Flatten

@@ -1,0 +1,48 @@
+"""A dense layer of positions, with PyTorch's own GELU."""
+
+import math
+from typing import Any
+
+from ....backends import Array
+from ...stages import Stage
+from ...table import pointwise
+from .. import positions
+
+BLOCK = 2**18  # entries of each array to go through at a time: PyTorch's threads take 2**15 each
+
+
+class GELU:
+    """y = x Φ(x) of x = y + b by PyTorch's function. dy/dx = Φ + x φ with Φ = y / x, 1/2 at 0, and φ = e^(-x²/2) / √2π.
+
+    A power of 2 takes PyTorch a third of the time of one of e, and erf more than both.
+    """
+
+    def __init__(self, stage: Stage, y: Array):
+        self.torch, (m, h), room = stage.site.family.lib, y.shape, stage.shared
+        step = max(1, min(m, BLOCK // h))
+        self.slope, self.zero = stage.work("slope", (m, h)), room.filled(0.0)
+        self.places = [room(name, (step, h)) for name in ("x", "share")]
+        self.blocks = list(zip(y.split(step), self.slope.split(step), strict=True))
+
+    def forward(self, bias: Array) -> None:
+        """y ← f(y + b)"""
+        torch, density, power = self.torch, 1.0 / math.sqrt(2.0 * math.pi), -0.5 / math.log(2.0)
+        for y, slope in self.blocks:
+            x, share = (place[: len(y)] for place in self.places)
+            torch.add(y, bias, out=x)
+            torch.ops.aten.gelu.out(x, out=y)
+            torch.addcmul(self.zero, x, x, value=power, out=slope).exp2_()
+            torch.div(y, x, out=share).nan_to_num_(0.5)  # of an x that is NaN, x φ is, too
+            torch.addcmul(share, x, slope, value=density, out=slope)
+
+    def backward(self, dy: Array) -> None:
+        """dy ← dy f'"""
+        dy.mul_(self.slope)
+
+
+class Dense(positions.Dense):
+    """As the base has it, but for GELU."""
+
+    def applied(self, y: Array) -> Any:
+        """The function of this matrix."""
+        return GELU(self, y) if pointwise(self.f) == "GELU" else super().applied(y)
