@@ -1,6 +1,7 @@
 """Train a network on scikit-learn's handwritten digits, on NumPy, CuPy, PyTorch or JAX.
 
 The first 1,500 images train, each also moved by half a pixel in eight directions; the other 297 validate.
+With --source these copies are made batch by batch as they are needed, not kept in memory, and give the same network.
 With --tutorial: the source tutorial's own job, step for step. `mpiexec -n 4 python scripts/train_digits.py --processes`
 trains in four processes, which share every batch.
 """
@@ -38,11 +39,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--plot", metavar="FILE.png", type=a_picture, help="draw curves, confusion matrix and the digits it got wrong"
     )
+    parser.add_argument("--source", action="store_true", help="make the moved copies as they are needed")
     parser.add_argument("--tutorial", action="store_true", help="the tutorial's network, loss, Adam and 5,000 steps")
     parser.add_argument("--processes", action="store_true", help="train in those that mpiexec started (mpi4py)")
     options = parsed(parser)
     if options.tutorial and options.model:
         parser.error("--tutorial has a model of its own: leave out --model")
+    if options.tutorial and options.source:
+        parser.error("--tutorial trains on the images alone, without copies to make: leave out --source")
     return options
 
 
@@ -148,16 +152,29 @@ def tutorial_adam(learning_rate: float, beta1: float = 0.9, beta2: float = 0.999
     return xn.Adam(learning_rate * root / (1 - beta1), beta1, beta2, eps * root, bias_correction=False)
 
 
-def with_moved_copies(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The images (n, 64), and each moved by half a pixel in eight directions, with their classes."""
-    images = x.reshape(-1, 8, 8)
+class WithMovedCopies:
+    """The images (n, 64), and each moved by half a pixel in eight directions, with their classes: a source of rows,
+    which are made as they are asked for.
+    """
 
+    def __init__(self, x: np.ndarray, y: np.ndarray):
+        self.images, self.y = x.reshape(-1, 8, 8), y
+
+    def __len__(self) -> int:
+        return 9 * len(self.y)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        moves, rows = np.divmod(np.arange(len(self))[rows], len(self.y))
+        images = self.images[rows]
+        for axis, ways in ((2, moves // 3), (1, moves % 3)):
+            for way, by in ((1, -1), (2, 1)):
+                images[ways == way] = self.moved(images[ways == way], axis, by)
+        return images.reshape(-1, 64), self.y[rows]
+
+    @staticmethod
     def moved(images: np.ndarray, axis: int, by: int) -> np.ndarray:
+        """The images moved by half a pixel along an axis."""
         return (images + np.roll(np.pad(images, ((0, 0), (1, 1), (1, 1))), by, axis)[:, 1:-1, 1:-1]) / 2
-
-    beside = [images, moved(images, 2, -1), moved(images, 2, 1)]
-    copies = [copy for row in beside for copy in (row, moved(row, 1, -1), moved(row, 1, 1))]
-    return np.concatenate(copies).reshape(-1, 64), np.tile(y, 9)
 
 
 class TutorialTable(xn.Callback):
@@ -223,16 +240,17 @@ def run(options: argparse.Namespace, comm: Any = None) -> None:
     x, y = xn.data.load_digits()
     if tutorial:
         x = x * 16.0  # the tutorial's pixels run from 0 to 16
-    x_train, y_train, x_val, y_val = x[:TRAIN], y[:TRAIN], x[TRAIN:], y[TRAIN:]
-    if not tutorial:
-        x_train, y_train = with_moved_copies(x_train, y_train)
+    x_val, y_val = x[TRAIN:], y[TRAIN:]
+    copies = WithMovedCopies(x[:TRAIN], y[:TRAIN])
+    train: tuple[Any, ...] = (copies,) if options.source else (x[:TRAIN], y[:TRAIN]) if tutorial else copies[:]
+    rows = len(train[0])
     net = tutorial_network() if tutorial else model.network()
     net.initialize(xn.get_backend(options.backend, options.device), dtype, options.seed)
     backend = net.backend
     if tutorial and options.optimizer == "adam":
         optimizer = tutorial_adam(learning_rate)
     else:
-        steps = epochs * math.ceil(len(x_train) / batch_size)
+        steps = epochs * math.ceil(rows / batch_size)
         optimizer = OPTIMIZERS[options.optimizer](learning_rate if tutorial else xn.CosineDecay(learning_rate, steps))
     if tutorial:
         loss = xn.SoftmaxCrossEntropy(reduction="sum")
@@ -241,22 +259,21 @@ def run(options: argparse.Namespace, comm: Any = None) -> None:
 
     print(net.summary())
     print(f"\n{optimizer}")
-    print(f"{len(x_train):,} images train in batches of {batch_size:,}, {len(x_val)} validate")
+    print(f"{rows:,} images train in batches of {batch_size:,}, {len(x_val)} validate")
     print(f"{dtype} on {backend.describe()}")
     before = net.evaluate(x_val, y_val, loss)["accuracy"]
     print(f"accuracy before: {before:.1%}", flush=True)
 
-    callbacks: list[xn.Callback] = [TutorialTable(x_train, y_train)] if tutorial else []
+    callbacks: list[xn.Callback] = [TutorialTable(*train)] if tutorial else []
     if options.plot:
         callbacks.append(TrainingAccuracy(x[:TRAIN], y[:TRAIN], loss))
     how = {"loss": loss, "optimizer": optimizer, "batch_size": batch_size, "shuffle": not tutorial, "comm": comm}
     began = time.perf_counter()
-    net.clone().fit(x_train, y_train, **how)
+    net.clone().fit(*train, **how)
     print(f"an epoch on a copy, with the compiling of all it needs: {time.perf_counter() - began:.1f} s\n", flush=True)
     began = time.perf_counter()
     history = net.fit(
-        x_train,
-        y_train,
+        *train,
         **how,
         epochs=epochs,
         validation_data=None if tutorial and not options.plot else (x_val, y_val),

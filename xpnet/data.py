@@ -229,7 +229,8 @@ class shuffled:  # noqa: N801  # called as a function
     is another in each epoch, from `seed` and the epoch's number: a run that resumes has the same. `fit` says which
     epoch it is by `set_epoch`; elsewhere each iteration is the next.
 
-    `source` gives batches (x, y) or (x, y, weight). Raises ValueError for a `buffer` below 1, or a `seed` below 0.
+    `source` gives batches (x, y) or (x, y, weight). The length is its own, right where all batches but the last are
+    of one size; of a list it is counted. Raises ValueError for a `buffer` below 1, or a `seed` below 0.
 
     >>> import numpy as np
     >>> batches = [(np.arange(4)[:, None], np.arange(4)), (np.arange(4, 8)[:, None], np.arange(4, 8))]
@@ -254,6 +255,9 @@ class shuffled:  # noqa: N801  # called as a function
             self.source.set_epoch(epoch)
 
     def __len__(self) -> int:
+        if isinstance(self.source, (list, tuple)) and self.source:
+            sizes = [len(_parts_of(given, number)[0]) for number, given in enumerate(self.source, 1)]
+            return -(-sum(sizes) // max(1, sizes[0]))
         return len(self.source)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:

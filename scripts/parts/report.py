@@ -6,10 +6,10 @@ import xpnet as xn
 def time_taken(history: xn.History, seconds: float, backend: xn.Backend) -> str:
     """The seconds and steps of a training, in a line."""
     steps = history.steps - history.resumed
-    if history.resumed and not steps:
-        return f"\nnothing was left to train: all {history.steps:,} steps had been taken"
-    how = "interrupted after" if history.interrupted else "trained in"
     each = 1000 * history.seconds / max(history.steps, 1)
+    if history.resumed and not steps:  # `progress` says that nothing was left to train
+        return f"\n{history.steps:,} steps before, {each:.3f} ms/step"
+    how = "interrupted after" if history.interrupted else "trained in"
     before = f" after {history.resumed:,} before" if history.resumed else ""
     return f"\n{how} {seconds:.1f} s: {steps:,} steps{before}, {each:.3f} ms/step on {backend.describe()}"
 

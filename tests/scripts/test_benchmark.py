@@ -88,6 +88,10 @@ def test_what_it_cannot_do_is_refused_with_the_choices_named(scripts, monkeypatc
         (["--epochs", "0"], "argument --epochs: 0: it must be at least 1"),
         (["--model", "rnn"], "argument --model: invalid choice: 'rnn'"),
         (["--model", "cnn", "--tutorial"], "--tutorial has a model of its own: leave out --model"),
+        (
+            ["--source", "--tutorial"],
+            "--tutorial trains on the images alone, without copies to make: leave out --source",
+        ),
     ],
 )
 def test_the_digits_are_not_trained_for_a_file_that_cannot_be_written(scripts, monkeypatch, capsys, arguments, message):
@@ -121,6 +125,21 @@ def test_each_model_of_the_digits_trains(scripts, monkeypatch, capsys, digits, m
     assert layer in out
     assert f"540 images train in batches of {batch_size}, 30 validate" in out
     assert re.search(r"accuracy after: \d+\.\d% \(\d+ of 30 right\)", out)
+
+
+def test_the_digits_train_to_the_same_bits_from_a_source_of_moved_copies(scripts, monkeypatch, tmp_path, digits):
+    import train_digits
+
+    x, y = digits
+    monkeypatch.setattr(train_digits.xn.data, "load_digits", lambda: (x[:90], y[:90]))
+    monkeypatch.setattr(train_digits, "TRAIN", 60)
+    files = [tmp_path / "arrays", tmp_path / "source"]
+    for file, more in zip(files, ([], ["--source"]), strict=True):
+        arguments = ["train_digits.py", "--epochs", "1", "--backend", "numpy", "--save", str(file), *more]
+        monkeypatch.setattr(sys, "argv", arguments)
+        train_digits.main()
+    one, two = (file.read_bytes() for file in files)
+    assert one == two
 
 
 def test_a_peer_that_is_not_installed_is_named_and_skipped(tmp_path):

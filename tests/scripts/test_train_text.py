@@ -90,7 +90,7 @@ def test_a_run_that_is_cut_off_resumes_to_the_same_network(script, tmp_path, mon
     assert re.search(r"trained in [\d.]+ s: 100 steps after 100 before, ", said)
     for name, a in parameters("whole.st").items():
         np.testing.assert_array_equal(a, parameters("two.st")[name])
-    assert "nothing was left to train: all 200 steps had been taken" in script(*resumed)
+    assert "\n200 steps before, " in script(*resumed)
     with pytest.raises(ValueError, match="go on from it with --resume, or choose another folder"):
         script(*resumed[:-1])
 

@@ -607,6 +607,14 @@ def test_shuffled_gives_every_row_once_in_another_order_each_epoch(buffer):
     assert all(place >= row - buffer for row, place in position.items())  # no row comes before it has been read
 
 
+def test_the_length_of_what_is_shuffled_is_counted_where_it_can_be():
+    uneven = [(np.ones((n, D)), np.ones(n)) for n in (4, 1, 1, 3)]
+    assert len(xn.data.shuffled(uneven)) == len(list(xn.data.shuffled(uneven))) == 3
+    assert len(xn.data.shuffled(Sized(np.ones((N, D)), np.ones(N)))) == 5
+    with pytest.raises(TypeError, match="has no len"):
+        len(xn.data.shuffled(Batches(np.ones((N, D)), np.ones(N))))
+
+
 @pytest.mark.parametrize(
     ("batch", "error", "words"),
     [
