@@ -116,9 +116,10 @@ def tests_onnx(session: nox.Session) -> None:
 
 @nox.session(name="tests-mpi", default=False)
 def tests_mpi(session: nox.Session) -> None:
-    """Trainings in several processes, started by MPICH's mpiexec."""
-    session.install("-e", ".[mpi]", *group("test"), *group("mpich"))
-    suite(session, "numpy", "-m", "mpi_only", "--numprocesses=0", "tests/training/test_processes.py", name="mpi")
+    """Trainings in several processes, started by MPICH's mpiexec; and the estimators in Dask's."""
+    session.install("-e", ".[mpi]", *group("test"), *group("mpich"), *group("dask"))
+    subjects = "tests/training/test_processes.py", "tests/estimators/test_tools.py"
+    suite(session, "numpy", "-m", "mpi_only or dask_only", "--numprocesses=0", *subjects, name="mpi")
 
 
 @nox.session(default=False)

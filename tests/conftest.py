@@ -19,6 +19,7 @@ BACKENDS = ("numpy", "cupy", "torch", "jax", "array_api_strict")
 NUMBA = importlib.util.find_spec("numba") is not None
 ONNX = importlib.util.find_spec("onnxruntime") is not None
 MPI = importlib.util.find_spec("mpi4py") is not None
+DASK = importlib.util.find_spec("distributed") is not None
 
 
 def pytest_addoption(parser):
@@ -45,6 +46,7 @@ def pytest_configure(config):
     )
     config.addinivalue_line("markers", "onnx_only: runs ONNX files; in onnx's session, where onnxruntime is there")
     config.addinivalue_line("markers", "mpi_only: runs processes with mpiexec; in mpi's session, where mpi4py is there")
+    config.addinivalue_line("markers", "dask_only: starts processes of Dask; in mpi's session, where it is installed")
     config.addinivalue_line("markers", "cupy_only: about CuPy's own package; runs in cupy's session")
     config.addinivalue_line("markers", "on_host_only: about CuPy on the host; runs where --on-host is given")
     config.addinivalue_line("markers", "not_on_host: takes minutes there, and shows what each layer's own tests show")
@@ -69,6 +71,8 @@ def pytest_collection_modifyitems(config, items):
         if item.get_closest_marker("onnx_only") and not ONNX:
             return False
         if item.get_closest_marker("mpi_only") and not MPI:
+            return False
+        if item.get_closest_marker("dask_only") and not DASK:
             return False
         return not only or backend in only
 

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import os
 import pickle
 import threading
 import warnings
@@ -184,6 +185,22 @@ def test_two_processes_predict_what_one_does(cancer):
     model = make_pipeline(StandardScaler(), MLPClassifier(**small(**ALL_ON)))
     one, two = (cross_val_predict(model, x, y, cv=3, method="predict_proba", n_jobs=n) for n in (1, 2))
     np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.dask_only
+@pytest.mark.numpy_only
+def test_a_worker_of_dask_predicts_what_one_process_does(cancer):
+    from distributed import Client, LocalCluster
+
+    x, y = cancer
+    model = make_pipeline(StandardScaler(), MLPClassifier(**small(**ALL_ON)))
+    expected = cross_val_predict(model, x, y, cv=3, method="predict_proba")
+    one = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}  # of one thread it would not be asked
+    with LocalCluster(**one) as cluster, Client(cluster), joblib.parallel_config("dask"):
+        found = cross_val_predict(model, x, y, cv=3, method="predict_proba")
+        processes = cross_val_score(model, x, y, cv=2, scoring=lambda *given: os.getpid())
+    assert os.getpid() not in processes
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.numpy_only
