@@ -58,7 +58,7 @@ figure, axes = plt.subplots(len(shown), 13, figsize=(13, 4.8))
 figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.86)
 for row, i, early, late in zip(axes, shown, first, second, strict=True):
     images = [x_test[i].reshape(8, 8), *early[:6], *late[:6]]
-    for ax, image, colours in zip(row, images, ["gray_r", *["viridis"] * 6, *["magma"] * 6], strict=True):
+    for ax, image, colours in zip(row, images, ["gray_r", *["viridis"] * 6, *["plasma"] * 6], strict=True):
         ax.imshow(image, cmap=colours)
         ax.axis("off")
 for column, title in (0, "digit"), (1, "first convolution"), (7, "second convolution, after pooling"):

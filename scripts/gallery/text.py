@@ -97,5 +97,5 @@ for head, (ax, weights) in enumerate(zip(axes[1:], maps[:3], strict=True)):
     ax.imshow(weights, cmap="Blues", vmax=0.6)
     ax.set_xticks(range(len(phrase)), phrase, fontsize=7, family="monospace")
     ax.set_yticks(range(len(phrase)), phrase, fontsize=7, family="monospace")
-    ax.set_title(f"head {head + 1}: whence each row takes", fontsize=10)
+    ax.set_title(f"head {head + 1}: what each row attends to", fontsize=10)
 figure.savefig("text.png", dpi=110)

@@ -51,7 +51,7 @@ for i, (name, history) in enumerate(histories.items()):
     apart = [max(abs(a - b), 1e-9) for a, b in zip(history["loss"], reference["loss"], strict=True)]
     if i:
         right.plot(range(1, EPOCHS + 1), apart, color=style["color"], marker="o", ms=3, label=f"{name} and numpy")
-left.set(xlabel="epoch", title="Validation loss: three curves, one on another")
+left.set(xlabel="epoch", title="Validation loss: three curves that coincide")
 left.legend(frameon=False)
 right.set(xlabel="epoch", yscale="log", ylim=(1e-10, 1e-5), title="How far the training losses are apart (log scale)")
 right.axhline(6e-8, color="0.5", ls="--", lw=1)

@@ -78,7 +78,7 @@ def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     title = TITLES.get(measure, measure.capitalize().replace("_", " "))
     ax.set(xlabel="epoch", ylabel=f"{measure}{scale}", title=title)
-    ax.set_xlim((0.5, 1.5) if longest == 1 else (1, longest))
+    ax.set_xlim((0.5, 1.5) if longest == 1 else (1 - 0.02 * (longest - 1), longest))
     if longest == 1:
         ax.set_xticks([1])
     if known.size:
