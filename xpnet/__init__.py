@@ -84,7 +84,7 @@ def __getattr__(name: str) -> Any:
     elif not name.startswith("_") and (home := next((m for m in map(_module, LISTS) if name in m.__all__), None)):
         value = getattr(home, name)
     else:
-        hint = f"; what is {name} elsewhere is xpnet.{ELSEWHERE[name]}" if name in ELSEWHERE else ""
+        hint = f"; its name here is xpnet.{ELSEWHERE[name]}" if name in ELSEWHERE else ""
         raise AttributeError(
             f"module {__name__!r} has no attribute {name!r}{hint}", name=name, obj=sys.modules[__name__]
         )
