@@ -113,24 +113,23 @@ class BufferedStep(Step):
     def _vector(self, flat: Array) -> Vector:
         return Vector(flat, dict(zip(self.names, ops.split(flat, self.shapes), strict=True)), self.stages)
 
-    def _new_passes(self) -> Passes:
-        """The passes through the network, in memory of their own."""
+    def _new_passes(self, threads: int = 1) -> Passes:
+        """The passes through the network, in memory of their own, of one of so many threads."""
         dtype, xp, device = self.start.weights.dtype, self.backend.xp, self.backend.device
         offsets = itertools.accumulate(map(math.prod, self.shapes), initial=0)
 
         def workspace() -> Workspace:
             return Workspace(xp, dtype, device)
 
-        site = Site(self.kernels, workspace, workspace(), dict(zip(self.names, offsets, strict=False)))
+        site = Site(self.kernels, workspace, workspace(), dict(zip(self.names, offsets, strict=False)), threads)
         parts, *_ = parts_of(self.worker, self.x_shape)
         return Passes(site, parts, f"the loss, {self.objective.loss!r},")
 
     @functools.cached_property
     def in_threads(self) -> ThreadedPasses:
         """The same passes in threads."""
-        more = range(1, self.threads)
-        gradients = [self._vector(self.backend.xp.zeros_like(self.start.weights)) for _ in more]
-        return ThreadedPasses([self.at_once, *[self._new_passes() for _ in more]], gradients)
+        gradients = [self._vector(self.backend.xp.zeros_like(self.start.weights)) for _ in range(1, self.threads)]
+        return ThreadedPasses([self._new_passes(self.threads) for _ in range(self.threads)], gradients)
 
     def _join_averages(self) -> None:
         """Join the stages' running averages to one vector, as are those of a batch."""

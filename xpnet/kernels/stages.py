@@ -60,6 +60,7 @@ class Site(NamedTuple):
     workspace: Callable[[], Workspace]
     shared: Workspace  # for what no stage leaves there for later
     offsets: dict[str, int] = {}  # noqa: RUF012  # the first entry of each parameter, by name
+    threads: int = 1  # that go through stages like these at the same time
 
 
 class Vector:

@@ -18,8 +18,9 @@ from ..table import pointwise
 from .functions import RowsStage
 from .products import products
 
-BLOCK = 2**19  # entries of the patches gathered at a time
-OUTPUTS = 3 * 2**17  # entries of outputs made at a time that a pool reads
+BLOCK = 2**18  # entries of the patches gathered at a time
+OUTPUTS = 3 * 2**15  # entries of outputs made at a time that a pool reads
+LONGER = 4  # times as many of both where threads wait for one another between calls
 TAPS = 256  # of a pool at most: their numbers are bytes
 Pair = tuple[int, int]
 CONVOLUTIONS, POOLS = (convolution.Conv1d, convolution.Conv2d), (pooling.MaxPool1d, pooling.MaxPool2d)
@@ -34,14 +35,14 @@ class Patches:
 
     def __init__(
         self, room: Any, shape: Sequence[int], kernel: Pair, padding: Pair, outputs: Pair, step: int = 1,
-        stride: Pair = (1, 1), made: int = 0,
+        stride: Pair = (1, 1), made: int = 0, longer: int = 1,
     ):  # fmt: skip
         """Of `outputs` as many rows at a time as BLOCK allows, a multiple of `step`; so many entries are made of each,
-        OUTPUTS at a time.
+        OUTPUTS at a time. `longer` multiplies both limits.
         """
         (c, h, w, n), (kh, kw), (top, left), (rows, columns), (sh, sw) = shape, kernel, padding, outputs, stride
-        most = max(1, (BLOCK // max(1, kw * c * columns * n) - kh) // sh + 1)
-        most = max(1, min(most, OUTPUTS // made)) if made else most
+        most = max(1, (longer * BLOCK // max(1, kw * c * columns * n) - kh) // sh + 1)
+        most = max(1, min(most, longer * OUTPUTS // made)) if made else most
         self.count = -(-rows // (-(-rows // most) * step)) * step
         gathered: np.ndarray = room("patches", (sh * (self.count - 1) + kh, kw, c, columns, n))
         strides = sh * gathered.strides[0], columns * n * gathered.itemsize, gathered.itemsize
@@ -235,16 +236,17 @@ class Convolution(RowsStage):
         self.given, self.rows = as_given(y, self.axes), y.transpose(1, 0, 2, 3)
         self.bind_rows(o, a * b * n, y=y.reshape((o, a * b * n)))
         self.forward_rows, self.backward_rows = self.by_rows(Convolution.apply), self.by_rows(Convolution.back)
+        longer = LONGER if self.site.threads > 1 else 1
         if not self.lowest:  # first the largest of the arrays that stages share
             if self.stride == (1, 1):
                 around = kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1]
-                self.around = self.gather(self.shared, (o, p, q, n), kernel, around, (h, w))
+                self.around = self.gather(self.shared, (o, p, q, n), kernel, around, (h, w), longer=longer)
                 self.turned = self.shared("turned", (c, o * math.prod(kernel)))
             else:
                 self.spread = Spread(self.shared, shape, kernel, padding, (p, q), self.stride)
             self.dx = self.shared(f"dx{self.turn}", shape)
         made = o * q * n if self.tiles else 0
-        self.patches = self.gather(self.shared, shape, kernel, padding, (p, q), window[0], self.stride, made)
+        self.patches = self.gather(self.shared, shape, kernel, padding, (p, q), window[0], self.stride, made, longer)
         self.weight = self.shared("weight", (o, c * math.prod(kernel)))
         self.terms = self.shared("terms", (self.patches.count, *self.weight.shape[::-1]))
         self.pool: Pool | None = None
