@@ -150,6 +150,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(threads, "BLOCK", 2**15)
     monkeypatch.setattr(convolution, "BLOCK", 2**11)
     monkeypatch.setattr(attention, "BLOCK", 2**6)
+    monkeypatch.setattr(attention, "LANES", 2)
     monkeypatch.setattr(positions, "BLOCK", 2**8)
 
 

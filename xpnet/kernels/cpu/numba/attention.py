@@ -2,35 +2,30 @@
 
 import numpy as np
 
+from ....backends import Array
 from .. import attention
 from .compiling import compiled, exp
 
-LANES = 64  # queries that are gone through together, seen or not: fewer are no vector instructions
-
 
 @compiled
-def softmax(p, causal, top, sums):
-    """Of each matrix of p (B, T, T), S with a row for each key, P likewise; if causal, 0 for a key behind its query."""
-    t = p.shape[1]
+def softmax(p, start, stop, keys, before, top, sums):
+    """Of each matrix of p (B, T, T), S with a row for each key, P likewise: the columns of these queries, and so many
+    keys. All of these queries see those `before`; of the others each sees one more than the one before it.
+    """
+    high = top[: stop - start]
+    total = sums[: stop - start]
     for b in range(p.shape[0]):
         s = p[b]
-        for start in range(0, t, LANES):
-            stop = min(start + LANES, t)
-            high = top[start:stop]
-            total = sums[start:stop]
-            keys = stop if causal else t
-            before = start if causal else t  # the keys that all of these queries see
-            high[:] = s[0, start:stop]
-            total[:] = p.dtype.type(0.0)
-            for k in range(1, keys):
-                higher(s[k, start:stop], k - before, high)
-            for k in range(keys):
-                raised(s[k, start:stop], k - before, high, total)
-            for q in range(total.size):
-                total[q] = p.dtype.type(1.0) / total[q]
-            for k in range(keys):
-                times(s[k, start:stop], total)
-            s[keys:, start:stop] = p.dtype.type(0.0)
+        high[:] = s[0, start:stop]
+        total[:] = p.dtype.type(0.0)
+        for k in range(1, keys):
+            higher(s[k, start:stop], k - before, high)
+        for k in range(keys):
+            raised(s[k, start:stop], k - before, high, total)
+        for q in range(total.size):
+            total[q] = p.dtype.type(1.0) / total[q]
+        for k in range(keys):
+            times(s[k, start:stop], total)
 
 
 @compiled
@@ -58,38 +53,42 @@ def times(s, over):
 
 
 @compiled
-def slope(ds, p, do, o, scale, r):
-    """dP becomes dS scale, with r = Σ dO O."""
+def products(do, o, scale, r):
+    """r = Σ do o scale, of each row"""
+    for i in range(r.shape[0]):
+        for j in range(r.shape[1]):
+            for q in range(r.shape[2]):
+                total = r.dtype.type(0.0)
+                for c in range(do.shape[3]):
+                    total += do[i, j, q, c] * o[i, j, q, c]
+                r[i, j, q] = total * scale
+
+
+@compiled
+def slope(ds, p, r, start, stop, first):
+    """ds ← p (ds - r), of these keys and the queries from the first on: 0 where p is"""
     for i in range(ds.shape[0]):
         for j in range(ds.shape[1]):
-            of_rows(do[i, j], o[i, j], r)
-            back(ds[i, j], p[i, j], r, scale)
-
-
-@compiled
-def of_rows(do, o, r):
-    """r = Σ do o, of each row"""
-    for q in range(r.size):
-        total = r.dtype.type(0.0)
-        for c in range(do.shape[1]):
-            total += do[q, c] * o[q, c]
-        r[q] = total
-
-
-@compiled
-def back(ds, p, r, scale):
-    """ds ← p (ds - r) scale, 0 where p is"""
-    for k in range(ds.shape[0]):
-        for q in range(ds.shape[1]):
-            ds[k, q] = (ds[k, q] - r[q]) * (p[k, q] * scale)
+            own = r[i, j, first:]
+            for k in range(start, stop):
+                row, shares = ds[i, j, k, first:], p[i, j, k, first:]
+                for q in range(own.size):
+                    row[q] = (row[q] - own[q]) * shares[q]
 
 
 class Attention(attention.Attention):
-    """Of a causal one half of P is left out."""
+    """As the base has it."""
 
-    def softmax(self, each: attention.Sequences) -> None:
+    def softmax(self, each: attention.Sequences, queries: slice, keys: slice) -> None:
         n, h, t, _ = each.p.shape
-        softmax(each.p.reshape((n * h, t, t)), self.layer.causal, self.row.ravel()[:t], self.r[:t])
+        before = queries.start if self.layer.causal else t
+        places = self.row.ravel()[:t], self.r[:t]
+        softmax(each.p.reshape((n * h, t, t)), queries.start, queries.stop, keys.stop, before, *places)
 
-    def slope(self, each: attention.Sequences, ds: np.ndarray) -> None:
-        slope(ds, each.p, each.do, each.o, self.scale[()], self.r[: ds.shape[2]])
+    def products(self, each: attention.Sequences) -> Array:
+        n, h, t, _ = each.o.shape
+        products(each.do, each.o, self.scale[()], r := self.r[: n * h * t].reshape((n, h, t)))
+        return r
+
+    def slope(self, each: attention.Sequences, ds: np.ndarray, r: np.ndarray, keys: slice, queries: slice) -> None:
+        slope(ds, each.p, r, keys.start, keys.stop, queries.start)
