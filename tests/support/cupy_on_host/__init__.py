@@ -36,6 +36,7 @@ def install() -> None:
     import cupy
 
     libraries.install_thrust()
+    libraries.use_small_blocks()
     compiler.install()
     cupy.cuda.set_allocator(None)  # no pool: each array's memory is fresh, and is freed with it
     cupy.cuda.set_pinned_memory_allocator(None)

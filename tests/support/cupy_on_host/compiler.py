@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -85,20 +86,25 @@ def build_engine() -> ctypes.CDLL:
 
 
 @functools.cache
-def headers() -> tuple[str, Path]:
-    """The folder of CuPy's headers, and a precompiled one that has all that its kernels include."""
+def include() -> list[str]:
+    """The options that name the folders of headers: ours before CuPy's."""
     import cupy
 
-    folder = Path(cupy.__file__).parent / "_core" / "include"
+    return [f"-I{HERE}/include", f"-I{Path(cupy.__file__).parent}/_core/include"]
+
+
+@functools.cache
+def header(level: str, source: str = "") -> Path:
+    """A header, precompiled at this level of optimization, of what CuPy's kernels include, and of the source."""
     text = f'#include "{HERE}/device.h"\n' + "".join(
         f"#include <cupy/{name}>\n" for name in ("complex.cuh", "carray.cuh", "atomics.cuh", "math_constants.h")
     )
-    every = [path.read_bytes() for path in sorted(HERE.rglob("*.*h"))] + [(folder / "cupy/carray.cuh").read_bytes()]
-    name = f"cupy-{signature(text, *every)}.h"
-    include = [f"-I{HERE}/include", f"-I{folder}"]
-    header = kept(name, lambda path: Path(path).write_text(text, encoding="utf-8"))
-    compiled(f"{name}.gch", "", "-O0", *include, "-x", "c++-header", str(header))
-    return str(folder), header
+    carray = Path(include()[1].removeprefix("-I"), "cupy/carray.cuh")
+    every = [path.read_bytes() for path in [*sorted(HERE.rglob("*.*h")), carray]]
+    name = f"cupy-{signature(level, text, source, *every)}.h"
+    path = kept(name, lambda path: Path(path).write_text(f"{text}{source}", encoding="utf-8"))
+    compiled(f"{name}.gch", "", level, *include(), "-x", "c++-header", str(path))
+    return path
 
 
 class Module:
@@ -120,21 +126,22 @@ class Kernel:
     """A kernel of a module; `types` are its arguments', as NumPy writes them."""
 
     def __init__(self, module: Module, name: str):
-        folder, header = headers()
+        template = "<" in name  # one of our own many of one source, which are most of the work
+        level = "-O1" if template else "-O0"
+        before, source = (header(level, module.source), "") if template else (header(level), module.source)
         text = (
-            f'#include "{header}"\n{module.source}\n'
+            f'#include "{before}"\n{source}\n'
             f'extern "C" void run(void** arguments) {{ on_host::call({name}, arguments); }}\n'
             f'extern "C" const char* types() {{ return on_host::types({name}); }}\n'
         )
-        include = [f"-I{HERE}/include", f"-I{folder}"]
-        level = "-O1" if "<" in name else "-O0"  # templates are our own kernels, which are most of the work
-        options = [level, "-shared", *include, *module.defines, "-x", "c++", "-"]
+        # of the standard libraries, the engine has loaded what there is to find
+        options = [level, "-shared", "-nostdlib", *include(), *module.defines, "-x", "c++", "-"]
         library = ctypes.CDLL(str(compiled(f"{signature(text, *options)}.so", text, *options)))
         library.types.restype = ctypes.c_char_p
         self.name, self.run, self.module = name, library.run, module
         self.types = library.types().decode().split()
         self.alone = not any(word in module.source for word in ("__syncthreads", "return;"))  # which would end them all
-        kind = name if "<" in name else module.source
+        kind = name if template else module.source
         self.in_float = "float" in kind and "double" not in kind
 
     def launch(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: int) -> None:
@@ -153,7 +160,7 @@ class Kernel:
         most = self.module.most_threads.get(self.name.partition("<")[0], 1024)
         if not (0 < grid[0] < 2**31 and 0 < grid[1] < 2**16 and 0 < grid[2] < 2**16):
             return f"a grid of {grid}"
-        if min(block) < 1 or np.prod(block) > most:
+        if min(block) < 1 or math.prod(block) > most:
             return f"a block of {block}, where {most} threads are the most"
         given = current.arguments
         if given and len(given) != len(self.types):

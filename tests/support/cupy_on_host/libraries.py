@@ -1,6 +1,7 @@
-"""The libraries that CuPy calls: cuBLAS's matrix products and Thrust's sorts, each by NumPy's."""
+"""The libraries that CuPy calls: cuBLAS's products and Thrust's sorts, by NumPy's; small blocks for its reductions."""
 
 import ctypes
+import math
 import sys
 import types
 from typing import Any
@@ -22,7 +23,7 @@ DTYPES = {0: np.dtype("f4"), 1: np.dtype("f8")}
 def at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """The array in the current device's memory, row by row."""
     dtype = np.dtype(dtype)
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     if size and not build_engine().holds(current.device, address, size * dtype.itemsize):
         log.faults.append(f"an array of shape {shape} for a library, where device {current.device} has none")
     return (
@@ -96,3 +97,23 @@ def install_thrust() -> None:
     from cupy.cuda import thrust
 
     thrust.sort, thrust.argsort = sort, argsort
+
+
+def use_small_blocks() -> None:
+    """Give CuPy's own reductions of few numbers blocks of a warp instead of 512 threads, each of which costs the host.
+
+    CuPy asks its optimizer, in the main thread, how many threads and blocks to launch, and how many results a block.
+    """
+    from cupy._core import _optimize_config
+
+    class Blocks(_optimize_config._OptimizationContext):
+        def get_params(self, key: Any) -> tuple[int, int, int]:
+            shapes = key[2][::2]  # of the arrays, each with its strides
+            numbers, results = math.prod(shapes[0]), math.prod(shapes[-1])
+            each = max(numbers // results, 1)
+            threads = 32 if each <= 256 else 512
+            stride = 1 << max(threads // each, 1).bit_length() - 1
+            return threads, stride, -(-results // stride)
+
+    config = _optimize_config._OptimizationConfig(None)
+    _optimize_config.set_current_context(Blocks("on the host", config))
