@@ -1,5 +1,6 @@
 """The fast forms of the training step, calls and Numba's loops, against the plain one: the same numbers."""
 
+import itertools
 import math
 
 import numpy as np
@@ -357,7 +358,7 @@ IMAGES = {
 
 
 @pytest.mark.cupy_only
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize(("name", "dtype"), list(zip(IMAGES, itertools.cycle(["float32", "float64"]), strict=False)))
 def test_images(name, kernels, backend, dtype):
     assert_same_steps(kernels, backend, dtype, IMAGES[name]())
 

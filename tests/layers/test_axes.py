@@ -222,8 +222,10 @@ def trained(backend, name, **options):
     return net, history, x, y
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("options", [{}, {"sample_weight": np.linspace(0, 2, 20), "l2": 0.1}], ids=["", "weighted"])
+@pytest.mark.parametrize(("name", "options"), [
+    *((name, {}) for name in NETWORKS),
+    *((name, {"sample_weight": np.linspace(0, 2, 20), "l2": 0.1}) for name in ("each position", "to a matrix")),
+])  # fmt: skip
 def test_training_on_sequences_is_the_plain_steps(lib, monkeypatch, kernels, name, options):
     net, history, x, y = trained(lib.backend, name, **options)
     assert history["loss"][-1] < history["loss"][0]

@@ -15,8 +15,9 @@ from support.checkpoints import BATCHES, Best, N, Own, Slower, StopAt, StopError
 from xpnet.files.safetensors import read
 
 
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("optimizer", cases.OPTIMIZERS)
+@pytest.mark.parametrize(("kernels", "optimizer"), [
+    *(("auto", optimizer) for optimizer in cases.OPTIMIZERS), ("reference", "sgd"), ("reference", "adamw, warmed up"),
+])  # fmt: skip
 def test_a_run_cut_off_anywhere_ends_with_the_same_bits(strict_lib, data, tmp_path, monkeypatch, kernels, optimizer):
     monkeypatch.setenv("XPNET_KERNELS", kernels)
     make = cases.OPTIMIZERS[optimizer]

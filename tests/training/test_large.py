@@ -201,8 +201,9 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "list"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*zip(HEADS, ["uint8", "int32", "int64"], strict=True), ("of sequences", "list")]
+)
 def test_a_first_layer_may_take_integers(lib, rng, monkeypatch, kernels, name, dtype):
     x, y = rng.integers(7, size=(20, 4)), rng.integers(3, size=(20, 4))
     given = x.tolist() if dtype == "list" else x.astype(dtype)
