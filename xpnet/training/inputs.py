@@ -132,16 +132,18 @@ def outputs_of(net: Placed, x: Array) -> tuple[int, ...]:
     return tuple(net.forward(x[:1, ...])[0].shape[1:])
 
 
-def pair(net: Placed, who: str, x: Any, y: Any, loss: Loss, known: bool = False) -> tuple[Array, Array]:
+def pair(
+    net: Placed, who: str, x: Any, y: Any, loss: Loss, known: bool = False, outputs: tuple[int, ...] | None = None
+) -> tuple[Array, Array]:
     """x and y checked and moved to the network's backend, y encoded as its loss takes it."""
-    x, y = rows_of_pair(net, who, x, y, loss, known)
+    x, y = rows_of_pair(net, who, x, y, loss, known, outputs)
     return x[:, ...] if isinstance(x, Uncast) else x, y
 
 
 def rows_of_pair(
-    net: Placed, who: str, x: Any, y: Any, loss: Loss, known: bool = False
+    net: Placed, who: str, x: Any, y: Any, loss: Loss, known: bool = False, outputs: tuple[int, ...] | None = None
 ) -> tuple[Array | Uncast, Array]:
-    """`pair`, with x as `rows_of` gives it."""
+    """`pair`, with x as `rows_of` gives it; `outputs` are those of a row, where they are known."""
     require(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", known_losses)
     with net.backend.scope():
         x = rows_of(net, f"{who}: x", x, known)
@@ -151,12 +153,12 @@ def rows_of_pair(
             raise ValueError(f"{who}: x has {x.shape[0]} rows and y {rows}; each row of x needs its target")
         if not hasattr(loss, "encode"):
             return x, net.backend.adopt(f"{who}: y", y)
-        return x, loss.encode(y, zeros_for(net, x))
+        return x, loss.encode(y, zeros_for(net, x, outputs))
 
 
-def zeros_for(net: Placed, x: Array) -> Array:
+def zeros_for(net: Placed, x: Array, outputs: tuple[int, ...] | None = None) -> Array:
     """Zeros in place of the network's outputs for x."""
-    shape = x.shape[0], *outputs_of(net, x)
+    shape = x.shape[0], *(outputs_of(net, x) if outputs is None else outputs)
     return net.backend.xp.zeros(shape, dtype=net.backend.dtype(net.dtype), device=net.backend.device)
 
 

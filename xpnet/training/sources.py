@@ -131,6 +131,7 @@ class Reader:
         self.kinds: list[tuple[Any, ...]] = []  # of the first batch's parts: dtype and shape of a row
         self.mean: float | None = None if who == "fit" else 1.0  # elsewhere weights are not used
         self.known = False  # whether all rows have been found finite
+        self.outputs: tuple[int, ...] | None = None  # of a row
         self.smallest = max(layer.smallest_batch for _, layer in net.leaves())
         self.group: Group | None = None  # of processes that have other parts of the data, with weights of their own
 
@@ -171,7 +172,9 @@ class Reader:
             try:
                 if self.loss is None:
                     return Batch(inputs.inputs(net, f"{who}: x", arrays[0]), None)
-                x, y = inputs.pair(net, who, arrays[0], arrays[1], self.loss, self.known)
+                x, y = inputs.pair(net, who, arrays[0], arrays[1], self.loss, self.known, self.outputs)
+                if self.outputs is None:
+                    self.outputs = inputs.outputs_of(net, x)
                 if self.who == "fit" and x.shape[0] < self.smallest:
                     check_smallest_batch(net, x.shape, x.shape[0])
                 weight = None
