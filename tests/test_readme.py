@@ -157,7 +157,7 @@ def test_a_step_is_explained_as_shown(capsys, tmp_path, monkeypatch):
     exec(FIRST, scope)
     exec(EXPLANATION, scope)
     printed = capsys.readouterr().out.splitlines()
-    shown = TEXTS["plots"].partition("It prints, among the rest:\n\n```\n")[2].partition("```")[0].splitlines()
+    shown = TEXTS["plots"].partition("Part of what it prints:\n\n```\n")[2].partition("```")[0].splitlines()
     start = printed.index("2  Sigmoid()    dx = dy y (1 - y)")
     rows = [line.split()[:2] for line in printed[start : start + len(shown)]]
     assert rows == [line.split()[:2] for line in shown]  # the numbers differ from machine to machine
