@@ -117,7 +117,7 @@ def roc_auc(prediction: Array, target: Any, threshold: float | None = None, loss
     without `loss`, the outputs for classes do not add up to 1, and for a class that no row or every row has. NaN if an
     output is.
 
-    `prediction` and `target` as in `accuracy`; a `threshold` is of no account.
+    `prediction` and `target` as in `accuracy`; a `threshold` has no effect.
 
     >>> import numpy as np
     >>> float(xn.roc_auc(np.asarray([[0.9], [0.4], [0.6]]), [1, 0, 0]))

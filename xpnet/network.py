@@ -16,16 +16,16 @@ from .training.probe import Probe
 
 
 class Sequential(Placed):
-    """A network: layers one after another; a layer itself. `layers` is the tuple of them.
+    """A network: a chain of layers, and a layer itself. `layers` is the tuple of its layers.
 
-    Layers that have their arrays bring them along: `Sequential(*net.layers[:-1])` is the network up to its last layer,
-    ready to use, and shares its arrays.
+    Layers keep the arrays they have: `Sequential(*net.layers[:-1])` is the network without its last layer, ready to
+    use, and shares its arrays.
 
     forward:   x₀ = x,  x_{i+1} = layer_i(x_i)          backward:  dx_i = backward_i(dx_{i+1}), the chain rule
 
-    Names of parameters and statistics: the layer's number, a dot, its own name: "0.weight", "1.gamma", "1.mean".
-    Raises TypeError for what is no layer, ValueError for layers whose sizes do not chain, and for a layer with arrays
-    given twice.
+    The name of a parameter or statistic has the layer's number in front: "0.weight", "1.gamma", "1.mean". Raises
+    TypeError for anything but layers, and ValueError for layers whose sizes do not fit one another or a layer with
+    arrays that is given twice.
 
     >>> net = xn.Sequential(xn.Dense(64, 32), xn.ReLU(), xn.Dense(32, 10)).initialize(seed=0)
     >>> net.parameter_count, net.params["0.weight"].shape
@@ -37,11 +37,11 @@ class Sequential(Placed):
         return self.predict(x)
 
     def predict(self, x: Any, batch_size: int | None = None) -> Array:
-        """The outputs (n, outputs) for x (n, features), NumPy's or the backend's own; they stay on the backend.
+        """The outputs (n, outputs) for x (n, features), an array of NumPy or of the backend, where the outputs stay.
 
-        With `batch_size`, that many rows at a time; without, all at once, or where x is large and memory-mapped or of
-        integers, in blocks. x may be a source, as in `fit`, of (x, y) or of x alone. Raises ValueError or TypeError for
-        an x it cannot take.
+        It computes `batch_size` rows at a time or, without it, all at once; an x that is large and memory-mapped or of
+        integers goes in blocks. x may be a source, as in `fit`, of (x, y) or of x alone. Raises ValueError or TypeError
+        for an unsuitable x.
 
         >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
         >>> net.predict([[1.0, 2.0]]).shape
@@ -57,11 +57,10 @@ class Sequential(Placed):
     def value_and_grad(
         self, x: Any, y: Any, loss: Loss, sample_weight: Any = None, l2: float = 0.0
     ) -> tuple[Array, dict[str, Array]]:
-        """The loss in training mode, 0-d, and its derivative by every parameter, {name: array}; nothing is assigned.
+        """The loss in training mode, a 0-d array, and its gradients, {name: array}; the network is not changed.
 
-        `sample_weight` and `l2` as in `fit`. Raises ValueError or TypeError for what it cannot take.
-
-        `x`, `y` and `loss` as in `fit`.
+        The arguments are those of `fit`: `x`, `y`, `loss`, `sample_weight` and `l2`. Raises ValueError or TypeError
+        for unsuitable ones.
 
         >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
         >>> x, y = [[1.0, 2.0], [3.0, 4.0]], [0, 2]
@@ -84,12 +83,10 @@ class Sequential(Placed):
             return value, grads
 
     def explain(self, x: Any, y: Any, loss: Loss) -> Explanation:
-        """A forward and a backward pass in training mode, with the output of every layer, every gradient, and their
-        formulas; print it, show it in a notebook, or `plot` it. Nothing of the network changes.
+        """A forward and a backward pass in training mode: every layer's output, every gradient, and their formulas.
 
-        The gradients are those of `value_and_grad`. Raises ValueError or TypeError for what it cannot take.
-
-        `x`, `y` and `loss` as in `fit`.
+        Print the result, show it in a notebook, or `plot` it. The network is not changed. The gradients are those of
+        `value_and_grad`. `x`, `y` and `loss` are as in `fit`. Raises ValueError or TypeError for unsuitable ones.
 
         >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
         >>> x, y = [[1.0, 2.0], [3.0, 4.0]], [0, 2]
@@ -113,11 +110,10 @@ class Sequential(Placed):
     evaluate = evaluate
 
     def save(self, path: Path) -> None:
-        """Write architecture, parameters and statistics to a safetensors file; `xpnet.load` reads it.
+        """Write architecture, parameters and statistics to the safetensors file `path`, which `xpnet.load` reads.
 
-        Whole or not at all. Raises OSError where it cannot be written, TypeError for layers that JSON cannot describe.
-
-        `path` is the file's.
+        The file is written completely or not at all. Raises OSError if it cannot be written, TypeError for layers whose
+        settings JSON cannot hold.
 
         >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
         >>> net.save("net.safetensors")

@@ -23,16 +23,14 @@ def load(
     path: Path, backend: str | Backend | None = None, device: Any = None,
     custom_layers: Iterable[type[Layer]] | None = None,
 ) -> Sequential:  # fmt: skip
-    """Load the network in a file that `save` or a `Checkpoint` wrote, onto `backend`.
+    """Load the network in the file at `path`, which `save` or a `Checkpoint` wrote, onto `backend` and `device`.
 
-    Layers are of this package or of `custom_layers`, a list of classes; nothing that a file names is imported. Shapes
-    of arrays are checked against the layers' settings before memory is taken for them. A custom class is constructed
-    with the settings or layers in the file and, unless it defines `param_shapes`, makes its initial parameters once:
-    if files come from strangers, it should check its settings.
+    Layers are those of this package and the classes in `custom_layers`; nothing that a file names is imported. Shapes
+    of arrays are checked against the layers' settings before memory is allocated. A custom class is constructed with
+    the settings or layers in the file and, unless it defines `param_shapes`, draws its initial parameters once. If
+    files come from strangers, it should check its settings.
 
-    Raises FormatError for anything but a sound model file, OSError if it cannot be read.
-
-    `path` is the file's, `device` that of `get_backend`.
+    Raises FormatError for anything but a sound model file, OSError if it cannot be read, and what `get_backend` raises.
 
     >>> xn.Sequential(xn.Dense(2, 3), xn.ReLU()).initialize(seed=0).save("net.safetensors")
     >>> xn.load("net.safetensors")

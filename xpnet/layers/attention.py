@@ -20,7 +20,7 @@ BLOCK_OF_DEVICES = 2**24  # the same where each call launches a kernel
 
 
 class MultiHeadAttention(Layer):
-    """Each position takes from all positions, or if `causal` from those up to itself: self-attention.
+    """Self-attention: each position attends to all positions or, if `causal`, to those up to itself.
 
     forward:   [Q K V] = x Wᵢ + bᵢ          (N, T, 3 D), of which each head has d columns of Q, of K and of V:
                S = Q Kᵀ / √d                (N, h, T, T), -∞ above the diagonal if causal

@@ -55,24 +55,24 @@ class Collected:
 
 
 class Layer(Configured, ABC):
-    """The base of every layer. Your own needs `forward` and `backward`, and those of the rest that it has a use for.
+    """The base of every layer. Your own defines `forward` and `backward`, and of the other methods those it needs.
 
-    A layer holds `params` and `state` (dicts of arrays), its settings, and layers within it. A call never changes it:
-    what backward needs travels in the cache, and only training assigns new parameters and statistics. Settings are kept
-    under their constructor arguments' names; `repr`, saving and copying rely on it. `trainable = False` freezes it: its
-    parameters stay as they are, and the gradient passes on.
+    A layer holds `params` and `state` (dicts of arrays), its settings, and the layers within it. A call never changes
+    it: the cache carries what backward needs, and only training assigns new parameters and statistics. Keep settings
+    under the names of the constructor's arguments; `repr`, saving and copying rely on it. `trainable = False` freezes
+    the layer: its parameters stay as they are, and the gradient still flows through it.
 
-    A layer may hold layers instead of arrays, as attributes, alone or in a list, tuple or dict. Its `params` and
-    `state` are then theirs, under the attribute's name: "attention.weight", "blocks.0.gamma". Its forward and backward
-    call theirs, and `prefixed` names their gradients, or in `next_state` their statistics:
+    A layer may hold other layers instead of arrays, as attributes, alone or in a list, tuple or dict. Its `params` and
+    `state` are then those of these layers, named after the attributes: "attention.weight", "blocks.0.gamma". Its
+    forward and backward call theirs, and `prefixed` names their gradients or, in `next_state`, their statistics:
 
         def backward(self, dy, cache):
             dx, grads = self.dense.backward(dy, cache)
             return dx + dy, self.prefixed(dense=grads)
 
-    A first layer that looks up numbers, such as those of words, says `takes = "integers"`: its x is of the library's
-    default integers rather than of the network's dtype, and its backward gives None for dx. Its `vocabulary` is how
-    many there are, from 0: others are refused.
+    A first layer that takes ids, such as those of words, sets `takes = "integers"`: its x has the library's default
+    integer dtype instead of the network's dtype, and its backward returns None for dx. If it sets `vocabulary`, the
+    number of ids counted from 0, other ids are refused.
 
     >>> class Square(xn.Layer):
     ...     def forward(self, x, training=False):

@@ -15,7 +15,7 @@ class Residual(Chain):
     forward:   y = x + f(x)
     backward:  dx = dy + f'(x)ᵀ dy,  the layers' gradients from dy
 
-    Raises ValueError where f gives another shape than it takes.
+    Raises ValueError if f changes the shape.
 
     >>> block = xn.Residual(xn.LayerNorm(16), xn.Dense(16, 64), xn.GELU(), xn.Dense(64, 16))
     >>> block.output_shape(("N", 10, 16))
@@ -56,13 +56,13 @@ class Residual(Chain):
 
 
 class Branches(Container):
-    """Layers that are each given x, and whose outputs are merged. A branch of several layers is a Sequential.
+    """Layers side by side: each is given x, and their outputs are merged. Use a Sequential for a branch of several.
 
     merge="add":     y = Σ_i f_i(x)                     dx = Σ_i f_i'(x)ᵀ dy
     merge="concat":  y = [f_0(x), f_1(x), ...]          dx = Σ_i f_i'(x)ᵀ dy_i, dy_i the part of dy that f_i gave
 
-    The outputs lie side by side along `axis`. Raises ValueError for another merge, for no layers, for outputs whose
-    shapes do not fit, and for an axis that they have not.
+    "concat" joins the outputs along `axis`. Raises ValueError for any other `merge`, without layers, for outputs whose
+    shapes do not fit, and for an axis that they do not have.
 
     >>> xn.Branches(xn.Dense(4, 3), xn.Dense(4, 5), merge="concat").output_shape(("N", 4))
     ('N', 8)

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Dense(Layer):
-    """y = x W + b.
+    """A fully connected layer.
 
     forward:   y  = x W + b             (N, ..., H)
     backward:  dW = Σ xᵀ dy             (D, H)
                db = Σ dy                (H,)
                dx = dy Wᵀ               (N, ..., D)
 
-    x (N, ..., D), weight W (D, H), bias b (H,). The sums are over all positions, of x (N, T, D) over N and T.
+    x (N, ..., D), weight W (D, H), bias b (H,). The sums are over all positions: for x (N, T, D) over N and T.
     `initializer` names the function of `xpnet.initializers` that draws W:
     "fan_in_uniform", "glorot_uniform", "he_normal", ...; b starts at zero. `trainable=False` freezes both.
     Source: Rumelhart, Hinton & Williams 1986, eqs. 1 and 4 to 7.

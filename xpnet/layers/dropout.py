@@ -23,7 +23,7 @@ class Dropout(Layer):
 
     The mask m is a pure function of the state `key` (2,) int32: a number drawn at `initialize` and the count of calls,
     which training counts up. So a call changes nothing, a step can be repeated, and every backend drops the same
-    entries. So do processes that share a batch: of a row counts its number in the whole batch.
+    entries. Processes that share a batch drop them, too, since a row's number in the whole batch is what counts.
     Source: Srivastava et al. 2014, section 10 (the scaling moved to training).
 
     Raises ValueError unless `rate` is in [0, 1).

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class Embedding(Layer):
-    """A vector for each id from 0 to V - 1, V the `vocabulary`: a Dense layer on one-hot rows, without the rows.
+    """A vector for each id from 0 to V - 1, where V is `vocabulary`: a Dense layer on one-hot rows that are never made.
 
     forward:   y  = W[x]                                (N, ..., D)
     backward:  dW[i] = Σ dy over all places of id i     (V, D)
 
     x (N, ...) of integers, weight W (V, D), which starts standard normal. There is no dx.
 
-    Raises TypeError for an x that is not of integers, ValueError with its place for an id outside: `fit`, `predict` and
-    `evaluate` look before they start. `forward` itself looks where that does not wait for a device; elsewhere, and
-    within `jax.jit`, the vector of an id outside is NaN, on every library.
+    Raises TypeError for an x that is not of integers, and ValueError, with the position, for an id outside of the
+    vocabulary: `fit`, `predict` and `evaluate` check before they start. `forward` itself checks only if this does not
+    wait for a device; elsewhere, and within `jax.jit`, the vector of such an id is NaN, on every library.
     Source: Bengio et al. 2003, section 2.
 
     `features` is D.

@@ -35,7 +35,7 @@ class BatchNorm(Layer):
 
     State: `mean` and `var`, momentum · old + (1 - momentum) · the batch's. The first batch sets them: a mean of exactly
     0 with a variance of exactly 1 in every feature, which is what they hold before it, counts as no batch seen.
-    Training raises ValueError for a batch with one entry a feature, whose variance says nothing.
+    Training raises ValueError for a batch with a single entry a feature, which has no variance.
     Source: Ioffe & Szegedy 2015, algorithm 1 and the equations below it.
 
     `features` is C. Raises ValueError for an x with another.

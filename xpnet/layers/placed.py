@@ -83,7 +83,7 @@ class Placed(Chain):
             self.assign_state(state)
 
     def set_params(self, params: Mapping[str, Any]) -> None:
-        """Copy in all parameters, NumPy arrays welcome: exactly the names and shapes of `params`, finite.
+        """Copy in all parameters: finite arrays, NumPy's or the backend's, with the names and shapes of `params`.
 
         Raises ValueError or TypeError otherwise, and has then changed nothing.
 
@@ -95,11 +95,9 @@ class Placed(Chain):
         self.assign_params(self._checked("set_params", params, self.params))
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Copy in all running statistics, as `set_params` does the parameters.
+        """Copy in all running statistics, the arrays by name in `state`, as `set_params` does with the parameters.
 
-        Raises ValueError, too, for a negative variance, and for a counter that is not a whole number in its range.
-
-        `state` are the arrays by name.
+        Also raises ValueError for a negative variance, and for a counter that is not a whole number in its range.
 
         >>> net = xn.Sequential(xn.BatchNorm(2)).initialize()
         >>> net.set_state({"0.mean": [1, 2], "0.var": [3, 4]})
@@ -145,11 +143,11 @@ class Placed(Chain):
         return sum(count(layer) for _, layer in self.leaves())
 
     def summary(self, input_shape: Sequence[int] | None = None) -> str:
-        """A text table: each layer with its settings, the shape it gives, its parameters.
+        """A text table of the layers, with their settings, output shapes and numbers of parameters.
 
-        `input_shape` is that of a row of x, without the batch, such as (3, 32, 32): of a network that takes several,
-        the shapes are then known. In a narrow terminal, long settings go over several lines. Raises ValueError for a
-        shape that it cannot take.
+        `input_shape` is the shape of a row of x, without the batch, such as (3, 32, 32). Give it for a network that
+        takes several, whose output shapes are not known otherwise. In a narrow terminal, long settings take several
+        lines. Raises ValueError for a shape that the network cannot take.
 
         >>> xn.Sequential(xn.Dense(64, 10), xn.ReLU()).summary()
            layer          output shape  parameters
@@ -238,19 +236,20 @@ class Placed(Chain):
         device: Any = None,
         fresh: bool = False,
     ) -> Self:
-        """Draw the parameters that the layers have not yet, and place them: returns the network.
+        """Draw the parameters of layers that have none yet, place them on a backend, and return the network.
 
-        `backend` is a name for `get_backend` (None: what `use_backend` says), `dtype` "float32" or "float64". The
-        numbers are drawn on the host in float64: one `seed` gives the same network on every backend, and the same order
-        of rows in `fit`; None gives another each time. `device` is the backend's own name for one, such as "cuda:1".
+        `backend` is a name that `get_backend` takes (None: the default of `use_backend`), `dtype` is "float32" or
+        "float64", and `device` is a device in the backend's own terms, such as "cuda:1". The numbers are drawn on the
+        host in float64: the same `seed` gives the same network on every backend, and the same order of rows in `fit`.
+        With None they differ each time.
 
-        Layers that have parameters keep them where they are, and the others are placed there too, as in
-        `Sequential(*net.layers[:-1], Dense(16, 5)).initialize()`, a new head on a trained trunk. Where all have some,
-        they are drawn anew if nothing was trained, loaded or set since they were drawn. `fresh=True` draws all anew in
-        any case, also for other networks that share these layers: `net.clone().initialize(fresh=True)` spares them.
+        Layers that have parameters keep them where they are, and the others join them there. This puts a new head on
+        a trained trunk: `Sequential(*net.layers[:-1], Dense(16, 5)).initialize()`. If all layers have parameters, they
+        are drawn anew provided that nothing was trained, loaded or set since. `fresh=True` draws them anew in any case,
+        also for other networks that share these layers; `net.clone().initialize(fresh=True)` spares those.
 
-        Raises RuntimeError where training would be lost, BackendUnavailableError where there is no such backend or
-        device, ValueError for other wrong arguments.
+        Raises RuntimeError if training would be lost, BackendUnavailableError if there is no such backend or device,
+        and ValueError for other wrong arguments.
 
         >>> net = xn.Sequential(xn.Dense(2, 3)).initialize("numpy", dtype="float64", seed=0)
         >>> net.params["0.weight"].dtype
@@ -298,12 +297,10 @@ class Placed(Chain):
         return place, own or dtype
 
     def to(self, backend: str | Backend, device: Any = None, dtype: object = None) -> Self:
-        """Move parameters and statistics, all of them or, on an error, none: returns the network.
+        """Move parameters and statistics to a backend, and return the network. On an error, nothing is moved.
 
-        The arguments are those of `initialize`; `dtype` None keeps it.
-
-        `backend` is a name or a Backend, `device` the backend's own name for one. Raises BackendUnavailableError or
-        ValueError for one that there is not.
+        `backend` is a name or a Backend, `device` a device in its own terms. `dtype` is "float32", "float64" or None,
+        which keeps it. Raises BackendUnavailableError or ValueError for a backend or device that does not exist.
 
         >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
         >>> net.to("numpy", dtype="float64").dtype

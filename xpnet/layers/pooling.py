@@ -106,7 +106,7 @@ class MaxPool1d(MaxPool):
     `padding` is a number below the kernel's size, "valid" for 0, or "same": ceil(L / stride) outputs. Raises ValueError
     for an x shorter than the kernel. Source: Ranzato et al. 2007, section 2.
 
-    `kernel_size` is the window's.
+    `kernel_size` is the size of the window.
 
     >>> xn.MaxPool1d(2).output_shape(("N", 3, 8))
     ('N', 3, 4)
@@ -125,7 +125,7 @@ class MaxPool2d(MaxPool):
     and width. `padding` is below the kernel's size, "valid" for 0, or "same": ceil(size / stride) outputs. Raises
     ValueError for an x smaller with its padding than the kernel. Source: Ranzato et al. 2007, section 2.
 
-    `kernel_size` is the window's.
+    `kernel_size` is the size of the window.
 
     >>> xn.MaxPool2d(3, stride=2, padding=1).output_shape(("N", 3, 8, 8))
     ('N', 3, 4, 4)

@@ -21,15 +21,14 @@ THRESHOLDS = {"logits": 0.0, "probabilities": 0.5}
 
 
 class Loss(Adjustable, ABC):
-    """The base: `loss(prediction, target)` is the value, `value_and_grad` adds its derivative.
+    """The base of losses: `loss(prediction, target)` gives the value, `value_and_grad` the value and its derivative.
 
-    Predictions are (N, ..., K).
+    Predictions are (N, ..., K). `reduction="sum"` adds up every element; "mean" divides the sum by the number of what
+    `mean_over` names.
 
-    `reduction="sum"` adds up every element, "mean" divides that by what `mean_over` says.
-
-    A subclass writes `terms`, which may trust its arguments: they are floating arrays of one shape, that of the
-    network's outputs in training.
-    Targets of another form or with impossible values raise ValueError or TypeError before it is called.
+    A subclass defines `terms`, which need not check its arguments: they are floating arrays of the same shape, that of
+    the network's outputs in training. Targets of another form or with impossible values raise ValueError or TypeError
+    before it is called.
 
     >>> class Quartic(xn.Loss):
     ...     def terms(self, prediction, target):
@@ -214,11 +213,11 @@ class SoftmaxCrossEntropy(ClassLoss):
 
     `label_smoothing` ε takes t' = (1 - ε) t + ε / K in place of t. Source: Szegedy et al. 2016, section 7.
 
-    Positions whose class is `ignore`, such as the -100 or 0 that fills up shorter sequences, count for nothing: their
-    loss and derivative are 0, "mean" is over the others of the batch, and 0 where there are none (PyTorch's is NaN).
-    Weights multiply the terms of the others, and in `fit` their own mean stays that over all; an epoch's loss weighs
-    its batches by their rows. Metrics of classes leave these positions out; of the target as the loss encodes it, which
-    other metrics are given, their rows are 0.
+    Positions whose class is `ignore`, such as the -100 or 0 that pads shorter sequences, do not count: their loss and
+    derivative are 0, and "mean" averages over the others of the batch (0 if there are none, where PyTorch gives NaN).
+    Sample weights multiply the terms of the others; in `fit` they are still divided by their mean over all positions,
+    and an epoch's loss weighs its batches by their rows. Metrics of classes leave these positions out; other metrics
+    are given the target as the loss encodes it, in which their rows are 0.
 
     >>> import numpy as np
     >>> float(xn.SoftmaxCrossEntropy()(np.asarray([[0.0, 0.0]]), np.asarray([1])))

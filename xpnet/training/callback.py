@@ -8,22 +8,22 @@ from .run import Run
 
 
 class Callback:
-    """Five hooks that do nothing: write those you need. Each is given the run, an `xpnet.training.run.Run`.
+    """The base of callbacks: five hooks that do nothing, of which yours overrides those it needs.
 
-    It has `net` as trained so far, `epoch`, `step` and `history`; `run.history.record({"mine": 1.0})` adds a measure.
+    Each hook is given the run, an `xpnet.training.run.Run`. It has `net` as trained so far, `epoch`, `step` and
+    `history`, and the data and loss of the training: `run.x`, `run.y` and `run.loss`.
+    `run.history.record({"mine": 1.0})` adds a measure, `run.optimizer.learning_rate` may be set, and `run.stop = True`
+    ends the training after the current epoch.
 
-    Setting `run.stop = True` ends the training after the current epoch; `run.optimizer.learning_rate` may be set, and
-    `run.x`, `run.y` and `run.loss` are what it trains on.
+    For checkpoints, `memory` names the attributes that a callback carries from hook to hook: numbers, strings, None,
+    arrays, or lists, tuples and dicts by name of these. A resumed run calls `train_begin` and then restores them, as it
+    does the optimizer's settings. In the middle of an epoch it continues with the next step, without another
+    `epoch_begin`.
 
-    One that remembers something from hook to hook names it in `memory`, for checkpoints: attributes that hold numbers,
-    strings, None, arrays, or lists, tuples and dicts by name of these. A resumed run calls `train_begin` and then gives
-    them back, as it does the optimizer's settings; in the middle of an epoch it goes on with the next step, without a
-    second `epoch_begin`.
-
-    Before `epoch_end` the host waits for a GPU, since the epoch's loss is in the history then; `run.losses`,
-    the losses of its last 1,000 steps, `run.finite` and numbers taken from `run.net` wait as well, the other hooks do
-    not. In a full-batch run, of one step an epoch, a callback with `epoch_begin` or `epoch_end` so has each step waited
-    for. Where there is none, a GPU is given up to 32 epochs at a time, and what `step_end` sees of the history is that
+    The host waits for a GPU before `epoch_end`, since the epoch's loss is then in the history. Reading `run.losses`
+    (the losses of the last 1,000 steps), `run.finite` or numbers of `run.net` waits as well; the other hooks do not. In
+    a full-batch run, with one step an epoch, a callback with `epoch_begin` or `epoch_end` therefore makes the host wait
+    for every step. Without one, a GPU is given up to 32 epochs at a time, and the history that `step_end` sees is as
     far behind.
 
     >>> class Print(xn.Callback):

@@ -29,10 +29,10 @@ def evaluate(
 ) -> dict[str, float]:
     """The loss and the metrics (as in `fit`) of the outputs for x: {"loss": ..., "accuracy": ...}.
 
-    With `batch_size`, that many rows at a time; without, all at once, or where x is large and memory-mapped or of
-    integers, in blocks. x may be a source, as in `fit`, and y is then left out: its outputs and targets, not its x, are
-    held as a whole, and weights are not used. Raises ValueError or TypeError for what it cannot take, outputs outside
-    [0, 1] for a loss of probabilities among them.
+    It computes `batch_size` rows at a time or, without it, all at once; an x that is large and memory-mapped or of
+    integers goes in blocks. x may be a source, as in `fit`, without a y: the outputs and targets of all rows are then
+    held in memory, but not x, and weights are not used. Raises ValueError or TypeError for unsuitable arguments, and
+    for outputs outside [0, 1] with a loss of probabilities.
 
     >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
     >>> x, y = [[1.0, 2.0], [3.0, 4.0]], [0, 2]

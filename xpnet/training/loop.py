@@ -59,53 +59,55 @@ def fit(
     comm: Any = None,
     shards: int | None = None,
 ) -> History:
-    """Train on x (n, features), or of more axes, and targets y (n, ...), NumPy's or the backend's own; returns the
-    history. Large memory-mapped files and arrays of integers are never copied as a whole: each batch is cast.
+    """Train on x (n, features) or of more axes, and targets y (n, ...), and return the history.
 
-    In their place x may be a source, and y is then left out. One of rows has a length, and `source[rows]` gives (x, y)
-    or (x, y, weight) for a slice or an array of increasing row numbers: `xn.data.ArraySource` makes one of anything
-    that is indexed so. Any other iterable gives batches, (x, y) or (x, y, weight), in its own sizes and order: a list,
-    a PyTorch DataLoader, a class with an `__iter__` that begins anew in each epoch, or for one epoch a generator. A
-    thread reads `prefetch` batches ahead (0: none does). The numbers are to the bit those of the same arrays; weights
-    of batches are divided by their mean over all rows, for which a source is gone through once more before the first
-    step, unless it has that mean as `mean_weight`. Where an iterable has no length, `run.stop` ends an epoch at once.
+    x and y are arrays of NumPy or of the backend. Large memory-mapped files and arrays of integers are never copied as
+    a whole: each batch is cast.
 
-    Each epoch goes through all rows, shuffled unless `shuffle=False`, in batches of `batch_size` (None: all at once),
-    the last one smaller where they do not divide. The random order continues from call to call, from `initialize`'s
-    seed; the optimizer starts afresh, or from `slots`, an earlier history's.
+    Instead of both, x may be a source. A source of rows has a length, and `source[rows]` gives (x, y) or (x, y, weight)
+    for a slice or an array of increasing row numbers; `xn.data.ArraySource` makes one of anything that can be indexed
+    this way. Any other iterable gives batches (x, y) or (x, y, weight), in its own sizes and order: a list, a PyTorch
+    DataLoader, a class whose `__iter__` starts anew in each epoch, or a generator for a single epoch. A thread reads
+    `prefetch` batches ahead (0: no thread). The numbers are those of the same arrays in memory, to the bit. Weights of
+    batches are divided by their mean over all rows; to find it, a source without a `mean_weight` is read once more
+    before the first step. If an iterable has no length, `run.stop` ends an epoch at once.
 
-    `validation_data` (x, y) is evaluated after each epoch with the loss and `metrics`: a list of those in `xn.metrics`,
-    by name or as functions, or a dict {name: one of these, or a function of your own}. The library's know from the loss
-    what outputs and targets mean; yours is called with (prediction, target), the target as the loss encodes it (classes
-    as one-hot rows), and gives one number. None means accuracy, where the loss is of classes.
+    Each epoch goes through all rows, shuffled unless `shuffle=False`, in batches of `batch_size` (None: all at once);
+    the last batch may be smaller. The random order starts from `initialize`'s seed and continues from call to call. The
+    optimizer starts afresh, or from the `slots` of an earlier history.
+
+    `validation_data` (x, y) is evaluated after each epoch with the loss and `metrics`: a list of names or functions of
+    `xn.metrics`, or a dict {name: one of these, or a function of your own}. Those of `xn.metrics` learn from the loss
+    what outputs and targets mean. Yours is called with (prediction, target), where the target is as the loss encodes it
+    (classes as one-hot rows), and returns one number. None means accuracy if the loss is one of classes.
 
     `sample_weight`, numbers of at least 0, weights the rows (n,) or their positions (n, ...), and `l2` adds a
     penalty on the trained parameters W with two axes or more (weights, not biases or gammas): scikit-learn's alpha.
-    With a loss of reduction "mean" a batch of N rows has (Σ w L + l2/2 Σ W²) / N, where the weights w are divided
-    by their mean over all n rows; with "sum" Σ w L + l2/2 Σ W², the weights as given. Both are in the history's
-    loss. Validation has neither.
+    With a loss of reduction "mean", the loss of a batch of N rows is (Σ w L + l2/2 Σ W²) / N, where the weights w are
+    divided by their mean over all n rows; with "sum" it is Σ w L + l2/2 Σ W², with the weights as given. The history's
+    loss includes both, the validation loss neither.
 
-    `callbacks` are called in their order; `progress` shows a bar, or lines where the output is a file. A GPU is waited
-    for at an epoch's end alone. Full-batch epochs (`batch_size=None`) go there several at a time, for about 0.1 s,
-    unless there is `validation_data`, `checkpoint` or a callback with a hook for each epoch: see `Callback`.
-    `checkpoint` saves the run's whole state as it goes, and `resume=True` goes on from there as if nothing had
-    happened: see `Checkpoint`.
+    `callbacks` are called in the given order. `progress` shows a bar, or prints lines if the output is a file. The host
+    waits for a GPU only at the end of an epoch. Full-batch epochs (`batch_size=None`) are queued several at a time, for
+    about 0.1 s, unless there is `validation_data`, `checkpoint` or a callback with a hook for each epoch: see
+    `Callback`. `checkpoint` saves the whole state of the run as it goes, and `resume=True` continues from there as if
+    there had been no interruption: see `Checkpoint`.
 
-    With `comm`, a communicator of mpi4py's such as MPI.COMM_WORLD or CuPy's NCCLBackend, its processes train together.
-    All of them call `fit` with the same network, data, as arrays or sources, and settings; each takes its share of
-    every batch's rows, and all end with the same history and network, which is what one process makes of it, to within
-    rounding. Parameters, statistics and the random order start as the first process has them. It alone calls the
-    callbacks, takes the metrics, shows progress and has the files; a checkpoint resumes on any number of processes.
-    Where each has a part of the data for itself, x is `xn.data.Shard(source)`. A loss must derive from `xn.Loss`; a
-    layer of your own that adds up over the batch does so by `xpnet.common.share.whole`. Where the backend has kernels,
-    all layers but BatchNorm run in them. If one process fails, all of them end.
+    With `comm`, a communicator of mpi4py such as MPI.COMM_WORLD or CuPy's NCCLBackend, its processes train together.
+    All of them call `fit` with the same network, data (arrays or sources) and settings. Each takes its share of every
+    batch's rows, and all end with the same history and network as one process alone, to within rounding. Parameters,
+    statistics and the random order start as in the first process. It alone calls the callbacks, computes the metrics,
+    shows progress and writes files; a checkpoint resumes on any number of processes. If each process has its own part
+    of the data, x is `xn.data.Shard(source)`. A loss must derive from `xn.Loss`; a layer of your own that sums over the
+    batch does so by `xpnet.common.share.whole`. If the backend has kernels, all layers but BatchNorm run in them. If
+    one process fails, all of them end.
 
-    `shards`, a power of 2, cuts every batch into so many blocks of rows, which are gone through by themselves and added
-    up in a fixed order, in one process or divided among several. 1, 2, 4 and 8 processes then give the same bits with
-    shards=8, where BLAS has one thread. Layers then run their plain code, without kernels.
+    `shards`, a power of 2, cuts every batch into that many blocks of rows, which are computed separately and added up
+    in a fixed order, in one process or divided among several. With shards=8, 1, 2, 4 and 8 processes then give the same
+    bits if BLAS has one thread. Layers then run their plain code, without kernels.
 
     Ctrl-C ends the training after the current step, and `fit` returns; a second one raises KeyboardInterrupt at once.
-    Raises ValueError or TypeError for what it cannot train on, before the first step, RuntimeError for a network that
+    Raises ValueError or TypeError for unsuitable arguments before the first step, RuntimeError for a network that
     another `fit` is training, ValueError at the first batch with outputs outside [0, 1] for a loss of probabilities,
     and DivergenceError when the loss or a gradient stops being finite. The network keeps the last sound parameters.
     Warns of a loss of logits on a network that ends in Softmax or Sigmoid.
