@@ -218,7 +218,7 @@ ZOO = [None, True, -5, 2**70, -1.0, 1e300, "\x1b[31m" * 999, [], [1], {}, {"valu
 MAY_BE = r"""(?x)  # what a run may have come to, and what nothing depends on
     callbacks\.\d\.(best(=\{'value':\ 3\}|\.value=(-?[\d.e+]+|None))|best_(params|state)\.dict=\{\}|sound\.value=True)
     |callbacks\.\d\.(best_epoch|wait|cooling)(=\{'value':\ 3\}|\.value=\d+)
-    |history\.dict(=\{\}|\.\w+=left\ out) |loss=-?[\d.e+]+
+    |history\.dict(=\{\}|\.\w+=left\ out) |loss=-?[\d.e+]+ |begins=.*
     |optimizer\.(clip_norm|clip_value|learning_rate|weight_decay)(=\{'value':\ 3\}|\.value=([\d.e+]+|None))
     |rng\.state\.(state|inc)=\d+ |slots\.dict\.step=\{'value':\ 3\} |stopped=True |seconds=1e\+300 |xpnet=.*
     |threads=\{('value':\ 3)?\} |threads\.\w+=left\ out

@@ -657,6 +657,21 @@ def test_a_resumed_run_has_the_order_of_its_epoch(strict_lib, data, tmp_path):
     assert trained(strict_lib, source(), resume=True, **how) == expected
 
 
+def test_a_run_that_goes_on_in_an_epoch_of_another_order_is_warned_of(strict_lib, data, tmp_path):
+    class Shuffles(Batches):
+        def __iter__(self):
+            batches = list(super().__iter__())
+            yield from batches[self.first :] + batches[: self.first]
+
+    source, how = Shuffles(*data[:2]), {"checkpoint": xn.Checkpoint(tmp_path, every=1)}
+    source.first = 0
+    with pytest.raises(StopError):
+        trained(strict_lib, source, callbacks=[StopAt(7)], **how)
+    source.first = 1
+    with pytest.warns(RuntimeWarning, match="a Shuffles gives other batches than it did before .* in epoch 2, whose"):
+        trained(strict_lib, source, resume=True, **how)
+
+
 @pytest.mark.numpy_only
 def test_a_stream_holds_few_of_its_batches(strict_lib):
     made, alive = [], []

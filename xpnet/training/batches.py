@@ -110,6 +110,8 @@ class Feed(ABC):
     steps: int | None
     rows: int | None = None
     epoch = 0  # that of the run which `batches` begins with
+    begins = ""  # a digest of the epoch's first batch, of a stream
+    begun = ""  # that of an epoch which was begun before the run was resumed
     last = 0  # the number, of the batches in the epochs under way, of the next after which the host waits for a device
 
     def batches(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:

@@ -42,8 +42,8 @@ ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in a repr: differs between proces
 TEXT = 2**15  # characters of JSON for one attribute in a callback's memory: together they must fit into a header
 CODED = {"network", "loss", "optimizer", "metrics"}  # may contain the user's code, on which the run depends as well
 KEYS = {  # of `training` in the metadata
-    "xpnet", "facts", "epoch", "step", "done", "loss", "rows", "stopped", "seconds", "threads", "optimizer", "rng",
-    "slots", "history", "callbacks",
+    "xpnet", "facts", "epoch", "step", "done", "loss", "rows", "begins", "stopped", "seconds", "threads", "optimizer",
+    "rng", "slots", "history", "callbacks",
 }  # fmt: skip
 
 
@@ -170,11 +170,11 @@ class Checkpoint(Configured, Callback):
         with contextlib.suppress(TypeError):  # a network that JSON cannot describe can be resumed, not loaded
             metadata = metadata_of(net, run.rng)
         arrays["training.losses"] = run.losses
-        done, loss, rows = run.under_way
+        done, loss, rows, begins = run.under_way
         measures = {k: [v if isinstance(v, int | float) else float(v) for v in values] for k, values in history.items()}
         training = {
             "xpnet": __version__, "facts": self._facts, "epoch": run.epoch, "step": run.step,
-            "done": done, "loss": loss, "rows": rows, "stopped": run.stopped,
+            "done": done, "loss": loss, "rows": rows, "begins": begins, "stopped": run.stopped,
             "seconds": history.seconds, "threads": threads(),
             "optimizer": {k: self.setting(v) for k, v in settings_of(run.optimizer).items()},
             "rng": run.rng_before or run.rng.bit_generator.state,
@@ -261,7 +261,9 @@ class Saved:
         self.done, rows = (count(name, saved[name]) for name in ("done", "rows"))
         if type(saved["loss"]) is not float or not math.isfinite(saved["loss"]):
             raise ValueError(f"its loss is {saved['loss']!r:.80}")
-        self.under_way = self.done, saved["loss"], rows
+        if not isinstance(saved["begins"], str):
+            raise ValueError(f"its epoch begins with {saved['begins']!r:.80}")
+        self.under_way = self.done, saved["loss"], rows, saved["begins"]
         self.losses = arrays["training.losses"]
         shape = (min(self.done, RECENT),)
         if self.losses.dtype != np.float64 or self.losses.shape != shape or not np.isfinite(self.losses).all():

@@ -146,10 +146,12 @@ class Run:
         return np.array(self._losses, np.float64)
 
     @property
-    def under_way(self) -> tuple[int, float, int]:
-        """How many steps the epoch has had so far, its loss, and how many rows. Waits for the device."""
+    def under_way(self) -> tuple[int, float, int, str]:
+        """How many steps the epoch has had so far, its loss, how many rows, and what a stream began it with. Waits for
+        the device.
+        """
         self._fetch()
-        return self._done, self._epoch_loss.value, self._epoch_loss.rows
+        return self._done, self._epoch_loss.value, self._epoch_loss.rows, self._feed.begins
 
     def _fetch(self) -> None:
         """Fetch the losses of all steps to the host."""
@@ -173,11 +175,11 @@ class Run:
 
     def resume_from(
         self, epoch: int, step: int, history: History, rng_state: Any,
-        under_way: tuple[int, float, int], losses: np.ndarray,
+        under_way: tuple[int, float, int, str], losses: np.ndarray,
     ) -> None:  # fmt: skip
         """Take over the position and history of an earlier run; `under_way` and `losses` as above, of its epoch."""
         self.epoch, self.step, self.history = epoch, step, history
-        done, loss, rows = under_way
+        done, loss, rows, self._feed.begun = under_way
         self._resumed = self._done = done
         self._losses.extend(losses.tolist())
         self._epoch_loss = EpochLoss(self.loss.reduction, loss, rows)

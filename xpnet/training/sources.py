@@ -26,7 +26,9 @@ from ..losses.losses import Loss
 from . import inputs
 from .arguments import check_smallest_batch
 from .batches import GATHER, LARGE, Arrays, Batch, Feed, Group, chunks, parts_of
+from .identity import fingerprint
 
+SEEN = 64  # rows by which a batch is known
 KEPT = 32  # batches of a stream that are kept until the host has looked at what a device made of them
 
 PARTS = "x", "y", "weight"
@@ -443,11 +445,22 @@ class Stream(Feed):
         def read() -> Iterator[Batch]:
             nonlocal given
             for given, batch in numbered(reader.who, self.source, raw):
+                if given == 1:
+                    parts = reader.parts(batch, "batch 1")
+                    self.begins = ", ".join(fingerprint(on_host(part)[:SEEN]) for part in parts)
                 if given > done:
                     yield reader(batch, f"batch {given}")
 
         number, items = done, prefetched(read(), self.prefetch)
         batch, fault = next(items, None), None
+        if done and self.begun not in ("", self.begins):
+            warn(
+                f"{reader.who}: {kind_of(self.source)} gives other batches than it did before the run was cut off in "
+                f"epoch {self.epoch + 1}, whose rest may repeat some rows and miss others. To go on as if it had not "
+                "been, give the same batches in each epoch, or have a set_epoch, as xn.data.shuffled(batches) has",
+                RuntimeWarning,
+            )
+        self.begun = ""
         while batch is not None:
             following = None
             try:
