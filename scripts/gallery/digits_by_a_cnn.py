@@ -46,8 +46,8 @@ history = net.fit(
 print(f"{history['val_accuracy'][-1]:.1%} of {len(y_test)} digits right")
 
 # %% [markdown]
-# The maps of the first convolution still show the digit: its strokes by their direction. After the second one they say
-# where there is something that the last layer can tell digits by.
+# The maps of the first convolution still show the digit, with its strokes by direction. Those of the second show where
+# there is something by which the last layer tells digits apart.
 
 # %%
 shown = [int(np.flatnonzero(y_test == digit)[0]) for digit in (0, 2, 4, 7)]

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Imbalanced classes
 #
-# Of two interleaved half moons one has fifty times as many points. A network that is right for 99% of all points may
-# still miss much of the small class. Weights for the rows mend that, and a metric that does not hide it: F1.
+# One of two interleaved half moons has fifty times as many points as the other. A network that is right for 99% of all
+# points may still miss much of the small class. Sample weights correct this, and F1 is a metric that does not hide it.
 
 # %%
 import matplotlib.pyplot as plt

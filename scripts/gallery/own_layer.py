@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A layer of your own, proved
 #
-# A network of ReLUs goes on straight where its data end. Liu, Hartwig and Ueda (2020) make a network that goes on
+# Beyond its data, a network of ReLUs continues in straight lines. The Snake of Liu, Hartwig and Ueda (2020) continues
 # periodically: y = x + sin²(a x) / a, with a frequency a for each feature that is learned like a weight.
 #
 # forward: y = x + sin²(a x) / a

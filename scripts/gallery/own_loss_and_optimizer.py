@@ -1,9 +1,9 @@
 # %% [markdown]
 # # A loss and an optimizer of your own
 #
-# The quantile loss (Koenker & Bassett 1978) makes a network say not only what to expect but how far off it may be: with
-# e = t - p, L = max(q e, (q - 1) e), least where p lies above a share q of the targets. A loss is its terms and their
-# derivative with respect to the prediction.
+# With the quantile loss (Koenker & Bassett 1978) a network predicts not only what to expect but also how far off it may
+# be: L = max(q e, (q - 1) e) with e = t - p is smallest where p lies above a fraction q of the targets. A loss consists
+# of its terms and their derivative with respect to the prediction.
 
 # %%
 import matplotlib.pyplot as plt
@@ -34,8 +34,8 @@ rng = np.random.default_rng(0)
 print(xn.check_gradients(Quantiles(QUANTILES), rng.normal(size=(6, 5)), rng.normal(size=(6, 5))))
 
 # %% [markdown]
-# Lion (Chen et al. 2023) steps by the sign of a mean of gradients. An optimizer is one rule on one array; schedules of
-# the learning rate, clipping and checkpoints come with it.
+# Lion (Chen et al. 2023) steps by the sign of a running mean of gradients. An optimizer is one rule on one array;
+# learning-rate schedules, clipping and checkpoints come with the base class.
 
 
 # %%

@@ -71,7 +71,7 @@ schedule = xn.WarmUp(xn.CosineDecay(0.004, STEPS), 20)
 net.fit(Pieces(), loss=xn.SoftmaxCrossEntropy(), optimizer=xn.AdamW(schedule), callbacks=[losses], progress=True)
 
 # %% [markdown]
-# The network writes on, each time drawing the next character from the probabilities that it gives.
+# The network continues a text by drawing one character after another from the probabilities that it gives.
 
 # %%
 rng, written = np.random.default_rng(0), list(ids[:CONTEXT])
@@ -81,7 +81,7 @@ for _ in range(200):
 print("".join(alphabet[i] for i in written))
 
 # %% [markdown]
-# From which characters does a character take what it needs? Each row of a map adds up to 1: the darker, the more.
+# To which earlier characters does each character attend? Each row of a map adds up to 1; darker means more.
 
 # %%
 phrase = "a function is called with the arg"[:CONTEXT]

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # One model on three backends
 #
-# The same lines train on NumPy, PyTorch, JAX and CuPy, from the same initial weights and with the same batches. What is
-# left between them is the rounding of float32, which `xn.compare_backends` measures step by step.
+# The same lines train on NumPy, PyTorch, JAX and CuPy, from the same initial weights and with the same batches. They
+# differ only by the rounding of float32, which `xn.compare_backends` measures step by step.
 
 # %%
 import matplotlib.pyplot as plt

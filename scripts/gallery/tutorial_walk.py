@@ -31,8 +31,8 @@ explanation = net.explain(x[:200], y[:200], loss)
 print(explanation)
 
 # %% [markdown]
-# Every array is at hand. The last formula of the chain, for one: the gradient of the loss with respect to the logits is
-# the difference of prediction and target, p - t, over the number of rows.
+# Every array is available, so each formula can be checked. The gradient of the loss with respect to the logits, for
+# example, is the difference of prediction and target, p - t, divided by the number of rows.
 
 # %%
 logits = explanation["7"].y
