@@ -1,8 +1,8 @@
 # %% [markdown]
 # # In a scikit-learn pipeline
 #
-# `xpnet.estimators.MLPClassifier` takes the place of scikit-learn's in pipelines, cross-validation and searches. What it
-# adds, such as dropout and the settings of an optimizer, can be searched like any other parameter.
+# `xpnet.estimators.MLPClassifier` takes the place of scikit-learn's in pipelines, cross-validation and searches. What
+# it adds, such as dropout and the settings of an optimizer, can be searched like any other parameter.
 
 # %%
 import warnings

@@ -13,7 +13,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, left
 
     def line(tag: str, cells: Sequence[str]) -> str:
         texts = (cell if isinstance(cell, Markup) else escape(cell) for cell in cells)
-        sides = ("left" if i < left else "right" for i in range(len(cells)))
+        sides = ("left" if i < left else "right; white-space: nowrap" for i in range(len(cells)))
         made = (f'<{tag} style="text-align: {side}">{text}</{tag}>' for side, text in zip(sides, texts, strict=True))
         return f"<tr>{''.join(made)}</tr>"
 
