@@ -231,6 +231,12 @@ def test_a_generator_is_one_epoch(strict_lib, data):
         ValueError, match=r"a generator gives one epoch, and epochs is 2: give a class with an __iter__"
     ):
         trained(strict_lib, iter(Batches(x, y)), epochs=2)
+    used = iter(Batches(x, y))
+    trained(strict_lib, used, epochs=1)
+    with pytest.raises(
+        ValueError, match="a generator gave no batches; .*; one that was used before gives no more: make"
+    ):
+        trained(strict_lib, used, epochs=1)
 
 
 @pytest.mark.torch_only

@@ -235,7 +235,9 @@ def first_of(net: Placed, who: str, source: Any, loss: Loss, batch_size: int | N
 
 def no_batches(who: str, source: object) -> ValueError:
     """The error for an empty source."""
-    return ValueError(f"{who}: {kind_of(source)} gave no batches; expected some, each (x, y) or (x, y, weight)")
+    used_up = hasattr(source, "__iter__") and gives_once(source)
+    hint = "; one that was used before gives no more: make a new one" if used_up else ""
+    return ValueError(f"{who}: {kind_of(source)} gave no batches; expected some, each (x, y) or (x, y, weight){hint}")
 
 
 def outputs_for(
