@@ -234,7 +234,7 @@ def test_a_generator_is_one_epoch(strict_lib, data):
     used = iter(Batches(x, y))
     trained(strict_lib, used, epochs=1)
     with pytest.raises(
-        ValueError, match="a generator gave no batches; .*; one that was used before gives no more: make"
+        ValueError, match=r"a generator gave no batches; .*; one that was used before gives no more: make"
     ):
         trained(strict_lib, used, epochs=1)
 
