@@ -82,7 +82,8 @@ def __getattr__(name: str) -> Any:
     elif name in OTHERS:
         value = getattr(_module(OTHERS[name]), name)
     elif not name.startswith("_") and (home := next((m for m in map(_module, LISTS) if name in m.__all__), None)):
-        value = getattr(home, name)
+        globals().update({each: getattr(home, each) for each in home.__all__})
+        return globals()[name]
     else:
         hint = f"; its name here is xpnet.{ELSEWHERE[name]}" if name in ELSEWHERE else ""
         raise AttributeError(
