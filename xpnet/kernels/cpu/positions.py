@@ -119,11 +119,13 @@ class InBlocks:
             return self.numbers[name][: len(part)] if self.numbers[name].ndim else self.numbers[name]
         return self.shared(name, part.shape, self.bool if name.startswith("mask") else None)
 
-    def forward(self, bias: Array) -> None:
-        """y ← f(y + b)"""
-        self.bias[...] = bias
+    def forward(self, bias: Array | None) -> None:
+        """y ← f(y + b), f(y) without a bias"""
+        if bias is not None:
+            self.bias[...] = bias
         for i, (part, shift) in enumerate(self.parts):
-            part += shift
+            if bias is not None:
+                part += shift
             if self.function is not None:
                 self.values[i]()
 
