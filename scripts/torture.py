@@ -110,7 +110,7 @@ def mutations(folder: Path, count: int, seed: int) -> str:
         try:
             xn.load(path)
         except xn.FormatError as error:
-            begin = f"{path} is not a sound file: "
+            begin = f"{path} cannot be loaded: "
             must(str(error).startswith(begin) and len(str(error)) > len(begin), f"{kind}: says only {error}")
             must(len(str(error)) < 500, f"{kind}: a message of {len(str(error))} characters")
             must(str(error).isprintable(), f"{kind}: a message that a terminal may obey")

@@ -268,7 +268,7 @@ def test_an_unsound_file_is_refused_by_its_path_and_the_reason(tmp_path, kind):
     path = tmp_path / "net.safetensors"
     initialized("dense").save(path)
     spoil(path)
-    with pytest.raises(xn.FormatError, match=rf"(?s)^{path} is not a sound file: .*{message}"):
+    with pytest.raises(xn.FormatError, match=rf"(?s)^{path} cannot be loaded: .*{message}"):
         xn.load(path)
 
 
@@ -360,7 +360,7 @@ def test_an_attack_is_refused_by_name_and_takes_no_memory(tmp_path, kind):
     resaved(path, network=layers(layer))
     tracemalloc.start()
     try:
-        with pytest.raises(xn.FormatError, match=rf"(?s)^{path} is not a sound file: .*{message}"):
+        with pytest.raises(xn.FormatError, match=rf"(?s)^{path} cannot be loaded: .*{message}"):
             xn.load(path)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:

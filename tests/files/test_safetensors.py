@@ -231,7 +231,7 @@ def test_a_file_that_is_none_is_refused_by_path_and_reason(path, kind):
     path.write_bytes(file)
     tracemalloc.start()
     try:
-        with pytest.raises(FormatError, match=rf"(?s)^{path} is not a sound file: .*{reason}"):
+        with pytest.raises(FormatError, match=rf"(?s)^{path} cannot be loaded: .*{reason}"):
             container.read(path)
         assert tracemalloc.get_traced_memory()[1] < 2 * len(file) + 16 * MIB
     finally:

@@ -100,7 +100,7 @@ def test_a_file_that_does_not_match_is_refused_and_changes_nothing(tmp_path, kin
     before = {k: a.copy() for k, a in (net.params | net.state).items()}
     save_file(spoil(load_file(FILE)), tmp_path / "net.safetensors")
     with pytest.raises(
-        xn.FormatError, match=f"^{re.escape(str(tmp_path))}/net.safetensors is not a sound file: .*{message}"
+        xn.FormatError, match=f"^{re.escape(str(tmp_path))}/net.safetensors cannot be loaded: .*{message}"
     ):
         load_torch(net, tmp_path / "net.safetensors")
     for name, a in (net.params | net.state).items():

@@ -44,7 +44,7 @@ BLOCK = 2**20  # bytes read and hashed at a time, while in the cache; longer arr
 
 
 class FormatError(ValueError):
-    """A file that is not a sound one of its kind; the message names the file and the reason in one printable line.
+    """A file that cannot be loaded; the message names the file and the reason in one printable line.
 
     >>> with open("no.safetensors", "w") as file:
     ...     length = file.write("this is no model file")
@@ -60,7 +60,7 @@ class FormatError(ValueError):
 
     def __str__(self) -> str:
         path, reason = self.args
-        return f"{printable(path, 1000)} is not a sound file: {reason}"
+        return f"{printable(path, 1000)} cannot be loaded: {reason}"
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
