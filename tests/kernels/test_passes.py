@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from threadpoolctl import ThreadpoolController
 
 import xpnet as xn
 from support.cases import gpt
@@ -170,7 +171,7 @@ def test_fits_at_the_same_time_leave_blas_its_threads(monkeypatch):
 
 
 def test_blas_does_as_it_is_told():
-    library = pytest.importorskip("threadpoolctl").ThreadpoolController().select(user_api="blas").lib_controllers[0]
+    library = ThreadpoolController().select(user_api="blas").lib_controllers[0]
     before = library.num_threads
     with threads.one_blas_thread():
         assert library.num_threads == 1
