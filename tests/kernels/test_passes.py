@@ -171,8 +171,8 @@ def test_fits_at_the_same_time_leave_blas_its_threads(monkeypatch):
 
 
 def test_blas_does_as_it_is_told():
-    library = ThreadpoolController().select(user_api="blas").lib_controllers[0]
-    before = library.num_threads
-    with threads.one_blas_thread():
-        assert library.num_threads == 1
-    assert library.num_threads == before
+    libraries = threads.blas()
+    with ThreadpoolController().limit(limits=2, user_api="blas"):
+        with threads.one_blas_thread():
+            assert {library.num_threads for library in libraries} == {1}
+        assert {library.num_threads for library in libraries} == {2}
