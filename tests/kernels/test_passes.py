@@ -1,5 +1,7 @@
 """The passes in threads, each of which takes a stretch of a batch's rows, against the plain step."""
 
+import os
+import signal
 import threading
 
 import numpy as np
@@ -176,3 +178,15 @@ def test_blas_does_as_it_is_told():
         with threads.one_blas_thread():
             assert {library.num_threads for library in libraries} == {1}
         assert {library.num_threads for library in libraries} == {2}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of threads and forks
+def test_a_process_forked_amid_a_step_has_a_lock_of_its_own():
+    with threads.one_blas_thread(), threads.Alone.lock:
+        child = os.fork()
+        if not child:
+            signal.alarm(20)  # where it would wait for ever
+            with threads.one_blas_thread():
+                os._exit(threads.Alone.users)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1

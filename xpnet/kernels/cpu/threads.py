@@ -136,5 +136,11 @@ def blas_threads() -> int:
     return min(LIMIT, max(counts, default=1))
 
 
+def begin_anew() -> None:
+    """Forget what the threads of a forked process's parent did: they do not survive the fork."""
+    workers.cache_clear()
+    Alone.lock, Alone.users = threading.Lock(), 0
+
+
 if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none
-    os.register_at_fork(after_in_child=workers.cache_clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=begin_anew)
