@@ -135,22 +135,23 @@ def test_same_batches_same_bits(kernels):
 
 def test_an_error_in_a_thread_is_raised_and_blas_has_its_threads_again(kernels, monkeypatch):
     class Library:
-        num_threads = 5
+        num_threads, told = 5, []
 
         def set_num_threads(self, count):
             self.num_threads = count
+            self.told.append(count)
 
     library = Library()
     monkeypatch.setattr(threads, "blas", lambda: [library])
     net = gpt(CLASSES, 5, 4, 2).initialize("numpy", "float32", seed=1)
-    before = {name: np.array(a) for name, a in net.params.items()}
-    x = texts(np.random.default_rng(0), 6)
-    y = np.array(x)
-    x[5, 1] = CLASSES
-    with pytest.raises(ValueError, match=r"id 3 at \[5, 1\] is outside of the vocabulary of 3"):
-        net.fit(x, y, batch_size=6, epochs=1, shuffle=False, loss=CROSS, optimizer=xn.SGD(0.1))
-    assert library.num_threads == 5
-    assert all(np.array_equal(net.params[name], before[name]) for name in before)
+    batch = batch_of(np.random.default_rng(0), texts, 6)
+    _, fast = steps_of(net, kernels, xn.SGD(0.1), batch.x)
+    before = np.array(fast.start.weights)
+    batch.x[5, 1] = CLASSES  # of the last stretch
+    with pytest.raises(ValueError, match=r"Embedding\(3, 4\)"):
+        fast(fast.start, batch)
+    assert library.told == [1, 5]
+    np.testing.assert_array_equal(fast.start.weights, before)
 
 
 def test_fits_at_the_same_time_leave_blas_its_threads(monkeypatch):
@@ -183,10 +184,10 @@ def test_blas_does_as_it_is_told():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of threads and forks
 def test_a_process_forked_amid_a_step_has_a_lock_of_its_own():
-    with threads.one_blas_thread(), threads.Alone.lock:
+    with threads.one_blas_thread(), threads.OneThread.lock:
         child = os.fork()
         if not child:
             signal.alarm(20)  # where it would wait for ever
             with threads.one_blas_thread():
-                os._exit(threads.Alone.users)
+                os._exit(threads.OneThread.users)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1

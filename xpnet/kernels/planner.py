@@ -94,8 +94,8 @@ class BufferedStep(Step):
         self.kernels, self.update = kernels, kernels.optimizer(optimizer)
         weights, xp = self.start.weights, self.backend.xp
         self.x_shape = shape
-        _, axes, idle, self.made = parts_of(self.worker, shape)
-        self.at_once = self._new_passes()
+        parts, axes, idle, self.made = parts_of(self.worker, shape)
+        self.at_once = self._new_passes(parts)
         self.stages = self.at_once.stages
         self.fused_loss = kernels.loss(self.at_once.site, self.objective.loss, axes)
         self.losses: dict[tuple[int, ...], Any] = {}  # bound to the arrays for a shape of outputs
@@ -113,23 +113,23 @@ class BufferedStep(Step):
     def _vector(self, flat: Array) -> Vector:
         return Vector(flat, dict(zip(self.names, ops.split(flat, self.shapes), strict=True)), self.stages)
 
-    def _new_passes(self, threads: int = 1) -> Passes:
-        """The passes through the network, in memory of their own, of one of so many threads."""
+    def _new_passes(self, parts: list[Part], count: int = 1) -> Passes:
+        """The passes through these layers, in memory of their own, of one of so many threads."""
         dtype, xp, device = self.start.weights.dtype, self.backend.xp, self.backend.device
         offsets = itertools.accumulate(map(math.prod, self.shapes), initial=0)
 
         def workspace() -> Workspace:
             return Workspace(xp, dtype, device)
 
-        site = Site(self.kernels, workspace, workspace(), dict(zip(self.names, offsets, strict=False)), threads)
-        parts, *_ = parts_of(self.worker, self.x_shape)
+        site = Site(self.kernels, workspace, workspace(), dict(zip(self.names, offsets, strict=False)), count)
         return Passes(site, parts, f"the loss, {self.objective.loss!r},")
 
     @functools.cached_property
     def in_threads(self) -> ThreadedPasses:
         """The same passes in threads."""
         gradients = [self._vector(self.backend.xp.zeros_like(self.start.weights)) for _ in range(1, self.threads)]
-        return ThreadedPasses([self._new_passes(self.threads) for _ in range(self.threads)], gradients)
+        layers = (parts_of(self.worker, self.x_shape)[0] for _ in range(self.threads))  # whose blocks are not shared
+        return ThreadedPasses([self._new_passes(parts, self.threads) for parts in layers], gradients)
 
     def _join_averages(self) -> None:
         """Join the stages' running averages to one vector, as are those of a batch."""
@@ -175,7 +175,7 @@ class BufferedStep(Step):
 
     def _advance(self, carry: Carry, batch: Batch, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
         passes = self._passes_for(batch.x.shape[0])
-        if passes is self.at_once:
+        if passes is self.at_once:  # in whose context nothing happens, at the cost of half a microsecond
             return self._advance_by(passes, carry, batch, keep)
         with passes.alone:
             return self._advance_by(passes, carry, batch, keep)

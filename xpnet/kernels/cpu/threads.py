@@ -97,7 +97,7 @@ def blas() -> list[Any]:
     return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
 
 
-class Alone:
+class OneThread:
     """The fits that keep BLAS to one thread at the moment, and the threads it had before the first of them."""
 
     lock = threading.Lock()
@@ -108,38 +108,38 @@ class Alone:
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Within, BLAS works in the thread that calls it."""
-    with Alone.lock:
-        Alone.users += 1
-        if Alone.users == 1:
-            Alone.counts = [library.num_threads for library in blas()]
+    with OneThread.lock:
+        OneThread.users += 1
+        if OneThread.users == 1:
+            OneThread.counts = [library.num_threads for library in blas()]
             for library in blas():
                 library.set_num_threads(1)
     try:
         yield
     finally:
-        with Alone.lock:
-            Alone.users -= 1
-            if not Alone.users:
-                for library, count in zip(blas(), Alone.counts, strict=True):
+        with OneThread.lock:
+            OneThread.users -= 1
+            if not OneThread.users:
+                for library, count in zip(blas(), OneThread.counts, strict=True):
                     library.set_num_threads(count)
 
 
 def pays(size: int) -> bool:
     """Whether threads pay for arrays of this size."""
-    return size > (FREE if Alone.users else LARGE)
+    return size > (FREE if OneThread.users else LARGE)
 
 
 def blas_threads() -> int:
     """The threads that BLAS works in, up to LIMIT; 1 where nobody can tell it to use fewer."""
-    with Alone.lock:
-        counts = Alone.counts if Alone.users else [library.num_threads for library in blas()]
+    with OneThread.lock:
+        counts = OneThread.counts if OneThread.users else [library.num_threads for library in blas()]
     return min(LIMIT, max(counts, default=1))
 
 
 def begin_anew() -> None:
     """Forget what the threads of a forked process's parent did: they do not survive the fork."""
     workers.cache_clear()
-    Alone.lock, Alone.users = threading.Lock(), 0
+    OneThread.lock, OneThread.users = threading.Lock(), 0
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none
