@@ -27,6 +27,8 @@ class Passes:
     Between them stands one wherever arrays of a layer's own code come in or go out.
     """
 
+    alone = contextlib.nullcontext()  # the context of a step: BLAS keeps its threads
+
     def __init__(self, site: Site, parts: list[Part], end: str):
         """`end` is who gives the derivative with respect to the outputs, in words."""
         self.site = site
@@ -63,8 +65,6 @@ class Passes:
             before, parts = stage, parts[stage.layers :]
         return stages
 
-    alone = contextlib.nullcontext()  # a step takes place in it
-
     @property
     def splits(self) -> bool:
         """Whether stretches of a batch may go through the stages one by one."""
@@ -76,7 +76,9 @@ class Passes:
         return self.plan.stateful if self.plan else []
 
     def forward(self, x: Array, at: Vector, rows: tuple[int, ...] = ()) -> Array:
-        """The outputs (K, ..., N) for x (D, ..., N), a whole batch; or of so many `rows`, those from the first on."""
+        """The outputs (K, ..., N) for x (D, ..., N): a whole batch, or with `rows`, its first row's number and the
+        batch's count of rows, a stretch of one.
+        """
         if x.shape != self.shape or rows != self.rows:
             self._turn_to(x.shape, rows)
         if self.plan is None:
@@ -107,7 +109,7 @@ class Passes:
         return a
 
     def received(self, dy: Array) -> Array:
-        """The derivative with respect to the outputs, as an array that may be written to; refuses one of no fit."""
+        """The derivative with respect to the outputs, as an array that may be written to; ValueError unless it fits."""
         assert self.plan is not None
         return self.plan.stages[-1].backward(dy, (), ()) if self.end < len(self.stages) else dy
 
@@ -145,7 +147,7 @@ class ThreadedPasses:
 
     @property
     def alone(self) -> contextlib.AbstractContextManager[None]:
-        """BLAS in one thread each: more of them would take the cores from these, which wait busily after a product."""
+        """The context of a step: BLAS in one thread. More would wait busily after each product, on these ones' cores."""
         return threads.one_blas_thread()
 
     def _in_threads(self, work: Callable[[int], None]) -> None:
@@ -171,7 +173,7 @@ class ThreadedPasses:
         return self.y
 
     def received(self, dy: Array) -> Array:
-        """The derivative with respect to the outputs; refuses one of no fit."""
+        """The derivative with respect to the outputs; ValueError unless it fits."""
         check_fit(cast(Exit, self.passes[0].stages[-1]).who, dy, self.y.shape, self.y.dtype)
         return dy
 
