@@ -147,7 +147,7 @@ class ThreadedPasses:
 
     @property
     def alone(self) -> contextlib.AbstractContextManager[None]:
-        """The context of a step: BLAS in one thread. More would wait busily after each product, on these ones' cores."""
+        """The context of a step: BLAS in one thread. More would wait busily on the same cores after each product."""
         return threads.one_blas_thread()
 
     def _in_threads(self, work: Callable[[int], None]) -> None:
