@@ -12,7 +12,7 @@ from hypothesis import settings
 
 import xpnet as xn
 from support import cupy_on_host, networks
-from xpnet.kernels.cpu import attention, convolution, positions, threads
+from xpnet.kernels.cpu import attention, correlation, positions, threads
 from xpnet.kernels.planner import kernels_for
 
 BACKENDS = ("numpy", "cupy", "torch", "jax", "array_api_strict")
@@ -148,7 +148,7 @@ def small_blocks(monkeypatch):
     """
     monkeypatch.setattr(threads, "LARGE", 2**17)
     monkeypatch.setattr(threads, "BLOCK", 2**15)
-    monkeypatch.setattr(convolution, "BLOCK", 2**11)
+    monkeypatch.setattr(correlation, "BLOCK", 2**11)
     monkeypatch.setattr(attention, "BLOCK", 2**6)
     monkeypatch.setattr(attention, "LANES", 2)
     monkeypatch.setattr(positions, "BLOCK", 2**8)

@@ -363,6 +363,14 @@ def test_images(name, kernels, backend, dtype):
     assert_same_steps(kernels, backend, dtype, IMAGES[name]())
 
 
+@pytest.mark.parametrize("name", ["function of x", "pool", "ReLU, pool", "norm, pool", "wide padding", "residuals"])
+def test_images_in_tiles(name, kernels, backend, dtype, monkeypatch):
+    """With Winograd's sums, which networks of many channels take."""
+    for form in {form for stage in kernels().stages for form in getattr(stage, "correlations", ())}:
+        monkeypatch.setattr(form, "least", 1, raising=False)
+    assert_same_steps(kernels, backend, dtype, IMAGES[name]())
+
+
 def test_a_product_is_never_put_over_its_own_factor(kernels, backend):
     """Where a layer hands on dy itself, from one dense layer to another: with sizes that are multiplied in parts."""
     net = xn.Sequential(D(5, 400), D(400, 300), Same(), D(300, 3))

@@ -5,7 +5,7 @@ the convolution's outputs, (A, B) the pool's, (TH, TW) its window. A sequence is
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,103 +15,14 @@ from ...layers import activations, convolution, pooling, shape
 from ...layers.base import Layer
 from ..stages import Part, Site, Stage, Vector
 from ..table import pointwise
+from .correlation import Correlation, Gathered, Pair, Spread
 from .functions import RowsStage
-from .products import products
+from .winograd import Winograd
 
-BLOCK = 2**18  # entries of the patches gathered at a time
 OUTPUTS = 3 * 2**15  # entries of outputs made at a time that a pool reads
-LONGER = 4  # times as many of both where threads wait for one another between calls
+LONGER = 4  # times as many, and as many patches, where threads wait for one another between calls
 TAPS = 256  # of a pool at most: their numbers are bytes
-Pair = tuple[int, int]
 CONVOLUTIONS, POOLS = (convolution.Conv1d, convolution.Conv2d), (pooling.MaxPool1d, pooling.MaxPool2d)
-
-
-class Patches:
-    """The patches that the outputs see of images (C, H, W, N), for a few rows of outputs at a time.
-
-    For a row of outputs that is a matrix (K, Q N), the factor of one product. Only the taps along W are copies: rows
-    (KW, C, Q, N) are gathered, and KH of them, one behind the other in memory, are such a matrix.
-    """
-
-    def __init__(
-        self, room: Any, shape: Sequence[int], kernel: Pair, padding: Pair, outputs: Pair, step: int = 1,
-        stride: Pair = (1, 1), made: int = 0, longer: int = 1,
-    ):  # fmt: skip
-        """Of `outputs` as many rows at a time as BLOCK allows, a multiple of `step`; so many entries are made of each,
-        OUTPUTS at a time. `longer` multiplies both limits.
-        """
-        (c, h, w, n), (kh, kw), (top, left), (rows, columns), (sh, sw) = shape, kernel, padding, outputs, stride
-        most = max(1, (longer * BLOCK // max(1, kw * c * columns * n) - kh) // sh + 1)
-        most = max(1, min(most, longer * OUTPUTS // made)) if made else most
-        self.count = -(-rows // (-(-rows // most) * step)) * step
-        gathered: np.ndarray = room("patches", (sh * (self.count - 1) + kh, kw, c, columns, n))
-        strides = sh * gathered.strides[0], columns * n * gathered.itemsize, gathered.itemsize
-        self.blocks = []
-        for first in range(0, rows, self.count):
-            last = min(first + self.count, rows)
-            start, stop = sh * first - top, sh * (last - 1) - top + kh  # the rows of the images that they see
-            low, high = max(start, 0), min(stop, h)
-            inside = gathered[low - start : max(low, high) - start]
-            empty = [gathered[: low - start], gathered[max(low, high) - start : stop - start]]
-            copies = []
-            for j, (within, columns_seen) in enumerate(zip(*seen_by_taps(kw, left, columns, sw, w), strict=True)):
-                empty += [inside[:, j, :, : within.start], inside[:, j, :, within.stop :]]
-                if inside.size and within.start < within.stop:
-                    copies.append((inside[:, j, :, within], (slice(None), slice(low, high), columns_seen)))
-            matrices = np.lib.stride_tricks.as_strided(gathered, (last - first, kh * kw * c, columns * n), strides)
-            self.blocks.append((slice(first, last), [a for a in empty if a.size], copies, matrices))
-
-    def __call__(self, images: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-        """The rows of outputs, and their matrices until the next ones."""
-        for rows, empty, copies, matrices in self.blocks:
-            for place in empty:
-                place.fill(0.0)
-            for place, seen in copies:
-                np.copyto(place, images[seen].transpose(1, 0, 2, 3))
-            yield rows, matrices
-
-
-def seen_by_taps(taps: int, padding: int, outputs: int, stride: int, size: int) -> tuple[list[slice], list[slice]]:
-    """For each tap along an axis, the outputs whose windows have it inside, and what it is of."""
-    positions, seen = [], []
-    for i in range(taps):
-        first = min(max(-(-(padding - i) // stride), 0), outputs)
-        last = max(min((size - 1 + padding - i) // stride + 1, outputs), first)
-        positions.append(slice(first, last))
-        seen.append(
-            slice(start := stride * first + i - padding, max(start, stride * (last - 1) + i - padding + 1), stride)
-        )
-    return positions, seen
-
-
-class Spread:
-    """The transpose of `Patches` where windows step over entries: adds what patches are given to the images."""
-
-    def __init__(self, room: Any, shape: Sequence[int], kernel: Pair, padding: Pair, outputs: Pair, stride: Pair):
-        (c, h, w, n), (kh, kw), (rows, columns) = shape, kernel, outputs
-        self.count = max(1, min(rows, BLOCK // max(1, kh * kw * c * columns * n)))
-        parts: np.ndarray = room("patches", (self.count, kh, kw, c, columns, n))
-        along = seen_by_taps(kw, padding[1], columns, stride[1], w)
-        self.blocks = []
-        for first in range(0, rows, self.count):
-            last = min(first + self.count, rows)
-            adds = []
-            ups = seen_by_taps(kh, padding[0] - stride[0] * first, last - first, stride[0], h)
-            for i, (own_rows, rows_seen) in enumerate(zip(*ups, strict=True)):
-                for j, (own, columns_seen) in enumerate(zip(*along, strict=True)):
-                    if own_rows.start < own_rows.stop and own.start < own.stop:
-                        term = parts[own_rows, i, j, :, own].transpose(1, 0, 2, 3)
-                        adds.append(((slice(None), rows_seen, columns_seen), term))
-            matrices = parts[: last - first].reshape((last - first, kh * kw * c, columns * n))
-            self.blocks.append((slice(first, last), matrices, adds))
-
-    def __call__(self, weight: np.ndarray, dz: np.ndarray, images: np.ndarray) -> None:
-        """images = Σ weight dz, with weight (KH KW C, O) and dz (P, O, Q, N)"""
-        images.fill(0.0)
-        for rows, matrices, adds in self.blocks:
-            products(weight, as_matrices(dz[rows]), out=matrices)
-            for place, term in adds:
-                images[place] += term
 
 
 class Pool:
@@ -183,7 +94,8 @@ class Convolution(RowsStage):
     """
 
     images = True
-    gather, maxima = Patches, Pool
+    correlations: tuple[type[Correlation], ...] = Winograd, Gathered
+    maxima = Pool
     dz: np.ndarray | None = None  # all of it, where a pool is before dx
 
     @classmethod
@@ -225,7 +137,7 @@ class Convolution(RowsStage):
         if self.tiles:
             self.tiles.output_shape((o, *outputs))
         c, h, w, n = shape = as_images(x).shape
-        self.own_x = before is None
+        self.own_x = before is None or x.strides[-1] != x.itemsize
         self.x = self.work("x", shape) if self.own_x else as_images(x)
         kernel, window = pair(self.layer._kernel, 1), pair(self.tiles._kernel if self.tiles else (), 1)
         padding = pair(self.layer._outputs(tuple(x.shape)[-3::-1])[1], 0)
@@ -235,38 +147,39 @@ class Convolution(RowsStage):
         y = self.output(o * a * b, n).reshape(self.shape)
         self.given, self.rows = as_given(y, self.axes), y.transpose(1, 0, 2, 3)
         self.bind_rows(o, a * b * n, y=y.reshape((o, a * b * n)))
-        self.forward_rows, self.backward_rows = self.by_rows(Convolution.apply), self.by_rows(Convolution.back)
+        self.forward_rows, self.backward_rows = (
+            self.by_rows(Convolution.apply),
+            self.by_rows(Convolution.slope_and_sums),
+        )
         longer = LONGER if self.site.threads > 1 else 1
         if not self.lowest:  # first the largest of the arrays that stages share
             if self.stride == (1, 1):
                 around = kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1]
-                self.around = self.gather(self.shared, (o, p, q, n), kernel, around, (h, w), longer=longer)
-                self.turned = self.shared("turned", (c, o * math.prod(kernel)))
+                back = self.correlation(kernel, (1, 1), o, (c, h, w))
+                self.back = back(self.shared, (o, p, q, n), kernel, around, (c, h, w), h, longer=longer)
             else:
-                self.spread = Spread(self.shared, shape, kernel, padding, (p, q), self.stride)
+                self.spread = Spread(self.shared, shape, kernel, padding, (o, p, q), self.stride)
             self.dx = self.shared(f"dx{self.turn}", shape)
-        made = o * q * n if self.tiles else 0
-        self.patches = self.gather(self.shared, shape, kernel, padding, (p, q), window[0], self.stride, made, longer)
-        self.weight = self.shared("weight", (o, c * math.prod(kernel)))
-        self.terms = self.shared("terms", (self.patches.count, *self.weight.shape[::-1]))
+        ahead = self.correlation(kernel, self.stride, c, (o, p, q))
+        most = longer * OUTPUTS // max(1, o * q * n) if self.tiles else p
+        self.ahead = ahead(self.shared, shape, kernel, padding, (o, p, q), most, window[0], self.stride, longer)
         self.pool: Pool | None = None
         if self.tiles:
             self.pool = self.maxima(self.work, self.shared, window, self.rows)
-            self.z = self.shared("z", (self.patches.count, o, q, n))
+            self.z = self.shared("z", (self.ahead.count, o, q, n))
             self.dz = None if self.lowest else self.shared("dz", (p, o, q, n))
 
-    def take_weight(self, weight: np.ndarray) -> None:
-        """The weight as (O, KH KW C)."""
-        taps_first = weight.transpose(0, 2, 3, 1)
-        np.copyto(self.weight.reshape(taps_first.shape), taps_first)
+    def correlation(self, *case: Any) -> type[Correlation]:
+        """The first that does a case, see `Correlation.does`."""
+        return next(kind for kind in self.correlations if kind.does(*case))
 
     def forward(self, x: np.ndarray, params: Any) -> np.ndarray:
-        self.take_weight(params[0])
+        self.ahead.take(params[0])
         if self.own_x:
             np.copyto(self.x, as_images(x))
-        for rows, patches in self.patches(self.x):
-            z = self.z[: len(patches)] if self.pool else self.rows[rows]
-            products(self.weight, patches, out=as_matrices(z))
+        for rows, seen in self.ahead.seen(self.x):
+            z = self.z[: rows.stop - rows.start] if self.pool else self.rows[rows]
+            self.ahead.multiply(seen, z)
             if self.pool:
                 self.pool.forward(z, rows)
         self.forward_rows(self, params[2])
@@ -278,30 +191,26 @@ class Convolution(RowsStage):
         dp = as_images(dy).reshape(self.y.shape)
         self.backward_rows(self, dp, grads[1])
         dp = dp.reshape(self.shape).transpose(1, 0, 2, 3)  # (A, O, B, N)
-        dweight: Any = 0.0
-        for rows, patches in self.patches(self.x):
+        for rows, seen in self.ahead.seen(self.x):
             dz = dp[rows]
             if self.pool:
-                dz = self.z[: len(patches)] if self.dz is None else self.dz[rows]
+                dz = self.z[: rows.stop - rows.start] if self.dz is None else self.dz[rows]
                 self.pool.backward(dp, rows, dz)
-            terms = products(patches, as_matrices(dz).transpose(0, 2, 1), out=self.terms[: len(patches)])
-            dweight = dweight + np.add.reduce(terms)
-        o, c, *kernel = grads[0].shape
-        grads[0][...] = dweight.reshape((*kernel, c, o)).transpose(3, 2, 0, 1)
+            self.ahead.add(rows, seen, dz)
+        self.ahead.gradient(grads[0])
         if self.lowest:
             return None
-        dz, dx = (dp if self.dz is None else self.dz), self.dx.transpose(1, 0, 2, 3)
+        dz = dp if self.dz is None else self.dz
         if self.stride != (1, 1):
-            self.take_weight(params[0])
-            self.spread(self.weight.T, dz, self.dx)
+            self.spread(params[0], dz, self.dx)
             return as_given(self.dx, self.axes)
-        turned = params[0][:, :, ::-1, ::-1].transpose(1, 2, 3, 0)
-        np.copyto(self.turned.reshape(turned.shape), turned)
-        for rows, patches in self.around(dz.transpose(1, 0, 2, 3)):
-            products(self.turned, patches, out=as_matrices(dx[rows]))
+        self.back.take(params[0][:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
+        dx = self.dx.transpose(1, 0, 2, 3)
+        for rows, seen in self.back.seen(dz.transpose(1, 0, 2, 3)):
+            self.back.multiply(seen, dx[rows])
         return as_given(self.dx, self.axes)
 
-    def back(self, dy: np.ndarray, dbias: np.ndarray) -> None:
+    def slope_and_sums(self, dy: np.ndarray, dbias: np.ndarray) -> None:
         """dy ← dy f' and its sums, of all rows or of a part."""
         self.times_slope(dy)
         self.sums(dy, self.ones, out=dbias)
@@ -359,9 +268,3 @@ def as_images(a: np.ndarray) -> np.ndarray:
 def as_given(images: np.ndarray, axes: int) -> np.ndarray:
     """`as_images` undone, for so many axes."""
     return images.transpose(2, 1, 0, 3) if axes == 4 else images[:, 0].transpose(1, 0, 2)
-
-
-def as_matrices(rows: np.ndarray) -> np.ndarray:
-    """(P, O, Q, N) as (P, O, Q N): a view."""
-    p, o, q, n = rows.shape
-    return rows.reshape((p, o, q * n), copy=False)

@@ -7,7 +7,9 @@ to each other in memory become vector instructions.
 import numpy as np
 
 from .. import convolution
+from ..correlation import Gathered
 from .compiling import compiled
+from .winograd import Winograd
 
 
 @compiled
@@ -64,6 +66,7 @@ class Pool(convolution.Pool):
 
 
 class Convolution(convolution.Convolution):
-    """Its pool in loops."""
+    """Its pool and the transforms of tiles in loops."""
 
+    correlations = Winograd, Gathered
     maxima = Pool
