@@ -21,7 +21,7 @@ from .winograd import Winograd
 
 OUTPUTS = 3 * 2**15  # entries of outputs made at a time that a pool reads
 LONGER = 4  # times as many, and as many patches, where threads wait for one another between calls
-TAPS = 256  # of a pool at most: their numbers are bytes
+TAPS = 255  # of a pool at most: their numbers are bytes, and one is of none
 CONVOLUTIONS, POOLS = (convolution.Conv1d, convolution.Conv2d), (pooling.MaxPool1d, pooling.MaxPool2d)
 
 
@@ -46,8 +46,8 @@ class Pool:
         z = z.reshape((p // th, th, o, q // tw, tw, n))
         return [z[:, i, :, :, j] for i in range(th) for j in range(tw)]
 
-    def forward(self, z: np.ndarray, rows: slice) -> None:
-        """y and the numbers, of the windows in these rows of z"""
+    def forward(self, z: np.ndarray, rows: slice, bias: np.ndarray | None = None) -> None:
+        """y and the numbers, of the windows in these rows of z; `bias` is for pools that add it"""
         y, number = self.y[self.windows(rows)], self.number[self.windows(rows)]
         flags = self.flags[: y.shape[0]]
         first, *rest = self.taps(z)
@@ -181,7 +181,7 @@ class Convolution(RowsStage):
             z = self.z[: rows.stop - rows.start] if self.pool else self.rows[rows]
             self.ahead.multiply(seen, z)
             if self.pool:
-                self.pool.forward(z, rows)
+                self.pool.forward(z, rows, params[1])
         self.forward_rows(self, params[2])
         if self.pool and self.f_before_pool:
             self.pool.first_of_zeros(self.y, self.slope)

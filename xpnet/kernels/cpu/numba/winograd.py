@@ -1,14 +1,12 @@
 """The transforms of `..winograd`, a tile at a time, as vectors over the batch.
 
-Each is M D Mᵀ of a tile D, with a matrix M of 0, 1 and -1, in registers from the first sum to the last. Numba makes no
-vectors of so many rows of memory, which it cannot tell apart; so the instructions are given here.
+Each is M D Mᵀ of a tile D, with a matrix M of 0, 1 and -1, in registers from the first sum to the last.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -16,12 +14,12 @@ from numba.extending import intrinsic
 from .. import winograd
 from ..correlation import Pair
 from .compiling import compiled
+from .vectors import FLOATS, in_vectors, load, store
 
 Matrix = Sequence[Sequence[int]]
 A: Matrix = ((1, 0), (1, 1), (1, -1), (0, 1))
 AT: Matrix = ((1, 1, 1, 0), (0, 1, -1, 1))
 BT: Matrix = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1))
-LANES = 64  # bytes of a vector; where registers are smaller, the compiler takes several
 
 
 def by(matrix: Matrix, rows: Sequence[Sequence[Any]], builder: Any) -> list[tuple[Any, ...]]:
@@ -47,9 +45,7 @@ def transform(matrix: Matrix) -> Any:
 
     @intrinsic
     def code_of(typing: Any, zero: Any, source: Any, none: Any, target: Any, nowhere: Any, n: Any) -> Any:
-        kind = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}[zero]
-        size = zero.bitwidth // 8
-        lanes = LANES // size
+        kind = FLOATS[zero]
 
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             _, source, none, target, nowhere, n = args
@@ -71,26 +67,13 @@ def transform(matrix: Matrix) -> Any:
                 return found
 
             read, written = entries(source, len(matrix[0]), none), entries(target, len(matrix), nowhere)
-
-            def at(address: Any, index: Any, type_: Any) -> Any:
-                return builder.inttoptr(builder.add(address, builder.mul(index, integer(size))), type_.as_pointer())
-
-            def step(index: Any, type_: Any) -> None:
-                """The numbers from the index on."""
-                values = [builder.load(at(entry, index, type_), align=size) for entry in read]
-                side = len(matrix[0])
+            side = len(matrix[0])
+            for index, lanes in in_vectors(builder, zero.bitwidth // 8, n):
+                values = [load(builder, entry, index, kind, lanes) for entry in read]
                 rows = by(matrix, [values[i : i + side] for i in range(0, len(values), side)], builder)
                 columns = by(matrix, list(zip(*rows, strict=True)), builder)
                 for entry, value in zip(written, [v for row in zip(*columns, strict=True) for v in row], strict=True):
-                    builder.store(value, at(entry, index, type_), align=size)
-
-            whole = builder.mul(builder.udiv(n, integer(lanes)), integer(lanes))
-            for start, stop, stride, type_ in (
-                (integer(0), whole, lanes, ir.VectorType(kind, lanes)),
-                (whole, n, 1, kind),
-            ):
-                with cgutils.for_range_slice(builder, start, stop, integer(stride), inc=True) as (index, _):
-                    step(index, type_)
+                    store(builder, value, entry, index, kind, lanes)
             return context.get_dummy_value()
 
         tile = types.UniTuple(types.intp, 7)
