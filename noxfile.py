@@ -27,12 +27,13 @@ def group(name: str) -> list[str]:
 
 # a process for each core, each with one thread: their threads would wait for one another
 PARALLEL = ["--numprocesses=auto", "--maxprocesses=8"]
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+# what Python compiles is kept, even if the environment says no: the tests start hundreds of processes
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": None}
 
 
 def suite(session: nox.Session, backend: str, *options: str, name: str | None = None) -> None:
     """The same suite, on one backend; with XPNET_COVERAGE=1 `coverage` adds up what the backends' runs have covered."""
-    env = ONE_THREAD | {"COVERAGE_FILE": f".coverage.{name or backend}"}
+    env = ENVIRONMENT | {"COVERAGE_FILE": f".coverage.{name or backend}"}
     measured = ("--cov", "--cov-report=") if os.environ.get("XPNET_COVERAGE") == "1" else ()
     session.run("pytest", f"--backend={backend}", *measured, *PARALLEL, *options, *session.posargs, env=env)
 
@@ -53,7 +54,7 @@ def tests_numba(session: nox.Session) -> None:
         "estimators/test_parity.py",
     )
     suite(session, "numpy", *[f"tests/{subject}" for subject in subjects], name="numba")
-    session.run("pytest", "tests/training", *PARALLEL, env=ONE_THREAD | {"XPNET_KERNELS": "reference"})
+    session.run("pytest", "tests/training", *PARALLEL, env=ENVIRONMENT | {"XPNET_KERNELS": "reference"})
 
 
 @nox.session(name="tests-oldest", default=False)
@@ -66,7 +67,7 @@ def tests_oldest(session: nox.Session) -> None:
         *("training", "files", "estimators", "test_network.py"),
         *("kernels/test_fit.py", "kernels/test_step.py", "layers/test_arrays.py"),
     )
-    session.run("pytest", *[f"tests/{subject}" for subject in subjects], *PARALLEL, env=ONE_THREAD)
+    session.run("pytest", *[f"tests/{subject}" for subject in subjects], *PARALLEL, env=ENVIRONMENT)
 
 
 @nox.session(name="tests-cupy")
