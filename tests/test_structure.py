@@ -12,22 +12,23 @@ import xpnet as xn
 from support.processes import python
 from xpnet.common.warn import warn
 
-PACKAGE = Path(xn.__file__).parent
+PACKAGE = Path(xn.__file__).resolve().parent
 LIBRARIES = {"array_api_compat", "array_api_strict", "cupy", "torch", "jax"}
 NAMING = ("backends.", "kernels.cuda.", "kernels.cpu.", "kernels.jit", "kernels.planner")  # the modules that may
 
 
+@pytest.fixture(scope="module")
 def modules():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        yield name, ast.parse(path.read_text())
+    """The package's modules, the tree of each by name."""
+    paths = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
+    assert {"__init__", "ops", "layers.dense"} <= paths.keys(), f"in {PACKAGE} there are only {list(paths)}"
+    return {name: ast.parse(path.read_text()) for name, path in paths.items()}
 
 
-def imports():
+def imports(modules):
     """Of each module those of the package that it imports anywhere, in functions and for type checkers too."""
-    trees = dict(modules())
-    found = {name: set() for name in trees}
-    for name, tree in trees.items():
+    found = {name: set() for name in modules}
+    for name, tree in modules.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.level:
                 package = name.split(".")[:-1]
@@ -35,14 +36,14 @@ def imports():
                 base = ".".join(filter(None, base))
                 for alias in node.names:
                     full = f"{base}.{alias.name}".strip(".")
-                    there = [n for n in (full, f"{full}.__init__", base, f"{base}.__init__") if n in trees]
+                    there = [n for n in (full, f"{full}.__init__", base, f"{base}.__init__") if n in modules]
                     found[name].add(there[0])
     return {name: others - {name, "__init__"} for name, others in found.items()}
 
 
 @pytest.mark.numpy_only
-def test_imports_go_round_in_no_circle():
-    left = imports()
+def test_imports_go_round_in_no_circle(modules):
+    left = imports(modules)
     assert sum(map(len, left.values())) > 200  # the walk does find them
     while free := [name for name, others in left.items() if not others & left.keys()]:
         left = {name: others for name, others in left.items() if name not in free}
@@ -50,8 +51,8 @@ def test_imports_go_round_in_no_circle():
 
 
 @pytest.mark.numpy_only
-def test_only_the_backends_and_kernels_name_a_library():
-    for name, tree in modules():
+def test_only_the_backends_and_kernels_name_a_library(modules):
+    for name, tree in modules.items():
         if f"{name}.".startswith(NAMING):
             continue
         words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
@@ -64,8 +65,8 @@ def test_only_the_backends_and_kernels_name_a_library():
 
 
 @pytest.mark.numpy_only
-def test_warnings_are_given_in_one_place_which_finds_the_users_line():
-    for name, tree in modules():
+def test_warnings_are_given_in_one_place_which_finds_the_users_line(modules):
+    for name, tree in modules.items():
         asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         assert not asked & {"warn", "warn_explicit"} or name == "common.warn", name
 
@@ -82,8 +83,8 @@ def test_a_warning_is_shown_once_a_line_or_a_module_where_filters_say_so(action,
 
 
 @pytest.mark.numpy_only
-def test_only_the_estimators_the_digits_and_the_names_of_scorers_take_from_scikit_learn():
-    for name, tree in modules():
+def test_only_the_estimators_the_digits_and_the_names_of_scorers_take_from_scikit_learn(modules):
+    for name, tree in modules.items():
         named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         named |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         if any(module.partition(".")[0] == "sklearn" for module in named):
@@ -106,10 +107,11 @@ def test_importing_xpnet_imports_nothing_heavy():
     assert not loaded & (LIBRARIES | {"sklearn", "matplotlib", "scipy", "tqdm", "safetensors"})
 
 
-def names_taken_from_xp():
+@pytest.fixture(scope="module")
+def names_taken_from_xp(modules):
     """Every attribute that the package's code asks of a namespace."""
     names = set()
-    for _, tree in modules():
+    for tree in modules.values():
         for node in ast.walk(tree):
             if not isinstance(node, ast.Attribute):
                 continue
@@ -118,20 +120,19 @@ def names_taken_from_xp():
                 names.add(node.attr)
             if isinstance(of, ast.Call) and isinstance(of.func, ast.Name) and of.func.id == "namespace":
                 names.add(node.attr)
+    assert {"exp", "where"} <= names
     return names - {"Device", "__name__"}  # array_api_strict's own, and a module's
 
 
 @pytest.mark.cupy_only
-def test_every_name_taken_from_xp_exists_in_cupy():
+def test_every_name_taken_from_xp_exists_in_cupy(names_taken_from_xp):
     import array_api_compat.cupy as cupy_namespace
 
-    names = names_taken_from_xp()
-    assert {"matmul", "exp"} & names
-    assert [name for name in sorted(names) if not hasattr(cupy_namespace, name)] == []
+    assert [name for name in sorted(names_taken_from_xp) if not hasattr(cupy_namespace, name)] == []
 
 
-def test_every_name_taken_from_xp_exists(xp):
-    assert [name for name in sorted(names_taken_from_xp()) if not hasattr(xp, name)] == []
+def test_every_name_taken_from_xp_exists(names_taken_from_xp, xp):
+    assert [name for name in sorted(names_taken_from_xp) if not hasattr(xp, name)] == []
 
 
 @pytest.mark.numpy_only
@@ -141,8 +142,8 @@ def test_public_names_are_all_there():
 
 
 @pytest.mark.numpy_only
-def test_type_checkers_see_the_names_that_are_there():
-    taken = [node for node in ast.walk(dict(modules())["__init__"]) if isinstance(node, ast.ImportFrom) and node.level]
+def test_type_checkers_see_the_names_that_are_there(modules):
+    taken = [node for node in ast.walk(modules["__init__"]) if isinstance(node, ast.ImportFrom) and node.level]
     names = {alias.asname or (node.module, alias.name) for node in taken for alias in node.names}
     names |= {name for each in xn.LISTS for name in getattr(xn, each).__all__}
     assert names == {*dir(xn), *((module, "*") for module in xn.LISTS)}
