@@ -81,7 +81,9 @@ def test_a_finished_run_has_its_end_on_file_and_nothing_to_do(lib, data, tmp_pat
     loaded = xn.load(tmp_path / files[-1], lib.backend)
     assert loaded.rng.bit_generator.state == net.rng.bit_generator.state  # it trains on in the same order
     again = network(lib, seed=5)
-    assert fit(again, data, checkpoint=xn.Checkpoint(tmp_path, every), resume=True) == history
+    resumed = fit(again, data, checkpoint=xn.Checkpoint(tmp_path, every), resume=True)
+    assert resumed == history
+    assert (resumed.steps, resumed.resumed) == (20, 20)
     assert_same(lib, net, again)
 
 
@@ -226,9 +228,11 @@ def test_a_run_that_a_callback_ended_stays_ended(lib, data, tmp_path, every):
     assert_same(lib, net, again)
 
 
-@pytest.mark.parametrize("every", ["epoch", 1, 3])
-@pytest.mark.parametrize("hook", ["step_end", "epoch_end"])
-@pytest.mark.parametrize("last", [7, 8, 10])
+@pytest.mark.parametrize(("last", "hook", "every"), [
+    (7, "step_end", 1), (7, "epoch_end", 3), (7, "step_end", "epoch"),
+    (8, "epoch_end", 1), (8, "step_end", 3), (8, "epoch_end", "epoch"),
+    (10, "step_end", 1), (10, "epoch_end", 3), (10, "epoch_end", "epoch"),
+])  # fmt: skip
 def test_a_stop_counts_though_the_run_is_interrupted_in_its_epoch(lib, data, tmp_path, hook, last, every):
     """An unfinished epoch is finished first, as it would have been, and none follows."""
 
