@@ -31,7 +31,7 @@ def pytest_configure(config):
     # the proof by finite differences is NumPy's; where a call costs up to 100 times as much, and JAX compiles each for
     # each shape, a few of the examples show that it is the same code, and backends/test_agreement.py holds its numbers
     # to NumPy's
-    examples = {"numpy": 40, "torch": 40}.get(config.getoption("--backend"), 3)
+    examples = {"numpy": 20, "torch": 20}.get(config.getoption("--backend"), 3)
     settings.register_profile("xpnet", max_examples=examples, deadline=None, derandomize=True)
     settings.load_profile("xpnet")
     if config.getoption("--on-host"):

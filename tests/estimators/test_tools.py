@@ -89,7 +89,7 @@ def test_check_estimator(kind, all_on, dispatch):
       there (CUDA, XPU, MPS), and for CuPy where it is installed and no driver answers;
     - check_classifiers_multilabel_output_format_decision_function: there is no decision_function, as in scikit-learn's.
     """
-    more = {"max_iter": 100}  # as scikit-learn has it in its own tests
+    more = {"max_iter": 40}  # 25 are enough
     if all_on:
         more |= {"batch_norm": True, "dropout": 0.1, "hidden_layer_sizes": 50}
     expected = WITH_NORM_AND_DROPOUT if all_on else {}
