@@ -328,7 +328,7 @@ IMAGES = {
     ),
     "norm, pool": lambda: images(
         *(C(2, 4, 3, padding=1), xn.BatchNorm(4), xn.ReLU(), xn.MaxPool2d(2)),
-        *(C(4, 3, 2), xn.BatchNorm(3), xn.MaxPool2d((2, 1)), xn.BatchNorm(3), xn.SiLU()),
+        *(C(4, 3, 2), xn.BatchNorm(3), xn.MaxPool2d((2, 1)), xn.ELU(), xn.BatchNorm(3), xn.SiLU()),
     ),
     "norm of a sequence": lambda: images(
         *(xn.Conv1d(2, 4, 3, stride=2), xn.BatchNorm(4), xn.Tanh(), xn.MaxPool1d(2), xn.MaxPool1d(2)), size=(21,)
@@ -338,7 +338,7 @@ IMAGES = {
     "wide padding": lambda: images(C(2, 4, 3, padding=1), xn.ReLU(), C(4, 4, 2, padding=3), C(4, 2, 5, padding=4)),
     "frozen": lambda: images(C(2, 4, 3, trainable=False), xn.ReLU(), C(4, 4, 3), C(4, 3, 1, trainable=False)),
     "norm and dropout": lambda: images(C(2, 4, 3), xn.BatchNorm(4), xn.ReLU(), xn.Dropout(0.2), C(4, 2, 3)),
-    "residual": lambda: images(C(2, 3, 3), xn.Residual(C(3, 3, 3, padding=1), xn.ReLU())),
+    "residual": lambda: images(C(2, 3, 3), xn.Residual(C(3, 3, 3, padding=1), xn.ReLU()), xn.Tanh()),
     "sequence": lambda: images(
         *(xn.Conv1d(2, 4, 3, padding="same"), xn.ReLU(), xn.MaxPool1d(2), xn.Conv1d(4, 3, 5, padding=2), xn.Tanh()),
         size=(21,),

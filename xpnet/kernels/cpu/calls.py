@@ -15,6 +15,7 @@ from .convolution import Convolution, Flatten
 from .dropout import Dropout
 from .embedding import Embedding
 from .images import BatchNorm as BatchNormOfImages
+from .images import Pointwise as PointwiseOfImages
 from .images import Pooling
 from .layer_norm import LayerNorm
 from .optimizers import Update
@@ -31,7 +32,7 @@ class Calls:
 
     stages: tuple[Any, ...] = (
         *(BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention),
-        *(Convolution, Flatten, BatchNormOfImages, Pooling, Embedding, Dropout),
+        *(Convolution, Flatten, BatchNormOfImages, PointwiseOfImages, Pooling, Embedding, Dropout),
     )
     loss_stage: Any = SoftmaxCrossEntropy
     update: type[Update] = Update

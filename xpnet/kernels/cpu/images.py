@@ -1,4 +1,4 @@
-"""Batch norm and pools of images, in NumPy's calls. Axes as in `.convolution`."""
+"""Batch norm, pointwise functions and pools of images, in NumPy's calls. Axes as in `.convolution`."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 from ...backends import Array
 from ..stages import Part, Site, Stage
-from . import batch_norm
+from . import batch_norm, pointwise
 from .convolution import Pool, as_given, as_images, pair, tiles
 
 
@@ -19,6 +19,7 @@ class OfImages:
     y: Any
     y_and_ones: Any
     has_ones: bool
+    in_place: bool
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Any:
@@ -30,8 +31,9 @@ class OfImages:
     def bind(self, x: np.ndarray, before: Any) -> None:
         self.shape, self.axes = as_images(x).shape, x.ndim
         super().bind(self.rows(x), before)  # type: ignore[misc]
-        features, n = math.prod(self.shape[:-1]) + self.has_ones, self.shape[-1]
-        self.y_and_ones = self.y_and_ones.reshape(-1)[: features * n].reshape((features, n))
+        if not self.in_place:
+            features, n = math.prod(self.shape[:-1]) + self.has_ones, self.shape[-1]
+            self.y_and_ones = self.y_and_ones.reshape(-1)[: features * n].reshape((features, n))
         self.given = self.of_rows(self.y)
 
     def rows(self, a: np.ndarray) -> np.ndarray:
@@ -54,13 +56,17 @@ class BatchNorm(OfImages, batch_norm.BatchNorm):
     """Of images."""
 
 
+class Pointwise(OfImages, pointwise.Pointwise):
+    """Of images."""
+
+
 class Pooling(Stage):
     """The maxima of windows that lie side by side; dx is dy at the first of each, else 0.
 
     The images of all channels, one below the other, are one tall image.
     """
 
-    images = True
+    images = y_read_once = True
     maxima = Pool
 
     @classmethod

@@ -14,6 +14,7 @@ from .batch_norm import BatchNorm, averaged
 from .convolution import Convolution
 from .embedding import Embedding
 from .images import BatchNorm as BatchNormOfImages
+from .images import Pointwise as PointwiseOfImages
 from .images import Pooling
 from .layer_norm import LayerNorm
 from .optimizers import Update
@@ -27,7 +28,7 @@ class NumbaKernels(Calls):
 
     stages: tuple[Any, ...] = (
         *(BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention),
-        *(Convolution, Flatten, BatchNormOfImages, Pooling, Embedding, Dropout),
+        *(Convolution, Flatten, BatchNormOfImages, PointwiseOfImages, Pooling, Embedding, Dropout),
     )
     loss_stage = SoftmaxCrossEntropy
     update = Update
