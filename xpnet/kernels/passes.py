@@ -3,14 +3,14 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 from ..backends import Array
 from ..common.share import Stretch, sharing
 from .blocks import Mark
 from .cpu import threads
-from .stages import Entry, Exit, LayerStage, Part, Site, Stage, Vector, check_fit, in_memory_order
+from .stages import Entry, Exit, LayerStage, Meetings, Part, Site, Stage, Vector, check_fit, in_memory_order
 
 
 class Plan(NamedTuple):
@@ -68,24 +68,29 @@ class Passes:
     @property
     def splits(self) -> bool:
         """Whether stretches of a batch may go through the stages one by one."""
-        return all(not stage.foreign and (stage.rowwise or stage.numbers_rows) for stage in self.stages)
+        return all(not stage.foreign and (stage.rowwise or stage.numbers_rows or stage.meets) for stage in self.stages)
 
     @property
     def stateful(self) -> list[Any]:
         """The stages with running statistics that the last forward pass went through."""
         return self.plan.stateful if self.plan else []
 
-    def forward(self, x: Array, at: Vector, rows: tuple[int, ...] = ()) -> Array:
-        """The outputs (K, ..., N) for x (D, ..., N): a whole batch, or with `rows`, its first row's number and the
-        batch's count of rows, a stretch of one.
-        """
-        if x.shape != self.shape or rows != self.rows:
-            self._turn_to(x.shape, rows)
+    def forward(self, x: Array, at: Vector) -> Array:
+        """The outputs (K, ..., N) for x (D, ..., N)."""
+        if x.shape != self.shape:
+            self._turn_to(x.shape, ())
         if self.plan is None:
-            return self._first_forward(x, at)
+            *_, (_, x) = self._through(x, at, meets=False)
+            return x
         for stage, own in zip(self.plan.stages, at.views, strict=True):
             x = stage.forward(x, own)
         return x
+
+    def forward_of_stretch(self, x: Array, at: Vector, rows: tuple[int, int]) -> Meetings:
+        """`forward` of a stretch of a batch, with the number of its first row and how many the batch has."""
+        if x.shape != self.shape or rows != self.rows:
+            self._turn_to(x.shape, rows)
+        return self._through(x, at, meets=True)
 
     def _turn_to(self, shape: tuple[int, ...], rows: tuple[int, ...]) -> None:
         """Take up the plan for an x of this shape, and these rows of a batch, if there is one."""
@@ -96,17 +101,20 @@ class Passes:
         for stage in self.plan.stages if self.plan else ():
             stage.fill()
 
-    def _first_forward(self, a: Array, at: Vector) -> Array:
-        """The forward pass that makes the plan on its way."""
-        stages: list[Stage] = []
-        for stage, own in zip(self.stages, at.views, strict=True):
-            before = stages[-1] if stages and not stages[-1].foreign else None
-            stages.append(stage.bound(a, before))
-            stages[-1].fill()
-            a = stages[-1].forward(a, own)
-        stateful, keeping = ([stage for stage in stages if getattr(stage, name)] for name in ("states", "keeps"))
-        self.plan = self.plans[self.shape, self.rows] = Plan(stages, stateful, keeping)
-        return a
+    def _through(self, a: Array, at: Vector, meets: bool) -> Meetings:
+        """A forward pass, which makes the plan on its way if there is none."""
+        stages = self.plan.stages if self.plan else []
+        for i, own in enumerate(at.views):
+            if not self.plan:
+                before = stages[-1] if stages and not stages[-1].foreign else None
+                stages.append(self.stages[i].bound(a, before))
+                stages[i].fill()
+            stage = stages[i]
+            a = (yield from stage.forward_of_stretch(a, own)) if meets and stage.meets else stage.forward(a, own)
+        if not self.plan:
+            stateful, keeping = ([stage for stage in stages if getattr(stage, name)] for name in ("states", "keeps"))
+            self.plan = self.plans[self.shape, self.rows] = Plan(stages, stateful, keeping)
+        yield None, a
 
     def received(self, dy: Array) -> Array:
         """The derivative with respect to the outputs, as an array that may be written to; ValueError unless it fits."""
@@ -120,6 +128,17 @@ class Passes:
         for stage, own, places in zip(self.plan.stages[part], at.views[part], gradient.views[part], strict=True):
             dy = stage.backward(dy, own, places)
 
+    def backward_of_stretch(self, dy: Array, at: Vector, gradient: Vector) -> Meetings:
+        """`received` and `backward` of a stretch."""
+        assert self.plan is not None
+        dy, part = self.received(dy), self.backwards
+        for stage, own, places in zip(self.plan.stages[part], at.views[part], gradient.views[part], strict=True):
+            if stage.meets:
+                dy = yield from stage.backward_of_stretch(dy, own, places)
+            else:
+                dy = stage.backward(dy, own, places)
+        yield None, None
+
     def forget(self) -> None:
         """Let the batch go."""
         for stage in self.plan.keeping if self.plan else ():
@@ -127,11 +146,14 @@ class Passes:
 
 
 class ThreadedPasses:
-    """The passes of several threads, each of which takes a stretch of the rows through all stages.
+    """The passes of several threads, each of which takes a stretch of the rows through the stages.
 
     All cores then work from the first stage to the last, and not in the products alone, where BLAS has threads of its
-    own: it runs in one thread for each stretch. Gradients are added up in the order of the stretches, so that the same
-    number of threads gives the same bits.
+    own: it runs in one thread for each stretch. Sums over the batch, of gradients and in batch norm, are taken in the
+    order of the stretches, so that the same number of threads gives the same bits.
+
+    Before a sum within the stages every stretch stops, and after it they are taken up again: no thread waits for
+    another amid its work, so that any number of threads will do, and an error in one stops all.
     """
 
     def __init__(self, passes: list[Passes], gradients: list[Vector]):
@@ -150,21 +172,26 @@ class ThreadedPasses:
         """The context of a step: BLAS in one thread. More would wait busily on the same cores after each product."""
         return threads.one_blas_thread()
 
-    def _in_threads(self, work: Callable[[int], None]) -> None:
-        threads.in_blocks(lambda part: work(part.start), len(self.passes), 1)
+    def _in_threads(self, stretches: list[Meetings]) -> list[Any]:
+        """What each of them ends with."""
+
+        def go_on(part: slice) -> Any:
+            rows = self.stretches[part.start]
+            with sharing(Stretch(rows.start, rows.stop - rows.start, self.stretches[-1].stop)):
+                return next(stretches[part.start])
+
+        while True:
+            (meet, *_), given = zip(*threads.in_blocks(go_on, len(stretches), 1), strict=True)
+            if meet is None:
+                return list(given)
+            meet(given)
 
     def forward(self, x: Array, at: Vector) -> Array:
         """The outputs (K, ..., N) for x (D, ..., N)."""
         n, count = x.shape[-1], len(self.passes)
         self.stretches = [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
-        parts: list[Any] = [None] * count
-
-        def work(i: int) -> None:
-            rows = self.stretches[i]
-            with sharing(Stretch(rows.start, rows.stop - rows.start, n)):
-                parts[i] = self.passes[i].forward(x[..., rows], at, (rows.start, n))
-
-        self._in_threads(work)
+        given = zip(self.passes, self.stretches, strict=True)
+        parts = self._in_threads([own.forward_of_stretch(x[..., rows], at, (rows.start, n)) for own, rows in given])
         shape = *parts[0].shape[:-1], n
         if self.y is None or self.y.shape != shape:
             self.y = in_memory_order(self.passes[0].site.workspace(), "y", shape, images=False)
@@ -179,13 +206,8 @@ class ThreadedPasses:
 
     def backward(self, dy: Array, at: Vector, gradient: Vector) -> None:
         """The gradient from such an array."""
-        gradients = [gradient, *self.gradients]
-
-        def work(i: int) -> None:
-            passes = self.passes[i]
-            passes.backward(passes.received(dy[..., self.stretches[i]]), at, gradients[i])
-
-        self._in_threads(work)
+        given = zip(self.passes, self.stretches, [gradient, *self.gradients], strict=True)
+        self._in_threads([own.backward_of_stretch(dy[..., rows], at, place) for own, rows, place in given])
         for part in self.gradients:
             gradient.flat += part.flat
 

@@ -129,7 +129,10 @@ class BufferedStep(Step):
         """The same passes in threads."""
         gradients = [self._vector(self.backend.xp.zeros_like(self.start.weights)) for _ in range(1, self.threads)]
         layers = (parts_of(self.worker, self.x_shape)[0] for _ in range(self.threads))  # whose blocks are not shared
-        return ThreadedPasses([self._new_passes(parts, self.threads) for parts in layers], gradients)
+        passes = [self._new_passes(parts, self.threads) for parts in layers]
+        for stage, whole in zip(passes[0].stages, self.stages, strict=True):
+            stage.batch = whole.batch
+        return ThreadedPasses(passes, gradients)
 
     def _join_averages(self) -> None:
         """Join the stages' running averages to one vector, as are those of a batch."""

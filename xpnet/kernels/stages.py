@@ -6,9 +6,10 @@ one row of memory. Arrays of more axes are the layers' own, with all their axes 
 """
 
 import copy
+import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple, Self
 
 from ..backends import Array, namespace
 from ..common.checks import mapping_from, pair_from
@@ -18,6 +19,10 @@ from ..losses import losses
 from ..losses.losses import Loss
 from .reference import checked
 from .table import pointwise
+
+# The way of a stretch of a batch through stages. Where it needs the other stretches, it yields a function, to be called
+# once with what all of them yield beside theirs before it goes on; and None in the end, with what it comes to.
+Meetings = Generator[tuple[Callable[[Sequence[Any]], None] | None, Any], None, Any]
 
 
 class Part(NamedTuple):
@@ -82,6 +87,7 @@ class Stage:
     after: "Stage | None" = None  # the next one
     rowwise = True  # whether it does each row of the batch by itself, wherever that stands and whatever the others are
     numbers_rows = False  # whether it does, but asks `span` which numbers the rows have
+    meets = False  # whether stretches of a batch go through it if they meet within: see `forward_of_stretch`
     features: int | None = None  # of x, where they are known beforehand
     axes = 2  # of x
     foreign = False  # whether it runs a layer's own code, which may keep what it is given and gives arrays of its own
@@ -162,6 +168,14 @@ class Stage:
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Any:
         """(H, N) -> (D, N), None where it is the lowest. The gradients go to `grads`."""
+        raise NotImplementedError
+
+    def forward_of_stretch(self, x: Array, params: Any) -> Meetings:
+        """`forward` of a stretch of a batch, which meets the others."""
+        raise NotImplementedError
+
+    def backward_of_stretch(self, dy: Array, params: Any, grads: Any) -> Meetings:
+        """`backward` of a stretch; the gradients are its own."""
         raise NotImplementedError
 
 
@@ -406,6 +420,59 @@ class BatchNorm(Stage):
     def has_averages(self) -> bool:
         mean, var = (self.layer.state[key] for key in ("mean", "var"))
         return not bool(self.work.xp.all((mean == 0.0) & (var == 1.0)))
+
+    # --- a stretch of a batch, for the families that have threads ---
+
+    n: int  # entries of a feature
+    mean: Array  # μ and v, the stretch's until it meets the others, and the batch's from there on
+    var: Array
+    shift: Array  # the stretch's μ less the batch's
+    totals: tuple[Array, Array]  # dγ and dβ, the stretch's, and then the batch's times the stretch's share of the rows
+    begin_forward: Callable[[Array, Any], None]  # finds μ and v
+    end_forward: Callable[[Array, Any], Array]  # finds y, with the batch's
+    begin_backward: Callable[[Array, Any, Any], None]  # makes du of dy, and the gradients
+    end_backward: Callable[[Array, Any, Any], Array]  # makes dz of du, with `totals` in the gradients' place
+
+    def own_statistics(self, h: int) -> tuple[Array, ...]:
+        """The places for μ and v."""
+        return self.batch if self.site.threads == 1 else (self.work("mean", (h,)), self.work("var", (h,)))
+
+    def forward_of_stretch(self, x: Array, params: Any) -> Meetings:
+        self.begin_forward(x, params)
+        yield functools.partial(self.meet_forward, params[-1]), self
+        return self.end_forward(x, params)
+
+    def meet_forward(self, bias: Array | None, stretches: Sequence[Self]) -> None:
+        """With r_i the share that stretch i has of the rows, μ = Σ_i r_i μ_i and v = Σ_i r_i (v_i + (μ_i - μ)²).
+
+        Source: Chan, Golub & LeVeque 1983, there for two parts.
+        """
+        shares, first = shares_of(stretches), self.mean
+        mean = first + sum(r * (each.mean - first) for r, each in zip(shares, stretches, strict=True))
+        for each in stretches:
+            each.shift = each.mean - mean
+        var = sum(r * (each.var + each.shift * each.shift) for r, each in zip(shares, stretches, strict=True))
+        for each in stretches:
+            each.mean[...], each.var[...] = mean, var
+        self.batch[0][...], self.batch[1][...] = mean if bias is None else mean + bias, var
+
+    def backward_of_stretch(self, dy: Array, params: Any, grads: Any) -> Meetings:
+        self.begin_backward(dy, params, grads)
+        self.totals = grads[:2]
+        yield self.meet_backward, self
+        return self.end_backward(dy, params, self.totals)
+
+    def meet_backward(self, stretches: Sequence[Self]) -> None:
+        """r_i Σ_i dγ_i and r_i Σ_i dβ_i, which over the stretch's entries are dγ / N and dβ / N."""
+        dgamma, dbeta = map(sum, zip(*[each.totals for each in stretches], strict=True))
+        for r, each in zip(shares_of(stretches), stretches, strict=True):
+            each.totals = r * dgamma, r * dbeta
+
+
+def shares_of(stretches: Sequence[BatchNorm]) -> list[float]:
+    """What each has of their rows."""
+    rows = sum(each.n for each in stretches)
+    return [each.n / rows for each in stretches]
 
 
 class Dropout(Stage):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...backends import Array
-from ..stages import Part, Site, Stage
+from ..stages import Meetings, Part, Site, Stage
 from . import batch_norm, pointwise
 from .convolution import Pool, as_given, as_images, pair, tiles
 
@@ -50,6 +50,13 @@ class OfImages:
 
     def backward(self, dy: np.ndarray, params: Any, grads: Any) -> Any:
         return self.of_rows(super().backward(self.rows(dy), params, grads))  # type: ignore[misc]
+
+    def forward_of_stretch(self, x: np.ndarray, params: Any) -> Meetings:
+        yield from super().forward_of_stretch(self.rows(x), params)  # type: ignore[misc]
+        return self.given
+
+    def backward_of_stretch(self, dy: np.ndarray, params: Any, grads: Any) -> Meetings:
+        return self.of_rows((yield from super().backward_of_stretch(self.rows(dy), params, grads)))  # type: ignore[misc]
 
 
 class BatchNorm(OfImages, batch_norm.BatchNorm):
