@@ -135,6 +135,14 @@ def test_what_needs_the_whole_batch_is_not_split(net, kernels):
     assert fast(fast.start, batch)[0] == pytest.approx(float(plain(plain.start, batch)[0]), rel=1e-5)
 
 
+def test_threads_begin_later_where_stretches_meet(kernels, monkeypatch):
+    net = cnn(xn.BatchNorm(4), xn.BatchNorm(4)).initialize("numpy", "float32", seed=1)
+    _, fast = steps_of(net, kernels, xn.SGD(0.1), images(np.random.default_rng(0), 1))
+    monkeypatch.setattr(planner, "PAYS", 4 * fast.made)
+    _, fast = steps_of(net, kernels, xn.SGD(0.1), images(np.random.default_rng(0), 1))
+    assert [fast._passes_for(n) is fast.in_threads for n in (7, 8)] == [False, True]
+
+
 def test_same_batches_same_bits(kernels):
     def trained():
         net = cnn(xn.BatchNorm(4), xn.Dropout(0.4)).initialize("numpy", "float32", seed=1)

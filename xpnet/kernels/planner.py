@@ -83,7 +83,9 @@ def import_whole(library: str, *below: str) -> Any:
         raise
 
 
-PAYS = 2**20  # numbers that layers make of a batch of images or sequences from which on threads take stretches of it
+# numbers that layers make of a batch of images or sequences from which on threads take stretches of it, and half as
+# many more for each stage within which these meet
+PAYS = 2**20
 
 
 class BufferedStep(Step):
@@ -107,6 +109,7 @@ class BufferedStep(Step):
         self.slots_made = [self.start.slots]
         self.stateful_stages: list[Any] = [stage for stage in self.stages if stage.states]
         self._join_averages()
+        self.pays = PAYS * (1 + sum(stage.meets for stage in self.stages) / 2)
         may_split = kernels.threaded and self.made and self.at_once.splits
         self.threads = threads.blas_threads() if may_split else 1
 
@@ -218,7 +221,7 @@ class BufferedStep(Step):
 
     def _passes_for(self, n: int) -> Any:
         """The passes for a batch of n rows: in threads where there are enough numbers to go through."""
-        pays = self.threads > 1 and n >= self.threads and n * self.made >= PAYS
+        pays = self.threads > 1 and n >= self.threads and n * self.made >= self.pays
         return self.in_threads if pays else self.at_once
 
     def _bound_loss(self, a: Array) -> Any:
