@@ -1,5 +1,6 @@
 """The backend under test, chosen by `--backend`: one suite for all of them."""
 
+import gc
 import importlib.util
 import os
 import signal
@@ -56,28 +57,34 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "numpy_only: about the package rather than a backend; runs in numpy's session")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Of the millions of objects that the tests consist of, none is ever garbage: the collector need not look."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave out, rather than skip, what is not this session's: nothing that was asked for passes unrun."""
-    backend = config.getoption("--backend")
+    backend, on_host = config.getoption("--backend"), config.getoption("--on-host")
+    here = {"not_on_jax": backend != "jax", "not_on_host": not on_host, "on_host_only": on_host}
+    here |= {"numba_only": backend == "numpy" and NUMBA, "onnx_only": ONNX, "mpi_only": MPI, "dask_only": DASK}
+    elsewhere = {name for name, this in here.items() if not this}
+    backends = {f"{name}_only" for name in BACKENDS}
 
     def wanted(item):
-        only = [name for name in ("numpy", "torch", "jax", "cupy") if item.get_closest_marker(f"{name}_only")]
-        if item.get_closest_marker("not_on_host" if config.getoption("--on-host") else "on_host_only"):
-            return False
-        if backend == "jax" and item.get_closest_marker("not_on_jax"):
-            return False
-        if item.get_closest_marker("numba_only") and not (backend == "numpy" and NUMBA):
-            return False
-        if item.get_closest_marker("onnx_only") and not ONNX:
-            return False
-        if item.get_closest_marker("mpi_only") and not MPI:
-            return False
-        if item.get_closest_marker("dask_only") and not DASK:
-            return False
-        return not only or backend in only
+        names = {mark.name for mark in item.iter_markers()}
+        return not names & elsewhere and (f"{backend}_only" in names or not names & backends)
 
-    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
-    items[:] = [item for item in items if wanted(item)]
+    kept, others = [], []
+    for item in items:
+        (kept if wanted(item) else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = kept
 
 
 def pytest_report_header(config):
