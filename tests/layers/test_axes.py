@@ -7,6 +7,7 @@ import pytest
 
 import xpnet as xn
 from support import cases
+from support.layers import assert_derivatives
 from xpnet.training.inputs import outputs_of
 
 SHAPES = [(5, 4), (5, 3, 4), (3, 2, 3, 4)]
@@ -36,7 +37,7 @@ def kernels(request, monkeypatch):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", LAST)
 def test_derivatives_on_any_number_of_axes(lib, rng, name, shape):
-    xn.check_gradients(cases.ready(LAST[name](), lib), lib.asarray(rng.normal(size=shape)))
+    assert_derivatives(cases.ready(LAST[name](), lib), lib, rng.normal(size=shape))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -44,7 +45,7 @@ def test_derivatives_on_any_number_of_axes(lib, rng, name, shape):
 @pytest.mark.parametrize("trainable", [True, False])
 def test_derivatives_of_batch_norm_on_any_number_of_axes(lib, rng, shape, training, trainable):
     layer = cases.ready(xn.BatchNorm(shape[1], trainable=trainable), lib)
-    xn.check_gradients(layer, lib.asarray(rng.normal(size=shape)), training=training)
+    assert_derivatives(layer, lib, rng.normal(size=shape), training)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -1,6 +1,37 @@
-"""Layers of one's own that several tests share."""
+"""Layers of one's own that several tests share, and a proof of any layer's derivatives."""
+
+import copy
+
+import numpy as np
 
 import xpnet as xn
+from support import cupy_on_host
+
+
+def assert_derivatives(layer, lib, x, training=True):
+    """That a layer on `lib` has the derivatives of its forward at x, by central differences.
+
+    Where the host stands in for a device, each of their calls takes it 20 µs and more: there it is the same code's
+    results that are compared with NumPy's, whose session has the differences.
+    """
+    x_here = lib.asarray(x)
+    if not cupy_on_host.installed():
+        errors = xn.check_gradients(layer, x_here, training=training)
+        assert errors.keys() == {"x", *layer.params}
+        assert max(errors.values()) < 1e-6
+        return
+    twin = xn.Sequential(copy.deepcopy(layer)).initialize("numpy", "float64", fresh=True)
+    twin.set_params({f"0.{name}": lib.to_numpy(a) for name, a in layer.params.items()})
+    twin.set_state({f"0.{name}": lib.to_numpy(a) for name, a in layer.state.items()})
+    (y, cache), (expected, its_own) = layer.forward(x_here, training), twin.layers[0].forward(x, training)
+    lib.agrees(y, expected)
+    dy = np.random.default_rng(0).normal(size=expected.shape)
+    found, expected = layer.backward(lib.asarray(dy), cache), twin.layers[0].backward(dy, its_own)
+    found, expected = ({"x": dx, **grads} for dx, grads in (found, expected))
+    assert found.keys() == expected.keys() == {"x", *layer.params}
+    atol = lib.rtol * max(np.abs(g).max() for g in expected.values())  # some are 0 but for rounding
+    for name, g in expected.items():
+        np.testing.assert_allclose(lib.to_numpy(found[name]), g, rtol=0, atol=atol, err_msg=name)
 
 
 class Linear(xn.Layer):
