@@ -106,8 +106,8 @@ def test_twenty_training_steps_agree_with_numpy(lib, digits, name, dtype, rtol):
 
     def trained(backend):
         net = tutorial_network().initialize(backend, dtype, seed=1)
-        how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": OPTIMIZERS[name](), "epochs": 5, "batch_size": 100}
-        history = net.fit(x[:400], y[:400], **how)
+        how = {"loss": xn.SoftmaxCrossEntropy(), "optimizer": OPTIMIZERS[name](), "epochs": 5, "batch_size": 50}
+        history = net.fit(x[:200], y[:200], **how)
         assert history.steps == 20
         return history["loss"], net.params | net.state
 

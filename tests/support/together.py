@@ -73,7 +73,7 @@ def trained(case, backend, comm=None, **more):
     """`fit` for one of CASES."""
     make, loss, options = CASES[case]
     net = xn.Sequential(*make()).initialize(backend, "float64", seed=comm.Get_rank() if comm else 0)
-    return fit(backend, comm, net, loss=loss, **options, **more)
+    return fit(backend, comm, net, loss=loss, **(options | more))
 
 
 PARTS = 0, 9, 11, 23  # where the rows of three processes begin: 9 of them, 2 and 12

@@ -340,9 +340,9 @@ def test_arrays_of_cupy_travel_over_nccl_and_nothing_by_way_of_the_host(lib, mon
             host(self, a, total)
 
         monkeypatch.setattr(Communicator, "Allreduce", allreduce)
-        return trained("weights, l2, clip_norm", lib.backend, OverNCCL(NCCL(comm), comm), shards=shards)
+        return trained("weights, l2, clip_norm", lib.backend, OverNCCL(NCCL(comm), comm), shards=shards, epochs=2)
 
-    one = trained("weights, l2, clip_norm", lib.backend, shards=shards)
+    one = trained("weights, l2, clip_norm", lib.backend, shards=shards, epochs=2)
     assert_alike(one, processes(2, job), atol=0 if shards else 1e-12)
 
 
