@@ -47,8 +47,7 @@ POINTWISE = {
     "ELU": Pointwise(ELU, "where(x >= 0, x, alpha * expm1(x))", "where(x >= 0, 1, alpha * exp(x))"),
     "SiLU": Pointwise(SiLU, "x / (1 + exp(-x))", "(1 + x - x / (1 + exp(-x))) / (1 + exp(-x))"),
     "GELU": Pointwise(
-        GELU, "x * common", "common + x * 0.3989422804014327 / exp(0.5 * x * x)",
-        (("approximate", False),), "0.5 + 0.5 * erf(x * 0.7071067811865476)",
+        GELU, "x * common", "common + x * density(x)", (("approximate", False),), "normal(x)",
     ),
     "GELUTanh": Pointwise(  # of a far x, whose powers overflow, the slope is 1 or 0
         GELU, "x / (1 + common)",

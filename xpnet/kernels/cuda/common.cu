@@ -23,6 +23,17 @@ __device__ T absolute(T a) {
     return fabs(a);
 }
 
+// The normal distribution's probability of a value below x, and its density.
+template <typename T>
+__device__ T normal(T x) {
+    return T(0.5) + T(0.5) * erf(x * T(0.7071067811865476));
+}
+
+template <typename T>
+__device__ T density(T x) {
+    return T(0.3989422804014327) / exp(T(0.5) * x * x);
+}
+
 @pointwise
 
 // --- what the threads of a block find together -----------------------------------------------------------------------

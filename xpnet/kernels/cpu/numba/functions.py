@@ -19,12 +19,13 @@ from ...formulas import functions_in, names_in, python, times
 from ...stages import Stage
 from ...table import POINTWISE, pointwise
 from .. import functions, threads
-from .compiling import compiling, erf, exp, is_negative
+from .compiling import compiling, density, exp, is_negative, normal
 
 # ReLU's y is -0.0 where x is below 0: its sign tells backward which, in x's place
 RELU = POINTWISE["ReLU"]._replace(value="where(x < 0, -0.0, x + 0)", slope="where(is_negative(y), 0, 1)")
 FORMULAS = POINTWISE | {"ReLU": RELU}
-INSIDE = {"exp", "erf", "where", "is_negative"}  # the functions that stand in the loops; others are NumPy's to call
+# the functions that stand in the loops; others are NumPy's to call
+INSIDE = {"exp", "normal", "density", "where", "is_negative"}
 Loops = dict[str, Any]
 
 
@@ -54,7 +55,8 @@ def reads_x(f: Layer | None) -> bool:
 
 def scalar(formula: str, arguments: str, settings: list[str]) -> Any:
     """A formula as a function of numbers of one type and of the settings, a tuple, which becomes part of the loops."""
-    scope = {"exp": exp, "is_negative": is_negative, "expm1": np.expm1, "tanh": np.tanh, "erf": erf}
+    scope = {"exp": exp, "is_negative": is_negative, "expm1": np.expm1, "tanh": np.tanh}
+    scope |= {"normal": normal, "density": density}
     source = [f"def f({arguments}, s):", f"    T = type({arguments.partition(',')[0]})"]
     source += [f"    {name} = s[{i}]" for i, name in enumerate(settings)]
     exec("\n".join([*source, f"    return {python(formula)}"]), scope)
