@@ -4,6 +4,7 @@ import itertools
 import math
 import threading
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -585,6 +586,29 @@ def test_a_products_parts_are_small_and_nearly_equal(m, k, n):
     assert max(lengths) - min(lengths) < len(parts) == -(-longest // (products.SMALL // (size // longest)))
 
 
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("turned", ["a", "b", ""])
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (13, 30, 45), (21, 200, 70), (37, 128, 600), (9, 300, 3000)])
+def test_a_product_in_stacks(m, k, n, turned, bench):
+    a, b = bench.draw(m, k), bench.draw(k, n)
+    out = bench.empty(m, n)
+    lying = [bench.put(x, "turned" if name == turned else "as it is") for name, x in (("a", a), ("b", b))]
+    assert products.in_stacks(*lying, out=out) is out
+    bench.agrees(out, a.astype("float64") @ b.astype("float64"), 10 + k, 5.0)
+
+
+@pytest.mark.numpy_only
+def test_stacks_are_for_one_thread_of_a_blas_with_kernels_for_them(bench, monkeypatch):
+    family = bench.kernels.family
+    for architecture, count, expected in [("SkylakeX", 1, True), ("SkylakeX", 2, False), ("Haswell", 1, False)]:
+        library = SimpleNamespace(architecture=architecture, num_threads=count)
+        monkeypatch.setattr(threads, "blas", lambda library=library: [library])
+        assert (family.product_in(1) is products.in_stacks) == expected
+    assert family.product_in(2) is not products.in_stacks
+    monkeypatch.setattr(threads, "blas", list)
+    assert family.product_in(1) is family.product
+
+
 # --- workspaces and threads -------------------------------------------------------------------------------------------
 
 
@@ -611,7 +635,14 @@ def test_every_block_is_worked_on_once_and_results_come_in_order(size, block):
     seen = []
     results = threads.in_blocks(lambda part: seen.append(part.start) or part, size, block)
     assert [i for part in results for i in range(size)[part]] == list(range(size))
-    assert sorted(seen) == list(range(0, size, block))
+    assert sorted(seen) == [part.start for part in results]
+    assert all(part.stop - part.start <= block for part in results)
+
+
+def test_each_thread_gets_as_many_blocks_of_one_size(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    parts = threads.in_blocks(lambda part: part, 31, 10)
+    assert parts == [slice(0, 8), slice(8, 16), slice(16, 24), slice(24, 31)]
 
 
 def meeting(number):

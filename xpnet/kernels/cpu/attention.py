@@ -1,7 +1,7 @@
 """Attention in NumPy's calls. Axes: N batch, T positions, D features; h heads of d features each."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from ...layers import attention
 from ..stages import Part, Site, Stage
 from .positions import PositionsStage
 
-BLOCK = 2**16  # entries of P that are worked on at a time, and stay in cache
+BLOCK = 2**17  # entries of P that are worked on at a time, and stay in cache
 LANES = 64  # queries that are gone through together
 
 
@@ -41,104 +41,112 @@ class Attention(PositionsStage):
         self.keeps, self.scale = before is None, room.filled(self.layer._scale)
         self.qkv, self.o, self.z = work("qkv", (m, 3 * d)), work("o", (m, d)), work("y", (m, d))
         self.dqkv, self.do = room("dqkv", (m, 3 * d)), room("do", (m, d))
-        p = work("p", (n, h, t, t))
-        at_once = max(1, min(n, BLOCK // (h * t * t)))
-        self.turned = room("turned", (at_once, h, d // h, t))  # Qᵀ / √d, then dOᵀ
-        self.row, self.r = room("row", (at_once, h, 1, t)), room("r", (at_once * t * h,))  # numbers of each query
-        self.ds, self.terms = room("ds", (at_once, h, t, t)), room("terms", (at_once, t, d))
-        causal, stretches = self.layer.causal, [slice(i, min(i + LANES, t)) for i in range(0, t, LANES)]
-        self.seen = [(queries, slice(0, queries.stop if causal else t)) for queries in stretches]  # queries, their keys
-        self.seeing = [(keys, slice(keys.start if causal else 0, t)) for keys in stretches]  # keys, their queries
-        whole = *self.heads(self.qkv, 3), *self.heads(self.o, 1), p, *self.heads(self.dqkv, 3), *self.heads(self.do, 1)
-        blocks = (slice(start, min(start + at_once, n)) for start in range(0, n, at_once))
-        self.blocks = [Sequences(*(a[rows] for a in whole)) for rows in blocks]
-        self.limit = None
-        if causal:  # of S, where the key is not behind its query and where it is
+        self.p, self.limit = work("p", (n, h, t, t)), None
+        if self.layer.causal:  # of S, where the key is not behind its query and where it is
             self.limit = room("limit", (LANES, LANES))
             self.limit[...] = np.where(np.tri(LANES, dtype=np.bool).T, np.inf, -np.inf)
-        self.y = self.positions(self.z)
         self.ones, self.ones_t, self.ones_d = (room.filled(1.0, (count,)) for count in (m, t, d // h))
+        at_once = max(1, min(n, BLOCK // (h * t * t)))
+        self.blocks = [Sequences(self, start, min(start + at_once, n)) for start in range(0, n, at_once)]
+        self.y = self.positions(self.z)
         self.sums, _ = self.site.family.over_batch(m)
         self.dx = None if self.lowest else room(f"dx{self.turn}", (m, d))
 
-    def heads(self, a: np.ndarray, parts: int) -> np.ndarray:
-        """(M, parts D) as (parts, N, h, T, d): a view."""
-        (d, t, n), h = self.shape, self.layer.heads
-        return a.reshape((n, t, parts, h, d // h)).transpose(2, 0, 3, 1, 4)
-
     def forward(self, x: Array, params: Any) -> Array:
         weight, bias, out_weight, out_bias = params
-        product = self.site.family.product
         self.cache = self.matrix(x)
-        product(self.cache, weight, out=self.qkv)
+        self.product(self.cache, weight, out=self.qkv)
         self.qkv += bias
         for each in self.blocks:
-            turned = np.multiply(each.q.swapaxes(2, 3), self.scale, out=self.turned[: len(each.q)])
-            for queries, keys in self.seen:
-                p = np.matmul(each.k[:, :, keys], turned[..., queries], out=each.p[:, :, keys, queries])
-                self.softmax(each, queries, keys)
-                np.matmul(p.swapaxes(2, 3), each.v[:, :, keys], out=each.o[:, :, queries])
-        product(self.o, out_weight, out=self.z)
+            np.multiply(each.q_t, self.scale, out=each.turned)
+            for part in each.seen:
+                np.matmul(part.k, part.turned, out=part.p)
+                self.softmax(each, part)
+                np.matmul(part.p_t, part.v, out=part.o)
+        self.product(self.o, out_weight, out=self.z)
         self.z += out_bias
         return self.y
 
-    def softmax(self, each: "Sequences", queries: slice, keys: slice) -> None:
-        """Sᵀ becomes Pᵀ, of these queries and keys."""
-        p, row = each.p[:, :, keys, queries], self.row[: len(each.p), ..., queries]
+    def softmax(self, each: "Sequences", part: "Stretch") -> None:
+        """Sᵀ becomes Pᵀ."""
+        p, row = part.p, part.row
         if self.limit is not None:
-            ends = p[:, :, queries]
-            np.minimum(ends, self.limit[: ends.shape[2], : ends.shape[2]], out=ends)
+            np.minimum(part.ends, part.limit, out=part.ends)
         p -= np.maximum.reduce(p, axis=2, out=row, keepdims=True)
         np.exp(p, out=p)
-        p /= np.matmul(self.ones_t[keys], p, out=row[:, :, 0])[:, :, None]
+        np.matmul(part.ones, p, out=part.sums)
+        p /= row
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Any:
         weight, _, out_weight, _ = params
         dweight, dbias, dout_weight, dout_bias = grads
-        dz, d, product = self.matrix(dy), self.features, self.site.family.product
+        dz, d, product = self.matrix(dy), self.features, self.product
         product(self.o.T, dz, out=dout_weight)
         self.sums(dz.T, self.ones, out=dout_bias)
         product(dz, out_weight.T, out=self.do)
         for each in self.blocks:
-            turned, ds = self.turned[: len(each.q)], self.ds[: len(each.q)]
-            np.multiply(each.do.swapaxes(2, 3), self.scale, out=turned)
-            r = self.products(each)
-            for keys, queries in self.seeing:
-                np.matmul(each.p[:, :, keys, queries], each.do[:, :, queries], out=each.dv[:, :, keys])
-                part = np.matmul(each.v[:, :, keys], turned[..., queries], out=ds[:, :, keys, queries])
-                self.slope(each, ds, r, keys, queries)
-                np.matmul(part, each.q[:, :, queries], out=each.dk[:, :, keys])
-            for queries, keys in self.seen:
-                np.matmul(ds[:, :, keys, queries].swapaxes(2, 3), each.k[:, :, keys], out=each.dq[:, :, queries])
+            np.multiply(each.do_t, self.scale, out=each.turned)
+            self.products(each)
+            for part in each.seeing:
+                np.matmul(part.p, part.do, out=part.dv)
+                np.matmul(part.v, part.turned, out=part.ds)
+                self.slope(each, part)
+                np.matmul(part.ds, part.q, out=part.dk)
+            for part in each.seen:
+                np.matmul(part.ds_t, part.k, out=part.dq)
         product(self.cache.T, self.dqkv, out=dweight)
         self.sums(self.dqkv.T, self.ones, out=dbias)
         dbias[d : 2 * d] = 0.0
         return None if self.dx is None else self.positions(product(self.dqkv, weight.T, out=self.dx))
 
-    def products(self, each: "Sequences") -> Array:
-        """r = Σ dO O / √d, (n, h, T)"""
-        n, h, t, d = each.o.shape
-        terms = np.multiply(each.do, each.o, out=self.terms[:n].reshape((n, t, h, d)).transpose(0, 2, 1, 3))
-        r = np.dot(terms.transpose(0, 2, 1, 3).reshape((n * t * h, d)), self.ones_d, out=self.r[: n * t * h])
+    def products(self, each: "Sequences") -> None:
+        """r = Σ dO O / √d"""
+        np.multiply(each.do, each.o, out=each.terms)
+        r = np.dot(each.rows_of_terms, self.ones_d, out=each.r_of_rows)
         r *= self.scale
-        return r.reshape((n, t, h)).transpose(0, 2, 1)
 
-    def slope(self, each: "Sequences", ds: np.ndarray, r: np.ndarray, keys: slice, queries: slice) -> None:
-        """dPᵀ / √d becomes dSᵀ / √d, of these keys and queries."""
-        part = ds[:, :, keys, queries]
-        part -= r[:, :, None, queries]
-        part *= each.p[:, :, keys, queries]
+    def slope(self, each: "Sequences", part: "Stretch") -> None:
+        """dPᵀ / √d becomes dSᵀ / √d."""
+        ds = part.ds
+        ds -= part.r
+        ds *= part.p
 
 
-class Sequences(NamedTuple):
-    """Arrays of some sequences, (n, h, T, d), and Pᵀ (n, h, T, T)."""
+class Sequences:
+    """The arrays of some sequences, those of heads (n, h, T, d), Pᵀ and dSᵀ (n, h, T, T), and their stretches."""
 
-    q: np.ndarray
-    k: np.ndarray
-    v: np.ndarray
-    o: np.ndarray
-    p: np.ndarray
-    dq: np.ndarray
-    dk: np.ndarray
-    dv: np.ndarray
-    do: np.ndarray
+    def __init__(self, stage: Attention, start: int, stop: int):
+        (d, t, _), h, n, room, causal = stage.shape, stage.layer.heads, stop - start, stage.shared, stage.layer.causal
+        size, rows = d // h, slice(start * t, stop * t)
+
+        def heads(a: np.ndarray, parts: int) -> np.ndarray:
+            """(M, parts D) as (parts, n, h, T, d): a view."""
+            return a[rows].reshape((n, t, parts, h, size)).transpose(2, 0, 3, 1, 4)
+
+        self.q, self.k, self.v, self.dq, self.dk, self.dv = *heads(stage.qkv, 3), *heads(stage.dqkv, 3)
+        self.o, self.do = *heads(stage.o, 1), *heads(stage.do, 1)
+        self.p, self.ds = stage.p[start:stop], room("ds", (n, h, t, t))
+        self.q_t, self.do_t = self.q.swapaxes(2, 3), self.do.swapaxes(2, 3)
+        self.turned = room("turned", (n, h, size, t))  # Qᵀ / √d, then dOᵀ
+        self.row = room("row", (n, h, 1, t))  # numbers of each query
+        terms, self.r_of_rows = room("terms", (n, t, h, size)), room("r", (n * t * h,))
+        self.terms, self.rows_of_terms = terms.transpose(0, 2, 1, 3), terms.reshape((n * t * h, size))
+        self.r = self.r_of_rows.reshape((n, t, h)).transpose(0, 2, 1)[:, :, None]
+        stretches = [slice(i, min(i + LANES, t)) for i in range(0, t, LANES)]
+        self.seen = [Stretch(stage, self, slice(0, s.stop if causal else t), s) for s in stretches]
+        self.seeing = [Stretch(stage, self, s, slice(s.start if causal else 0, t)) for s in stretches]
+
+
+class Stretch:
+    """Some queries of such sequences and the keys that they see, or some keys and the queries that see them."""
+
+    def __init__(self, stage: Attention, each: Sequences, keys: slice, queries: slice):
+        self.keys, self.queries = keys, queries
+        self.k, self.v, self.dk, self.dv = (a[:, :, keys] for a in (each.k, each.v, each.dk, each.dv))
+        self.q, self.o, self.do, self.dq = (a[:, :, queries] for a in (each.q, each.o, each.do, each.dq))
+        self.turned, self.row, self.r = (a[..., queries] for a in (each.turned, each.row, each.r))
+        self.p, self.ds = (a[:, :, keys, queries] for a in (each.p, each.ds))
+        self.p_t, self.ds_t, self.ends = self.p.swapaxes(2, 3), self.ds.swapaxes(2, 3), self.p[:, :, queries]
+        self.ones, self.sums = stage.ones_t[keys], self.row[:, :, 0]
+        size = self.ends.shape[2]
+        self.limit: Any = None if stage.limit is None else stage.limit[:size, :size]

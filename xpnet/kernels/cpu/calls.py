@@ -9,6 +9,7 @@ from ...backends import Array, Backend
 from ...losses.losses import Loss
 from ...optimizers import Optimizer
 from ..stages import Product, Site
+from . import threads
 from .attention import Attention
 from .batch_norm import BatchNorm
 from .convolution import Convolution, Flatten
@@ -21,7 +22,7 @@ from .layer_norm import LayerNorm
 from .optimizers import Update
 from .pointwise import Pointwise
 from .positions import Dense
-from .products import product
+from .products import in_stacks, product
 from .softmax import SoftmaxCrossEntropy
 
 Sums = Callable[..., Array]
@@ -58,6 +59,11 @@ class Calls:
     def over_batch(self, n: int) -> tuple[Sums, Sums]:
         """Of (H, N) matrices the product with a vector and the dot products of rows, long sums in spans."""
         return (spanned(self.sums), spanned(self.row_dot)) if n > ops.LONG else (self.sums, self.row_dot)
+
+    def product_in(self, count: int) -> Callable[..., Array]:
+        """The product of two matrices in each of so many threads."""
+        alone = self.threaded and (count > 1 or threads.blas_threads() == 1)
+        return in_stacks if alone and threads.multiplies_small() else self.product
 
     def averaged(self, old: Array, batch: Array, rates: Array) -> Array:
         """(1 - rates) old + rates batch: at a rate of 1 the batch's, to the bit"""

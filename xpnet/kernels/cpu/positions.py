@@ -14,13 +14,17 @@ from ..stages import Part, Site, Stage, reversed_axes
 from ..table import pointwise
 from .functions import Compiled, function
 
-BLOCK = 2**15  # entries of each array to go through at a time, which stay in cache
+BLOCK = 2**17  # entries of each array to go through at a time, which stay in cache
 
 
 class PositionsStage(Stage):
     """The base of them."""
 
     shape: tuple[int, ...]  # of x
+
+    def __init__(self, site: Site, before: Stage | None, *names: str):
+        super().__init__(site, before, *names)
+        self.product = site.family.product_in(site.threads)
 
     def matrix(self, a: Array) -> Array:
         """(D, ..., N) as (M, D)."""
@@ -67,16 +71,16 @@ class Dense(PositionsStage):
 
     def forward(self, x: Array, params: Any) -> Array:
         self.cache = self.matrix(x)
-        self.site.family.product(self.cache, params[0], out=self.z)
+        self.product(self.cache, params[0], out=self.z)
         self.function.forward(params[1])
         return self.y
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Any:
-        dz, product = self.matrix(dy), self.site.family.product
+        dz = self.matrix(dy)
         self.function.backward(dz)
-        product(self.cache.T, dz, out=grads[0])
+        self.product(self.cache.T, dz, out=grads[0])
         self.sums(dz.T, self.ones, out=grads[1])
-        return None if self.dx is None else self.positions(product(dz, params[0].T, out=self.dx))
+        return None if self.dx is None else self.positions(self.product(dz, params[0].T, out=self.dx))
 
 
 class InBlocks:
@@ -84,25 +88,23 @@ class InBlocks:
 
     def __init__(self, stage: Stage, f: Layer | None, y: Array):
         (m, h), self.shared, family = y.shape, stage.shared, stage.site.family
-        self.multiply, self.bool = family.lib.multiply, family.lib.bool
-        step = max(1, min(m, BLOCK // h))
-        self.bias = self.shared("bias", (step, h))
-        self.blocks = [slice(start, start + step) for start in range(0, m, step)]
-        self.parts = [(part, self.bias[: len(part)]) for part in map(y.__getitem__, self.blocks)]
+        self.multiply = family.lib.multiply
+        step = max(1, -(-m // max(1, -(-m * h // BLOCK))))
+        self.y, self.blocks = y, [slice(start, start + step) for start in range(0, m, step)]
         self.function = None if f is None else function(family.lib, str(pointwise(f)))
         if self.function is None:
             return
-        self.integer = family.integers[y.itemsize]
         programs = self.function.programs
         values: dict[Any, float] = {key: getattr(f, key) for key in self.function.settings}
         values |= {constant: constant for program in programs.values() for constant in program.constants}
         self.numbers = {key: self.shared.filled(value) for key, value in values.items()}
         if 0.0 in self.numbers:  # which NumPy compares with, and takes the maximum with, at several times the speed
             self.numbers[0.0] = self.shared.filled(0.0, (step, h))
-        self.whole = {"y": y}
+        self.flags, self.whole = family.lib.bool, {"y": y}
         if self.function.keeps:
-            self.whole["slope"] = stage.work("slope", (m, h), self.bool if self.function.masks else None)
-        self.values = [self._bound(programs["value"], block) for block in self.blocks]
+            self.slope = self.whole["slope"] = stage.work("slope", (m, h), self.flags if self.function.masks else None)
+            self.integer = family.integers[y.itemsize] if self.function.masks else None
+        self.values = [(y[block], self._bound(programs["value"], block)) for block in self.blocks]
         self.slopes_of = [self._bound(programs["slope_of"], block) for block in self.blocks * ("slope_of" in programs)]
 
     def _bound(self, program: Compiled, block: slice) -> Callable[[], None]:
@@ -117,24 +119,28 @@ class InBlocks:
             return self.whole[name][block]
         if name in self.numbers:
             return self.numbers[name][: len(part)] if self.numbers[name].ndim else self.numbers[name]
-        return self.shared(name, part.shape, self.bool if name.startswith("mask") else None)
+        return self.shared(name, part.shape, self.flags if name.startswith("mask") else None)
 
     def forward(self, bias: Array | None) -> None:
         """y ← f(y + b), f(y) without a bias"""
-        if bias is not None:
-            self.bias[...] = bias
-        for i, (part, shift) in enumerate(self.parts):
+        if self.function is None:
             if bias is not None:
-                part += shift
-            if self.function is not None:
-                self.values[i]()
+                self.y += bias
+            return
+        for part, value in self.values:
+            if bias is not None:
+                part += bias
+            value()
 
     def backward(self, dy: Array) -> None:
         """dy ← dy f'"""
-        for i, block in enumerate(self.blocks if self.function is not None else ()):
-            if self.slopes_of:
-                self.slopes_of[i]()
-            part, slope = dy[block], self._at("slope", block)
-            if slope.dtype == self.bool:  # dy or 0, even where dy is infinite: its bits by 1 or 0
-                part = part.view(self.integer)
-            self.multiply(part, slope, out=part)
+        if self.function is None:
+            return
+        if self.function.keeps:
+            if self.integer is not None:  # dy or 0, even where dy is infinite: its bits by 1 or 0
+                dy = dy.view(self.integer)
+            self.multiply(dy, self.slope, out=dy)
+            return
+        for block, slope_of in zip(self.blocks, self.slopes_of, strict=True):
+            slope_of()
+            self.multiply(dy[block], self._at("slope", block), out=dy[block])

@@ -22,8 +22,12 @@ def in_blocks(work: Callable[[slice], Any], size: int, block: int, shared: bool 
     The threads work in the caller's context, where NumPy keeps its `errstate`. None is at work any more when this
     returns or raises.
     """
+    count = -(-size // block)
+    helpers = min(cores(), count) - 1 if shared else 0
+    if helpers > 0:  # as many blocks for each of the threads
+        count = min(size, -(-count // (helpers + 1)) * (helpers + 1))
+        block = -(-size // count)
     parts = [slice(start, min(start + block, size)) for start in range(0, size, block)]
-    helpers = min(cores(), len(parts)) - 1 if shared else 0
     if helpers < 1:
         return list(map(work, parts))
     blocks, results = enumerate(parts), [None] * len(parts)
@@ -118,6 +122,12 @@ class OneThread:
     lock = threading.Lock()
     users = 0
     counts: list[int] = []  # noqa: RUF012  # of each library
+
+
+def multiplies_small() -> bool:
+    """Whether BLAS has kernels that multiply small matrices as they lie: OpenBLAS, for processors with AVX-512."""
+    kinds = {"SkylakeX", "Cooperlake", "SapphireRapids"}
+    return bool(blas()) and all(getattr(library, "architecture", "") in kinds for library in blas())
 
 
 @contextlib.contextmanager

@@ -1,8 +1,5 @@
 """Attention, its softmax in loops. Axes as in `..attention`; B = N h, of a key row k and a query q."""
 
-import numpy as np
-
-from ....backends import Array
 from .. import attention
 from .compiling import compiled, exp
 
@@ -79,16 +76,16 @@ def slope(ds, p, r, start, stop, first):
 class Attention(attention.Attention):
     """As the base has it."""
 
-    def softmax(self, each: attention.Sequences, queries: slice, keys: slice) -> None:
+    def softmax(self, each: attention.Sequences, part: attention.Stretch) -> None:
         n, h, t, _ = each.p.shape
+        queries = part.queries
         before = queries.start if self.layer.causal else t
-        places = self.row.ravel()[:t], self.r[:t]
-        softmax(each.p.reshape((n * h, t, t)), queries.start, queries.stop, keys.stop, before, *places)
+        places = each.row.reshape(-1)[:t], each.r_of_rows[:t]
+        softmax(each.p.reshape((n * h, t, t)), queries.start, queries.stop, part.keys.stop, before, *places)
 
-    def products(self, each: attention.Sequences) -> Array:
-        n, h, t, _ = each.o.shape
-        products(each.do, each.o, self.scale[()], r := self.r[: n * h * t].reshape((n, h, t)))
-        return r
+    def products(self, each: attention.Sequences) -> None:
+        products(each.do, each.o, self.scale[()], each.r_of_rows.reshape(each.p.shape[:3]))
 
-    def slope(self, each: attention.Sequences, ds: np.ndarray, r: np.ndarray, keys: slice, queries: slice) -> None:
-        slope(ds, each.p, r, keys.start, keys.stop, queries.start)
+    def slope(self, each: attention.Sequences, part: attention.Stretch) -> None:
+        r = each.r_of_rows.reshape(each.p.shape[:3])
+        slope(each.ds, each.p, r, part.keys.start, part.keys.stop, part.queries.start)
