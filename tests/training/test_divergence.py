@@ -174,7 +174,7 @@ def test_a_run_that_diverged_has_no_slots_to_give(lib):
     seen = []
 
     def look(run):
-        with pytest.raises(RuntimeError, match=r"run\.slots: the step that was not finite has moved"):
+        with pytest.raises(RuntimeError, match=r"run\.slots: the step that was not finite has already updated"):
             run.slots  # noqa: B018
         seen.append(run)
 

@@ -298,7 +298,7 @@ class OtherHooks(xn.Callback):
         ({"slots": 5}, "slots must be an optimizer's memory by name, such as history.slots, got 5"),
         ({"callbacks": xn.Callback()}, "callbacks must be a list of xn.Callback objects"),
         ({"callbacks": ["progress"]}, "callbacks must be a list of xn.Callback objects"),
-        ({"callbacks": [OtherHooks()]}, "OtherHooks has none of a callback's hooks, so nothing of it would be called"),
+        ({"callbacks": [OtherHooks()]}, "OtherHooks has none of a callback's hooks, so it would never be called"),
         ({"callbacks": 5}, "callbacks must be a list of xn.Callback objects"),
     ],
 )

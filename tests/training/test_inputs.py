@@ -98,14 +98,16 @@ def test_what_is_no_array_at_all_is_told_as_what_it_is(net, call, bad, came):
 @pytest.mark.parametrize("call", WITH_TARGET)
 @pytest.mark.parametrize("bad", [None, {"a": 1}, [[1.0], [1.0, 2.0]]], ids=["None", "by name", "ragged"])
 def test_a_y_that_is_no_array_at_all_is_told_as_what_it_is(net, call, bad):
-    error, words = (ValueError, "is no array") if isinstance(bad, list) else (TypeError, "expected an array, a list of")
+    error, words = (
+        (ValueError, "is not an array") if isinstance(bad, list) else (TypeError, "expected an array, a list of")
+    )
     with refused(net, error, f"{call}y", words):
         CALLS[call](net, good()[0], bad)
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_lists_that_are_not_of_one_length_are_no_array(net, call):
-    with refused(net, ValueError, f"{call}x is no array", "inhomogeneous"):
+    with refused(net, ValueError, f"{call}x is not an array", "inhomogeneous"):
         CALLS[call](net, [[1.0, 2.0, 3.0, 4.0], [1.0]], [0, 1])
 
 

@@ -369,7 +369,7 @@ def test_an_nccl_backend_comes_with_the_processes_of_mpi(monkeypatch):
     with pytest.raises(ValueError, match="an NCCLBackend of process 1 of 3, and MPI has 0 of 1: make it NCCLBackend"):
         together.communicator(NCCL(comm))
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    with pytest.raises(ImportError, match="goes over MPI: pip install mpi4py mpich"):
+    with pytest.raises(ImportError, match="is sent by MPI: pip install mpi4py mpich"):
         together.communicator(NCCL(comm))
 
 

@@ -354,7 +354,7 @@ def test_a_source_that_gives_fewer_rows_than_its_len_says_is_refused(strict_lib,
         def __len__(self):
             return N + 4
 
-    with pytest.raises(ValueError, match="the source gave 3 rows for batch 5, rows 20 to 24, of 27 it has"):
+    with pytest.raises(ValueError, match="the source gave 3 rows for batch 5, rows 20 to 24, of the 27 it has"):
         trained(strict_lib, Short(x, y), shuffle=False)
 
 

@@ -1,4 +1,4 @@
-"""The steps of processes that train together, each of which has some of a batch's rows; and of shards."""
+"""Training steps of processes, or of shards within them, each of which has some of a batch's rows."""
 
 import threading
 from collections.abc import Callable
@@ -18,56 +18,56 @@ from .reference import Carry, Step
 
 
 class Group(Protocol):
-    """The processes that train together, as one of them sees it."""
+    """The group of processes that train together, as one of them sees it."""
 
-    rank: int  # its own number
-    size: int  # how many there are
-    takes_cupy: bool  # whether arrays may be CuPy's; else they are the host's
+    rank: int  # the number of this process
+    size: int  # the number of processes
+    takes_cupy: bool  # whether it takes arrays of CuPy; else only those of NumPy
 
-    def place(self, own: int) -> tuple[int, int]:
-        """Of a batch that has so many rows here, the number of the first in the whole batch, and how many that has."""
+    def place(self, local: int) -> tuple[int, int]:
+        """Return where the `local` rows of this process begin in the whole batch, and the number of rows of that."""
 
     def sum(self, a: Any) -> Any:
-        """The sum of the arrays that each of them gives, the same bits for all."""
+        """Return the sum of the arrays of all processes, with the same bits in each of them."""
 
     def add_up(self, a: Any) -> None:
-        """Put the sum in the array's place."""
+        """Overwrite the array with the sum over all processes."""
 
-    def first_told(self, text: str) -> str:
-        """The first text, in their order, that is not empty."""
+    def first_text(self, text: str) -> str:
+        """Return the text of the first process whose text is not empty, or ""."""
 
 
 class Alone:
-    """The group of one process."""
+    """The group of a single process."""
 
     rank, size, takes_cupy = 0, 1, True
 
-    def place(self, own: int) -> tuple[int, int]:
-        return 0, own
+    def place(self, local: int) -> tuple[int, int]:
+        return 0, local
 
     def sum(self, a: Any) -> Any:
         return a
 
     def add_up(self, a: Any) -> None: ...
 
-    def first_told(self, text: str) -> str:
+    def first_text(self, text: str) -> str:
         return text
 
 
 class Meeting:
-    """Where the shards of a process, each in a thread, add up: a fixed tree, and then over the processes."""
+    """Adds up arrays of a process's shards, each in a thread of its own, in a fixed tree, then over the processes."""
 
     def __init__(self, group: Group, shards: int):
         self.group = group
-        self.given: list[Any] = [None] * shards
-        self.barrier = threading.Barrier(shards, self._add)  # by the last that comes, before any of them goes on
+        self.arrays: list[Any] = [None] * shards
+        self.barrier = threading.Barrier(shards, self._add)  # the last thread calls `_add` before any is released
 
     def _add(self) -> None:
-        self.total = self.group.sum(tree_sum(self.given))
+        self.total = self.group.sum(tree_sum(self.arrays))
 
     def sum(self, shard: int, a: Any) -> Any:
-        """The sum of the arrays that all shards give."""
-        self.given[shard] = a
+        """Return the sum of the arrays of all shards; `a` is that of this shard."""
+        self.arrays[shard] = a
         self.barrier.wait()
         return self.total
 
@@ -76,9 +76,9 @@ Add = Callable[[Any], Any]
 
 
 class Rows:
-    """The `Share` of some of a batch's rows, whose arrays `add` adds up with those of the others.
+    """A `Share` of a batch: `own` of its `rows`, from row `first` on.
 
-    `brought` gives an array as `add` takes it.
+    `add` returns the sum of an array over all shares; `brought` converts an array to what `add` takes.
     """
 
     def __init__(self, backend: Backend, dtype: Any, brought: Add, add: Add, first: int, own: int, rows: int):
@@ -93,23 +93,23 @@ class Rows:
 
 
 class Together(Step):
-    """What the steps of one of several processes have in common."""
+    """The base class of training steps of one of several processes."""
 
     group: Group
 
     def brought(self, a: Array) -> Any:
-        """An array as the group takes it, the same or a copy."""
+        """Return an array as the group takes it, which may be a copy."""
         return a if self.group.takes_cupy and self.backend.name == "cupy" else self.backend.to_numpy(a)
 
     def share(self, batch: Batch) -> Rows:
-        """The share of a batch that its rows here are."""
-        own = batch.x.shape[0]
-        first, rows = self.group.place(own)
-        return Rows(self.backend, self.start.weights.dtype, self.brought, self.group.sum, first, own, rows)
+        """Return the share of the whole batch that the rows of this process are."""
+        local = batch.x.shape[0]
+        first, rows = self.group.place(local)
+        return Rows(self.backend, self.start.weights.dtype, self.brought, self.group.sum, first, local, rows)
 
     def misfit(self, carry: Carry, x: Array) -> str:
         with sharing(self.share(Batch(x, None))):
-            return self.group.first_told(super().misfit(carry, x))
+            return self.group.first_text(super().misfit(carry, x))
 
     def fault(self, carry: Carry, batch: Batch) -> str:
         with sharing(self.share(batch)):
@@ -117,49 +117,50 @@ class Together(Step):
 
 
 class SharedStep(Together):
-    """`Step` for one of several processes, which are given the rows of one batch and end with the same parameters.
+    """A `Step` of one of several processes, which divide the rows of a batch and end with the same parameters.
 
-    Each calls its layers on its own rows. The sums of a layer over the batch are those of all processes, as are the
-    loss and the gradient, which go in one message: see `common.share`. The rest of the step all of them do alike.
+    Each process calls the layers on its own rows. Sums of a layer over the batch are taken over all processes, as are
+    those of the loss and the gradient, which are sent in one message: see `common.share`. The rest of the step is the
+    same in all of them.
 
-    With `shards` the rows are cut into so many blocks, however many processes there are: each has as many of them, in
-    threads that go from sum to sum together. So what is added, and in which order, stays the same, and so do the bits.
+    With `shards`, the rows are cut into that many blocks for any number of processes. Each process has the same number
+    of blocks, in threads that meet at each sum. Since the order of additions is always the same, so are the bits.
     """
 
     def __init__(self, net: Placed, loss: Loss, optimizer: Optimizer, group: Group, shards: int | None = None):
         super().__init__(net, loss, optimizer)
         self.group, self.shards = group, shards or group.size
-        self.here = self.shards // group.size
+        self.local_shards = self.shards // group.size
 
     def passes(self, batch: Batch) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-        here = self.share(batch)
-        if self.here == 1:
-            return self._passes_of(here, batch)
+        local = self.share(batch)
+        if self.local_shards == 1:
+            return self._passes_of(local, batch)
         from concurrent.futures import ThreadPoolExecutor
 
-        meeting = Meeting(self.group, self.here)
+        meeting = Meeting(self.group, self.local_shards)
 
         def part(shard: int) -> Any:
-            number = self.group.rank * self.here + shard
-            first, last = (here.rows * i // self.shards - here.first for i in (number, number + 1))
-            share = Rows(here.backend, here.dtype, here.brought, lambda a: meeting.sum(shard, a),
-                         here.first + first, last - first, here.rows)  # fmt: skip
+            number = self.group.rank * self.local_shards + shard
+            first, last = (local.rows * i // self.shards - local.first for i in (number, number + 1))
+            share = Rows(local.backend, local.dtype, local.brought, lambda a: meeting.sum(shard, a),
+                         local.first + first, last - first, local.rows)  # fmt: skip
             try:
                 return self._passes_of(share, batch.rows(slice(first, last)))
             except BaseException:
                 meeting.barrier.abort()
                 raise
 
-        with ThreadPoolExecutor(self.here) as threads:
-            waiting = [threads.submit(part, shard) for shard in range(self.here)]
-        errors = [error for each in waiting if (error := each.exception())]
-        if errors:  # of one of them, for which the others waited
+        with ThreadPoolExecutor(self.local_shards) as threads:
+            futures = [threads.submit(part, shard) for shard in range(self.local_shards)]
+        errors = [error for future in futures if (error := future.exception())]
+        if errors:  # that of the shard that failed; the others have a BrokenBarrierError
             raise min(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError))
-        result: tuple[Array, dict[str, Array], dict[str, Array]] = waiting[0].result()
+        result: tuple[Array, dict[str, Array], dict[str, Array]] = futures[0].result()
         return result
 
     def _passes_of(self, share: Rows, batch: Batch) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-        """`passes` for a share of the batch, with what all shares come to."""
+        """Run the passes on a share of the batch; return the value and gradients summed over all shares."""
         with self.backend.scope(), sharing(share):
             value, gradients, state = self.data_passes(batch)
             value, *sums = share.sum(value, *gradients.values())
@@ -167,8 +168,9 @@ class SharedStep(Together):
 
 
 class SharedBuffers(Together, BufferedStep):
-    """`SharedStep` in stages. The gradient goes in the vector where it is made; the loss goes before it, for it says
-    whether there is to be one. Layers that sum over the batch, and the loss, run their own code.
+    """A `SharedStep` in stages with kernels. The gradient is sent in the flat vector in which it is computed; the loss
+    is sent before, since there is no backward pass if it is not finite. The loss, and layers that sum over the batch,
+    run their own code.
     """
 
     def __init__(self, net: Placed, loss: Loss, optimizer: Optimizer, kernels: Any, shape: Shape, group: Group):
@@ -180,21 +182,21 @@ class SharedBuffers(Together, BufferedStep):
         with sharing(self.share(batch)):
             return super()._advance(carry, batch, keep)
 
-    def _forward(self, *given: Any) -> Any:
-        value, dy = super()._forward(*given)
+    def _forward(self, *args: Any) -> Any:
+        value, dy = super()._forward(*args)
         return whole(value), dy
 
     def _add_up(self, gradient: Array) -> None:
-        here = self.brought(gradient)
-        self.group.add_up(here)
-        if here is not gradient:
-            gradient[...] = self.backend.asarray(here)
+        array = self.brought(gradient)
+        self.group.add_up(array)
+        if array is not gradient:
+            gradient[...] = self.backend.asarray(array)
 
 
 def shared_step(
     net: Placed, loss: Loss, optimizer: Optimizer, shape: Shape, group: Group, shards: int | None = None
 ) -> Step:
-    """The fastest step there is for one of several processes, or for shards."""
+    """Return the fastest step for one of several processes, or for shards."""
     module, compiled = step_for(net)
     if shards is None and module == "planner" and (kernels := kernels_of(net, optimizer, compiled)):
         return SharedBuffers(net, loss, optimizer, kernels, shape, group)

@@ -1,1 +1,1 @@
-"""Training: what `fit` and `evaluate` do, from checking what they are given to the checkpoints of a run."""
+"""Training and evaluation, from the checks of arguments to the checkpoints of a run."""

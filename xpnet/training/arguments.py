@@ -1,4 +1,4 @@
-"""The settings that `fit` and `evaluate` are given, checked before anything is done with them."""
+"""Checks of the arguments of `fit` and `evaluate`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,8 +18,8 @@ from .checkpoints import Checkpoint
 from .inputs import inputs
 from .progress import Progress
 
-SILENT = {getattr(known, name) for name in known.__all__}  # callbacks that record no measure of validation
-PACED = {Progress, TimeLimit}  # those that may be told of several epochs at a time
+SILENT = {getattr(known, name) for name in known.__all__}  # callbacks that record no measures
+PACED = {Progress, TimeLimit}  # callbacks whose epoch hooks need not run right after each epoch
 HOOKS = "train_begin", "epoch_begin", "step_end", "epoch_end", "train_end"
 
 
@@ -27,7 +27,7 @@ HOOKS = "train_begin", "epoch_begin", "step_end", "epoch_end", "train_end"
 
 
 def check_metrics(who: str, metrics: Any) -> dict[str, Callable[..., Any]] | None:
-    """The metrics as functions by name. In a list each has its own; None stays None."""
+    """Return the metrics as functions by name; those in a list are named after themselves. None stays None."""
     if metrics is None:
         return None
     if isinstance(metrics, Mapping):
@@ -56,62 +56,62 @@ def check_metrics(who: str, metrics: Any) -> dict[str, Callable[..., Any]] | Non
         if name in found:
             raise ValueError(f'{who}: two metrics are named {name!r}; give them names, metrics={{"a": ..., "b": ...}}')
         if name == "loss":
-            raise ValueError(
-                f"{who}: a metric cannot be named 'loss': the loss is among what is returned, by that name"
-            )
+            raise ValueError(f"{who}: a metric cannot be named 'loss': the loss itself is returned under that name")
         found[name] = BY_NAME[metric] if isinstance(metric, str) else metric
     return found
 
 
 def warn_of_squashed_logits(net: Placed, who: str, loss: Any) -> None:
-    """Warn of a loss of logits on a network that ends in probabilities."""
+    """Warn if the loss expects logits and the network ends in Softmax or Sigmoid."""
     if getattr(loss, "outputs", None) == "logits" and (last := squashing(net)):
         twin = "CategoricalCrossEntropy()" if getattr(loss, "matrix", False) else "BinaryCrossEntropy()"
         warn(
-            f"{who}: the network ends in {last!r}, and {loss!r} takes logits, of which it makes probabilities itself: "
-            f"leave that layer out, or take {twin}",
+            f"{who}: the network ends in {last!r}, and {loss!r} takes logits, which it turns into probabilities "
+            f"itself: leave that layer out, or take {twin}",
             UserWarning,
         )
 
 
 def check_callbacks(callbacks: Any) -> list[Callback]:
-    """The callbacks, which may come in any iterable, as a list; None is an empty one."""
-    given = () if callbacks is None else callbacks
-    own: list[Any] = list(given) if isinstance(given, Iterable) and not hasattr(given, "shape") else [None]
-    if not all(isinstance(c, Callback) for c in own):
+    """Return the callbacks of any iterable as a list; None gives an empty one."""
+    if callbacks is None:
+        return []
+    iterable = isinstance(callbacks, Iterable) and not hasattr(callbacks, "shape")
+    checked: list[Any] = list(callbacks) if iterable else [None]
+    if not all(isinstance(c, Callback) for c in checked):
         raise TypeError(f"fit: callbacks must be a list of xn.Callback objects, got {brief(callbacks)}")
-    for callback in own:
+    for callback in checked:
         if type(callback) is not Callback and not any(own_hook(callback, hook) for hook in HOOKS):
             raise TypeError(
-                f"fit: {type(callback).__name__} has none of a callback's hooks, so nothing of it would be called: "
+                f"fit: {type(callback).__name__} has none of a callback's hooks, so it would never be called: "
                 f"name its methods {', '.join(HOOKS)}, each of (self, run)"
             )
-    if any(isinstance(c, Checkpoint) for c in own):
+    if any(isinstance(c, Checkpoint) for c in checked):
         raise TypeError("fit: give the Checkpoint as checkpoint=..., by itself, not among the callbacks")
-    return own
+    return checked
 
 
 def check_monitored(callbacks: Sequence[Callback], validated: bool) -> None:
-    """Refuse to watch a measure of validation without any, before the first epoch rather than after it."""
+    """Raise before training if a callback monitors a validation measure and there is no validation data."""
     for callback in callbacks:
-        if type(callback) not in SILENT:  # it may record one
+        if type(callback) not in SILENT:  # it may record the measure that a later callback monitors
             return
         if isinstance(callback, Watching) and callback.monitor.startswith("val_") and not validated:
             raise callback.missing(["loss"])
 
 
 def own_hook(callback: Callback, hook: str) -> bool:
-    """Whether a hook is the callback's own, not the one of `Callback` that does nothing."""
+    """Whether the callback overrides this hook of `Callback`."""
     return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
 
 
 def looks_at_epochs(callback: Callback) -> bool:
-    """Whether it must be called at each epoch's beginning or end."""
+    """Whether the callback must be called at the beginning or end of every single epoch."""
     return type(callback) not in PACED and (own_hook(callback, "epoch_begin") or own_hook(callback, "epoch_end"))
 
 
 def check_checkpoint(checkpoint: object, resume: bool) -> None:
-    """Refuse what is no Checkpoint, and going on without one."""
+    """Raise TypeError unless `checkpoint` is None or a Checkpoint, ValueError for `resume` without one."""
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         raise TypeError(f"fit: checkpoint must be an xn.Checkpoint(folder), got {brief(checkpoint)}")
     if resume and checkpoint is None:
@@ -119,11 +119,11 @@ def check_checkpoint(checkpoint: object, resume: bool) -> None:
 
 
 def check_smallest_batch(net: Placed, shape: tuple[int, ...], smallest: int) -> None:
-    """Refuse batches that a layer cannot train on, before the first step rather than in the last; `shape` is x's."""
+    """Raise ValueError before training if a batch of `smallest` rows is too small for a layer; `shape` is that of x."""
     small = [(prefix, layer) for prefix, layer in net.leaves() if smallest < layer.smallest_batch]
     if not small:
         return
-    try:  # a BatchNorm of images may have entries enough in a row
+    try:  # for BatchNorm, a single row of images may have enough entries
         with net.backend.scope():
             net.forward(inputs(net, "fit", np.zeros((smallest, *shape[1:]), np.int8)), training=True)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The batches of a data set, in the order of an epoch."""
+"""Batches of a data set, in the order of an epoch."""
 
 import itertools
 import math
@@ -11,16 +11,16 @@ import numpy as np
 from ..backends import Array, Backend
 from ..data import minibatches
 
-GATHER = 2**17  # entries of x: so many are put into an epoch's order at once, and at least a batch
-LARGE = 2**20  # entries of x from which on it is not copied as a whole
+GATHER = 2**17  # entries of x that are shuffled at a time, but at least one batch
+LARGE = 2**20  # entries: an x of this size or more may stay where it is, and is then cast batch by batch
 
 Gather = Callable[[Array, slice, int], Array]  # as `Backend.gatherer` gives it
 
 
 class Uncast:
-    """A large x where it was given, in memory or in a file: the rows taken from it are moved and cast.
+    """A large x, left in the memory or file where the user has it; only the rows taken from it are moved and cast.
 
-    `x[rows, ...]` is an array of the network's backend and of the dtype that its first layer takes.
+    `x[rows, ...]` is an array on the network's backend, in the dtype that its first layer takes.
     """
 
     def __init__(self, backend: Backend, array: Array, dtype: Any):
@@ -31,7 +31,7 @@ class Uncast:
         return self._cast(self.array[rows])
 
     def gathered(self, gather: Gather, order: np.ndarray, rows: slice) -> Array:
-        """Those rows of an order."""
+        """Return `x[order[rows]]`; `gather` is the backend's gatherer for `order`."""
         if isinstance(self.array, np.ndarray):
             return self._cast(np.take(self.array, order[rows], axis=0))
         return self._cast(gather(self.array, rows, 0))
@@ -41,83 +41,87 @@ class Uncast:
 
 
 def blocks(shape: tuple[int, ...]) -> list[slice]:
-    """The rows of an array in slices that are not large."""
+    """Return slices of the rows of an array of this shape, each of about `LARGE` entries at most."""
     return minibatches(shape[0], max(1, LARGE // max(1, math.prod(shape[1:]))))
 
 
 class Batch(NamedTuple):
-    """Rows of a data set: x, their targets as the loss encodes them, and the weights as it takes them, if any."""
+    """Rows of a data set: x, the targets y as the loss encodes them, and the rows' weights, if any."""
 
-    x: Array  # that of all rows may be an `Uncast`
+    x: Array  # of a whole data set, it may be an `Uncast`
     y: Array
     weight: Array | None = None
 
     def rows(self, rows: slice) -> "Batch":
-        """Those rows."""
+        """Return these rows of the batch."""
         x, y, weight = self
         rest = rows, ...
         return Batch(x[rest], y[rest], None if weight is None else weight[rest])
 
     def gathered(self, gather: Gather, order: np.ndarray, rows: slice) -> "Batch":
-        """Those rows of an order and its `gatherer`; y's with the batch contiguous, as the losses have it."""
+        """Return the rows `order[rows]`; `gather` is the backend's gatherer for `order`.
+
+        A matrix y is laid out with the batch axis contiguous, as the losses prefer.
+        """
         x = self.x.gathered(gather, order, rows) if isinstance(self.x, Uncast) else gather(self.x, rows, 0)
         return self.with_targets(x, gather, rows)
 
     def with_targets(self, x: Array, gather: Gather, rows: slice) -> "Batch":
-        """Those rows of y and of the weights in an order, with this x."""
+        """Return `x` with y and weights gathered in the order of `gather`."""
         y, weight = self.y, self.weight
         y = gather(y.T, rows, 1).T if y.ndim == 2 else gather(y, rows, 0)
         return Batch(x, y, None if weight is None else gather(weight, rows, 0))
 
 
 class Group(Protocol):
-    """The processes that divide each batch among them, as one of them sees it."""
+    """The group of processes that divide each batch among them, as one of them sees it."""
 
-    rank: int  # its own number
-    size: int  # how many there are
-    first: bool  # whether it is the first
-    rows: int  # how many rows the batch of this step has, of all of them
+    rank: int  # the number of this process
+    size: int  # the number of processes
+    first: bool  # whether this process has rank 0
+    rows: int  # the number of rows of the current batch, over all processes
 
-    def own(self, rows: slice) -> slice:
-        """Those of a batch's rows that are this process's."""
+    def share(self, rows: slice) -> slice:
+        """Return the part of a batch's rows that this process works on."""
 
-    def begin_step(self, own: int, rows: int) -> None:
-        """See that all of them begin a step on a batch of so many rows, of which so many are this process's."""
+    def begin_step(self, local: int, rows: int) -> None:
+        """Begin a step on `local` of a batch's `rows`; raise RuntimeError if `rows` differs between processes."""
 
-    def begin_shards_step(self, own: int, over: bool) -> bool:
-        """Begin a step on a batch of which so many rows are here; whether it is the last for all that they are told."""
+    def begin_shards_step(self, local: int, over: bool) -> bool:
+        """Begin a step on `local` rows of a batch; return whether `over` is true in all processes."""
 
     def end_epoch(self) -> None:
-        """See that all of them have come to an epoch's end."""
+        """End an epoch; raise RuntimeError if another process begins a step instead."""
 
-    def tell(self, what: str, value: Any) -> list[Any]:
-        """What each of them tells of the same matter."""
+    def allgather(self, what: str, value: Any) -> list[Any]:
+        """Return the values of all processes; raise ValueError unless all of them name the same `what`."""
 
-    def gathered(self, value: Any) -> list[Any] | None:
-        """What each of them gives, for the first; None for the others."""
+    def gather(self, value: Any) -> list[Any] | None:
+        """Return the values of all processes in the first process, None in the others."""
 
 
 class Feed(ABC):
     """The data of a training run as the batches of its epochs.
 
-    `sample` is the data itself, or of data that is read as it is needed its first batch: what callbacks look at.
-    `steps` is how many batches an epoch has and `rows` how many rows, None where that is not known. With a `group` of
-    processes each has its rows of every batch.
+    `sample` is what callbacks see: all of the data, or the first batch of data that is read as needed. `steps` is the
+    number of batches and `rows` the number of rows of an epoch, None if unknown. With a `group` of processes, each
+    process gets its own rows of every batch.
     """
 
     group: Group | None = None
     sample: Batch
     steps: int | None
     rows: int | None = None
-    epoch = 0  # that of the run which `batches` begins with
-    begins = ""  # a digest of the epoch's first batch, of a stream
-    begun = ""  # that of an epoch which was begun before the run was resumed
-    last = 0  # the number, of the batches in the epochs under way, of the next after which the host waits for a device
+    epoch = 0  # the run's epoch that the next call of `batches` begins with
+    first_digest = ""  # of a stream: a digest of the first batch of the epoch
+    expected_digest = ""  # the same digest, from the checkpoint of a run resumed within an epoch
+    wait_after = 0  # the number of the batch after which the host next waits for the device
 
     def batches(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
-        """The batches of so many epochs from number `done` on, in this order of the rows (None: as they lie).
+        """Iterate over the batches of so many epochs after the first `done`, in this order of rows (None: unshuffled).
 
-        Each comes as one batch of several, and the rows of it. `last` is set before.
+        Each is a `Batch`, which may hold several batches, and the slice of rows in it that is this one.
+        `wait_after` is set before each.
         """
         read = self.read(order, done, epochs)
         return read if self.group is None else self._in_step(self.group, read, done)
@@ -132,27 +136,27 @@ class Feed(ABC):
 
     @abstractmethod
     def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
-        """`batches`, whatever the other processes do."""
+        """As `batches`, without synchronizing with other processes."""
 
     @abstractmethod
     def size(self, number: int) -> int:
-        """How many rows batch `number` of an epoch has, the one given last, those of all processes."""
+        """Return the number of rows of batch `number`, the latest one, over all processes."""
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
-        """The rows in random order."""
+        """Return the row numbers in random order."""
         return rng.permutation(self.rows or 0)
 
     @abstractmethod
-    def again(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
-        """The batches since the host has last waited for a device once more, each with its number."""
+    def replay(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
+        """Repeat the batches since the host last waited for the device, each with its number."""
 
     @abstractmethod
     def ends_epoch(self, number: int) -> bool:
-        """Whether batch `number`, the one given last, is the last of an epoch."""
+        """Whether batch `number`, the latest one, is the last of an epoch."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """The arrays on which a run depends, by name, and whatever else identifies the data, in words."""
+        """Return the arrays that identify the data, by name, and further descriptions of it as strings."""
 
 
 class Arrays(Feed):
@@ -164,19 +168,19 @@ class Arrays(Feed):
         self.rows: int = slices[-1].stop
 
     def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
-        self.last = epochs * self.steps
+        self.wait_after = epochs * self.steps
         slices = (self.slices * epochs)[done:]
         if self.group is not None:
-            slices = [self.group.own(rows) for rows in slices]
+            slices = [self.group.share(rows) for rows in slices]
             if order is not None and slices:
-                order, slices = order_of(slices, order)
+                order, slices = joined_parts(slices, order)
         return self._read(slices, order)
 
     def size(self, number: int) -> int:
         rows = self.slices[(number - 1) % self.steps]
         return int(rows.stop - rows.start)
 
-    def again(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
+    def replay(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
         for number, (batch, rows) in enumerate(self.batches(order, done, epochs), done + 1):
             yield number, batch, rows
 
@@ -194,32 +198,32 @@ class Arrays(Feed):
             return
         gather = None if order is None else self.backend.gatherer(order)
 
-        def taken(rows: slice) -> Batch:
+        def take(rows: slice) -> Batch:
             return data.rows(rows) if order is None or gather is None else data.gathered(gather, order, rows)
 
-        apart = order is None and self.group is not None  # with the other processes' rows between them
+        apart = order is None and self.group is not None  # the rows of other processes lie between the slices
         for group in chunks(slices, 0 if apart else GATHER // max(1, math.prod(data.x.shape[1:]))):
-            batch, parts = parts_of(taken, group)
+            batch, parts = parts_of(take, group)
             for rows in parts:
                 yield batch, rows
             del batch  # before the next one comes
 
 
-def order_of(slices: Sequence[slice], order: np.ndarray) -> tuple[np.ndarray, list[slice]]:
-    """These parts of an order one after another, and where each of them stands then."""
+def joined_parts(slices: Sequence[slice], order: np.ndarray) -> tuple[np.ndarray, list[slice]]:
+    """Return these parts of an order concatenated, and the slice of each in the result."""
     ends = [0, *itertools.accumulate(rows.stop - rows.start for rows in slices)]
     return np.concatenate([order[rows] for rows in slices]), list(map(slice, ends, ends[1:]))
 
 
 def parts_of(take: Callable[[slice], Batch], slices: Sequence[slice]) -> tuple[Batch, list[slice]]:
-    """Slices that follow one another, taken as one batch: it, and the rows of each in it."""
+    """Take consecutive slices as one batch; return it, and the rows of each slice in it."""
     start = slices[0].start
     batch = take(slice(start, slices[-1].stop))
     return batch, [slice(rows.start - start, rows.stop - start) for rows in slices]
 
 
 def chunks(slices: Sequence[slice], rows: int) -> Iterator[Sequence[slice]]:
-    """The slices in groups of up to so many rows, each of them at least one slice."""
+    """Yield consecutive slices in groups of up to so many rows, at least one slice in each."""
     first = 0
     for i, each in enumerate(slices):
         if each.stop - slices[first].start > rows and i > first:

@@ -8,7 +8,7 @@ from .run import Run
 
 
 class Callback:
-    """The base of callbacks: five hooks that do nothing, of which yours overrides those it needs.
+    """The base class of callbacks: five hooks that do nothing; override those that you need.
 
     Each hook is given the run, an `xpnet.training.run.Run`. It has `net` as trained so far, `epoch`, `step` and
     `history`, and the data and loss of the training: `run.x`, `run.y` and `run.loss`.
@@ -40,16 +40,16 @@ class Callback:
         """Raise ValueError for a `memory` from a checkpoint that it cannot have; `net` is the checkpoint's network."""
 
     def train_begin(self, run: "Run") -> None:
-        """Before the first step."""
+        """Called before the first step."""
 
     def epoch_begin(self, run: "Run") -> None:
-        """Before an epoch."""
+        """Called before an epoch."""
 
     def step_end(self, run: "Run") -> None:
-        """After a step; on a GPU it may still be running."""
+        """Called after a step, which may still be running on a GPU."""
 
     def epoch_end(self, run: "Run") -> None:
-        """After an epoch, its losses and metrics in `run.history`."""
+        """Called after an epoch, with its losses and metrics in `run.history`."""
 
     def train_end(self, run: "Run") -> None:
-        """At the end, also after Ctrl-C or an error."""
+        """Called at the end of the run, also after Ctrl-C or an error."""

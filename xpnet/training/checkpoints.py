@@ -35,13 +35,13 @@ from .run import RECENT, Run
 if TYPE_CHECKING:
     from pathlib import Path
 
-KEPT = 2  # files
+KEPT = 2  # files: older ones are deleted
 BUSY = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}  # errors of locking if another process has the lock
 NAME = re.compile(r"step-(\d{12})\.safetensors")
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in a repr: differs between processes
-TEXT = 2**15  # characters of JSON for one attribute in a callback's memory: together they must fit into a header
-CODED = {"network", "loss", "optimizer", "metrics"}  # may contain the user's code, on which the run depends as well
-KEYS = {  # of `training` in the metadata
+TEXT = 2**15  # characters of JSON for one attribute in a callback's memory: all of it must fit into a file's header
+CODED = {"network", "loss", "optimizer", "metrics"}  # facts that may include the user's code
+KEYS = {  # of the entry "training" in a file's metadata
     "xpnet", "facts", "epoch", "step", "done", "loss", "rows", "begins", "stopped", "seconds", "threads", "optimizer",
     "rng", "slots", "history", "callbacks",
 }  # fmt: skip
@@ -124,7 +124,7 @@ class Checkpoint(Configured, Callback):
         self, net: Placed, facts: dict[str, str], optimizer: Any, callbacks: Sequence[Callback],
         steps_per_epoch: int | None, resume: bool,
     ) -> "Saved | None":  # fmt: skip
-        """The checkpoint to resume from, or None; `facts` are what the run depends on, as `facts_of` has them."""
+        """Return the checkpoint to resume from, or None; `facts` is what the run depends on, from `facts_of`."""
         self._callbacks, self._facts = with_memory(callbacks), facts
         self._saved = -1, -1
         files = self._files()
@@ -147,7 +147,7 @@ class Checkpoint(Configured, Callback):
         return None
 
     def _files(self) -> "list[Path]":
-        """The checkpoints in the folder, newest last."""
+        """Return the checkpoints in the folder, newest last."""
         return sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
 
     # --- during the run ---
@@ -161,7 +161,7 @@ class Checkpoint(Configured, Callback):
             self.save(run)
 
     def save(self, run: Run) -> None:
-        """Write the run's state, unless it is written already or not finite, which `fit` will report."""
+        """Write the run's state, unless it has been written or is not finite, which `fit` reports."""
         if self._saved == (run.epoch, run.step) or not run.finite:
             return
 
@@ -185,12 +185,12 @@ class Checkpoint(Configured, Callback):
         path = self.folder / f"step-{run.step:012d}.safetensors"
         write(path, arrays, metadata | {"training": plain_json.dumps(training)})
         self._saved = run.epoch, run.step
-        for old in [file for file in self._files() if file.name <= path.name][:-KEPT]:  # later ones are damaged
+        for old in [file for file in self._files() if file.name <= path.name][:-KEPT]:  # any later ones are damaged
             old.unlink()
 
     @staticmethod
     def setting(value: Any) -> dict[str, Any]:
-        """An optimizer's setting for JSON: a number as it is, a schedule by its repr and code."""
+        """Return an optimizer's setting as JSON: a number as it is, a schedule as its repr and a digest of its code."""
         if isinstance(value, bool | int | float | str | None):
             return pack("", value, {})
         return {"same": shortened(f"{ADDRESS.sub('', repr(value))} {own_code(value)}")}
@@ -198,7 +198,7 @@ class Checkpoint(Configured, Callback):
     def _remembered(
         self, i: int, callback: Callback, arrays: dict[str, np.ndarray], backend: Backend
     ) -> dict[str, dict[str, Any]]:
-        """The attributes in a callback's `memory`, as JSON and `arrays`."""
+        """Return the attributes in a callback's `memory` as JSON, and put their arrays into `arrays`."""
         memory = {}
         for name in callback.memory:
             who = f"a callback's memory, {type(callback).__name__}.{name}"
@@ -213,12 +213,12 @@ class Checkpoint(Configured, Callback):
             if (size := len(plain_json.dumps(memory[name]))) > TEXT:
                 raise ValueError(
                     f"fit: {who}, takes {size} letters beside its arrays, and a checkpoint holds at most {TEXT}; lists "
-                    "of numbers are kept as arrays, so keep numbers apart from text, or what grows in a file of its own"
+                    "of numbers are stored as arrays, so keep numbers apart from text, or keep it in a file of your own"
                 )
         return memory
 
     def leave(self, run: Run, tells: bool = True) -> NoReturn:
-        """Report where a signal stopped the run, and exit with the code that shells expect."""
+        """Print where a signal stopped the run, and exit with the code that shells expect."""
         if tells:
             at = f"fit: stopped at step {run.step}"
             tell(f"{at}; {self.folder} has its state, {self.remedy} goes on from it", sys.stderr)
@@ -226,7 +226,7 @@ class Checkpoint(Configured, Callback):
 
 
 class Saved:
-    """A checkpoint read from a file; FormatError if it is not sound."""
+    """A checkpoint read from a file. Raises FormatError if it is not sound."""
 
     def __init__(self, path: "Path", backend: Backend):
         self.path = path
@@ -248,13 +248,13 @@ class Saved:
         """Read the training's state; raises one of `UNSOUND` if it is not sound."""
         self.facts = saved["facts"]
         if not isinstance(saved["xpnet"], str):
-            raise ValueError(f"it is of xpnet {saved['xpnet']!r:.80}")
+            raise ValueError(f"its version of xpnet is {saved['xpnet']!r:.80}")
         if not isinstance(self.facts, dict) or not all(isinstance(fact, str) for fact in self.facts.values()):
             raise ValueError(f"its facts are {self.facts!r:.80}")
         self.epoch, self.step = (count(name, saved[name]) for name in ("epoch", "step"))
         self.stopped, seconds = saved["stopped"], saved["seconds"]
         if not isinstance(self.stopped, bool) or type(seconds) is not float or seconds < 0:
-            raise ValueError(f"it stopped: {self.stopped!r:.80}, after {seconds!r:.80} seconds")
+            raise ValueError(f"it has stopped={self.stopped!r:.80} and seconds={seconds!r:.80}")
         self.threads = {str(api): count("threads", n, 1, 1024) for api, n in saved["threads"].items()}
         self.rng_state = saved["rng"]
         restored_order(self.rng_state)
@@ -262,7 +262,7 @@ class Saved:
         if type(saved["loss"]) is not float or not math.isfinite(saved["loss"]):
             raise ValueError(f"its loss is {saved['loss']!r:.80}")
         if not isinstance(saved["begins"], str):
-            raise ValueError(f"its epoch begins with {saved['begins']!r:.80}")
+            raise ValueError(f"the digest of its first batch is {saved['begins']!r:.80}")
         self.under_way = self.done, saved["loss"], rows, saved["begins"]
         self.losses = arrays["training.losses"]
         shape = (min(self.done, RECENT),)
@@ -278,7 +278,7 @@ class Saved:
         if not isinstance(measures, dict) or not all(
             type(v) is list and all(type(n) in (bool, int, float) for n in v) for v in self.history.values()
         ):
-            raise ValueError("its history is no lists of numbers")
+            raise ValueError("its history is not a dict of lists of numbers")
         self.history.seconds = seconds
         self.settings = {k: v if "same" in v else unpack("", v, {}) for k, v in saved["optimizer"].items()}
         self.callbacks = [
@@ -307,21 +307,21 @@ class Saved:
             )
 
     def check(self, optimizer: Any, callbacks: Sequence[Callback], steps_per_epoch: int | None) -> None:
-        """Raise FormatError if the state is not one of such a run, of whose epochs the steps may not be known."""
-        done, own = self.done, settings_of(optimizer)
+        """Raise FormatError if the state does not fit these arguments; `steps_per_epoch` may be unknown, None."""
+        done, current = self.done, settings_of(optimizer)
         whole = self.step - done if steps_per_epoch is None else self.epoch * steps_per_epoch
         if (steps_per_epoch is not None and done > steps_per_epoch) or self.step != whole + done:
             raise self._unsound(f"step {self.step} is not the step after {done} of {steps_per_epoch} in its epoch")
-        if self.settings.keys() != own.keys():
+        if self.settings.keys() != current.keys():
             raise self._unsound(f"its optimizer has the settings {', '.join(self.settings)}")
         for name, value in self.settings.items():
-            if fault := fault_in(optimizer, name, value, own[name]):
+            if fault := fault_in(optimizer, name, value, current[name]):
                 raise self._unsound(f"its optimizer's {name} is {value!r:.80}: {fault}")
         if [set(memory) for memory in self.callbacks] != [set(c.memory) for c in callbacks]:
             raise self._unsound("its callbacks remember other things")
 
     def begin(self, net: Placed, callbacks: Sequence[Callback], begin: Callable[[Placed], Step]) -> Step:
-        """Restore the network and return the training step that continues; a FormatError changes nothing."""
+        """Restore the network and return the training step to continue with. A FormatError changes nothing."""
         twin = net.clone()
         try:
             twin.set_params(self.params)
@@ -363,25 +363,27 @@ class Saved:
 
 
 def count(name: str, value: object, low: int = 0, high: int = 2**53) -> int:
-    """Return a whole number from a file; ValueError for anything else."""
+    """Return `value`, from a file, if it is an integer within these limits; raise ValueError otherwise."""
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"its {name} is {value!r:.80}, expected a whole number from {low} to {high}")
     return value
 
 
-def fault_in(optimizer: Any, name: str, value: Any, own: Any) -> str | None:
-    """Why an optimizer's setting from a file is wrong; None if a callback may have set it."""
+def fault_in(optimizer: Any, name: str, value: Any, current: Any) -> str | None:
+    """Return why an optimizer's setting from a file is wrong, or None if it is right or a callback may have set it."""
     if isinstance(value, dict):  # a schedule's description
-        sound = [*map(type, value.values())] == [str] and (callable(own) or name == "learning_rate")
-    elif isinstance(own, bool) or isinstance(value, float):
-        sound = type(value) is type(own) if isinstance(own, bool) else math.isfinite(value)
+        sound = [*map(type, value.values())] == [str] and (callable(current) or name == "learning_rate")
+    elif isinstance(current, bool):
+        sound = type(value) is bool
+    elif isinstance(value, float):
+        sound = math.isfinite(value)
     else:
         sound = True
     if not sound:
-        return "expected one like its own"
+        return f"expected one like {current!r:.80}"
     if (
         isinstance(value, dict)
-        or value == own
+        or value == current
         or (name == "learning_rate" and value == 0.0)
         or not isinstance(optimizer, Configured)
     ):
@@ -399,7 +401,7 @@ def fault_in(optimizer: Any, name: str, value: Any, own: Any) -> str | None:
 def facts_of(
     net: Placed, data: Mapping[str, Array | str], settings: Mapping[str, Any], callbacks: Sequence[Callback]
 ) -> dict[str, str]:
-    """The facts that a run depends on, by name: the network, its data and settings, in words or as a digest."""
+    """Return what a run depends on, by name: the network, data and settings, each as its repr or a digest."""
     depends = {"network": net, "dtype": net.dtype, **settings, "callbacks with a memory": with_memory(callbacks)}
     facts = {}
     for name, value in depends.items():
@@ -412,24 +414,24 @@ def facts_of(
 
 
 def with_memory(callbacks: Sequence[Callback]) -> list[Callback]:
-    """The callbacks that remember something."""
+    """Return the callbacks that have a `memory`."""
     return [callback for callback in callbacks if callback.memory]
 
 
 def shortened(text: str) -> str:
-    """The text, or its first 500 characters and a hash if it has more than 600."""
+    """Return the text, or its first 500 characters and a hash if it has more than 600."""
     import hashlib
 
     return text if len(text) <= 600 else f"{text[:500]}... ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
 
 
 def settings_of(optimizer: Any) -> dict[str, Any]:
-    """The optimizer's current settings: the constructor's arguments, or all attributes if it is not ours."""
+    """Return the optimizer's current settings: the constructor's arguments, or all attributes of a user's optimizer."""
     return dict(optimizer.settings() if isinstance(optimizer, Configured) else vars(optimizer))
 
 
 def threads() -> dict[str, int]:
-    """The numbers of threads of BLAS and OpenMP, on which their rounding depends, as far as known."""
+    """Return the numbers of threads of BLAS and OpenMP, as far as known; rounding depends on them."""
     try:
         from threadpoolctl import threadpool_info
     except ImportError:
@@ -444,7 +446,7 @@ def threads() -> dict[str, int]:
 
 
 def with_threads(wanted: Mapping[str, int]) -> contextlib.AbstractContextManager[object]:
-    """A context with these numbers of threads; without threadpoolctl it only warns if the numbers differ."""
+    """Return a context that sets these numbers of threads; without threadpoolctl, only warn if they differ."""
     other = {api: n for api, n in threads().items() if wanted.get(api, n) != n}
     if not other:
         return contextlib.nullcontext()
@@ -471,7 +473,7 @@ LOCKED: set[Any] = set()  # lock files of fits in progress
 
 
 def leave_locked() -> None:
-    """Close inherited lock files in a forked process: the lock is the parent's, but lasts while any process has it."""
+    """In a forked process, close the inherited lock files: else the parent's locks would last as long as the child."""
     while LOCKED:
         LOCKED.pop().close()
 
@@ -481,7 +483,7 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none
 
 
 def lock(file: Any) -> None:
-    """Lock an open file until it is closed; OSError if another process has locked it."""
+    """Lock an open file until it is closed. Raises OSError if another process has locked it."""
     if sys.platform == "win32":  # pragma: no cover
         import msvcrt
 

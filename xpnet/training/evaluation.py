@@ -1,4 +1,4 @@
-"""Evaluation: a network's outputs for data, and the loss and metrics of them."""
+"""Evaluation: a network's outputs for data, with their loss and metrics."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,14 +23,14 @@ def evaluate(
     net: Placed,
     x: Any,
     y: Any = None,
-    loss: Loss = None,  # type: ignore[assignment]  # it follows a y that a source does without
+    loss: Loss = None,  # type: ignore[assignment]  # required, but it follows y, which has a default
     metrics: Metrics | None = None,
     batch_size: int | None = None,
 ) -> dict[str, float]:
-    """The loss and the metrics (as in `fit`) of the outputs for x: {"loss": ..., "accuracy": ...}.
+    """Return the loss and the metrics (as in `fit`) of the outputs for x: {"loss": ..., "accuracy": ...}.
 
-    It computes `batch_size` rows at a time or, without it, all at once; an x that is large and memory-mapped or of
-    integers goes in blocks. x may be a source, as in `fit`, without a y: the outputs and targets of all rows are then
+    Computes `batch_size` rows at a time or, by default, all at once; a large x that is memory-mapped or of integers is
+    computed in blocks. x may be a source, as in `fit`, without a y: the outputs and targets of all rows are then
     held in memory, but not x, and weights are not used. Raises ValueError or TypeError for unsuitable arguments, and
     for outputs outside [0, 1] with a loss of probabilities.
 
@@ -53,9 +53,9 @@ def evaluate(
 
 
 class HeldOut:
-    """Data that a network is evaluated on: x, its targets as they were given, and as the loss encodes them.
+    """Data that a network is evaluated on: x, the targets as given, and the targets y as the loss encodes them.
 
-    With a `group` of processes these divide its batches, and the first has the scores.
+    With a `group`, the processes divide its batches, and the first one computes the scores.
     """
 
     group: Group | None = None
@@ -65,20 +65,20 @@ class HeldOut:
         self.x, self.y = inputs.rows_of_pair(net, who, x, y, loss)
 
     def facts(self) -> dict[str, Any]:
-        """The arrays and descriptions by which a checkpoint recognizes other data, as `Feed.facts`."""
+        """Return the arrays and descriptions that identify the data, as `Feed.facts` does."""
         return {"validation x": self.x, "validation y": self.y}
 
     def outputs(self, net: Placed, loss: Loss) -> tuple[Array, Array, Any]:
-        """The network's outputs (None but in the first process), the targets as the loss encodes them, and as given."""
+        """Return the network's outputs (None except in the first process), the encoded targets and those given."""
         return forward_in_batches(net, self.who, self.x, self.batch_size, self.group), self.y, self.given
 
     def check_metrics(self, net: Placed, loss: Loss, metrics: Mapping[str, Callable[..., Any]]) -> None:
-        """Take this library's metrics of classes of outputs that are 0: what they refuse is found before training."""
-        found = {name: metric for name, metric in metrics.items() if metric in OF_CLASSES}
-        measured("fit", inputs.zeros_for(net, self.x), self.y, self.given, loss, found)
+        """Compute the class metrics of xpnet for outputs of zero, to raise their errors before training."""
+        of_classes = {name: metric for name, metric in metrics.items() if metric in OF_CLASSES}
+        measured("fit", inputs.zeros_for(net, self.x), self.y, self.given, loss, of_classes)
 
     def scores(self, net: Placed, loss: Loss, metrics: Mapping[str, Callable[..., Any]] | None) -> dict[str, float]:
-        """The loss and the metrics of the network's outputs, as floats; nothing for processes but the first."""
+        """Return the loss and the metrics of the network's outputs as floats; {} except in the first process."""
         prediction, y, given = self.outputs(net, loss)
         if prediction is None:
             return {}
@@ -91,7 +91,7 @@ class HeldOut:
 
 
 class HeldOutSource(HeldOut):
-    """A source that a network is evaluated on, gone through each time."""
+    """A source that a network is evaluated on; each evaluation reads it anew."""
 
     def __init__(self, net: Placed, who: str, source: Any, loss: Loss, batch_size: int | None):
         self.who, self.batch_size, self.source = who, batch_size, source
@@ -109,9 +109,9 @@ class HeldOutSource(HeldOut):
 
 
 def held_out_of(net: Placed, given: Any, loss: Loss, batch_size: int) -> HeldOut | None:
-    """The data that `fit` evaluates after each epoch, from `validation_data`; None for none.
+    """Return the data that `fit` evaluates after each epoch, from its `validation_data`; None for None.
 
-    Refuses what is neither a pair nor a source, such as Keras's share of the rows.
+    Raises ValueError for anything but a pair or a source, such as a fraction of the rows as in Keras.
     """
     if given is None:
         return None
@@ -140,7 +140,7 @@ def held_out_of(net: Placed, given: Any, loss: Loss, batch_size: int) -> HeldOut
 def measured(
     who: str, prediction: Array, y: Array, given: Any, loss: Loss, metrics: Mapping[str, Callable[..., Any]]
 ) -> dict[str, float]:
-    """The metrics as floats. Those of classes go by the loss and the target as it was given, others by its encoding."""
+    """Return the metrics as floats. xpnet's class metrics get the targets as given and the loss, others get y."""
     scores = {}
     for name, metric in metrics.items():
         try:
@@ -160,10 +160,10 @@ def measured(
 
 
 def forward_in_batches(net: Placed, who: str, x: Array, batch_size: int | None, group: Group | None = None) -> Array:
-    """The network's outputs for inference, at most `batch_size` rows at a time, all with the arrays of one step.
+    """Return the network's outputs in inference, `batch_size` rows at a time, all with the parameters of one step.
 
-    Of a `group` of processes each makes some of the batches, so that they are the same to the bit, and the first has
-    them all; the others None.
+    With a `group`, each process computes some of the batches, with the same bits as one process would; the first
+    returns the outputs of all, the others None.
     """
     uncast = isinstance(x, Uncast)
     if (batch_size is None and not uncast) or (
@@ -175,24 +175,24 @@ def forward_in_batches(net: Placed, who: str, x: Array, batch_size: int | None, 
     if group is None:
         return published.read(net, lambda net: joined((net._infer(x[rows, ...]) for rows in slices), slices))
     to_numpy, asarray = net.backend.to_numpy, net.backend.asarray
-    own = slices[group.rank :: group.size]
-    here = published.read(net, lambda net: [to_numpy(net._infer(x[rows, ...])) for rows in own])
-    if (there := group.gathered(here)) is None:
+    local_slices = slices[group.rank :: group.size]
+    local = published.read(net, lambda net: [to_numpy(net._infer(x[rows, ...])) for rows in local_slices])
+    if (gathered := group.gather(local)) is None:
         return None
-    return joined((asarray(there[i % group.size][i // group.size]) for i in range(len(slices))), slices)
+    return joined((asarray(gathered[i % group.size][i // group.size]) for i in range(len(slices))), slices)
 
 
 def joined(parts: Iterator[Array], slices: Sequence[slice]) -> Array:
-    """The parts one after another, each in its slice of one array: many small ones would lie in memory between what is
-    needed for the next and then free, and keep that from being given back.
+    """Concatenate the parts. Each is copied into its slice at once: many small arrays, kept between the temporary ones
+    of later batches, would keep the freed memory from being returned to the system.
     """
     first = next(parts)
     xp = namespace(first)
-    if is_compiled(xp):  # its arrays are not written to
+    if is_compiled(xp):  # its arrays are immutable
         return xp.concat([first, *parts], axis=0)
     shape = slices[-1].stop, *first.shape[1:]
     whole = xp.empty(shape[::-1], dtype=first.dtype, device=device_of(first))
-    whole = xp.permute_dims(whole, tuple(reversed(range(len(shape)))))  # the batch contiguous, as `linear` has it
+    whole = xp.permute_dims(whole, tuple(reversed(range(len(shape)))))  # batch axis contiguous, as in `linear`
     whole[slices[0], ...] = first
     for rows in slices[1:]:
         whole[rows, ...] = next(parts)

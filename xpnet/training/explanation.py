@@ -1,4 +1,4 @@
-"""A network's forward and backward pass on some rows, layer by layer, as `net.explain` returns it."""
+"""A network's forward and backward pass on some rows, layer by layer: what `net.explain` returns."""
 
 import math
 import textwrap
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = "shape", "mean", "std", "min", "max", "zeros"
-TERMINAL = 100, 24  # columns and lines where the output is no terminal
-NO_BREAK = "\u00a0"  # a space at which no line ends
-LONGEST = 60  # letters of a layer's settings: those of one's own may be arrays
+TERMINAL = 100, 24  # columns and lines if the output is not a terminal
+NO_BREAK = "\u00a0"  # no-break space
+LONGEST = 60  # characters of a layer's repr, in which a user's layer may show whole arrays
 
 
 class Statistics(NamedTuple):
-    """An array's shape; mean, standard deviation, least and largest of its finite entries (NaN without any); the share
-    of zeros among all entries; how many are NaN or infinite.
+    """An array's shape; the mean, standard deviation, minimum and maximum of its finite entries (NaN if it has none);
+    the fraction of zeros among all entries; the number of entries that are NaN or infinite.
     """
 
     shape: tuple[int, ...]
@@ -39,21 +39,21 @@ class Statistics(NamedTuple):
 
 
 def statistics(a: np.ndarray) -> Statistics:
-    """Of a NumPy array, in float64."""
+    """Return the statistics of a NumPy array, computed in float64."""
     entries = a.astype(np.float64).ravel()
-    known = entries[np.isfinite(entries)]
+    finite = entries[np.isfinite(entries)]
     mean = std = low = high = math.nan
-    if known.size:
-        low, high = float(known.min()), float(known.max())
+    if finite.size:
+        low, high = float(finite.min()), float(finite.max())
         top = max(-low, high)
-        unit = top if top > 1e100 or 0 < top < 1e-100 else 1.0  # squares neither overflow nor vanish
-        mean, std = float((known / unit).mean()) * unit, float((known / unit).std()) * unit
+        unit = top if top > 1e100 or 0 < top < 1e-100 else 1.0  # so that squares neither overflow nor vanish
+        mean, std = float((finite / unit).mean()) * unit, float((finite / unit).std()) * unit
     zeros = float((entries == 0).mean()) if entries.size else math.nan
-    return Statistics(a.shape, mean, std, low, high, zeros, entries.size - known.size)
+    return Statistics(a.shape, mean, std, low, high, zeros, entries.size - finite.size)
 
 
 class Section(NamedTuple):
-    """A layer on one of the two passes: its place, its formula, and its arrays by name; or, without arrays, a note."""
+    """A layer in one of the two passes: its depth and name, its formula, and its arrays by name or a note."""
 
     depth: int
     name: str
@@ -66,17 +66,17 @@ class Section(NamedTuple):
 class Explanation(Mapping[str, Trace]):
     """A forward and a backward pass in training mode, layer by layer. Print it, show it in a notebook, or `plot` it.
 
-    On the way forward it shows the output of each layer, on the way back each gradient, with the layer's formula: the
-    shape, the mean, the standard deviation, the least and the largest entry, the share of zeros, and how many entries
-    are NaN or infinite, where there are any. "dx" is dL/dx, "dweight" the gradient of the layer's `weight`.
+    The forward pass shows the output of each layer, the backward pass each gradient, with the layer's formula: the
+    shape, mean, standard deviation, minimum, maximum and share of zeros, and the number of entries that are NaN or
+    infinite, if there are any. "dx" is dL/dx, "dweight" the gradient of the layer's `weight`.
 
-    It holds the arrays, which stay on the backend: `explanation["0"]` is the call of layer "0", with `x`, `y`, `dy`,
-    `dx` and `gradients`, and `explanation["2.dense"]` that of a layer within layer "2"; iterating gives the names in
-    the order of the forward pass. A second call of a layer is named "2.dense#2"; `gradients` are then of all its calls.
+    The arrays stay on the backend. `explanation["0"]` is the call of layer "0", with `x`, `y`, `dy`, `dx` and
+    `gradients`, and `explanation["2.dense"]` that of a layer within layer "2"; iterating gives the names in the order
+    of the forward pass. A second call of a layer is named "2.dense#2"; `gradients` are then those of all its calls.
 
-    Attributes: `x` and `target` as the network and its loss take them, `prediction`, `value`, the loss, `dprediction`,
-    its derivative by the prediction, `dx`, and `gradients`, those that `net.value_and_grad` returns; `net`, a copy of
-    the network as it was; `fault`, the first layer (None: the loss) with anything not finite, and what, or None.
+    Attributes: `x` and `target` as the network and its loss take them; `prediction`; `value`, the loss; `dprediction`,
+    its derivative by the prediction; `dx` and `gradients`, as `net.value_and_grad` returns them; `net`, a copy of the
+    network as it was; `fault`, the first layer (None: the loss) that is not finite and a description, or None.
     """
 
     def __init__(self, probe: Probe, loss: Loss, target: Array, value: Array, dprediction: Array):
@@ -108,7 +108,7 @@ class Explanation(Mapping[str, Trace]):
         return len(self._traces)
 
     def statistics(self, a: Array) -> Statistics:
-        """The statistics of one of its arrays. Waits for the device."""
+        """Return the statistics of one of the arrays. Waits for the device."""
         return statistics(self.net.backend.to_numpy(a))
 
     def plot(self, row: int = 0, columns: int = 4) -> "Figure":
@@ -128,7 +128,7 @@ class Explanation(Mapping[str, Trace]):
         for trace in walk(self.outermost):
             arrays = {"x": trace.x} if id(trace.x) not in shown else {}
             shown |= {id(trace.x), id(trace.y)}
-            if not (trace.inner and trace.y is trace.inner[-1].y):  # which shows it
+            if not (trace.inner and trace.y is trace.inner[-1].y):  # else the inner layer shows y
                 arrays["y"] = trace.y
             yield self._section(trace, 0, arrays)
         yield Section(0, "", repr(self.loss), self._loss_formula(0), {"target": self.target})
@@ -149,7 +149,7 @@ class Explanation(Mapping[str, Trace]):
         depth = trace.depth - self.outermost[0].depth
         note = ""
         if way and trace.dy is None:
-            note = "nothing comes back to it"
+            note = "no gradient reaches it"
         elif way and trace.dx is None and trace.layer.takes == "integers":
             note = "no dx: its x is of integers"
         return Section(depth, trace.name, title_of(trace.layer), formula_of(trace.layer, way), arrays, note)
@@ -182,9 +182,9 @@ class Explanation(Mapping[str, Trace]):
     __repr__ = __str__
 
     def text(self, width: int | None = None) -> str:
-        """Both passes as text, formulas broken to `width` columns; None takes those of the terminal.
+        """Return both passes as text, with formulas wrapped at `width` columns; None takes the terminal's width.
 
-        The rows of numbers are about 60 to 75 columns wide.
+        The rows of numbers are about 60 to 75 columns wide in any case.
         """
         import shutil
 
@@ -205,7 +205,7 @@ class Explanation(Mapping[str, Trace]):
         return "\n".join(lines)
 
     def _cells(self, section: Section) -> list[list[str]]:
-        """The rows of a section: the array's name, indented, and its numbers."""
+        """Return a row of cells for each array of a section: its name, indented, and its statistics."""
         rows = []
         for name, a in section.arrays.items():
             s = self.statistics(a)
@@ -226,8 +226,8 @@ class Explanation(Mapping[str, Trace]):
                 for cells in self._cells(section) or [["", *[""] * 7]]:
                     rows.append((*first, cells[0].strip(), *cells[1:]))
                     first = ("", "", "")
-            seen = f"{self._heading()}; {self._verdict()}"
-            caption = seen if title == "Forward" else "dx is the derivative of the loss by x"
+            summary = f"{self._heading()}; {self._verdict()}"
+            caption = summary if title == "Forward" else "dx is the derivative of the loss by x"
             faults = any(row[-1] for row in rows)
             head = (title, "layer", "formula", "array", *COLUMNS, *["not finite"] * faults)
             passes.append(table(head, [row[: len(head)] for row in rows], caption, left=5))
@@ -235,21 +235,21 @@ class Explanation(Mapping[str, Trace]):
 
 
 def walk(traces: list[Trace], back: bool = False) -> Iterator[Trace]:
-    """The calls and those within them, each before those within it; `back` in the order of the backward pass."""
+    """Iterate over calls and those within them, outer before inner; with `back` in the order of the backward pass."""
     for trace in reversed(traces) if back else traces:
         yield trace
         yield from walk(trace.inner, back)
 
 
 def title_of(layer: Layer) -> str:
-    """A layer's call as it was made, or the class alone of one whose layers follow."""
+    """Return a layer's repr, shortened; of a container, whose layers follow, only the class name."""
     if isinstance(layer, Container):
         return type(layer).__name__
     return textwrap.shorten(repr(layer), LONGEST, placeholder=" ...")
 
 
 def formula_of(thing: Layer | Loss, way: int, *methods: str) -> str:
-    """The formula of a layer or loss on the way forward (0) or back (1), "" where its methods are a user's own."""
+    """Return the formula of a layer or loss, forward (0) or backward (1); "" if a user overrides these methods."""
     describes = getattr(type(thing), "_describes", None)
     if describes is None or not describes("formula", *(methods or ("forward", "backward"))):
         return ""
@@ -257,7 +257,7 @@ def formula_of(thing: Layer | Loss, way: int, *methods: str) -> str:
 
 
 def heading(section: Section, width: int) -> list[str]:
-    """The lines that a section begins with, no longer than the width where words allow it."""
+    """Return the first lines of a section, wrapped at `width`."""
     indent = "  " * section.depth
     first = indent + "  ".join(filter(None, [section.name, section.title]))
     formula = "; ".join(filter(None, [section.formula, section.note]))
@@ -271,19 +271,19 @@ def heading(section: Section, width: int) -> list[str]:
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
-    """Rows of cells as lines, the first row being the head: two columns of words, then numbers by their points."""
+    """Format a header and rows of cells as lines: two columns of words, then numbers aligned by their points."""
     columns = list(zip(*rows, strict=True))
-    made = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns[:2]]
+    padded_columns = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns[:2]]
     for column in columns[2:]:
         after = max((len(cell) - cell.index(".") for cell in column if "." in cell), default=0)
         padded = [cell + " " * (after - len(cell) + cell.find(".") if "." in cell else after) for cell in column[1:]]
         width = max(len(column[0]), *map(len, padded))
-        made.append([f"{column[0]:>{width}}", *(f"{cell:>{width}}" for cell in padded)])
-    return ["  ".join(cells) for cells in zip(*made, strict=True)]
+        padded_columns.append([f"{column[0]:>{width}}", *(f"{cell:>{width}}" for cell in padded)])
+    return ["  ".join(cells) for cells in zip(*padded_columns, strict=True)]
 
 
 def number(value: float) -> str:
-    """Three significant digits, four of whole numbers below 10,000."""
+    """Format with three significant digits, with four from 1,000 to 9,999."""
     if value == 0 or not math.isfinite(value):
         return f"{abs(value) if value == 0 else value:g}"
     places = 2 - math.floor(math.log10(abs(value)))
@@ -291,7 +291,7 @@ def number(value: float) -> str:
 
 
 def share(value: float) -> str:
-    """A share of zeros in percent, "" without any."""
+    """Format a fraction in percent; "" for 0 or NaN."""
     if not value > 0:
         return ""
     return "<1%" if value < 0.005 else ">99%" if 0.995 <= value < 1 else f"{value:.0%}"

@@ -1,4 +1,4 @@
-"""One `fit` at a time on a layer, and a run that stops where a signal would end the program."""
+"""Guards of `fit`: only one trains a layer at a time, and signals stop it after the current step."""
 
 import contextlib
 import os
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 
 from ..layers.placed import Placed
 
-TRAINED: set[int] = set()  # the layers, by their id, that a `fit` under way trains
-CLAIMING = threading.Lock()  # held from the look at it to the entry in it
+TRAINED: set[int] = set()  # ids of the layers that are being trained
+CLAIMING = threading.Lock()  # held while `TRAINED` is checked and updated
 
 
 def check_not_trained(net: Placed) -> list[int]:
-    """The ids of the layers to train. Refuse one that is being trained: one fit would write over another's work."""
+    """Return the ids of the layers to train. Raises RuntimeError if another `fit` is training any of them."""
     layers = [(prefix, layer) for prefix, layer in net.leaves() if layer.trainable and layer.params]
     for prefix, layer in layers:
         if id(layer) in TRAINED:
@@ -24,35 +24,39 @@ def check_not_trained(net: Placed) -> list[int]:
     return [id(layer) for _, layer in layers]
 
 
-def claim_nothing() -> None:
-    """In a process that was forked: the fits under way are its parent's."""
+def forget_claims() -> None:
+    """In a forked process, forget the layers that its parent is training."""
     global CLAIMING
-    CLAIMING = threading.Lock()  # another thread of the parent's may hold the old one
+    CLAIMING = threading.Lock()  # a thread of the parent may have held the old one
     TRAINED.clear()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none
-    os.register_at_fork(after_in_child=claim_nothing)
+    os.register_at_fork(after_in_child=forget_claims)
 
 
 @contextlib.contextmanager
 def claimed(net: Placed) -> Iterator[None]:
-    """Within, no other `fit` trains any of the layers that this one does. RuntimeError where another has them."""
-    own: list[int] = []
+    """Keep other calls of `fit` from training the network's layers within the block.
+
+    Raises RuntimeError if another `fit` is training any of them.
+    """
+    ids: list[int] = []
     try:
         with CLAIMING:
-            own = check_not_trained(net)
-            TRAINED.update(own)
+            ids = check_not_trained(net)
+            TRAINED.update(ids)
         yield
     finally:
-        TRAINED.difference_update(own)
+        TRAINED.difference_update(ids)
 
 
 @contextlib.contextmanager
 def signals_stop(interrupt: Callable[[int], None], terminate: bool) -> Iterator[None]:
-    """Ctrl-C, and where asked SIGTERM, calls `interrupt` with its number; a second one has its usual effect.
+    """Within the block, Ctrl-C and, with `terminate`, SIGTERM call `interrupt` with the signal's number.
 
-    Only where the signal would end the program: not in another thread, nor where the program handles it itself.
+    A second signal has its usual effect. Signals that the program handles itself are left alone, as are all of them
+    outside the main thread.
     """
     numbers = [signal.SIGINT, *([signal.SIGTERM] if terminate else [])]
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}

@@ -1,4 +1,4 @@
-"""The history of a training run: its measures, epoch by epoch."""
+"""The history of a training run: its loss and metrics, epoch by epoch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,16 @@ from ..common.notebook import Markup, table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-POINTS = 120  # at most in a sparkline, which has fewer pixels
+POINTS = 120  # about the most points of a sparkline, which is 100 pixels wide
 
 
 class History(dict[str, list[float]]):
     """A list for each measure, with a number for each finished epoch: `history["loss"]`, `history["val_accuracy"]`, ...
 
     Attributes: `steps`, the number of training steps; `seconds`, the time they took, without validation and callbacks
-    (0.0 in copies and pickles, so that those of equal fits are equal); `interrupted`, by Ctrl-C or a TimeLimit;
-    `best_epoch`, the one whose parameters the network went back to, if `EarlyStopping` did, and `monitor`, the measure
-    that it was best in; `resumed`, how many of the steps a checkpoint brought (0 in copies and pickles);
+    (0.0 in copies and pickles, so that those of equal fits are equal); `interrupted`, whether Ctrl-C or a TimeLimit
+    ended it; `best_epoch`, the epoch whose parameters `EarlyStopping` restored, if it did, and `monitor`, the measure
+    that was best there; `resumed`, how many of the steps came from a checkpoint (0 in copies and pickles);
     `slots`, the optimizer's state, with which `fit(..., slots=history.slots)` continues. `print` shows the last number
     of each measure, `dict(history)` all numbers, and a notebook a table with small curves.
 
@@ -29,7 +29,7 @@ class History(dict[str, list[float]]):
     History(1 epoch, loss 0.5, val_loss 0.6)
     """
 
-    best_epoch: int | None = None  # in pickles of earlier versions, too
+    best_epoch: int | None = None  # on the class, for pickles of earlier versions
     monitor = ""
     resumed = 0
 
@@ -58,14 +58,14 @@ class History(dict[str, list[float]]):
         return max((len(values) for values in self.values() if hasattr(values, "__len__")), default=0)
 
     def back(self) -> list[str]:
-        """Where the network went back to, in words: one if it did, or none."""
+        """Return a description of the epoch that the network went back to, in a list; [] if it did not."""
         if self.best_epoch is None:
             return []
         value = self.get(self.monitor, [])[self.best_epoch - 1 : self.best_epoch]
         return [f"back to epoch {self.best_epoch} ({' '.join([self.monitor, *map(brief_number, value)])})"]
 
     def record(self, measures: dict[str, float]) -> None:
-        """Append an epoch's number to each measure's list; a new measure gets a list. TypeError unless a dict."""
+        """Append a value to the list of each measure, creating new ones. Raises TypeError unless given a dict."""
         if not isinstance(measures, Mapping):
             raise TypeError(f'History.record: expected numbers by name, such as {{"mine": 1.0}}, got {brief(measures)}')
         for name, value in measures.items():
@@ -90,17 +90,17 @@ class History(dict[str, list[float]]):
 
 
 def counted(number: int, what: str) -> str:
-    """A count in words: "1 epoch", "2,000 steps"."""
+    """Return a count with its noun: "1 epoch", "2,000 steps"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def brief_number(value: float) -> str:
-    """A measure in few characters, as many from epoch to epoch."""
+    """Format a measure in about the same few characters in each epoch."""
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
 
 
 def last(values: Any) -> str:
-    """The last of a measure's numbers, or "?": a callback may have put anything there, and `repr` must not fail."""
+    """Format the last value of a measure; "?" if a callback recorded anything unsuitable: `repr` must not fail."""
     try:
         return f"{values[-1]:.4g}"
     except (TypeError, ValueError, LookupError):
@@ -108,7 +108,7 @@ def last(values: Any) -> str:
 
 
 def sparkline(values: Sequence[float]) -> Markup:
-    """A curve as wide as a word or two, in the text's colour, with a gap where a value is not finite."""
+    """Return a small curve as SVG, in the text's colour, with a gap where a value is not finite."""
     real = [v for v in values if math.isfinite(v)]
     if len(real) < 2:
         return Markup("")

@@ -20,7 +20,7 @@ PLAIN = (type(None), type(...), bool, float, complex, str, bytes)
 
 
 def fingerprint(a: Any, to_numpy: Callable[[Any], np.ndarray] = np.asarray) -> str:
-    """An array's dtype, shape and SHA-256, block by block."""
+    """Return an array's dtype, shape and SHA-256, computed block by block."""
     import hashlib
 
     shape, digest = tuple(a.shape), hashlib.sha256()
@@ -31,36 +31,36 @@ def fingerprint(a: Any, to_numpy: Callable[[Any], np.ndarray] = np.asarray) -> s
 
 
 def own_code(value: object) -> str:
-    """A digest of the user's code in `value`, with its defaults, closures, settings and globals; "" if there is none.
+    """Return a digest of the user's code in `value`, with its defaults, closures, settings and globals; "" for none.
 
-    It is the same in all processes of one version of Python, which it names.
+    It is the same in all processes of one version of Python, and names that version.
     """
     walk = Walk()
     digest = walk.digest(value)
-    return f"{digest}, Python {sys.version_info.major}.{sys.version_info.minor}" if walk.found else ""
+    return f"{digest}, Python {sys.version_info.major}.{sys.version_info.minor}" if walk.has_user_code else ""
 
 
 class Walk:
     """A walk through values, functions and classes that visits each object once."""
 
     def __init__(self) -> None:
-        self.found = False  # whether any code was the user's
-        self.seen: dict[int, tuple[int, object]] = {}  # with the objects, so that ids are not reused
+        self.has_user_code = False
+        self.visited: dict[int, tuple[int, object]] = {}  # number and object by id; holding it keeps the id unique
 
     def digest(self, value: object) -> str:
         import hashlib
 
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for word in self.words(value):
-            found.update(word.encode(errors="backslashreplace") + b"\0")
-        return found.hexdigest()[:16]
+            digest.update(word.encode(errors="backslashreplace") + b"\0")
+        return digest.hexdigest()[:16]
 
     def element_digest(self, value: object) -> str:
-        """A digest of an element of a set, independent of the order of elements."""
+        """Return a digest of an element of a set, independent of the order of elements."""
         walk = Walk()
-        walk.seen = dict(self.seen)
+        walk.visited = dict(self.visited)
         digest = walk.digest(value)
-        self.found |= walk.found
+        self.has_user_code |= walk.has_user_code
         return digest
 
     def words(self, value: Any) -> Iterator[str]:
@@ -69,7 +69,7 @@ class Walk:
         if kind in PLAIN:
             yield repr(value)
         elif kind is int:
-            yield hex(value)  # repr has a limit of digits
+            yield hex(value)  # repr refuses very long integers
         elif kind is tuple:
             yield str(len(value))
             for each in value:
@@ -78,14 +78,14 @@ class Walk:
             yield from sorted(map(self.element_digest, value))
         elif kind is types.CodeType:
             yield from self.words(code_of(value))
-        elif id(value) in self.seen:
-            yield f"again {self.seen[id(value)][0]}"
+        elif id(value) in self.visited:
+            yield f"again {self.visited[id(value)][0]}"
         else:
-            self.seen[id(value)] = len(self.seen), value
+            self.visited[id(value)] = len(self.visited), value
             yield from self.words(self.parts(value))
 
     def parts(self, value: Any) -> tuple[Any, ...]:
-        """The parts of an object that determine what it does."""
+        """Return the parts of an object that determine what it does."""
         if isinstance(value, types.ModuleType):
             return (value.__name__,)
         if isinstance(value, (list, dict)):
@@ -96,17 +96,17 @@ class Walk:
         if isinstance(value, types.FunctionType):
             if of_a_library(value.__module__):
                 return value.__module__, value.__qualname__
-            self.found = True
+            self.has_user_code = True
             cells = tuple(contents(cell) for cell in value.__closure__ or ())
             names = sorted(global_names(value.__code__) & value.__globals__.keys())
-            read = tuple((name, value.__globals__[name]) for name in names)
-            return value.__code__, value.__defaults__, value.__kwdefaults__, cells, read
+            global_values = tuple((name, value.__globals__[name]) for name in names)
+            return value.__code__, value.__defaults__, value.__kwdefaults__, cells, global_values
         if isinstance(value, type):
             if of_a_library(value.__module__):
                 return value.__module__, value.__qualname__
-            self.found = True
-            own = tuple((name, a) for name, a in sorted(vars(value).items()) if not describes_class(name, a))
-            return value.__qualname__, value.__bases__, own
+            self.has_user_code = True
+            members = tuple((name, a) for name, a in sorted(vars(value).items()) if not describes_class(name, a))
+            return value.__qualname__, value.__bases__, members
         if isinstance(value, Configured):
             settings = tuple((name, getattr(value, name, None)) for name in (*defaults(type(value)), "layers"))
             return type(value), settings, self.own_attributes(value)
@@ -114,27 +114,27 @@ class Walk:
         return type(value), getattr(value, "__name__", None), wrapped, self.own_attributes(value)
 
     def own_attributes(self, value: object) -> tuple[tuple[str, Any], ...]:
-        """The attributes of an object of a user's class, without a layer's arrays, which change in training."""
+        """Return the attributes of an object of a user's class, without a layer's arrays, which change in training."""
         if of_a_library(type(value).__module__):
             return ()
         return tuple((k, v) for k, v in getattr(value, "__dict__", {}).items() if k not in ("params", "state", "rng"))
 
 
 def describes_class(name: str, attribute: object) -> bool:
-    """Whether a class's attribute describes the class, such as its module, and does not determine what it does."""
+    """Whether a class attribute, such as `__module__`, only describes the class and does not affect what it does."""
     describes = name.startswith("__") and not hasattr(attribute, "__get__")
     return describes or name.startswith(("__annot", "_abc_")) or isinstance(attribute, types.GetSetDescriptorType)
 
 
 def code_of(code: types.CodeType) -> tuple[Any, ...]:
-    """The parts of a code object that determine what it does: not its place and the names of its variables."""
+    """Return the parts of a code object that determine what it does: not its location or local variables' names."""
     counts = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     return code.co_code, code.co_consts, code.co_names, arguments, counts, code.co_exceptiontable
 
 
 def global_names(code: types.CodeType) -> set[str]:
-    """The global names that a function's code, with the functions in it, looks up."""
+    """Return the global names that a function's code looks up, including functions nested in it."""
     import dis
 
     names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
@@ -142,7 +142,7 @@ def global_names(code: types.CodeType) -> set[str]:
 
 
 def contents(cell: types.CellType) -> Any:
-    """The value in a closure's cell; the cell of a name that is not bound yet is empty."""
+    """Return the value in a closure's cell, "nothing yet" if its name is not bound yet."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -151,7 +151,7 @@ def contents(cell: types.CellType) -> Any:
 
 @functools.cache
 def of_a_library(module: str | None) -> bool:
-    """Whether a module is of xpnet, the standard library or an installed package."""
+    """Whether a module belongs to xpnet, the standard library or an installed package."""
     from pathlib import PurePath  # slow to import
 
     top = (module or "").partition(".")[0]

@@ -1,4 +1,4 @@
-"""The data that `fit`, `evaluate` and `predict` are given, checked and moved to the network's backend."""
+"""Checks of the data for `fit`, `evaluate` and `predict`, and its way to the network's backend."""
 
 import math
 import mmap
@@ -17,23 +17,23 @@ from ..losses import __all__ as known_losses
 from ..losses.losses import Loss
 from .batches import LARGE, Group, Uncast, blocks
 
-SUMMED = 2**16  # weights that are added up at a time
+SUMMED = 2**16  # weights that are summed in one call
 
 
 def inputs(net: Placed, who: str, x: Any) -> Array:
-    """A user's x as an array of the network's backend, in the dtype that its first layer takes: n >= 1 rows of a shape
-    that fits, all of it finite.
+    """Return a user's x as an array on the network's backend, in the dtype that its first layer takes.
 
-    The caller is within the backend's `scope`, which it needs for what follows as well.
+    Raises ValueError unless it has at least one row, a shape that fits and only finite entries. The caller must be
+    within the backend's `scope`.
     """
     x = rows_of(net, who, x)
     return x[:, ...] if isinstance(x, Uncast) else x
 
 
 def rows_of(net: Placed, who: str, x: Any, known: bool = False) -> Array | Uncast:
-    """`inputs`, but integers and memory-mapped files that are large stay where they are, until rows are taken.
+    """As `inputs`, but return a large x that is memory-mapped or of integers as an `Uncast`.
 
-    What is `known` has been found finite before.
+    An x that is `known` to be finite is not checked for NaN and infinity.
     """
     backend, xp = net.backend, net.backend.xp
     x = backend.checked(who, x)
@@ -63,9 +63,10 @@ def rows_of(net: Placed, who: str, x: Any, known: bool = False) -> Array | Uncas
 
 
 def check_vocabulary(net: Placed, who: str, x: Array, dtype: Any) -> None:
-    """Refuse integers that the first layer does not know, looked for block by block. Waits for the device.
+    """Raise ValueError for ids outside the first layer's vocabulary, checked block by block. Waits for the device.
 
-    NumPy's are looked at as they are, since large ones wrap around in a cast; PyTorch has no minimum of unsigned ones.
+    NumPy arrays are checked without a cast, in which large ids would wrap around. Others are cast first, since PyTorch
+    has no minimum of unsigned integers.
     """
     if net.vocabulary is not None:
         for rows in blocks(x.shape):
@@ -75,7 +76,7 @@ def check_vocabulary(net: Placed, who: str, x: Array, dtype: Any) -> None:
 
 
 def is_mapped(x: Array) -> bool:
-    """Whether an array lies in a memory-mapped file."""
+    """Whether an array's memory is a memory-mapped file."""
     while isinstance(x, np.ndarray):
         if isinstance(x, np.memmap):
             return True
@@ -84,7 +85,7 @@ def is_mapped(x: Array) -> bool:
 
 
 def check_finite(net: Placed, who: str, x: Array | Uncast) -> None:
-    """Refuse entries that are NaN or infinite, looked for block by block."""
+    """Raise ValueError for entries that are NaN or infinite, checked block by block."""
     count, first = 0, (0, 0)
     for rows in blocks(x.shape):
         block = x[rows, ...]
@@ -101,7 +102,7 @@ def check_finite(net: Placed, who: str, x: Array | Uncast) -> None:
 
 
 def check_row(net: Placed, who: str, shape: tuple[int, ...]) -> None:
-    """Refuse an x of this shape, if it is not one that the network takes beside its `input_shape`."""
+    """Raise ValueError for an x of this shape, unless the network takes it although it differs from `input_shape`."""
     row: Shape = ("N", *shape[1:])
     try:
         net.output_shape(row)
@@ -109,7 +110,7 @@ def check_row(net: Placed, who: str, shape: tuple[int, ...]) -> None:
     except ValueError as error:
         misfit = error
     wanted: Shape = net.input_shape or ()
-    if None in wanted:  # as of images: the layer tells more
+    if None in wanted:  # as for images: the layer's own message says more
         raise ValueError(f"{who} has shape {shape}: {misfit}") from misfit
     hint = ""
     if shape == wanted:
@@ -118,13 +119,13 @@ def check_row(net: Placed, who: str, shape: tuple[int, ...]) -> None:
         hint = "; for a single feature give x[:, None]"
     elif shape[1:] and (math.prod(shape[1:]),) == wanted:
         hint = "; give x.reshape(len(x), -1)"
-    if (len(shape) <= len(wanted) + 1 and None not in wanted) or hint:
+    if len(shape) <= len(wanted) + 1 or hint:
         raise ValueError(f"{who} has shape {shape}, expected (n, {', '.join(map(str, wanted))}){hint}")
     raise ValueError(f"{who} has shape {shape}: {misfit}") from misfit
 
 
 def outputs_of(net: Placed, x: Array) -> tuple[int, ...]:
-    """The shape of what the network makes of a row of x. Only where a user's layer does not tell, it is tried."""
+    """Return the shape of the network's output for a row of x; computed from a row if a layer has no `output_shape`."""
     if all(layer._tells_shape() for layer in tree(net)):
         shape = net.output_shape(("N", *x.shape[1:]))[1:]
         if all(isinstance(n, int) for n in shape):
@@ -135,7 +136,7 @@ def outputs_of(net: Placed, x: Array) -> tuple[int, ...]:
 def pair(
     net: Placed, who: str, x: Any, y: Any, loss: Loss, known: bool = False, outputs: tuple[int, ...] | None = None
 ) -> tuple[Array, Array]:
-    """x and y checked and moved to the network's backend, y encoded as its loss takes it."""
+    """Return x and y, checked and moved to the network's backend, with y as the loss encodes it."""
     x, y = rows_of_pair(net, who, x, y, loss, known, outputs)
     return x[:, ...] if isinstance(x, Uncast) else x, y
 
@@ -143,7 +144,7 @@ def pair(
 def rows_of_pair(
     net: Placed, who: str, x: Any, y: Any, loss: Loss, known: bool = False, outputs: tuple[int, ...] | None = None
 ) -> tuple[Array | Uncast, Array]:
-    """`pair`, with x as `rows_of` gives it; `outputs` are those of a row, where they are known."""
+    """As `pair`, with x as `rows_of` returns it; `outputs` is the shape of the network's output for a row, if known."""
     require(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", known_losses)
     with net.backend.scope():
         x = rows_of(net, f"{who}: x", x, known)
@@ -157,7 +158,7 @@ def rows_of_pair(
 
 
 def zeros_for(net: Placed, x: Array, outputs: tuple[int, ...] | None = None) -> Array:
-    """Zeros in place of the network's outputs for x."""
+    """Return zeros of the shape and dtype of the network's outputs for x."""
     shape = x.shape[0], *(outputs_of(net, x) if outputs is None else outputs)
     return net.backend.xp.zeros(shape, dtype=net.backend.dtype(net.dtype), device=net.backend.device)
 
@@ -165,9 +166,9 @@ def zeros_for(net: Placed, x: Array, outputs: tuple[int, ...] | None = None) -> 
 def weights_for(
     net: Placed, who: str, loss: Loss, y: Array, sample_weight: Any, mean: float | None = None
 ) -> Array | None:
-    """The rows' weights as the objective takes them: of mean 1, or for a sum as given; None for none.
+    """Return the rows' weights as the objective takes them: divided by their mean, or as given if the loss is a sum.
 
-    `mean` is that of all weights, where these are only a batch's.
+    `mean` is the mean of all weights, if these are only a batch's. None stays None.
     """
     if sample_weight is None:
         return None
@@ -189,7 +190,7 @@ def weights_for(
 
 
 def check_weights(net: Placed, who: str, weights: np.ndarray) -> None:
-    """Refuse weights that are negative, or not finite in the network's dtype."""
+    """Raise ValueError for weights that are negative, or not finite in the network's dtype."""
     largest = float(net.backend.xp.finfo(net.backend.dtype(net.dtype)).max)
     if not ((weights >= 0.0) & (weights <= largest)).all():
         at = np.unravel_index(int((~((weights >= 0.0) & (weights <= largest))).argmax()), weights.shape)
@@ -197,9 +198,10 @@ def check_weights(net: Placed, who: str, weights: np.ndarray) -> None:
 
 
 def mean_weight(parts: Iterable[np.ndarray], group: Group | None = None) -> float:
-    """The mean of all weights, summed 65,536 at a time and from then on exactly: the same however they are divided.
+    """Return the mean of all weights in `parts` and, with a group, in those of all processes.
 
-    With a group, those are the weights of all processes, of which each has its own.
+    They are summed 65,536 at a time, and these sums are added exactly, so that the result does not depend on how the
+    weights are divided into parts.
     """
     from fractions import Fraction
 
@@ -219,6 +221,6 @@ def mean_weight(parts: Iterable[np.ndarray], group: Group | None = None) -> floa
     if len(waiting):
         add(waiting)
     if group is not None:
-        told = group.tell("weights", (total, count))
-        total, count = sum((each for each, _ in told), Fraction(0)), sum(each for _, each in told)
+        totals, counts = zip(*group.allgather("weights", (total, count)), strict=True)
+        total, count = sum(totals, Fraction(0)), sum(counts)
     return float(total / count) if count else 0.0

@@ -26,13 +26,13 @@ from .checkpoints import Checkpoint, facts_of, with_threads
 from .evaluation import Metrics, held_out_of
 from .guards import check_not_trained, claimed, signals_stop
 from .history import History
-from .processes import Following, Processes, check_rows_alone, check_shards, fails_together
+from .processes import Following, Processes, check_loss_of_rows, check_shards, fails_together
 from .progress import Progress
 from .run import Run
 
-AT_REST = 0.99  # an epoch's loss, as a multiple of that before, from which on it has come to rest
-AHEAD = 32  # full-batch epochs that are handed to a GPU at a time, at most, where nothing looks at each of them
-PACE = 0.1  # seconds that they may take before the next wait
+AT_REST = 0.99  # the loss is still falling if it is below this multiple of the previous epoch's loss
+AHEAD = 32  # full-batch epochs that are queued on a GPU at most, if nothing is called after each of them
+PACE = 0.1  # seconds: if the queued epochs took less, twice as many are queued next, else half as many
 
 
 @fails_together
@@ -61,8 +61,8 @@ def fit(
 ) -> History:
     """Train on x (n, features) or of more axes, and targets y (n, ...), and return the history.
 
-    x and y are arrays of NumPy or of the backend. Large memory-mapped files and arrays of integers are never copied as
-    a whole: each batch is cast.
+    x and y are arrays of NumPy or of the backend. Large memory-mapped files and arrays of integers are never copied
+    whole: they are cast batch by batch.
 
     Instead of both, x may be a source. A source of rows has a length, and `source[rows]` gives (x, y) or (x, y, weight)
     for a slice or an array of increasing row numbers; `xn.data.ArraySource` makes one of anything that can be indexed
@@ -118,7 +118,7 @@ def fit(
     >>> len(history["loss"]), history["loss"][-1] < history["loss"][0]
     (20, True)
     """
-    check_not_trained(net)  # before anything else is looked at
+    check_not_trained(net)
     epochs = integer("fit: epochs", epochs)
     shuffle, progress = flag("fit: shuffle", shuffle), flag("fit: progress", progress)
     resume = flag("fit: resume", resume)
@@ -128,8 +128,8 @@ def fit(
     if metrics and validation_data is None:
         raise ValueError("fit: metrics are taken on validation_data alone, and there is none; evaluate takes any data")
     arguments.check_checkpoint(checkpoint, resume)
-    own = arguments.check_callbacks(callbacks)
-    arguments.check_monitored(own, validation_data is not None)
+    user_callbacks = arguments.check_callbacks(callbacks)
+    arguments.check_monitored(user_callbacks, validation_data is not None)
     prefetch = integer("fit: prefetch", prefetch, least=0)
     batch_size = None if batch_size is None else integer("fit: batch_size", batch_size)
     size = 1 if comm is None else comm.Get_size()
@@ -144,12 +144,12 @@ def fit(
         held_out.group = group
     arguments.warn_of_squashed_logits(net, "fit", loss)
     shown = [Progress()] if progress else []
-    hooks: list[Callback] = [*shown, *own, *([checkpoint] if checkpoint else [])]
-    first = group is None or group.first  # it has the callbacks and the files
+    hooks: list[Callback] = [*shown, *user_callbacks, *([checkpoint] if checkpoint else [])]
+    first = group is None or group.first  # only the first process calls callbacks and writes files
     if group or shards:
-        check_rows_alone(loss)
+        check_loss_of_rows(loss)
     if group:
-        hooks = [*(hooks if first else []), Following(group, own)]
+        hooks = [*(hooks if first else []), Following(group, user_callbacks)]
 
     def step_for(net: Placed) -> Step:
         if group or shards:
@@ -169,45 +169,47 @@ def fit(
             data = feed.facts() | (held_out.facts() if held_out else {})
             settings = {"loss": loss, "l2": l2, "optimizer": optimizer, "batch_size": batch_size or feed.rows}
             settings |= {"shuffle": shuffle, "metrics": dict(metrics or {})} | ({"shards": shards} if shards else {})
-            facts = facts_of(net, data, settings, own)
+            facts = facts_of(net, data, settings, user_callbacks)
         if group:
-            more = {"backend": net.backend.name, "epochs": epochs, "callbacks": [type(c).__name__ for c in own]}
+            names = [type(callback).__name__ for callback in user_callbacks]
+            more = {"backend": net.backend.name, "epochs": epochs, "callbacks": names}
             more |= {"checkpoint": checkpoint is not None, "resume": resume, "slots": slots is not None}
             group.check_same(facts | {name: repr(value) for name, value in more.items()})
             group.share_network(net)
-            slots = group.of_first(lambda: slots)
+            slots = group.from_first(lambda: slots)
         if checkpoint:
 
             def newest() -> Any:
-                return checkpoint.open(net, facts, optimizer, own, feed.steps, resume)
+                return checkpoint.open(net, facts, optimizer, user_callbacks, feed.steps, resume)
 
-            saved = group.of_first(newest) if group else newest()
+            saved = group.from_first(newest) if group else newest()
         if saved:
             threads.enter_context(with_threads(saved.threads))
-            step = saved.begin(net, own, step_for)
+            step = saved.begin(net, user_callbacks, step_for)
         else:
             step = step_for(net)
             if slots is not None:
                 step.resume_with(slots)
         run = Run(net, step, feed, epochs)
         one_by_one = group or held_out or net.backend.immediate or any(map(arguments.looks_at_epochs, hooks))
-        most, together = 1 if one_by_one or feed.steps != 1 else AHEAD, 1  # epochs before the next look at them
+        most = 1 if one_by_one or feed.steps != 1 else AHEAD
+        together = 1  # epochs until the host next waits for the device
         if saved:
             saved.restore(run)
 
         begun: list[Callback] = []
 
-        left_alike = group.left_alike(net, run.history) if group else contextlib.nullcontext()
+        same_end = group.same_end(net, run.history) if group else contextlib.nullcontext()
         receive = group.receive if group else run.interrupt
-        with left_alike, signals_stop(receive, terminate=checkpoint is not None):
+        with same_end, signals_stop(receive, terminate=checkpoint is not None):
             try:
                 for callback in hooks:
                     begun.append(callback)
                     callback.train_begin(run)
                 if saved:
-                    saved.restore_callbacks(run, own)
+                    saved.restore_callbacks(run, user_callbacks)
                 while not run.over:
-                    if not run.amid_epoch:  # one that a resumed run is in the middle of has had it
+                    if not run.amid_epoch:  # else `epoch_begin` was called before the interruption
                         for callback in hooks:
                             callback.epoch_begin(run)
                     order = run.order() if shuffle and feed.rows and feed.steps != 1 else None
@@ -231,12 +233,12 @@ def fit(
             finally:
                 run.publish_finite()
                 claim.close()  # train_end may train on
-                with contextlib.ExitStack() as ends:  # each that was begun comes to its end, whatever another raises
+                with contextlib.ExitStack() as ends:  # calls every `train_end`, even if another one raises
                     for callback in reversed(begun):
                         ends.callback(callback.train_end, run)
         for each in shown if first else ():
             each.tell_end(run)
-        if first and not any(isinstance(callback, Doctor) for callback in own):
+        if first and not any(isinstance(callback, Doctor) for callback in user_callbacks):
             warn_of_constant_outputs(run)
     net.rng = run.rng
     if checkpoint and run.signal:
@@ -255,7 +257,7 @@ def feed_of(
     prefetch: int,
     group: Group | None,
 ) -> Feed:
-    """The batches of what `fit` is given, for one of a group of processes."""
+    """Return the feed of the data that `fit` is given; with a `group`, the part of this process."""
     if sources.is_source(x):
         require("fit: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", known_losses)
         sources.check_alone("fit", x, y=y, sample_weight=sample_weight)
@@ -270,24 +272,24 @@ def feed_of(
 
 
 def warn_of_constant_outputs(run: Run) -> None:
-    """Warn of a training that has ended finite and useless: some 64 rows get one output, to the bit.
+    """Warn if the trained network gives the same output, to the bit, for about 64 different rows.
 
-    Its loss has come to rest, or grows: otherwise nothing is computed.
+    To save time, this is only computed if the loss has stopped falling.
     """
     losses = run.history.get("loss", [])
     if len(losses) < 2 or losses[-1] < AT_REST * losses[-2]:
         return
     rows = slice(0, None, max(1, run.x.shape[0] // 64))
     x, y, _ = run.data.rows(rows)
-    if not differ(run.net._infer(x)) and differ(x) and differ(y):
+    if not rows_differ(run.net._infer(x)) and rows_differ(x) and rows_differ(y):
         warn(
-            "fit: the network has ended with one output for all rows: it tells nothing apart, as where every unit of a "
-            "layer is dead. Train it with callbacks=[xn.Doctor()], which says what went wrong, where, and what may "
+            "fit: the network has ended with one output for all rows: it tells nothing apart, as if every unit of a "
+            "layer were dead. Train it with callbacks=[xn.Doctor()], which says what went wrong, where, and what may "
             "mend it",
             RuntimeWarning,
         )
 
 
-def differ(a: Array) -> bool:
+def rows_differ(a: Array) -> bool:
     """Whether any row differs from the first."""
     return bool(namespace(a).any(a != a[:1, ...]))

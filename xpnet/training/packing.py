@@ -1,12 +1,11 @@
-"""Exact serialization of numbers, strings, None, arrays, lists, tuples and dicts as JSON with arrays beside it.
+"""Exact serialization of numbers, strings, None, arrays, lists, tuples and dicts as JSON and named arrays.
 
-Each value is an object of one key, its kind:
+Each value is an object with one key, its kind. Arrays are stored under the value's name.
 
-    {"value": 3}                   None, True, 3, 0.5 or "text", as JSON has it
+    {"value": 3}                   None, True, 3, 0.5 or "text", as in JSON
     {"float": "inf"}               NaN or infinity
-    {"array": "host"}              an array of that name in the file, for NumPy; "device": for the network's backend;
-                                   "scalar": a NumPy scalar
-    {"numbers": ["list", "int"]}   a list of numbers, as an array of that name; ["list", "tuple", "float"]: of tuples
+    {"array": "host"}              a NumPy array; "device": an array of the network's backend; "scalar": a NumPy scalar
+    {"numbers": ["list", "int"]}   a list of numbers, stored as an array; ["list", "tuple", "float"]: a list of tuples
     {"list": [...]}, {"tuple": [...]}, {"dict": {"name": ...}}
 """
 
@@ -21,14 +20,14 @@ from ..files.header import AXES_LIMIT, CODES
 
 KINDS = {type(None): "none", bool: "bool", int: "int", float: "float"}
 DTYPES = {"bool": "bool", "int": "int64", "float": "float64"}
-# "mixed": a row of indices into KINDS, and a row of 64-bit patterns
+# numbers of "mixed" kinds are two rows of int64: indices into KINDS, and the values or the bits of floats
 NESTS: dict[str, type] = {"list": list, "tuple": tuple}
 
 
 def pack(name: str, value: Any, arrays: dict[str, np.ndarray], backend: Backend | None = None) -> dict[str, Any]:
-    """The value as JSON; arrays and lists of numbers are put into `arrays`, under `name` or names that begin with it.
+    """Return the value as JSON; put arrays and lists of numbers into `arrays`, under `name` or names beginning with it.
 
-    Raises TypeError for a value of any other kind, with that value as its argument.
+    Raises TypeError, with the value as its argument, for a value of any other type.
     """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         on_host = isinstance(value, np.ndarray | np.generic)
@@ -53,7 +52,7 @@ def pack(name: str, value: Any, arrays: dict[str, np.ndarray], backend: Backend 
 
 
 def unpack(name: str, packed: Any, arrays: Mapping[str, np.ndarray], backend: Backend | None = None) -> Any:
-    """The inverse of `pack`. Raises ValueError, TypeError or LookupError for anything that `pack` does not return."""
+    """Invert `pack`. Raises ValueError, TypeError or LookupError for anything that `pack` does not return."""
     ((kind, content),) = packed.items()
     if kind == "value":
         if not isinstance(content, bool | int | float | str | None):
@@ -74,14 +73,14 @@ def unpack(name: str, packed: Any, arrays: Mapping[str, np.ndarray], backend: Ba
 
 
 def as_name(text: str) -> str:
-    """Any string as a part of an array's name, percent-encoded, dots included."""
+    """Return any string as a part of an array's name: percent-encoded, dots included."""
     from urllib.parse import quote
 
     return quote(text, safe="", errors="surrogatepass").replace(".", "%2E")
 
 
 def _numbers(name: str, values: Sequence[Any], arrays: dict[str, np.ndarray]) -> list[str]:
-    """Put numbers, or nested sequences of equal length, into an array; returns its description, [] if it is neither."""
+    """Put numbers, or nested sequences of equal lengths, into an array and return its layout; [] for anything else."""
     nests, shape, entries = [type(values)], [len(values)], list(values)
     while entries and len(found := {type(each) for each in entries}) == 1 and found <= set(NESTS.values()):
         lengths = {len(each) for each in entries}
@@ -108,7 +107,7 @@ def _numbers(name: str, values: Sequence[Any], arrays: dict[str, np.ndarray]) ->
 
 
 def _from_numbers(layout: Sequence[str], array: np.ndarray) -> Any:
-    """The inverse of `_numbers`."""
+    """Invert `_numbers`."""
     *nests, kind = layout
     if kind == "mixed":
         readings: list[Any] = [lambda bits: None, bool, int, lambda bits: float(np.int64(bits).view(np.float64))]

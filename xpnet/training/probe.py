@@ -15,12 +15,12 @@ from ..ops import all_finite
 
 
 class Trace:
-    """One call of a layer: `x` and `y` of its forward, `dy`, `dx` and `gradients` of its backward, None before it.
+    """One call of a layer: `x` and `y` of its forward, `dy`, `dx` and `gradients` of its backward (None before it).
 
-    dy is dL/dy, dx is dL/dx (None where x is of integers), and `gradients` are those of its parameters, by their names
-    in `layer.params`. `name` is the layer's name in the network, such as "0" or "1.attention"; `layer` is a copy of it,
-    `cache` the one that its forward returned; `inner` are the calls that it made of the layers within it, and `depth`
-    is the number of layers that it is within.
+    `dy` is dL/dy, `dx` is dL/dx (None if x is of integers), and `gradients` are those of the parameters, by their names
+    in `layer.params`. `name` is the layer's name in the network, such as "0" or "1.attention"; `layer` is the layer in
+    the probe's copy of the network; `cache` is what its forward returned for backward; `inner` lists the calls of
+    layers within it, and `depth` is the number of layers around it.
     """
 
     def __init__(self, name: str, layer: Layer, x: Array, depth: int):
@@ -37,45 +37,45 @@ class Trace:
 
 
 class Probe:
-    """A forward and a backward pass through a network, a copy made for it, in which every layer's call is recorded.
+    """A forward and a backward pass through a network, copied for this, with a record of every layer's call.
 
-    `traces` are the calls in the order in which they began: that of the network itself, then those of its layers, each
+    `traces` are the calls in the order in which they began: first the network's, then those of its layers, each
     followed by those of the layers within it.
     """
 
     def __init__(self, net: Placed):
         self.net = net
         self.traces: list[Trace] = []
-        self.finished: list[Trace] = []  # in the order in which their forward ended
-        self.open: list[Trace] = []  # the calls under way, each within the one before it
+        self.finished: list[Trace] = []  # in the order in which their forward passes ended
+        self.open: list[Trace] = []  # calls of forward in progress, each within the one before
 
     def forward(self, x: Array, training: bool) -> Array:
-        """The network's output."""
+        """Run the forward pass and return the network's output."""
         with self._recording():
             return self.net.forward(x, training)[0]
 
     def backward(self, loss: Loss, target: Array, *weight: Array | None) -> tuple[Array, Array]:
-        """The loss for an encoded target and its derivative by the output, which goes back through all layers.
+        """Run the backward pass; return the loss for an encoded target, and its derivative by the output.
 
-        A loss that is an `Objective` also takes the rows' `weight`.
+        If the loss is an `Objective`, it also takes the rows' `weight`.
         """
         whole = self.traces[0]
         value, dy = on_encoded(loss, whole.y, target, *weight)
         with self._recording():
             self.net.backward(dy, whole.cache)
-        for trace in self.traces:  # a chain makes 0 of gradients that are rounding alone
+        for trace in self.traces:  # the whole network's gradients, in which those that are only rounding are set to 0
             prefix = f"{trace.name}." if trace.name else ""
             trace.gradients = {name: whole.gradients.get(prefix + name, g) for name, g in trace.gradients.items()}
         return value, dy
 
     def parts(self) -> list[Trace]:
-        """The calls of the network's `parts`, which follow one another."""
+        """Return the calls of the network's `parts`, in order."""
         names = [name for name, _ in self.net.parts()]
         return [trace for trace in self.traces if trace.name in names]
 
     def first_fault(self, value: Array | None = None) -> tuple[Trace | None, str] | None:
-        """The first output, loss or gradient that is not finite, in the order of the two passes: its layer, None for
-        the loss, and a description.
+        """Return the layer (None for the loss) with the first output, loss or gradient that is not finite, in the order
+        of the two passes, and a description; None if everything is finite.
         """
         for trace in self.finished:
             if not all_finite(trace.y):
@@ -89,10 +89,10 @@ class Probe:
 
     @contextlib.contextmanager
     def _recording(self) -> Iterator[None]:
-        """Within, each layer has a forward and a backward that record their calls."""
-        watched = list(named_tree(self.net))
+        """Within the block, replace the forward and backward methods of each layer by ones that record their calls."""
+        layers = list(named_tree(self.net))
         try:
-            for name, layer in watched:
+            for name, layer in layers:
                 vars(layer).update(
                     forward=self._forward_of(name, layer),
                     backward=self._backward_of(layer, layer.backward),
@@ -101,7 +101,7 @@ class Probe:
             yield
         finally:
             self.open.clear()
-            for _, layer in watched:
+            for _, layer in layers:
                 for method in ("forward", "backward", "backward_params"):
                     vars(layer).pop(method, None)
 
@@ -141,5 +141,5 @@ class Probe:
         return recorded
 
     def _call_of(self, layer: Layer, cache: Any) -> Trace | None:
-        """The latest call of this layer that made this cache, and that no backward was seen of."""
+        """Return the latest call of this layer that returned this cache and has had no backward yet."""
         return next((t for t in reversed(self.traces) if t.layer is layer and t.cache is cache and t.dy is None), None)

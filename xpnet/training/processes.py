@@ -1,4 +1,4 @@
-"""Several processes that train one network together, over an mpi4py communicator."""
+"""Processes that train one network together, over an mpi4py communicator."""
 
 import contextlib
 import functools
@@ -24,25 +24,25 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 NEEDED = "Get_rank", "Get_size", "Allreduce", "Allgather", "allgather", "gather", "bcast", "Dup", "Ibarrier", "Abort"
-PATIENCE = 3.0  # seconds that a process waits for the others to fail as well
-DELIVERY = 2.0  # seconds for mpiexec to pass on what was printed: when the job is aborted, the rest of it is lost
-ENDED = -1  # in place of a number of rows
+PATIENCE = 3.0  # seconds that a failed process waits for the others to fail as well
+DELIVERY = 2.0  # seconds that mpiexec gets to pass on printed output before the job is aborted
+ENDED = -1  # stands for the end of an epoch, in place of a batch's number of rows
 
 
 def communicator(comm: Any) -> Any:
-    """The communicator that is given, or the one over NCCL for CuPy's NCCLBackend. Refuses what is neither."""
+    """Return an mpi4py communicator as it is, and one over NCCL for CuPy's NCCLBackend; TypeError for anything else."""
     if all(hasattr(comm, name) for name in NEEDED):
         return comm
     if not all(hasattr(comm, name) for name in ("rank", "all_reduce", "all_gather")):
         raise TypeError(
-            "fit: comm must be a communicator of mpi4py, such as MPI.COMM_WORLD, over which arrays of a GPU travel by "
-            f"way of the host, or CuPy's NCCLBackend; got {brief(comm)}"
+            "fit: comm must be a communicator of mpi4py, such as MPI.COMM_WORLD, which sends arrays of a GPU by way of "
+            f"the host, or CuPy's NCCLBackend; got {brief(comm)}"
         )
     try:
         from mpi4py import MPI
     except ImportError as error:
         remedy = "pip install mpi4py mpich, and start the processes by mpiexec"
-        raise ImportError(f"fit: comm is an NCCLBackend, and all but arrays goes over MPI: {remedy}") from error
+        raise ImportError(f"fit: comm is an NCCLBackend, and everything but arrays is sent by MPI: {remedy}") from error
     world = MPI.COMM_WORLD
     here, there = (world.Get_rank(), world.Get_size()), (comm.rank, getattr(comm, "_n_devices", world.Get_size()))
     if here != there:
@@ -53,8 +53,8 @@ def communicator(comm: Any) -> Any:
     return OverNCCL(comm, world)
 
 
-def check_rows_alone(loss: Any) -> None:
-    """Refuse a loss that does not tell what each row's share of it is."""
+def check_loss_of_rows(loss: Any) -> None:
+    """Raise TypeError for a loss that is not a sum of terms of single rows."""
     if getattr(type(loss), "reduced", None) is not Loss.reduced:
         raise TypeError(
             f"fit: several processes or shards need a loss with `terms`, one that derives from xn.Loss; got {loss!r}"
@@ -62,7 +62,7 @@ def check_rows_alone(loss: Any) -> None:
 
 
 def check_shards(shards: int | None, processes: int) -> None:
-    """Refuse shards that no tree of pairs adds up, or that do not divide among the processes."""
+    """Raise ValueError unless the number of shards is a power of 2 and a multiple of the number of processes."""
     if shards is None:
         return
     integer("fit: shards", shards)
@@ -72,10 +72,10 @@ def check_shards(shards: int | None, processes: int) -> None:
 
 
 def fails_together(fit: Callable[P, R]) -> Callable[P, R]:
-    """`fit`, which among several processes ends in all of them if it fails in one.
+    """Decorate `fit` so that if it fails in one of several processes, it ends in all of them.
 
-    Where each raises within `PATIENCE`, as for a loss that is not finite, they go on from there as one process does.
-    Where others do not, they may wait for this one's sums for ever: its traceback is printed and the job aborted.
+    If all of them raise within `PATIENCE`, as for a loss that is not finite, each simply raises its exception.
+    Otherwise the others would wait forever for this process: its traceback is printed and the job aborted.
     """
 
     @functools.wraps(fit)
@@ -84,7 +84,7 @@ def fails_together(fit: Callable[P, R]) -> Callable[P, R]:
         if comm is None:
             return fit(*args, **options)
         options["comm"] = comm = communicator(comm)
-        failures = comm.Dup()  # on which nothing else is said
+        failures = comm.Dup()  # used for nothing else
         try:
             return fit(*args, **options)
         except BaseException:
@@ -103,7 +103,7 @@ def fails_together(fit: Callable[P, R]) -> Callable[P, R]:
 
 
 def all_arrive(comm: Any) -> bool:
-    """Whether all processes come here within `PATIENCE`."""
+    """Whether all processes call this within `PATIENCE`."""
     arrival, end = comm.Ibarrier(), time.monotonic() + PATIENCE
     while not (arrived := arrival.Test()) and time.monotonic() < end:
         time.sleep(0.01)
@@ -111,67 +111,70 @@ def all_arrive(comm: Any) -> bool:
 
 
 class Processes:
-    """The processes of a communicator, of which the first calls the callbacks and has the files."""
+    """The processes of a communicator: a `Group` of `training.batches` and of `kernels.shared`.
+
+    The first process calls the callbacks and writes the files.
+    """
 
     def __init__(self, comm: Any, in_order: bool):
-        self.in_order = in_order  # whether sums are taken in a fixed tree, to the bit
+        self.in_order = in_order  # whether sums are computed in a fixed order, for the same bits
         self.takes_cupy = isinstance(comm, OverNCCL)
         self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
         self.first = self.rank == 0
-        self.received = 0  # the number of a signal that came to this process
-        self.signal = 0  # of one that came to any of them, from the same step on for all
-        self.before = self.rows = 0  # of the step's batch, the rows of the processes before this one, and of all
+        self.received = 0  # the number of a signal that this process got
+        self.signal = 0  # the number of a signal that any process got; set at the same step in all of them
+        self.before = self.rows = 0  # rows of the current batch in the processes before this one, and in all
 
     def receive(self, number: int) -> None:
-        """A signal came to this process, of which all are to know."""
+        """Note a signal that this process got, for all of them."""
         self.received = number
 
-    def own(self, rows: slice) -> slice:
+    def share(self, rows: slice) -> slice:
         n = rows.stop - rows.start
         first, last = (rows.start + n * i // self.size for i in (self.rank, self.rank + 1))
         return slice(first, last)
 
-    def begin_step(self, own: int, rows: int) -> None:
-        self._check_alike(self._meet(own, rows))
+    def begin_step(self, local: int, rows: int) -> None:
+        self._check_equal(self._meet(local, rows))
 
-    def begin_shards_step(self, own: int, over: bool) -> bool:
-        return all(self._meet(own, over))
+    def begin_shards_step(self, local: int, over: bool) -> bool:
+        return all(self._meet(local, over))
 
-    def tell(self, what: str, value: Any) -> list[Any]:
-        told = self.comm.allgather((what, value))
-        if any(matter != what for matter, _ in told):
-            matters = ", ".join(matter for matter, _ in told)
-            raise ValueError(f"fit: the processes differ in what their sources give, in their order: {matters}")
-        return [each for _, each in told]
+    def allgather(self, what: str, value: Any) -> list[Any]:
+        gathered = self.comm.allgather((what, value))
+        if any(each != what for each, _ in gathered):
+            kinds = ", ".join(each for each, _ in gathered)
+            raise ValueError(f"fit: the sources of the processes differ; they give, in the order of processes: {kinds}")
+        return [each for _, each in gathered]
 
-    def gathered(self, value: Any) -> list[Any] | None:
-        found: list[Any] | None = self.comm.gather(value)
-        return found
+    def gather(self, value: Any) -> list[Any] | None:
+        values: list[Any] | None = self.comm.gather(value)
+        return values
 
     def end_epoch(self) -> None:
-        self._check_alike(self._meet(0, ENDED))
+        self._check_equal(self._meet(0, ENDED))
 
-    def place(self, own: int) -> tuple[int, int]:
+    def place(self, local: int) -> tuple[int, int]:
         return self.before, self.rows
 
-    def _meet(self, own: int, told: int) -> list[int]:
-        """See what all of them tell, and how many rows each of them has of the batch that is theirs together."""
-        met = np.empty((self.size, 3), np.int64)
-        self.comm.Allgather(np.array([own, told, self.received], np.int64), met)
-        columns: list[list[int]] = met.T.tolist()
-        owns, all_told, signals = columns
-        self.signal, self.before, self.rows = max(signals), sum(owns[: self.rank]), sum(owns)
-        return all_told
+    def _meet(self, local: int, value: int) -> list[int]:
+        """Exchange the number of local rows, a value and the signal received; return the values of all processes."""
+        received = np.empty((self.size, 3), np.int64)
+        self.comm.Allgather(np.array([local, value, self.received], np.int64), received)
+        columns: list[list[int]] = received.T.tolist()
+        rows, values, signals = columns
+        self.signal, self.before, self.rows = max(signals), sum(rows[: self.rank]), sum(rows)
+        return values
 
-    def _check_alike(self, sizes: list[int]) -> None:
+    def _check_equal(self, sizes: list[int]) -> None:
         if len(set(sizes)) > 1:
-            had = ", ".join("an end of the epoch" if n == ENDED else f"{n} rows" for n in sizes)
+            got = ", ".join("an end of the epoch" if n == ENDED else f"{n} rows" for n in sizes)
             raise RuntimeError(
-                f"fit: the processes were given different batches, in their order: {had}. Each needs the same whole "
+                f"fit: the processes were given different batches, in their order: {got}. Each needs the same whole "
                 "data: a source that shuffles must do so from the same seed in all of them"
             )
 
-    def first_told(self, text: str) -> str:
+    def first_text(self, text: str) -> str:
         return next(filter(None, self.comm.allgather(text)), "")
 
     def add_up(self, a: Array) -> None:
@@ -188,60 +191,61 @@ class Processes:
         return total
 
     def check_same(self, facts: Mapping[str, str]) -> None:
-        """Refuse to train together with processes that were given something else, with a list of the differences."""
-        given = self.comm.allgather(dict(facts))
-        ours, lines = given[0], []
-        for rank, theirs in enumerate(given):
-            for name in [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
-                then, now = (printable(each.get(name, "nothing"), 600) for each in (ours, theirs))
-                lines.append(f"\n  {printable(name, 80)}: {now} in process {rank}, {then} in process 0")
+        """Raise ValueError with a list of the differences unless the facts are the same in all processes."""
+        all_facts = self.comm.allgather(dict(facts))
+        first, lines = all_facts[0], []
+        for rank, other in enumerate(all_facts):
+            for name in [name for name in first | other if first.get(name) != other.get(name)]:
+                expected, got = (printable(each.get(name, "nothing"), 600) for each in (first, other))
+                lines.append(f"\n  {printable(name, 80)}: {got} in process {rank}, {expected} in process 0")
         if lines:
             raise ValueError(
                 f"fit: the processes differ in what they were given:{''.join(lines[:20])}\nGive all of them the same "
                 "network, data and settings."
             )
 
-    def of_first(self, make: Callable[[], Any]) -> Any:
-        """Give all of them the value that the first process makes; if it raises an exception, all do."""
-        made, error = None, None
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """Return, in all processes, the result of `make` in the first one; if it raises there, raise in all."""
+        value, error = None, None
         if self.first:
             try:
-                made = make()
+                value = make()
             except Exception as raised:
                 error = raised
-        made, reason = self.comm.bcast((made, repr(error) if error else ""))
+        value, reason = self.comm.bcast((value, repr(error) if error else ""))
         if error:
             raise error
         if reason:
             raise RuntimeError(f"fit: process 0 failed: {reason}")
-        return made
+        return value
 
     @contextlib.contextmanager
-    def left_alike(self, net: Placed, history: History) -> Iterator[None]:
-        """After it network and history are the first process's, whose callbacks may have recorded more and gone back to
-        other parameters; also where the run has diverged, as it does in all.
+    def same_end(self, net: Placed, history: History) -> Iterator[None]:
+        """After the block, give all processes the network and history of the first one, also if the run has diverged.
+
+        The first one's callbacks may have recorded more and gone back to other parameters.
         """
         try:
             yield
         except DivergenceError:
-            self._leave(net, history)
+            self._share_end(net, history)
             raise
-        self._leave(net, history)
+        self._share_end(net, history)
 
-    def _leave(self, net: Placed, history: History) -> None:
-        measures = self.of_first(lambda: dict(history))
+    def _share_end(self, net: Placed, history: History) -> None:
+        measures = self.from_first(lambda: dict(history))
         history.clear()
         history.update(measures)
         self.share_network(net)
 
     def share_network(self, net: Placed) -> None:
-        """Give the network the parameters, statistics and generator of the first process's."""
+        """Give all processes the first one's parameters, statistics and random generator."""
 
-        def held() -> tuple[Any, ...]:
+        def content() -> tuple[Any, ...]:
             to_numpy = net.backend.to_numpy
-            return *({k: to_numpy(a) for k, a in own.items()} for own in (net.params, net.state)), net.rng
+            return *({k: to_numpy(a) for k, a in arrays.items()} for arrays in (net.params, net.state)), net.rng
 
-        params, state, rng = self.of_first(held)
+        params, state, rng = self.from_first(content)
         if not self.first:
             net.set_params(params)
             net.set_state(state)
@@ -249,9 +253,9 @@ class Processes:
 
 
 class Following(Callback):
-    """Has the other processes do as the first one's callbacks decide: stop, or change the optimizer's numbers.
+    """Makes the other processes follow the first one's callbacks, which may stop the run or set optimizer settings.
 
-    It comes after them. A signal that any process was sent interrupts all of them after the same step.
+    It is called after them. A signal to any process interrupts all of them after the same step.
     """
 
     def __init__(self, group: Processes, callbacks: Sequence[Callback]):

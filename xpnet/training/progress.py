@@ -1,4 +1,4 @@
-"""A progress bar, or lines of progress where the output is no terminal."""
+"""A progress bar, or lines of progress if the output is not a terminal."""
 
 import importlib.util
 import os
@@ -12,20 +12,20 @@ from .history import brief_number, counted
 from .run import Run
 
 BAR, TIMES = "{desc} |{bar}| ", "{elapsed}<{remaining}{postfix}"
-FORMS = (  # the first that fits is taken
+FORMS = (  # bar formats of tqdm, the widest first
     BAR + TIMES + ", {n_fmt}/{total_fmt}, {rate_fmt}",
     BAR + TIMES + ", {n_fmt}/{total_fmt}",
     BAR + TIMES,
-    "{desc} {bar:0}" + TIMES,  # a bar of no width: without any, tqdm keeps no line within the terminal
+    "{desc} {bar:0}" + TIMES,  # a bar of no width: without a bar, tqdm does not trim lines to the terminal
 )
-SECONDS = 10  # between lines
+SECONDS = 10  # between two lines
 
 
 class Progress(Callback):
-    """A tqdm bar over all steps, with the last epoch's loss and metrics, in a terminal or a notebook.
+    """Shows a tqdm bar over all steps, with the last epoch's loss and metrics, in a terminal or a notebook.
 
-    If standard error is a file, a pipe or a terminal of no width: a line every ten seconds, and one for the first and
-    the last epoch. A run that is resumed says from where, one that early stopping ends where the network went back to.
+    If standard error is a file, a pipe or a terminal of no width, it prints a line every ten seconds, and one for the
+    first and the last epoch. A line says from where a run is resumed, and to which epoch the network goes back.
     In a notebook without ipywidgets, the bar is text on standard output: on standard error it would be red.
     """
 
@@ -69,7 +69,7 @@ class Progress(Callback):
 
     def epoch_end(self, run: Run) -> None:
         if self.bar is not None:
-            self.bar.total = run.steps  # which an epoch of a source may have told
+            self.bar.total = run.steps  # unknown until the end of the first epoch for some sources
             self._fit_in(run, last(run))
             return
         self._offer(run, f"epoch {run.epoch}/{run.epochs}")
@@ -78,12 +78,12 @@ class Progress(Callback):
         if self.bar is None:
             self._write()
             return
-        if run.stop and not run.history.interrupted:  # stopped early: not an error, to be shown in red
+        if run.stop and not run.history.interrupted:  # stopped early: else the notebook shows an unfinished bar in red
             self.bar.total = self.bar.n
         self.bar.close()
 
     def tell_end(self, run: Run) -> None:
-        """Say where the network went back to, if it did."""
+        """Print the epoch that the network went back to, if it did."""
         for back in run.history.back():
             tell(f"{'stopped after' if run.stop else 'after'} {counted(run.epoch, 'epoch')}, {back}", self.out)
 
@@ -91,17 +91,17 @@ class Progress(Callback):
         self.bar.set_description_str(f"epoch {epoch}/{run.epochs}", refresh=False)
 
     def _fit_in(self, run: Run, measures: list[str]) -> None:
-        """Show the measures; in a narrow terminal leave out what follows them, then the bar, then the last of them."""
+        """Show the measures; in a narrow terminal leave out counts and rate, then the bar, then the last measures."""
         columns, form, count = getattr(self.bar, "ncols", None), FORMS[0], len(measures)
         if isinstance(columns, int):  # None in a notebook or if disabled
             total, done = self.bar.total, self.bar.n - self.bar.initial
             longest = self.bar.format_interval(2 * (time.monotonic() - self.began) * total / max(done, 1))
-            widest = {  # until the next epoch ends; tqdm's estimates of time vary
+            widest = {  # the longest values before the next epoch ends; tqdm's estimates of time vary
                 "desc": f"epoch {run.epochs}/{run.epochs}", "elapsed": longest, "remaining": longest,
                 "n_fmt": total, "total_fmt": total, "rate_fmt": "1000.00step/s",
             }  # fmt: skip
             choices = [(form, count) for count in range(len(measures), -1, -1) for form in FORMS]
-            for form, count in choices:  # the last if none fits
+            for form, count in choices:  # takes the first that fits, or the last
                 postfix = "".join(f", {measure}" for measure in measures[:count])
                 if len(form.format(bar="x", postfix=postfix, **widest)) < columns:
                     break
@@ -109,7 +109,7 @@ class Progress(Callback):
         self.bar.set_postfix_str(", ".join(measures[:count]), refresh=False)
 
     def _offer(self, run: Run, place: str) -> None:
-        """Write a line if it is time for one, else keep it for the end."""
+        """Write a line if `SECONDS` have passed since the last, else keep it for the end."""
         now = time.monotonic()
         self.line = f"{place}, {now - self.began:.1f} s" + ": " * bool(run.history) + ", ".join(last(run))
         if now >= self.next:
@@ -123,7 +123,7 @@ class Progress(Callback):
 
 
 def has_width(stream: Any) -> bool:
-    """Whether the stream is a terminal with columns; scripts may open one of 0, in which tqdm shows nothing."""
+    """Whether the stream is a terminal with columns; a pseudo-terminal may have 0, and tqdm shows nothing there."""
     try:
         if stream is None or not stream.isatty():
             return False
@@ -136,12 +136,12 @@ def has_width(stream: Any) -> bool:
 
 
 def last(run: Run) -> list[str]:
-    """The last epoch's measures."""
+    """Return the last epoch's measures as "name=value"."""
     return [f"{name}={brief_number(values[-1])}" for name, values in run.history.items()]
 
 
 def resumed_from(run: Run) -> str:
-    """Where a run goes on, in a line."""
+    """Return a line that says where a resumed run continues."""
     done = f"{counted(run.step, 'step')} and {counted(run.epoch, 'epoch')} of {run.epochs:,}"
     if run.over:
         return f"this run has ended, after {done}: nothing is left to train"

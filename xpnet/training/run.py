@@ -1,4 +1,4 @@
-"""A training run: its steps, epoch by epoch, and what is kept when one of them is not finite."""
+"""A training run: its steps, epoch by epoch, and the state it keeps in case one of them is not finite."""
 
 import copy
 import math
@@ -15,7 +15,7 @@ from ..optimizers import Slots
 from .batches import Batch, Feed
 from .history import History
 
-RECENT = 1000  # steps of an epoch whose losses are kept
+RECENT = 1000  # steps: the losses of the last so many of an epoch are kept
 
 
 class DivergenceError(ArithmeticError):
@@ -41,15 +41,15 @@ class DivergenceError(ArithmeticError):
 
 
 class EpochLoss:
-    """The loss of an epoch, from those of its batches as they come: their sum, or the mean over all rows,
-    m ← m + (l − m) n / N for a batch of n rows with the loss l, N being those so far, its own included.
+    """The loss of an epoch, updated with that of each batch: their sum, or the mean over all rows,
+    m ← m + (l − m) n / N for a batch of n rows with loss l, where N counts the rows so far, these n included.
     """
 
     def __init__(self, reduction: str, value: float = 0.0, rows: int = 0):
         self.sums, self.value, self.rows = reduction == "sum", value, rows
 
     def add(self, loss: float, rows: int) -> None:
-        """Take in a batch."""
+        """Add the loss of a batch of so many rows."""
         self.rows += rows
         self.value += loss if self.sums else (loss - self.value) * (rows / self.rows)
 
@@ -58,12 +58,12 @@ class Run:
     """A training run, as callbacks see it.
 
     `epoch` and `step` count what is finished, `step` over the whole run. `net` is the network as trained so far.
-    `optimizer` is the run's own copy: a `learning_rate` that is set there holds from the next step on. `x`, `y` as the
-    loss encodes it, `weight` as the loss takes it (of mean 1, or for a sum as given; None where rows have none) and
-    `loss` are what it trains on; `data` is the three of them. An x that is large, and memory-mapped or of integers, is
-    where it was given: `run.x[rows, ...]` is an array of the network's. Of a source they are the first batch.
+    `optimizer` is the run's own copy: a `learning_rate` that is set there holds from the next step on. The run trains
+    on `x`, `y` as the loss encodes it and `weight` as the loss takes it (divided by the mean, or as given for a sum;
+    None without weights), with `loss`; `data` is a batch of these three. Of a source, they are the first batch. A large
+    x that is memory-mapped or of integers is not copied: `run.x[rows, ...]` is an array on the network's backend.
 
-    `steps_per_epoch` is None as long as the batches of a source are not counted.
+    `steps_per_epoch` is None until the batches of a source have been counted.
     """
 
     def __init__(self, net: Placed, step_function: Step, feed: Feed, epochs: int):
@@ -72,21 +72,21 @@ class Run:
         self.epochs = epochs
         self.epoch = self.step = 0
         self.history = History()
-        self.stopped = False  # by a callback: resumed, it ends at once
-        self.signal = 0  # the number of the one that stopped it
+        self.stopped = False  # whether a callback has stopped the run; if resumed, it ends at once
+        self.signal = 0  # the number of the signal that stopped the run
         self.optimizer = step_function.optimizer
-        self.rng = copy.deepcopy(net.rng)  # of the order of the rows
-        self.rng_before: Any = None  # its state before the epoch under way
-        self.complete = False  # whether `train` has come to the end of an epoch
-        self._resumed = 0  # how many steps of the epoch under way were taken before the run was resumed
-        self._done = 0  # how many have been taken
-        self._losses: deque[float] = deque(maxlen=RECENT)  # those of the last of them, as far as the host has them
-        self._epoch_loss = EpochLoss(self.loss.reduction)  # of all of those
-        self._values: list[tuple[Any, int]] = []  # and of the steps since, on the device, with their numbers of rows
-        self._slots_moved = False  # by a step that was not finite
-        self._began = 0.0  # the time since which the steps' seconds are not yet counted
+        self.rng = copy.deepcopy(net.rng)  # draws the order of the rows
+        self.rng_before: Any = None  # the state of `rng` before the current epoch
+        self.complete = False  # whether `train` has reached the end of an epoch
+        self._resumed = 0  # steps of the current epoch before the run was resumed
+        self._done = 0  # steps of the current epoch so far
+        self._losses: deque[float] = deque(maxlen=RECENT)  # the epoch's latest losses that are on the host
+        self._epoch_loss = EpochLoss(self.loss.reduction)  # of all losses that are on the host
+        self._values: list[tuple[Any, int]] = []  # later losses, on the device, with the numbers of rows of the batches
+        self._slots_moved = False  # whether a step that was not finite has updated the optimizer's slots
+        self._began = 0.0  # when the time started that `history.seconds` does not include yet
         self._net, self._step_function, self._feed = net, step_function, feed
-        # after the last step, as the network has it, the last whose loss was finite, and before the epoch under way
+        # the state after the last step, as published to the network, at the last finite loss, and at the last check
         self._carry = self._published = self._safe = self._start = step_function.start
 
     @property
@@ -115,61 +115,61 @@ class Run:
         self.stopped = value
 
     def interrupt(self, number: int) -> None:
-        """End the training after the current step: a signal of that number came."""
+        """End the training after the current step, because of the signal of this number."""
         self.history.interrupted = True
         self.signal = number
 
     @property
     def amid_epoch(self) -> bool:
-        """Whether the epoch to come is one that was begun before the run was resumed."""
+        """Whether the next epoch was begun before the run was resumed."""
         return self._resumed > 0
 
     @property
     def over(self) -> bool:
-        """Whether no epoch is to follow. One that a resumed run has begun is finished before it stops."""
+        """Whether no epoch is left to train. An epoch that was begun before the run was resumed is finished first."""
         return self.epoch >= self.epochs or self.history.interrupted or (self.stopped and not self.amid_epoch)
 
     @property
     def slots(self) -> Slots:
-        """The optimizer's memory, as `Optimizer.init` has it, in arrays that later steps may write to.
+        """The optimizer's slots, in the form of `Optimizer.init`; later steps may write to these arrays.
 
-        Not to be had once the run has diverged: the step that was not finite has moved it already.
+        Raises RuntimeError once the run has diverged, since the step that was not finite has already updated them.
         """
         if self._slots_moved:
-            raise RuntimeError("run.slots: the step that was not finite has moved the optimizer's memory already")
+            raise RuntimeError("run.slots: the step that was not finite has already updated the optimizer's slots")
         return self._step_function.slots(self._carry)
 
     @property
     def losses(self) -> np.ndarray:
-        """The losses of the epoch's steps so far, the last 1,000 at most. Waits for the device."""
+        """The losses of the epoch's steps so far, at most the last 1,000. Waits for the device."""
         self._fetch()
         return np.array(self._losses, np.float64)
 
     @property
     def under_way(self) -> tuple[int, float, int, str]:
-        """How many steps the epoch has had so far, its loss, how many rows, and what a stream began it with. Waits for
-        the device.
+        """The current epoch's number of steps, loss and number of rows so far, and the digest of a stream's first
+        batch, as `resume_from` takes them. Waits for the device.
         """
         self._fetch()
-        return self._done, self._epoch_loss.value, self._epoch_loss.rows, self._feed.begins
+        return self._done, self._epoch_loss.value, self._epoch_loss.rows, self._feed.first_digest
 
     def _fetch(self) -> None:
         """Fetch the losses of all steps to the host."""
         if self._values:
             values, sizes = zip(*self._values, strict=True)
             for loss, rows in zip(self._net.backend.stack(values), sizes, strict=True):
-                self._took(loss, rows)
+                self._add_loss(loss, rows)
             self._values.clear()
 
-    def _took(self, loss: Any, rows: int) -> None:
-        """Note the loss of a step on so many rows."""
+    def _add_loss(self, loss: Any, rows: int) -> None:
+        """Record the loss of a step on so many rows."""
         self._losses.append(loss := float(loss))
         self._epoch_loss.add(loss, rows)
 
     @property
     def finite(self) -> bool:
         """Whether everything is finite so far. Waits for the device."""
-        sound = self._step_function.sound(self._carry)  # asked before the losses: the host is then woken once
+        sound = self._step_function.sound(self._carry)  # before the losses are fetched, so that the host waits once
         self._fetch()
         return sound and math.isfinite(self._epoch_loss.value)
 
@@ -177,9 +177,9 @@ class Run:
         self, epoch: int, step: int, history: History, rng_state: Any,
         under_way: tuple[int, float, int, str], losses: np.ndarray,
     ) -> None:  # fmt: skip
-        """Take over the position and history of an earlier run; `under_way` and `losses` as above, of its epoch."""
+        """Continue from the position and history of an earlier run; `under_way` and `losses` are those properties."""
         self.epoch, self.step, self.history = epoch, step, history
-        done, loss, rows, self._feed.begun = under_way
+        done, loss, rows, self._feed.expected_digest = under_way
         self._resumed = self._done = done
         self._losses.extend(losses.tolist())
         self._epoch_loss = EpochLoss(self.loss.reduction, loss, rows)
@@ -187,7 +187,7 @@ class Run:
         self.rng.bit_generator.state = rng_state
 
     def order(self) -> np.ndarray:
-        """The random order of the rows in the next epoch."""
+        """Draw the random order of the rows for the next epoch."""
         self.rng_before = self.rng.bit_generator.state
         return self._feed.order(self.rng)
 
@@ -200,31 +200,32 @@ class Run:
         self._values.clear()
 
     def train(self, order: np.ndarray | None, callbacks: Sequence[Any], epochs: int = 1) -> list[float]:
-        """Take the steps of an epoch, its rows in this `order`, or those of several `epochs` of a single step each.
+        """Take the steps of an epoch, with its rows in this `order`, or of several `epochs` of a single step each.
 
-        The callbacks are told of each step's end. Returns the loss of each of the epochs, of the first also by the
-        steps that were done before the run was resumed; fewer after Ctrl-C.
+        Calls the callbacks' `step_end` after each step. Returns the loss of each epoch, including the steps before the
+        run was resumed; fewer after Ctrl-C.
 
-        Where the device works on its own, the host waits for it once, at the end, or for a stream of batches every so
-        often. If something is not finite then, the steps are taken again one by one to find the first fault. Elsewhere
-        each is looked at when it is done. Either way `_carry` goes back to the parameters whose loss was last finite.
+        If the device works asynchronously, the host waits for it once, at the end, or repeatedly for a stream. If
+        anything is not finite then, the steps are repeated one by one to find the first fault. On other devices, each
+        step is checked when it is done. Either way, a fault sets `_carry` back to the last parameters with a finite
+        loss.
         """
         step, feed, immediate = self._step_function, self._feed, self._net.backend.immediate
-        number, epoch, looked = self._resumed, self.epoch, True
+        number, epoch, checks = self._resumed, self.epoch, True
         self._start = before = self._carry
         feed.epoch = epoch
         self._began, self.complete = time.perf_counter(), False
         for batch, rows in feed.batches(order, number, epochs):
             number, before = number + 1, self._carry
-            looked = number == feed.last
-            keep = () if immediate else (self._start, self._safe, *[before] * looked)
+            checks = number == feed.wait_after
+            keep = () if immediate else (self._start, self._safe, *[before] * checks)
             value, after = step.on_rows(before, batch, rows, keep)
             if immediate:
                 if not (math.isfinite(value) and step.sound(after)):
                     self._count()
                     raise self._fault_in_step(number, before, batch.rows(rows), math.isfinite(value), after)
                 self._safe = before
-                self._took(value, feed.size(number))
+                self._add_loss(value, feed.size(number))
             else:
                 self._values.append((value, feed.size(number)))
             self._carry = after
@@ -237,39 +238,39 @@ class Run:
                     for callback in callbacks:
                         callback.step_end(self)
                 finally:
-                    self.epoch = epoch  # the others are counted once they have turned out finite
+                    self.epoch = epoch  # later epochs are counted once they are known to be finite
                 self._began = time.perf_counter()
             if self.history.interrupted or (self.stopped and (feed.steps is None or feed.ends_epoch(number))):
                 self.complete = feed.ends_epoch(number) or not self.history.interrupted
-                looked = False
+                checks = False
                 break
-            if looked and not immediate:
+            if checks and not immediate:
                 self._check_finite(before, order, epochs)
             del batch  # before the next one comes
         else:
             self.complete = True
-        if not (looked or immediate):
-            self._check_finite(before if number == feed.last else self._start, order, epochs)
+        if not (checks or immediate):
+            self._check_finite(before if number == feed.wait_after else self._start, order, epochs)
         self._count()
         self._fetch()
         return list(self._losses) if feed.steps == 1 else [self._epoch_loss.value]
 
     def _count(self) -> None:
-        """Count the steps so far, and the seconds that passed in them."""
+        """Update the history's number of steps, and its seconds."""
         self.history.steps = self.step
         self.history.seconds += time.perf_counter() - self._began
 
     def _check_finite(self, safe: Carry, order: np.ndarray | None, epochs: int) -> None:
-        """Wait for the device, and raise if anything since the last check is not finite. If all of it is, so is the
-        loss at `safe`.
+        """Wait for the device, and raise if anything since the last check is not finite. `safe` is a state whose loss
+        is among the losses checked.
         """
         if not self.finite:
             self._count()
-            raise self._fault_since(self._feed.again(order, self._resumed, epochs))
+            raise self._fault_since(self._feed.replay(order, self._resumed, epochs))
         self._safe, self._start = safe, self._carry
 
     def _fault_since(self, batches: Iterator[tuple[int, Batch, slice]]) -> DivergenceError | ValueError:
-        """Repeat the steps since the last check, up to the first that is not finite, and return its error."""
+        """Repeat the steps since the last check up to the first that is not finite; return its error."""
         carry, step = self._start, self._step_function
         for number, batch, rows in batches:
             value, after = step.on_rows(carry, batch, rows, (self._start, self._safe, carry))
@@ -279,12 +280,15 @@ class Run:
             self._safe, carry = carry, after
         self._carry = self._safe
         first = self._done - len(self._losses) + int(np.isfinite(self._losses).argmin()) + 1
-        return self._divergence(first, "the loss, once and not again")
+        return self._divergence(first, "the loss, but not when the step was repeated")
 
     def _fault_in_step(
         self, number: int, carry: Carry, batch: Batch, finite: bool, after: Carry
     ) -> DivergenceError | ValueError:
-        """The step from `carry` to `after` on batch `number` does not stay finite, though its loss may be."""
+        """Return the error for the step from `carry` to `after` on batch `number`, which is not finite.
+
+        `finite` is whether its loss is.
+        """
         if not finite and (misfit := self._step_function.misfit(carry, batch.x)):
             self._carry = carry
             self._discard_steps(number)
@@ -293,7 +297,7 @@ class Run:
         self._carry = carry if finite else self._safe
         fault = self._step_function.fault(carry, batch)
         if not fault and not finite:
-            fault = "the loss, once and not again"
+            fault = "the loss, but not when the step was repeated"
         elif not fault:
             fault = "the optimizer's slots" if self._step_function.finite(after) else "the optimizer's update"
         return self._divergence(number, fault)
@@ -301,7 +305,7 @@ class Run:
     def _divergence(self, number: int, fault: str) -> DivergenceError:
         self._discard_steps(number)
         before, batch = divmod(number - 1, self._feed.steps or number)
-        for loss in self.losses[:before]:  # finished epochs, which had a single step each
+        for loss in self.losses[:before]:  # finished epochs, each of a single step
             self.end_epoch()
             self.history.record({"loss": float(loss)})
         return DivergenceError(
@@ -313,7 +317,7 @@ class Run:
         )
 
     def _discard_steps(self, number: int) -> None:
-        """Discard step `number` of the epoch and those after it, taken by a device before the fault was seen."""
+        """Discard step `number` of the epoch and those after it, which a device took before the fault was found."""
         self._slots_moved = True
         self._fetch()
         discarded = self._done - (number - 1)
@@ -325,7 +329,7 @@ class Run:
     def publish_finite(self) -> None:
         """Give the network the last finite parameters, however the run ended."""
         step = self._step_function
-        if not step.finite(self._carry):  # where the device works on its own, nobody has looked at it yet
+        if not step.finite(self._carry):  # an asynchronous device may not have been checked since the last steps
             self._carry = self._start
         if self._published is not self._carry:
             step.publish(self._carry, self._net, last=True)

@@ -1,7 +1,7 @@
-"""Data that is read as it is needed: sources of rows, and streams of batches.
+"""Data that is read as needed: sources of rows, and streams of batches.
 
 A source of rows has a length, and `source[rows]` gives (x, y) or (x, y, weight) for a slice or for increasing row
-numbers. A stream is an iterable of such batches; one that is no iterator begins anew in each epoch.
+numbers. A stream is an iterable of such batches; unless it is an iterator, it begins anew in each epoch.
 """
 
 import bisect
@@ -28,15 +28,14 @@ from .arguments import check_smallest_batch
 from .batches import GATHER, LARGE, Arrays, Batch, Feed, Group, chunks, parts_of
 from .identity import fingerprint
 
-SEEN = 64  # rows by which a batch is known
-KEPT = 32  # batches of a stream that are kept until the host has looked at what a device made of them
-
+DIGESTED = 64  # rows of a stream's first batch from which its digest is computed
+KEPT = 32  # batches of a stream between two checks on a device; they are kept, to be repeated if a check fails
+READ = 8  # small batches of a source of rows that are read together, to save on checks and copies
 PARTS = "x", "y", "weight"
-AT_ONCE = 8  # batches that are read at a time, where they are not large: checks and copies then cost less
 
 
 def is_source(x: object) -> bool:
-    """Whether x is something other than an array, frame or list of numbers, from which batches can be read."""
+    """Whether x is a source of rows or batches, rather than an array, a frame or a list of numbers."""
     if isinstance(x, Shard):
         return True
     if any(hasattr(x, name) for name in ("dtype", "__array__", "__dlpack__")) or isinstance(
@@ -50,17 +49,17 @@ def is_source(x: object) -> bool:
 
 
 def are_paths(x: object) -> bool:
-    """Whether it is a list of files."""
+    """Whether x is a list of paths."""
     return isinstance(x, (list, tuple)) and bool(x) and all(isinstance(path, (str, os.PathLike)) for path in x)
 
 
 def has_rows(source: object) -> bool:
-    """Whether it is a source of rows."""
+    """Whether `source` gives rows by their numbers; otherwise it is a stream."""
     return not isinstance(source, (list, tuple)) and hasattr(source, "__getitem__") and hasattr(source, "__len__")
 
 
-def shard_of(source: Any) -> tuple[Any, bool]:
-    """A source, and whether it is a process's own part of the data."""
+def unwrapped(source: Any) -> tuple[Any, bool]:
+    """Return the source within a Shard or else `source` itself, and whether it is one process's part of the data."""
     if isinstance(source, Shard):
         if isinstance(source.source, Shard) or not is_source(source.source):
             raise TypeError(
@@ -71,7 +70,7 @@ def shard_of(source: Any) -> tuple[Any, bool]:
 
 
 def check_alone(who: str, source: object, **beside: object) -> None:
-    """Refuse what a source has itself, given beside it."""
+    """Raise ValueError if anything that a source provides, such as y, is passed beside it."""
     if given := [name for name, value in beside.items() if value is not None]:
         raise ValueError(
             f"{who}: x is {kind_of(source)}, a source whose batches are (x, y) or (x, y, weight), and "
@@ -80,7 +79,7 @@ def check_alone(who: str, source: object, **beside: object) -> None:
 
 
 def check_target(who: str, x: object, y: object) -> None:
-    """Refuse an x that is no source without its y."""
+    """Raise TypeError if y is missing, where x is no source."""
     if y is None:
         raise TypeError(
             f"{who}: y is None, expected an array, a list of rows or a pandas frame; x is {kind_of(x)}, and only a "
@@ -88,15 +87,15 @@ def check_target(who: str, x: object, y: object) -> None:
         )
 
 
-def gives_once(source: Any) -> bool:
-    """Whether it is a generator or another iterator, or draws from one."""
+def is_one_pass(source: Any) -> bool:
+    """Whether `source` is an iterator, such as a generator, or shuffles one, so that it gives a single epoch."""
     while isinstance(source, shuffled):
         source = source.source
     return iter(source) is source
 
 
 def rows_from(who: str, source: Any, rows: Any, name: str) -> Any:
-    """Rows of a source; an exception of its own is told what was asked for."""
+    """Return `source[rows]`; an exception raised there gets a note that says which rows were read."""
     try:
         return source[rows]
     except Exception as error:
@@ -109,7 +108,7 @@ def rows_from(who: str, source: Any, rows: Any, name: str) -> Any:
 
 
 def numbered(who: str, source: object, batches: Iterator[Any]) -> Iterator[tuple[int, Any]]:
-    """The batches of an iterable and their numbers; an exception of its own is told in place of which it came."""
+    """Number the batches from 1; an exception raised by the iterator gets a note with the number of the next batch."""
     number = 0
     try:
         for number, given in enumerate(batches, 1):
@@ -123,22 +122,22 @@ def numbered(who: str, source: object, batches: Iterator[Any]) -> Iterator[tuple
 
 
 class Reader:
-    """Checks what a source gives against its first batch, moves it to the network's backend, and encodes the targets.
+    """Turns what a source gives into a `Batch`: checked against the first one, moved to the backend, targets encoded.
 
-    Without a `loss`, x alone is read. `mean` is that of all weights, by which they are divided.
+    Without a `loss`, only x is read. Weights are divided by `mean`, the mean of all rows' weights.
     """
 
     def __init__(self, net: Placed, who: str, loss: Loss | None, source: object):
         self.net, self.who, self.loss, self.source = net, who, loss, kind_of(source)
-        self.kinds: list[tuple[Any, ...]] = []  # of the first batch's parts: dtype and shape of a row
-        self.mean: float | None = None if who == "fit" else 1.0  # elsewhere weights are not used
-        self.known = False  # whether all rows have been found finite
-        self.outputs: tuple[int, ...] | None = None  # of a row
+        self.kinds: list[tuple[Any, ...]] = []  # dtype and shape of a row, for each part of the first batch
+        self.mean: float | None = None if who == "fit" else 1.0  # only `fit` uses weights
+        self.known = False  # whether all rows are known to be finite
+        self.outputs: tuple[int, ...] | None = None  # the shape of the network's output for a row
         self.smallest = max(layer.smallest_batch for _, layer in net.leaves())
-        self.group: Group | None = None  # of processes that have other parts of the data, with weights of their own
+        self.group: Group | None = None  # the processes that have the other shards of the data
 
     def parts(self, given: Any, name: str) -> list[Array]:
-        """The arrays of a batch, in whatever libraries they are; `name` says in errors which it is."""
+        """Return the arrays of a batch, on the network's backend or in NumPy; `name` is the batch's name in errors."""
         if self.loss is None and hasattr(given, "shape"):
             given = (given,)
         if not isinstance(given, (tuple, list)) or not (1 if self.loss is None else 2) <= len(given) <= 3:
@@ -161,7 +160,9 @@ class Reader:
         return arrays[:1] if self.loss is None else arrays
 
     def __call__(self, given: Any, name: str) -> Batch:
-        """The batch. ValueError or TypeError for one that differs in kind from the first, or that cannot be used."""
+        """Return the batch. Raises ValueError or TypeError if its dtypes or shapes differ from the first one's, or if
+        it is unsuitable otherwise.
+        """
         arrays, net, who = self.parts(given, name), self.net, f"{self.who}, {name}"
         kinds = [(dtype_name(a.dtype), tuple(a.shape[1:])) for a in arrays]
         if not self.kinds:
@@ -188,7 +189,7 @@ class Reader:
                 raise
 
     def weights(self, given: Any, name: str) -> np.ndarray:
-        """The weights of a batch, on the host, checked."""
+        """Return the weights of a batch as a NumPy array, checked."""
         backend, parts = self.net.backend, self.parts(given, name)
         if len(parts) < 3:
             raise ValueError(f"{self.who}, {name}: it has no weight, and the first batch has; they must be alike")
@@ -198,18 +199,18 @@ class Reader:
         return weights
 
     def set_mean(self, mean: Any) -> None:
-        """Set the mean of all weights. ValueError unless it is above 0."""
+        """Set the mean of all weights. Raises ValueError unless it is positive."""
         self.mean = positive(f"{self.who}: the mean of the weights of {self.source}", mean)
 
     def needs_mean(self, given: Any) -> bool:
-        """Whether weights are divided by the mean of all of them, and the first batch has some."""
+        """Whether the batch has weights, which the loss wants divided by the mean over all rows."""
         loss: Any = self.loss
         weighted = isinstance(given, (tuple, list)) and len(given) == 3
         return weighted and getattr(loss, "reduction", "") == "mean" and getattr(loss, "weights_over", "") == "fit"
 
 
 def raw_batches(who: str, source: Any, batch_size: int | None) -> Iterator[tuple[str, Any]]:
-    """A source's batches as it gives them, and each one's name; rows in batches of this size."""
+    """Yield the name and content of each batch as the source gives it; rows are read `batch_size` at a time."""
     if are_paths(source):
         source = NpzFiles(source, batch_size or 1024)
     if has_rows(source):
@@ -221,21 +222,21 @@ def raw_batches(who: str, source: Any, batch_size: int | None) -> Iterator[tuple
 
 
 def name_of(number: int, rows: slice) -> str:
-    """A batch of rows in words."""
+    """Return a batch's name for error messages."""
     return f"batch {number}, rows {rows.start} to {rows.stop - 1}"
 
 
 def first_of(net: Placed, who: str, source: Any, loss: Loss, batch_size: int | None) -> tuple[Batch, Array]:
-    """The first batch, and its targets as they were given."""
-    (source, _), reader = shard_of(source), Reader(net, who, loss, source)
+    """Return the first batch, and its targets as the source gives them."""
+    (source, _), reader = unwrapped(source), Reader(net, who, loss, source)
     for name, given in raw_batches(who, source, batch_size):
         return reader(given, name), reader.parts(given, name)[1]
     raise no_batches(who, source)
 
 
 def no_batches(who: str, source: object) -> ValueError:
-    """The error for an empty source."""
-    used_up = hasattr(source, "__iter__") and gives_once(source)
+    """Return the error for an empty source."""
+    used_up = hasattr(source, "__iter__") and is_one_pass(source)
     hint = "; one that was used before gives no more: make a new one" if used_up else ""
     return ValueError(f"{who}: {kind_of(source)} gave no batches; expected some, each (x, y) or (x, y, weight){hint}")
 
@@ -243,14 +244,15 @@ def no_batches(who: str, source: object) -> ValueError:
 def outputs_for(
     net: Placed, who: str, source: Any, loss: Loss | None, batch_size: int | None, group: Group | None = None
 ) -> tuple[Array, Array, Any]:
-    """A network's outputs for all batches of a source; without a `loss` for x alone, else the targets as it encodes
-    them, and as they were given.
+    """Return the network's outputs for all batches of a source, the targets as the loss encodes them, and the targets
+    as given. Without a `loss`, the targets are None.
 
-    A `group` of processes divides the batches, or each has its own, and the first gives all; the others None of each.
+    With a `group`, the processes divide the batches, or each has its own shard; the first returns the results of all,
+    the others None three times.
     """
-    with published.lock:  # the arrays of one step
+    with published.lock:  # so that all arrays are of the same step
         net = net.clone()
-    source, shard = shard_of(source)
+    source, shard = unwrapped(source)
     reader, columns = Reader(net, who, loss, source), []
     rank, size = (0, 1) if group is None or shard else (group.rank, group.size)
     for number, (name, given) in enumerate(raw_batches(who, source, batch_size)):
@@ -261,14 +263,14 @@ def outputs_for(
         columns.append((prediction, *([batch.y, reader.parts(given, name)[1]] if loss else [])))
     if group is not None:
         to_numpy, asarray = net.backend.to_numpy, net.backend.asarray
-        here = [tuple(to_numpy(a) if net.backend.owns(a) else a for a in column[: 3 if shard else 1])
-                for column in columns if column[0] is not None]  # fmt: skip
-        if (there := group.gathered(here)) is None:
+        local = [tuple(to_numpy(a) if net.backend.owns(a) else a for a in column[: 3 if shard else 1])
+                 for column in columns if column[0] is not None]  # fmt: skip
+        if (gathered := group.gather(local)) is None:
             return None, None, None
         if shard:
-            columns = [tuple(map(asarray, column[:2])) + column[2:] for each in there for column in each]
+            columns = [tuple(map(asarray, column[:2])) + column[2:] for each in gathered for column in each]
         else:
-            columns = [(asarray(there[i % size][i // size][0]), *column[1:]) for i, column in enumerate(columns)]
+            columns = [(asarray(gathered[i % size][i // size][0]), *column[1:]) for i, column in enumerate(columns)]
     if not columns:
         raise no_batches(who, source)
     predictions, *targets = zip(*columns, strict=True)
@@ -285,16 +287,16 @@ def outputs_for(
 def feed_of(
     net: Placed, source: Any, loss: Loss, batch_size: int | None, epochs: int, prefetch: int, group: Group | None
 ) -> Feed:
-    """The batches of a source, for one of a group of processes."""
-    source, shard = shard_of(source)
+    """Return the feed of a source; with a `group`, the part of this process."""
+    source, shard = unwrapped(source)
     reader = Reader(net, "fit", loss, source)
     if shard and group is not None:
         reader.group, reader.smallest = group, 1
         if batch_size is not None:
-            own = group.own(slice(0, batch_size))
+            share = group.share(slice(0, batch_size))
             if batch_size < group.size:
                 raise ValueError(f"fit: batch_size is {batch_size}, fewer rows than there are processes, {group.size}")
-            batch_size = own.stop - own.start
+            batch_size = share.stop - share.start
     if are_paths(source):
         source = NpzFiles(source, batch_size or 1024)
     feed: Rows | Stream
@@ -315,25 +317,25 @@ def feed_of(
 
 
 class Rows(Arrays):
-    """Batches of a source of rows, several read at a time where they are small. The bits are those of arrays."""
+    """Batches of a source of rows, with the same bits as batches of arrays. Small ones are read several at a time."""
 
     def __init__(self, reader: Reader, source: Any, slices: list[slice], prefetch: int):
         self.reader, self.source, self.prefetch = reader, source, prefetch
-        self.any_order = getattr(source, "any_order", False)  # in which rows may be asked for
-        self.starts = [rows.start for rows in slices]  # of the batches that are being read
-        self.done = 0  # how many come before them
-        given = self._asked(slices[0], slices[0])
+        self.any_order = getattr(source, "any_order", False)  # whether row numbers need not increase
+        self.starts = [rows.start for rows in slices]  # first rows of the batches being read, to name them in errors
+        self.done = 0  # the number of batches before those
+        given = self._read_rows(slices[0], slices[0])
         if weighted := reader.needs_mean(given):
             reader.mean = 1.0  # until it is known
-        super().__init__(reader.net.backend, self._checked(given, slices[0]), slices)
+        super().__init__(reader.net.backend, self._batch_of(given, slices[0]), slices)
         entries = max(1, math.prod(self.sample.x.shape[1:]))
-        self.at_once = max(GATHER // entries, min(LARGE // entries, AT_ONCE * slices[0].stop))
+        self.rows_at_once = max(GATHER // entries, min(LARGE // entries, READ * slices[0].stop))
         if weighted:
             mean = getattr(source, "mean_weight", None)
-            read = (reader.weights(self._asked(rows, rows), self._name(rows)) for group in chunks(slices, self.at_once)
-                    for rows in [slice(group[0].start, group[-1].stop)])  # fmt: skip
-            reader.set_mean(inputs.mean_weight(read, reader.group) if mean is None else mean)
-            self.sample = self._checked(given, slices[0])
+            groups = (slice(group[0].start, group[-1].stop) for group in chunks(slices, self.rows_at_once))
+            weights = (reader.weights(self._read_rows(rows, rows), self._name(rows)) for rows in groups)
+            reader.set_mean(inputs.mean_weight(weights, reader.group) if mean is None else mean)
+            self.sample = self._batch_of(given, slices[0])
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"source": f"{self.rows} rows in {kind_of(self.source)}; arrays are the first batch's"}
@@ -341,29 +343,30 @@ class Rows(Arrays):
     def _name(self, rows: slice) -> str:
         return name_of(self.done + bisect.bisect(self.starts, rows.start), rows)
 
-    def _asked(self, numbers: Any, rows: slice) -> Any:
-        """What the source gives for these numbers, which are those rows of an order."""
+    def _read_rows(self, numbers: Any, rows: slice) -> Any:
+        """Return the source's rows of these numbers; `rows`, their place in the epoch's order, names them in errors."""
         return rows_from(self.reader.who, self.source, numbers, self._name(rows))
 
-    def _taken(self, rows: slice, order: np.ndarray | None = None) -> Batch:
-        """Those rows, of an order in memory as `Batch.gathered` has them."""
+    def _take(self, rows: slice, order: np.ndarray | None = None) -> Batch:
+        """Return the rows `order[rows]` as a batch, laid out in memory as by `Batch.gathered`."""
         if order is None:
-            return self._checked(self._asked(rows, rows), rows)
+            return self._batch_of(self._read_rows(rows, rows), rows)
         numbers = order[rows]
         back = np.arange(count := len(numbers))
         if self.any_order:
-            batch = self._checked(self._asked(numbers, rows), rows)
+            batch = self._batch_of(self._read_rows(numbers, rows), rows)
             return batch.with_targets(batch.x, self.backend.gatherer(back), slice(0, count))
         sorts = np.argsort(numbers)
-        batch = self._checked(self._asked(numbers[sorts], rows), rows)
+        batch = self._batch_of(self._read_rows(numbers[sorts], rows), rows)
         back[sorts] = np.arange(count)
         return batch.gathered(self.backend.gatherer(back), back, slice(0, count))
 
-    def _checked(self, given: Any, rows: slice) -> Batch:
-        """These rows as the source gives them, checked."""
+    def _batch_of(self, given: Any, rows: slice) -> Batch:
+        """Return what the source gave for `rows` as a batch. Raises ValueError unless it has that many rows."""
         name = self._name(rows)
         if (got := len(self.reader.parts(given, name)[0])) != rows.stop - rows.start:
-            raise ValueError(f"{self.reader.who}: the source gave {got} rows for {name}, of {len(self.source)} it has")
+            whole = len(self.source)
+            raise ValueError(f"{self.reader.who}: the source gave {got} rows for {name}, of the {whole} it has")
         return self.reader(given, name)
 
     def _read(self, slices: Sequence[slice], order: np.ndarray | None) -> Iterator[tuple[Batch, slice]]:
@@ -372,40 +375,41 @@ class Rows(Arrays):
             for rows in parts:
                 yield batch, rows
             del batch  # before the next one comes
-        if self.done == 0 and self.group is None:  # else these are not all rows
+        if self.done == 0 and self.group is None:  # all rows have been read
             self.reader.known = getattr(self.source, "repeats", False)
 
     def _chunks(self, slices: Sequence[slice], order: np.ndarray | None) -> Iterator[tuple[Batch, list[slice]]]:
-        """Several batches as one, and the rows of each in it."""
+        """Yield several batches as one, with the rows of each in it."""
 
-        def taken(rows: slice) -> Batch:
-            return self._taken(rows, order) if rows.start < rows.stop else self.sample.rows(slice(0, 0))
+        def take(rows: slice) -> Batch:
+            return self._take(rows, order) if rows.start < rows.stop else self.sample.rows(slice(0, 0))
 
-        apart = order is None and self.group is not None  # with the other processes' rows between them
-        for group in chunks(slices, 0 if apart else self.at_once):
+        apart = order is None and self.group is not None  # the rows of other processes lie between the slices
+        for group in chunks(slices, 0 if apart else self.rows_at_once):
             try:
-                yield parts_of(taken, group)
-            except Exception:  # of one of them: those before it are to be trained on first
+                yield parts_of(take, group)
+            except Exception:  # read one by one, to train on those before the faulty one first
                 for rows in group:
-                    yield parts_of(taken, [rows])
+                    yield parts_of(take, [rows])
 
 
 class Stream(Feed):
-    """Batches of an iterable, as it gives them."""
+    """Batches of an iterable, in its own sizes and order."""
 
     def __init__(self, reader: Reader, source: Iterable[Any], epochs: int, prefetch: int):
         self.reader, self.source, self.prefetch = reader, source, prefetch
         self.steps: int | None = None
-        self.once = gives_once(source)
+        self.one_pass = is_one_pass(source)
         who = reader.who
-        if self.once and epochs > 1:
+        if self.one_pass and epochs > 1:
             raise ValueError(
                 f"{who}: a generator gives one epoch, and epochs is {epochs}: give a class with an __iter__ that "
                 "begins anew each time, a list, or a DataLoader"
             )
-        self.count = 0  # of the rows of the batch given last
+        self.batch_rows = 0  # of the latest batch
         self.kept: deque[tuple[int, Batch]] = deque(maxlen=KEPT)
-        self.over = self.counted = False  # whether the epoch is over, and whether one has been counted
+        self.over = False  # whether the latest batch is the last of its epoch
+        self.counted = False  # whether `steps` is from a whole epoch rather than from the source's length
         started = self._begin(0)
         _, first = next(numbered(reader.who, source, started), (0, None))
         if first is None:
@@ -418,17 +422,19 @@ class Stream(Feed):
             self.steps = len(source)  # type: ignore[arg-type]
 
     def _begin(self, epoch: int) -> Iterator[Any]:
-        told: tuple[Any, ...] = self.source, getattr(self.source, "sampler", None)  # a DataLoader's, for one
-        for each in told:
+        """Return an iterator over an epoch's batches. A `set_epoch` of the source or its sampler is called before."""
+        shuffles: tuple[Any, ...] = self.source, getattr(self.source, "sampler", None)
+        for each in shuffles:
             if hasattr(each, "set_epoch"):
                 each.set_epoch(epoch)
         return iter(self.source)
 
     def _mean(self) -> Any:
+        """Return the mean weight over all rows, which takes a pass over a source without a `mean_weight`."""
         mean = getattr(self.source, "mean_weight", None)
         if mean is not None:
             return mean
-        if self.once:
+        if self.one_pass:
             raise ValueError(
                 f"{self.reader.who}: weights are divided by their mean over all rows, which takes a pass of its own, "
                 "and a generator gives one: give a class with an __iter__ and, to spare the pass, a mean_weight"
@@ -440,59 +446,59 @@ class Stream(Feed):
     def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
         raw = self.waiting if self.waiting is not None and self.epoch == 0 else self._begin(self.epoch)
         self.waiting = None
-        self.over, self.last = False, 0
+        self.over, self.wait_after = False, 0
         self.kept.clear()
-        reader, given = self.reader, 0  # as many batches
+        reader, count = self.reader, 0
 
         def read() -> Iterator[Batch]:
-            nonlocal given
-            for given, batch in numbered(reader.who, self.source, raw):
-                if given == 1:
+            nonlocal count
+            for count, batch in numbered(reader.who, self.source, raw):
+                if count == 1:
                     parts = reader.parts(batch, "batch 1")
-                    self.begins = ", ".join(fingerprint(on_host(part)[:SEEN]) for part in parts)
-                if given > done:
-                    yield reader(batch, f"batch {given}")
+                    self.first_digest = ", ".join(fingerprint(on_host(part)[:DIGESTED]) for part in parts)
+                if count > done:
+                    yield reader(batch, f"batch {count}")
 
         number, items = done, prefetched(read(), self.prefetch)
         batch, fault = next(items, None), None
-        if done and self.begun not in ("", self.begins):
+        if done and self.expected_digest not in ("", self.first_digest):
             warn(
                 f"{reader.who}: {kind_of(self.source)} gives other batches than it did before the run was cut off in "
                 f"epoch {self.epoch + 1}, whose rest may repeat some rows and miss others. To go on as if it had not "
                 "been, give the same batches in each epoch, or have a set_epoch, as xn.data.shuffled(batches) has",
                 RuntimeWarning,
             )
-        self.begun = ""
+        self.expected_digest = ""
         while batch is not None:
             following = None
             try:
                 following = next(items, None)
-            except Exception as error:  # raised again, when this batch has been trained on
+            except Exception as error:  # raised again after the step on `batch`
                 fault = error
             number, self.over = number + 1, following is None and fault is None
             yield self._step(number, batch)
             if fault is not None:
                 raise fault
             batch = following
-        self._count(given)
+        self._count(count)
 
     def _step(self, number: int, batch: Batch) -> tuple[Batch, slice]:
-        self.count = batch.x.shape[0]
+        self.batch_rows = batch.x.shape[0]
         if len(self.kept) == KEPT:
             self.kept.clear()
         self.kept.append((number, batch))
-        self.last = number if self.over or len(self.kept) == KEPT else 0
-        return batch, self._own(batch)
+        self.wait_after = number if self.over or len(self.kept) == KEPT else 0
+        return batch, self._share(batch)
 
-    def _own(self, batch: Batch) -> slice:
+    def _share(self, batch: Batch) -> slice:
         rows = slice(0, batch.x.shape[0])
-        return rows if self.group is None else self.group.own(rows)
+        return rows if self.group is None else self.group.share(rows)
 
     def size(self, number: int) -> int:
-        return self.count
+        return self.batch_rows
 
     def _count(self, number: int) -> None:
-        """At an epoch's end: how many batches it had is known now."""
+        """Set `steps` to the number of batches of a finished epoch; warn if it was another before."""
         if number == 0:
             raise ValueError(
                 f"{self.reader.who}: {kind_of(self.source)} gave no batches in epoch {self.epoch + 1}: its __iter__ "
@@ -506,9 +512,9 @@ class Stream(Feed):
             )
         self.steps, self.counted = number, True
 
-    def again(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
+    def replay(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
         for number, batch in list(self.kept):
-            rows = self._own(batch)
+            rows = self._share(batch)
             if self.group is not None:
                 self.group.begin_step(rows.stop - rows.start, batch.x.shape[0])
             yield number, batch, rows
@@ -521,34 +527,34 @@ class Stream(Feed):
 
 
 class Shards(Feed):
-    """Batches of which each process has a part, from a source of its own."""
+    """Batches whose rows come from a separate source in each process."""
 
-    def __init__(self, feed: Rows | Stream, shards: Group):
-        self.feed, self.shards, self.sample = feed, shards, feed.sample
-        told = shards.tell("batches and rows", (feed.steps, feed.rows))
-        steps, rows = ([n for n in each if n is not None] for each in zip(*told, strict=True))
-        self.steps = max(steps) if len(steps) == shards.size else None
-        self.rows = sum(rows) if len(rows) == shards.size else None
+    def __init__(self, feed: Rows | Stream, group: Group):
+        self.feed, self.shards, self.sample = feed, group, feed.sample  # not `self.group`: it divides common batches
+        counts = group.allgather("batches and rows", (feed.steps, feed.rows))
+        steps, rows = ([n for n in each if n is not None] for each in zip(*counts, strict=True))
+        self.steps = max(steps) if len(steps) == group.size else None
+        self.rows = sum(rows) if len(rows) == group.size else None
         self.kept: deque[tuple[int, Batch, slice, bool]] = deque(maxlen=KEPT)
         self.over = False
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
-        own = np.random.default_rng([int(rng.integers(2**63)), self.shards.rank])  # rng goes on alike in all
-        return self.feed.order(own)
+        seed = int(rng.integers(2**63))  # the same in all processes, as is the state of `rng` afterwards
+        return self.feed.order(np.random.default_rng([seed, self.shards.rank]))
 
     def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
-        self.feed.epoch, self.over, self.last, number = self.epoch, False, 0, done
+        self.feed.epoch, self.over, self.wait_after, number = self.epoch, False, 0, done
         self.kept.clear()
-        own = self.feed.read(order, done, epochs)
+        batches = self.feed.read(order, done, epochs)
         ended = False
         while not self.over:
             number += 1
-            if ended or (given := next(own, None)) is None:
-                ended, given = True, (self.sample.rows(slice(0, 0)), slice(0, 0))
+            if ended or (local := next(batches, None)) is None:
+                ended, local = True, (self.sample.rows(slice(0, 0)), slice(0, 0))
             elif self.feed.ends_epoch(number):
                 ended = True
-                next(own, None)  # what it has to say at its end
-            yield self._step(number, *given, ended)
+                next(batches, None)  # run the rest of the generator: it counts the epoch's batches
+            yield self._step(number, *local, ended)
         self.steps = number
 
     def _step(self, number: int, batch: Batch, rows: slice, ended: bool) -> tuple[Batch, slice]:
@@ -556,10 +562,10 @@ class Shards(Feed):
         if len(self.kept) == KEPT:
             self.kept.clear()
         self.kept.append((number, batch, rows, ended))
-        self.last = number if self.over or len(self.kept) == KEPT else 0
+        self.wait_after = number if self.over or len(self.kept) == KEPT else 0
         return batch, rows
 
-    def again(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
+    def replay(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
         for number, batch, rows, ended in list(self.kept):
             self.shards.begin_shards_step(rows.stop - rows.start, ended)
             yield number, batch, rows
@@ -576,7 +582,7 @@ class Shards(Feed):
 
 
 def kinds_in_words(kinds: Sequence[tuple[Any, ...]]) -> str:
-    """The parts of a batch, their dtypes and the shapes of their rows."""
+    """Return the parts of a batch with their dtypes and the shapes of their rows, in words."""
     return ", ".join(f"{part} {d} {s}" for part, (d, s) in zip(PARTS, kinds, strict=False))
 
 
@@ -584,47 +590,47 @@ END = object()
 
 
 def prefetched(items: Iterator[Any], count: int) -> Iterator[Any]:
-    """The items in their order, up to `count` of them made ahead in a thread, which ends with this iterator.
+    """Yield the items in order, up to `count` of them computed ahead in a thread, which ends with this generator.
 
-    An exception in the making comes here, in its place in the order, with its traceback.
+    An exception raised by the iterator is raised here in its place in the order, with its traceback.
     """
     if not count:
         yield from items
         return
-    made: deque[tuple[Any, BaseException | None]] = deque()  # the last is END, with what ended it, if anything did
+    ready: deque[tuple[Any, BaseException | None]] = deque()  # the last is END, with the exception that came, if any
     changed = threading.Condition()
     wanted = True
 
-    def make() -> None:
+    def fill() -> None:
         error: BaseException | None = None
         try:
             for item in items:
                 with changed:
-                    changed.wait_for(lambda: len(made) < count or not wanted)
+                    changed.wait_for(lambda: len(ready) < count or not wanted)
                     if not wanted:
                         return
-                    made.append((item, None))
+                    ready.append((item, None))
                     changed.notify_all()
                 del item
-        except BaseException as raised:  # whatever it is, it belongs to whoever takes the items
+        except BaseException as raised:  # raised again in the thread that takes the items
             error = raised
         finally:
             close = getattr(items, "close", None)
             if close is not None:
                 close()
             with changed:
-                made.append((END, error))
+                ready.append((END, error))
                 changed.notify_all()
 
-    thread = threading.Thread(target=make, name="xpnet-prefetch", daemon=True)
+    thread = threading.Thread(target=fill, name="xpnet-prefetch", daemon=True)
     thread.start()
     try:
         while True:
             with changed:
-                while not made:
-                    if not changed.wait(timeout=1.0) and not made and not thread.is_alive():
+                while not ready:
+                    if not changed.wait(timeout=1.0) and not ready and not thread.is_alive():
                         raise RuntimeError("fit: the thread that reads the source has died")
-                item, error = made.popleft()
+                item, error = ready.popleft()
                 changed.notify_all()
             if error is not None:
                 raise error
