@@ -326,7 +326,7 @@ KERAS = {
     "config": {"function": {"class_name": "__lambda__", "config": {"code": "4wEAAA=="}}, "name": "id"},
 }
 ATTACKS = {  # layers in files that a stranger made, and what the refusal says
-    "Keras's Lambda": (KERAS, r"\{'class_name': 'Lambda', .*is no layer"),
+    "Keras's Lambda": (KERAS, r"\{'class_name': 'Lambda', .*is not a layer"),
     "Keras's Lambda under a name of ours": (DENSE | KERAS, "Dense has 'class_name', 'config', 'module', 'registered_n"),
     "a module and a function": (DENSE | {"layer": "os.system"}, "layer 'os.system' is unknown"),
     "a dict for a name": (DENSE | {"layer": {"module": "os", "name": "system"}}, "has no name under 'layer'"),
@@ -522,9 +522,9 @@ def test_a_forged_order_of_rows_is_no_sound_file(tmp_path, change):
         (["Scale"], TypeError, "custom_layers are classes of layers, got 'Scale'"),
         ([dict], TypeError, "custom_layers are classes of layers"),
         ([Scale(3)], TypeError, "custom_layers are classes of layers"),
-        ([type("Dense", (Scale,), {})], ValueError, "custom_layers has another Dense than xpnet's"),
-        ([type("Sequential", (Scale,), {})], ValueError, "another Sequential than xpnet's"),
-        ([Scale, type("Scale", (Scale,), {})], ValueError, "another Scale"),
+        ([type("Dense", (Scale,), {})], ValueError, "custom_layers has a Dense besides xpnet's"),
+        ([type("Sequential", (Scale,), {})], ValueError, "a Sequential besides xpnet's"),
+        ([Scale, type("Scale", (Scale,), {})], ValueError, "a Scale besides"),
     ],
 )
 def test_custom_layers_that_are_none_or_ambiguous_are_not_blamed_on_the_file(tmp_path, given, error, message):

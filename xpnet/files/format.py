@@ -4,9 +4,9 @@ The metadata are `format` "xpnet", `version` "1", and `network` in JSON: {"dtype
 {"layer": "Dense", "settings": {...}, "trainable": true} or {"layer": "Residual", "layers": [...]}, with settings if it
 has any. A custom layer that contains layers has "frozen", the names of the frozen ones, in place of "trainable"; a
 network of a custom class is described as such a layer. Arrays are named "params.0.weight", "state.1.mean", ...
-`order` in the metadata is the state of the generator of the order of rows, by default that of a new network with seed
-0. Loading runs nothing that a file contains: a layer's name is looked up in a table. A checkpoint is such a file with
-the state of a training run: `training` in the metadata, and arrays "training....".
+`order` in the metadata is the state of the generator that shuffles rows, by default that of a new network with seed 0.
+Loading runs no code from a file: a layer's name is looked up in a table. A checkpoint is such a file with the state of
+a training run: `training` in the metadata, and arrays named "training....".
 """
 
 from typing import Any
@@ -24,17 +24,17 @@ from .strict_json import only
 FORMAT = "xpnet"
 VERSION = "1"
 
-# errors of building from an unsound description, those of custom constructors included
+# what building a network from an unsound description may raise, custom constructors included
 UNSOUND = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError, MemoryError,
 )  # fmt: skip
 
 
-# --- a network described ----------------------------------------------------------------------------------------------
+# --- description of a network -----------------------------------------------------------------------------------------
 
 
 def arrays_of(net: Placed) -> dict[str, np.ndarray]:
-    """The arrays of a model file."""
+    """Return the arrays of a model file, by name."""
     host = net.backend.to_numpy
     with published.lock:
         arrays = {f"params.{k}": a for k, a in net.params.items()} | {f"state.{k}": a for k, a in net.state.items()}
@@ -42,7 +42,10 @@ def arrays_of(net: Placed) -> dict[str, np.ndarray]:
 
 
 def metadata_of(net: Placed, order: Any) -> dict[str, str]:
-    """The metadata of a model file; `order` is the generator. TypeError for a network that JSON cannot describe."""
+    """Return the metadata of a model file; `order` is the generator that shuffles rows.
+
+    Raises TypeError for a network that JSON cannot describe.
+    """
     try:
         described = describe(net)
         if described["layer"] == "Sequential":
@@ -57,7 +60,7 @@ def metadata_of(net: Placed, order: Any) -> dict[str, str]:
 
 
 def describe(layer: Layer) -> dict[str, Any]:
-    """A layer as JSON: the name of its class, its settings, the layers in it, and which are frozen."""
+    """Return a layer as JSON: its class name, its settings, the layers in it, and which of them are frozen."""
     described: dict[str, Any] = {"layer": type(layer).__name__}
     children, takes_layers = layer._children(), of_layers(type(layer))
     if takes_layers:
@@ -83,21 +86,21 @@ def of_layers(cls: type) -> bool:
 
 
 def order_metadata(rng: Any) -> dict[str, str]:
-    """The metadata of the generator of the order of rows; {} if it is as in a new network with seed 0, or an
-    estimator's, which uses scikit-learn's random state.
+    """Return the generator that shuffles rows as metadata; {} if it is that of a new network with seed 0, or of an
+    estimator, which uses scikit-learn's random state instead.
     """
     state = rng.bit_generator.state
     return {} if state in (None, streams(0)[1].bit_generator.state) else {"order": strict_json.dumps(state)}
 
 
 def restored_order(state: object) -> "np.random.Generator":
-    """The generator with the state that `order_metadata` gave; ValueError for anything else."""
-    given = only("its order", state, {"bit_generator", "state", "has_uint32", "uinteger"})
-    numbers = given | only("its order's state", given["state"], {"state", "inc"})
+    """Return the generator with a state from `order_metadata`. Raises ValueError for anything else."""
+    fields = only("its order", state, {"bit_generator", "state", "has_uint32", "uinteger"})
+    numbers = fields | only("its order's state", fields["state"], {"state", "inc"})
     limits = {"state": 2**128, "inc": 2**128, "has_uint32": 2, "uinteger": 2**32}
     sound = all(type(numbers[name]) is int and 0 <= numbers[name] < limit for name, limit in limits.items())
-    if given["bit_generator"] != "PCG64" or not sound:
-        raise ValueError(f"its order is {given!r:.200}, no state of NumPy's PCG64")
+    if fields["bit_generator"] != "PCG64" or not sound:
+        raise ValueError(f"its order is {fields!r:.200}, not a state of NumPy's PCG64")
     rng = np.random.default_rng(0)
-    rng.bit_generator.state = given
+    rng.bit_generator.state = fields
     return rng

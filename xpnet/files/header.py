@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 HEADER_LIMIT = 2**20  # bytes
-ARRAY_LIMIT = 2**14
-AXES_LIMIT = 32
-NUMBER_LIMIT = 2**63  # bytes of an array are fewer
+ARRAY_LIMIT = 2**14  # arrays in a file
+AXES_LIMIT = 32  # axes of an array
+NUMBER_LIMIT = 2**63  # bytes: an array has fewer
 
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BOOL": "bool",
@@ -19,7 +19,7 @@ DTYPES = {
 }  # fmt: skip
 CODES = {name: code for code, name in DTYPES.items()}
 
-TOKEN = (  # compiled when first used: it takes a millisecond
+TOKEN = (  # compiled on first use, since this takes a millisecond
     rb'[ \t\r\n]*+(?:(?P<string>"(?:[^"\\\x00-\x1f]++|\\.)*+")'
     rb"|(?P<number>(?:0|[1-9][0-9]{0,18}+)(?![0-9.eE]))|(?P<mark>[{}\[\]:,]))"
 )
@@ -36,9 +36,9 @@ class UnsoundError(Exception):
 
 
 def compose(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
-    """The header, and the names in the order of the data: larger items first, so that every array is aligned.
+    """Return the header, and the names in the order of the data: larger items first, so that every array is aligned.
 
-    Raises ValueError and TypeError for arrays and metadata that no file can hold.
+    Raises ValueError or TypeError for arrays and metadata that no file can hold.
     """
     import json
 
@@ -71,9 +71,9 @@ def compose(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> tu
 
 
 def _problem(name: str) -> str:
-    """The fault in the name of an array, "" if there is none."""
+    """Return what is wrong with the name of an array, "" if nothing is."""
     if not isinstance(name, str) or not name or name == "__metadata__":
-        return "is none for an array"
+        return "is not a name for an array"
     if not name.isprintable() or ".." in name or "/" in name or "\\" in name:
         return "must be printable, without '..', '/' and '\\'"
     return ""
@@ -83,7 +83,7 @@ def _problem(name: str) -> str:
 
 
 def parse(header: bytearray, size: int) -> tuple[list[tuple[str, Entry]], dict[str, str]]:
-    """The arrays in the order of their data, and the metadata.
+    """Return the arrays in the order of their data, and the metadata.
 
     Raises UnsoundError unless the header is sound and the data fill `size` bytes without gaps or overlaps.
     """
@@ -109,7 +109,7 @@ def parse(header: bytearray, size: int) -> tuple[list[tuple[str, Entry]], dict[s
 
 
 class _Parser:
-    """A parser of headers alone: it refuses anything else at its first byte, before memory is taken for it."""
+    """A parser of headers only: it refuses any other JSON at the first byte that differs, before allocating memory."""
 
     def __init__(self, text: bytearray):
         self.text, self.at, self.token = text, 0, re.compile(TOKEN)
@@ -145,22 +145,22 @@ class _Parser:
             elif key == "data_offsets":
                 offsets = self._numbers(2)
             else:
-                raise UnsoundError(f"{name!r} has {key!r:.80}, which is no part of an array")
+                raise UnsoundError(f"{name!r} has the unknown entry {key!r:.80}")
         if not dtype or shape is None or offsets is None or len(offsets) != 2:
             raise UnsoundError(f"{name!r} lacks a dtype, a shape or two data_offsets")
         return dtype, shape, *offsets
 
     def _members(self) -> Iterator[str]:
-        """The keys of an object; the caller reads the value before it takes the next key."""
-        seen = set()
+        """Iterate over the keys of an object; the caller reads each value before it takes the next key."""
+        keys = set()
         self._mark(b"{")
         if self._next_is(b"}"):
             return
         while True:
             key = self._string()
-            if key in seen:
+            if key in keys:
                 raise UnsoundError(f"its header has {key!r:.80} twice")
-            seen.add(key)
+            keys.add(key)
             self._mark(b":")
             yield key
             if self._next_is(b"}"):
@@ -185,9 +185,9 @@ class _Parser:
         try:
             value: str = json.loads(self._take("string", "a string").decode())
         except ValueError as error:
-            raise UnsoundError(f"its header has a string before byte {self.at} that is none: {error}") from None
+            raise UnsoundError(f"its header has an invalid string before byte {self.at}: {error}") from None
         if re.search(HALF, value):
-            raise UnsoundError(f"its header has a string before byte {self.at} that is none: half a character is in it")
+            raise UnsoundError(f"its header has an invalid string before byte {self.at}: it has a lone surrogate")
         return value
 
     def _mark(self, mark: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Loading model files. Nothing that a file names is imported or run: classes of layers are looked up in a table."""
+"""Loading model files. Nothing named in a file is imported or run: classes of layers are looked up in a table."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -63,7 +63,7 @@ def load(
         raise FormatError(path, f"{kind}{error}") from None  # a chained error could print names from the file
 
     params = {k: place.asarray(a, dtype) for k, a in safetensors.under("params", arrays).items()}
-    # copied, or they would keep the whole buffer of the file in memory
+    # copied, since views would keep the whole buffer of the file in memory
     state = {k: place.asarray(a.copy(), a.dtype) for k, a in safetensors.under("state", arrays).items()}
     net.assign_placed(
         place, dtype, {k: params[k] for k in net.param_shapes()}, {k: state[k] for k in net.state_shapes()}
@@ -72,24 +72,24 @@ def load(
 
 
 def known(custom_layers: Iterable[type[Layer]] | None) -> dict[str, type[Layer]]:
-    """The classes that a file may name; ValueError if two have the same name."""
+    """Return the classes that a file may use, by name. Raises ValueError if two have the same name."""
     table: dict[str, type[Layer]] = {name: getattr(ours, name) for name in ours.__all__}
     table["Sequential"] = Sequential
-    given = () if custom_layers is None else custom_layers
-    if isinstance(given, type):
-        raise TypeError(f"load: custom_layers is a list of classes: give [{given.__name__}]")
-    if isinstance(given, (str, bytes, Mapping)) or hasattr(given, "shape") or not isinstance(given, Iterable):
-        raise TypeError(f"load: custom_layers must be a list of classes of layers, got {checks.brief(given)}")
-    for cls in given:
+    classes = () if custom_layers is None else custom_layers
+    if isinstance(classes, type):
+        raise TypeError(f"load: custom_layers is a list of classes: give [{classes.__name__}]")
+    if isinstance(classes, (str, bytes, Mapping)) or hasattr(classes, "shape") or not isinstance(classes, Iterable):
+        raise TypeError(f"load: custom_layers must be a list of classes of layers, got {checks.brief(classes)}")
+    for cls in classes:
         if not isinstance(cls, type) or not issubclass(cls, Layer):
             raise TypeError(f"load: custom_layers are classes of layers, got {cls!r}")
         if table.setdefault(cls.__name__, cls) is not cls:
-            raise ValueError(f"load: custom_layers has another {cls.__name__} than xpnet's or the one before")
+            raise ValueError(f"load: custom_layers has a {cls.__name__} besides xpnet's or an earlier one of that name")
     return table
 
 
 def restored(metadata: Mapping[str, str], table: Mapping[str, type[Layer]]) -> tuple[Sequential, str]:
-    """The network that the metadata describe, without arrays, and its dtype."""
+    """Return the network that the metadata describes, without arrays, and its dtype."""
     if metadata.get("format") != FORMAT:
         raise ValueError("it does not say that it holds an xpnet network")
     if metadata.get("version") != VERSION:
@@ -103,15 +103,15 @@ def restored(metadata: Mapping[str, str], table: Mapping[str, type[Layer]]) -> t
         raise ValueError(f"its network has dtype {dtype!r:.80}; there are {', '.join(DTYPES)}")
     net = build(network, table)
     if not isinstance(net, Sequential):
-        raise ValueError(f"its network is a {type(net).__name__}, and no Sequential")
+        raise ValueError(f"its network is a {type(net).__name__}, expected a Sequential")
     return net, dtype
 
 
 def build(described: object, table: Mapping[str, type[Layer]]) -> Layer:
-    """The inverse of `describe`, with the classes in `table`."""
+    """Return the layer that `describe` described, with its class from `table`."""
     name = described.get("layer") if isinstance(described, dict) else None
     if not isinstance(described, dict) or not isinstance(name, str):
-        raise ValueError(f"{described!r:.200} is no layer: it has no name under 'layer'")
+        raise ValueError(f"{described!r:.200} is not a layer: it has no name under 'layer'")
     if name not in table:
         raise ValueError(f"layer {name!r:.80} is unknown; if it is yours, pass its class in custom_layers=[...]")
     cls = table[name]
@@ -124,11 +124,11 @@ def build(described: object, table: Mapping[str, type[Layer]]) -> Layer:
         only(name, described, {"layer", "settings", "frozen" if "frozen" in described else "trainable"})
     if not isinstance(settings, dict):
         raise ValueError(f"{name}: settings are {settings!r:.80}, expected an object")
-    given = [build(one, table) for one in layers]
+    arguments = [build(each, table) for each in layers]
     settings = {name: built(value, table) for name, value in settings.items()}
     if takes_arguments(cls) and not of_layers(cls):
-        given = settings.pop(arguments_name(cls), [])
-    layer = cls(*given, **settings)
+        arguments = settings.pop(arguments_name(cls), [])
+    layer = cls(*arguments, **settings)
     if "frozen" in described:
         leaves = dict(layer._leaves())
         if not isinstance(described["frozen"], list) or not leaves.keys() >= set(described["frozen"]):
@@ -144,7 +144,7 @@ def build(described: object, table: Mapping[str, type[Layer]]) -> Layer:
 
 
 def built(value: Any, table: Mapping[str, type[Layer]]) -> Any:
-    """A setting, with layers in place of their descriptions."""
+    """Return a setting, with layers in place of their descriptions."""
     if isinstance(value, list):
         return [built(each, table) for each in value]
     if isinstance(value, dict) and "layer" in value:
@@ -153,13 +153,13 @@ def built(value: Any, table: Mapping[str, type[Layer]]) -> Any:
 
 
 def check(net: Sequential, dtype: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError unless the arrays are those of the network by name, shape and dtype, and finite."""
+    """Raise ValueError unless the arrays have the names, shapes and dtypes of the network's, and are finite."""
     shapes = {f"params.{k}": shape for k, shape in net.param_shapes().items()}
     shapes |= {f"state.{k}": shape for k, shape in net.state_shapes().items()}
     if missing := shapes.keys() - arrays.keys():
         raise ValueError(f"{', '.join(sorted(missing)):.200} missing")
     if strangers := arrays.keys() - shapes.keys():
-        raise ValueError(f"it holds {', '.join(sorted(strangers)):.200}, which its network has not")
+        raise ValueError(f"it holds {', '.join(sorted(strangers)):.200}, which its network does not have")
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
             raise ValueError(f"{name} has shape {arrays[name].shape}, expected {shape}")
@@ -169,12 +169,12 @@ def check(net: Sequential, dtype: str, arrays: Mapping[str, np.ndarray]) -> None
     for name, a in arrays.items():
         if a.dtype.name != (expected := integers.get(name, dtype)):
             raise ValueError(f"{name} has dtype {a.dtype.name}, expected {expected}")
-        if a.size and not (np.isfinite(a.min()) and np.isfinite(a.max())):  # NaN if any entry is
+        if a.size and not (np.isfinite(a.min()) and np.isfinite(a.max())):  # both are NaN if any entry is
             raise ValueError(f"{name} has NaN or infinite entries")
         if name in least:
             check_least(name, a, least[name])
 
 
 def least_of(net: Sequential) -> dict[str, float]:
-    """The lower bounds of arrays' entries, by the names in a model file."""
+    """Return lower bounds of arrays' entries, by the names in a model file."""
     return {f"state.{name}": least for name, least in net.least_entries().items()}

@@ -22,15 +22,15 @@ from ..layers.pooling import AveragePool1d, AveragePool2d, GlobalAveragePool, Ma
 from ..layers.shape import Flatten, Rescale, Reshape, Transpose
 from .safetensors import Path, replacing
 
-OPSET, IR_VERSION = 18, 9  # old enough for the runtimes in use, new enough for the operators here
-SIZE_LIMIT = 2**31 - 2**24  # bytes of parameters: a Protocol Buffers message is below 2 GiB
+OPSET, IR_VERSION = 18, 9  # new enough for the operators used here, old enough for the runtimes in use
+SIZE_LIMIT = 2**31 - 2**24  # bytes of parameters: a Protocol Buffers message is smaller than 2 GiB
 
 Node = tuple[str, list[str], str, dict[str, Any]]  # operator, inputs, output, attributes
-RAW = "raw"  # the network's output, as an input of an ending's nodes
+RAW = "raw"  # stands for the network's output among the inputs of an ending's nodes
 
 
 class Ending(NamedTuple):
-    """Nodes after the network's output, their constants, and the dtype and shape of each output of the file."""
+    """Nodes to add after the network's output, their constants, and the dtype and shape of each output of the file."""
 
     nodes: list[Node]
     constants: Mapping[str, np.ndarray]
@@ -38,7 +38,7 @@ class Ending(NamedTuple):
 
 
 class Graph:
-    """The nodes of a network's layers, and their arrays."""
+    """The nodes and arrays of a network's layers."""
 
     def __init__(self, who: str, dtype: str, host: Callable[[Any], np.ndarray]):
         self.who, self.dtype, self.host = who, dtype, host
@@ -46,25 +46,25 @@ class Graph:
         self.arrays: dict[str, np.ndarray] = {}
 
     def chain(self, parts: Iterable[tuple[str, Layer]], x: str) -> str:
-        """Add layers in sequence; returns the name of their output."""
+        """Add layers in sequence; return the name of the last one's output."""
         for prefix, layer in parts:
             x = self.layer(prefix, layer, x)
         return x
 
     def layer(self, prefix: str, layer: Layer, x: str) -> str:
-        """Add one layer; returns the name of its output."""
+        """Add a layer; return the name of its output."""
         if type(layer) not in OPERATORS:
             raise TypeError(
                 f"{self.who}: {f'layer {prefix}, {layer!r},' if prefix else type(layer).__name__} has a forward of its "
-                "own, for which ONNX has no operator; put it together from xpnet's layers, or apply it outside the file"
+                "own, for which ONNX has no operator; compose it of xpnet's layers, or apply it outside the file"
             )
         return OPERATORS[type(layer)](Nodes(self, prefix, layer), layer, x)
 
 
 class Nodes:
-    """The nodes of one layer, called by their operators' names: `nodes.Add(x, y)` is the name of their sum.
+    """Adds the nodes of one layer: `nodes.Add(x, y)` adds the ONNX operator Add and returns the name of its output.
 
-    An input is a node's output, by its name, one of the layer's arrays, by `array`, or a number or NumPy array.
+    An input is the name of a node's output or of one of the layer's arrays (see `array`), a number or a NumPy array.
     """
 
     def __init__(self, graph: Graph, prefix: str, layer: Layer):
@@ -77,20 +77,20 @@ class Nodes:
         return add
 
     def add(self, operator: str, inputs: Iterable[Any], attributes: dict[str, Any]) -> str:
-        """Add an operator; returns the name of its output."""
+        """Add an operator; return the name of its output."""
         names = [each if isinstance(each, str) else self.constant(each) for each in inputs]
         output = f"{self.prefix}.{operator}.{len(self.graph.nodes)}"
         self.graph.nodes.append((operator, names, output, attributes))
         return output
 
-    def array(self, name: str, of: Callable[[np.ndarray], np.ndarray] = lambda a: a) -> str:
-        """One of the layer's parameters or statistics, as a function makes it."""
-        own = f"{self.prefix}.{name}"
-        self.graph.arrays[own] = of(self.graph.host((self.layer.params | self.layer.state)[name]))
-        return own
+    def array(self, name: str, convert: Callable[[np.ndarray], np.ndarray] = lambda a: a) -> str:
+        """Add one of the layer's parameters or statistics, converted by a function; return its name."""
+        full_name = f"{self.prefix}.{name}"
+        self.graph.arrays[full_name] = convert(self.graph.host((self.layer.params | self.layer.state)[name]))
+        return full_name
 
     def constant(self, value: Any) -> str:
-        """A number or array as an input: whole numbers as ONNX's int64, others in the network's dtype."""
+        """Add a number or array, integers as int64 and floats in the network's dtype; return its name."""
         a = np.asarray(value)
         name = f"{self.prefix}.constant.{len(self.graph.arrays)}"
         self.graph.arrays[name] = (
@@ -105,11 +105,11 @@ Writer = Callable[[Nodes, Any, str], str]  # the nodes to add to, the layer, the
 
 
 def operator(name: str, *arrays: str, **attributes: Callable[[Any], Any]) -> Writer:
-    """A layer that is one operator of x and of these arrays; its attributes are functions of the layer."""
+    """Return a writer for a layer that is one operator of x and these arrays; attributes are functions of the layer."""
 
     def write(nodes: Nodes, layer: Any, x: str) -> str:
         inputs = x, *(nodes.array(array) for array in arrays)
-        return nodes.add(name, inputs, {key: of(layer) for key, of in attributes.items()})
+        return nodes.add(name, inputs, {key: value_of(layer) for key, value_of in attributes.items()})
 
     return write
 
@@ -130,13 +130,13 @@ def gelu(nodes: Nodes, layer: GELU, x: str) -> str:
 
 
 def convolution(nodes: Nodes, layer: Any, x: str) -> str:
-    """A convolution; a window's settings are those of pools, too."""
+    """W * x + b, a convolution"""
     more = {"dilations": list(layer._dilation), "group": layer.groups}
     return nodes.add("Conv", [x, nodes.array("weight"), nodes.array("bias")], windows(layer) | more)
 
 
 def windows(layer: Any) -> dict[str, Any]:
-    """The attributes of layers with windows."""
+    """Return the ONNX attributes of a convolution's or pooling layer's windows."""
     padding: dict[str, Any] = {"auto_pad": "SAME_UPPER"}
     if layer.padding != "same":
         each = layer._per_axis(0 if layer.padding == "valid" else layer.padding)
@@ -150,7 +150,7 @@ def max_pool(nodes: Nodes, layer: Any, x: str) -> str:
 
 
 def average_pool(nodes: Nodes, layer: Any, x: str) -> str:
-    """The mean of each window, over real entries."""
+    """The mean of each window, without padding."""
     return nodes.add("AveragePool", [x], windows(layer) | {"count_include_pad": 0})
 
 
@@ -160,7 +160,7 @@ def global_average_pool(nodes: Nodes, layer: Layer, x: str) -> str:
 
 
 def reshape(nodes: Nodes, layer: Reshape, x: str) -> str:
-    """0 is an axis that stays as it is, here the batch."""
+    """x in a new shape, in which 0 stands for an unchanged axis, here the batch"""
     return nodes.Reshape(x, np.array([0, *layer.shape]))
 
 
@@ -181,9 +181,9 @@ def rms_norm(nodes: Nodes, layer: RMSNorm, x: str) -> str:
 
 
 def group_norm(nodes: Nodes, layer: GroupNorm, x: str) -> str:
-    """Each group of channels centred and over its deviation, then γ and β of the channels."""
+    """γ (x − mean x) / √(var x + eps) + β, with mean and variance of each group of channels"""
     grouped = nodes.Reshape(x, np.array([0, layer.groups, -1]))
-    for _ in range(2):  # the second takes what rounding took from the mean of large numbers
+    for _ in range(2):  # centred twice, since the mean of large numbers has a rounding error
         grouped = nodes.Sub(grouped, nodes.ReduceMean(grouped, np.array([-1]), keepdims=1))
     channels = nodes.Reshape(over_root(nodes, grouped, layer.eps), np.array([0, layer.channels, -1]))
     gamma, beta = (nodes.array(name, lambda a: a[:, None]) for name in ("gamma", "beta"))
@@ -191,7 +191,7 @@ def group_norm(nodes: Nodes, layer: GroupNorm, x: str) -> str:
 
 
 def embedding(nodes: Nodes, layer: Embedding, x: str) -> str:
-    """The rows of the weight that x names."""
+    """W[x]"""
     return nodes.Gather(nodes.array("weight"), x, axis=0)
 
 
@@ -202,7 +202,7 @@ def positional_embedding(nodes: Nodes, layer: PositionalEmbedding, x: str) -> st
 
 
 def attention(nodes: Nodes, layer: MultiHeadAttention, x: str) -> str:
-    """softmax(Q Kᵀ / √d) V for each head, as `MultiHeadAttention` has it."""
+    """softmax(Q Kᵀ / √d) V for each head, as in `MultiHeadAttention`"""
     d, h = layer.features, layer.heads
     qkv = nodes.Add(nodes.MatMul(x, nodes.array("qkv_weight")), nodes.array("qkv_bias"))
     parts = nodes.Transpose(nodes.Reshape(qkv, np.array([0, 0, 3, h, d // h])), perm=[2, 0, 3, 1, 4])
@@ -210,8 +210,8 @@ def attention(nodes: Nodes, layer: MultiHeadAttention, x: str) -> str:
     scores = nodes.MatMul(nodes.Mul(q, (d // h) ** -0.5), nodes.Transpose(k, perm=[0, 1, 3, 2]))
     if layer.causal:
         positions = nodes.Range(0, nodes.Gather(nodes.Shape(x), 1, axis=0), 1)
-        seen = nodes.GreaterOrEqual(nodes.Unsqueeze(positions, np.array([1])), positions)
-        scores = nodes.Where(seen, scores, -math.inf)
+        visible = nodes.GreaterOrEqual(nodes.Unsqueeze(positions, np.array([1])), positions)
+        scores = nodes.Where(visible, scores, -math.inf)
     mixed = nodes.Transpose(nodes.MatMul(nodes.Softmax(scores, axis=-1), v), perm=[0, 2, 1, 3])
     joined = nodes.Reshape(mixed, np.array([0, 0, d]))
     return nodes.Add(nodes.MatMul(joined, nodes.array("out_weight")), nodes.array("out_bias"))
@@ -223,7 +223,7 @@ def residual(nodes: Nodes, layer: Residual, x: str) -> str:
 
 
 def branches(nodes: Nodes, layer: Branches, x: str) -> str:
-    """The outputs of each branch, added or side by side."""
+    """The outputs of all branches, added or concatenated."""
     chain = nodes.graph.chain
     outputs = [chain(child._parts(f"{nodes.prefix}.{name}."), x) for name, child in layer._children().items()]
     return nodes.Sum(*outputs) if layer.merge == "add" else nodes.Concat(*outputs, axis=layer.axis)
@@ -272,10 +272,10 @@ def export_onnx(
 ) -> None:
     """Write the network's inference to `path`, from "x" (N, ...) to "y", for any N, in the network's dtype.
 
-    x is int64 where the first layer takes integers. Sizes that a layer takes as they come, such as an image's, are left
-    open in the file, too.
+    x is int64 if the first layer takes integers. Sizes that the layers leave open, such as an image's, are left open in
+    the file, too.
 
-    `who` begins messages, `given` names the input, and an `ending` replaces "y" by other outputs.
+    `who` begins error messages, `given` names the input, and an `ending` replaces "y" by other outputs.
 
     Raises TypeError for a layer without an ONNX operator, such as a custom one, ImportError without the `onnx` package,
     ValueError above the 2 GiB that such a file can have, OSError if the file system refuses.
@@ -320,25 +320,25 @@ def export_onnx(
 
 
 def features_of(net: Placed) -> Shape:
-    """The shape of a row of x, None for the sizes that may be any: of the fewest axes that all layers can take."""
+    """Return the shape of a row of x, with as few axes as all layers allow, and None for sizes that are left open."""
     wanted = net.input_shape
     if wanted is None:
         return (None,)
     shapes = [shape[1:] for shape in shapes_of(net)]
     if net.takes == "integers" and len(shapes) > 1:
-        del shapes[0]  # of ids sequences, rather than one a row
+        del shapes[0]  # for ids, prefer a sequence in each row to a single id
     return next((features for features in shapes if shape_after(net, features) is not None), wanted)
 
 
 def shape_after(net: Placed, features: Shape) -> list[Any] | None:
-    """The shape of y for rows of x of this shape, with letters where it is open; None where that cannot be told."""
+    """Return the shape of y for rows of x of this shape, with names for open sizes; None if it cannot be determined."""
     try:
         n, *sizes = net.output_shape(("N", *features))
-    except ValueError:  # of a size that a later layer needs to know
+    except ValueError:  # a later layer needs one of the open sizes
         return None
     return [n, *named("y", sizes)]
 
 
 def named(prefix: str, sizes: Iterable[Any]) -> list[Any]:
-    """Sizes, with names for those that are not known."""
+    """Return sizes, with names in place of None."""
     return [f"{prefix}{i}" if size is None else size for i, size in enumerate(sizes, 1)]

@@ -40,7 +40,7 @@ STRANGERS = {  # first bytes of other formats; as the length of a header, each i
 }
 TEMPORARY = re.compile("[0-9a-f]{16}\\.tmp")  # after the prefix
 STALE = 86_400  # seconds after which a temporary file is taken to be abandoned
-BLOCK = 2**20  # bytes read and hashed at a time, while in the cache; longer arrays are hashed while they are written
+BLOCK = 2**20  # bytes read and hashed at a time, to stay in the cache; larger arrays are hashed while they are written
 
 
 class FormatError(ValueError):
@@ -97,7 +97,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
 
 
 def _beside(work: Callable[[memoryview], None], data: memoryview) -> Callable[[], None]:
-    """Start the work in another thread if the data are large; the function returned waits for it, or does it."""
+    """Start `work(data)` in a thread if the data is large; return a function that waits for it, or else does it."""
     if data.nbytes > BLOCK:
         thread = threading.Thread(target=work, args=(data,))
         with contextlib.suppress(RuntimeError):  # no thread can be started, as at the interpreter's exit
@@ -108,7 +108,7 @@ def _beside(work: Callable[[memoryview], None], data: memoryview) -> Callable[[]
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that replaces `path` when the block ends; on an error, `path` is unchanged."""
+    """Open a new file that replaces `path` at the end of the block; on an error, `path` is unchanged."""
     path = os.fsdecode(path)
     temporary = ""
     try:
@@ -122,7 +122,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            now = os.fstat(file.fileno()).st_mtime
+            now = os.fstat(file.fileno()).st_mtime  # by the clock of the file system
         if mode is not None:
             os.chmod(temporary, mode)
         os.replace(temporary, target)
@@ -137,36 +137,36 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def mode_to_keep(path: str) -> int | None:
-    """The permissions of the file to be replaced, None for a new one. OSError if it must not be replaced."""
+    """Return the permissions of the file to be replaced, None for a new one. Raises OSError if it must be kept."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         if path.endswith(tuple(filter(None, (os.sep, os.altsep)))):  # the path of a folder
             raise
         return None
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "Not a regular file", path)
-    if not os.access(path, os.W_OK):  # which a rename does not check
+    if not os.access(path, os.W_OK):  # renaming does not check this
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-    return stat.S_IMODE(found.st_mode) & 0o777
+    return stat.S_IMODE(status.st_mode) & 0o777
 
 
 def _clear(folder: str, beginning: str, before: float) -> None:
-    """Remove temporary files of killed writes, not modified since `before` by the clock of their file system."""
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:  # the file is there, whatever becomes of these
+    """Remove temporary files of killed writes that were last modified before the time `before`, if possible."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(beginning) and TEMPORARY.fullmatch(entry.name, len(beginning)):
-                found = entry.stat(follow_symlinks=False)
-                if stat.S_ISREG(found.st_mode) and found.st_mtime < before:
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode) and status.st_mtime < before:
                     os.unlink(entry.path)
 
 
 def _flush_folder(folder: str) -> None:
     """Flush the rename to the disk."""
     if os.name == "nt":
-        return  # pragma: no cover  # Windows opens no folders
+        return  # pragma: no cover  # Windows cannot open folders
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -178,31 +178,31 @@ def _flush_folder(folder: str) -> None:
 
 
 def read(path: Path, signed: bool = True) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays and the metadata, without the signature, of a file.
+    """Return the arrays of a file, and its metadata without the signature.
 
     `signed=False` reads a file of another program, without checking a signature. The arrays are writable views of one
     buffer, in the order of the data; the buffer lives as long as any of them.
 
-    Raises FormatError unless every byte is sound, taking no more memory than the size of the file and 16 MiB; OSError
-    if `path` cannot be read or is not a regular file.
+    Raises FormatError unless every byte is sound, OSError if `path` cannot be read or is not a regular file. Takes no
+    more memory than the size of the file and 16 MiB.
     """
     with open(path, "rb", buffering=0, opener=_open) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", os.fsdecode(path))
         try:
-            return _read(file, found.st_size, signed)
+            return _read(file, status.st_size, signed)
         except UnsoundError as error:
             raise FormatError(path, error) from None
 
 
 def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays with names "prefix.name", by name."""
+    """Return the arrays whose names begin with "prefix.", by the rest of their names."""
     return {k.removeprefix(f"{prefix}."): a for k, a in arrays.items() if k.startswith(f"{prefix}.")}
 
 
 def _open(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would block until it has a writer
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # else opening a pipe blocks until it has a writer
 
 
 def _read(file: Any, size: int, signed: bool) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -237,13 +237,13 @@ def _read(file: Any, size: int, signed: bool) -> tuple[dict[str, np.ndarray], di
     if file.read(1):
         raise UnsoundError("it grew while it was read")
     if signed and digest.hexdigest() != signature:
-        raise UnsoundError("its SHA-256 is not the one it says: it is damaged")
+        raise UnsoundError("its SHA-256 differs from its signature: it is damaged")
 
     arrays = {}
     for name, (dtype, shape, begin, end) in layout:
         flat = data[begin:end]
         if dtype == "bool" and flat.max(initial=0) > 1:
-            raise UnsoundError(f"{name!r} is said to hold booleans and holds other bytes than 0 and 1")
+            raise UnsoundError(f"{name!r} has dtype bool but bytes other than 0 and 1")
         arrays[name] = flat.view(np.dtype(dtype).newbyteorder("<")).reshape(shape)
     return arrays, metadata
 
@@ -253,13 +253,13 @@ def _refuse_start(start: bytes, length: int, size: int) -> NoReturn:
         if start.startswith(magic):
             raise UnsoundError(f"it is {what}")
     if size < 8:
-        raise UnsoundError(f"it is {size} bytes long, too short for any")
+        raise UnsoundError(f"it has {size} bytes, too few for a header")
     limit = f"at most {HEADER_LIMIT} are read" if length > HEADER_LIMIT else f"the whole file has {size}"
     raise UnsoundError(f"its first 8 bytes claim a header of {length} bytes; {limit}")
 
 
 def _fill(file: Any, memory: memoryview) -> None:
-    """Read as many bytes as `memory` has."""
+    """Fill `memory` with bytes from the file."""
     while memory:
         count = file.readinto(memory)
         if not count:

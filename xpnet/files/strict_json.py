@@ -5,14 +5,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-DEPTH_LIMIT = 64
+DEPTH_LIMIT = 64  # nested brackets
 PARTS_LIMIT = 50_000  # opening brackets, colons and commas
 
-MARKS = r'(?s)"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]|[:,]'  # compiled when first used: it takes a millisecond
+MARKS = r'(?s)"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]|[:,]'  # compiled on first use, since this takes a millisecond
 
 
 def loads(text: str) -> Any:
-    """The value in `text`. ValueError if it is not strict JSON, or exceeds the limits."""
+    """Return the value of `text`. Raises ValueError if it is not strict JSON, or exceeds the limits."""
     import json
 
     _measure(text)
@@ -20,7 +20,7 @@ def loads(text: str) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """`value` as JSON that `loads` reads. TypeError or ValueError for values that JSON does not have, such as NaN."""
+    """Return `value` as JSON that `loads` reads. Raises TypeError or ValueError for values that JSON lacks, as NaN."""
     import json
 
     text = json.dumps(value, allow_nan=False)
@@ -29,20 +29,20 @@ def dumps(value: Any) -> str:
 
 
 def only(who: str, given: object, names: set[str]) -> Any:
-    """Return `given` if it is a dict with exactly these names."""
+    """Return `given` if it is a dict with exactly these names; raise ValueError otherwise."""
     if not isinstance(given, Mapping):
         raise ValueError(f"{who} is {given!r:.80}, expected {', '.join(sorted(names))}")
     if given.keys() != names:
-        strange = ", ".join(f"{name!r:.80}" for name in sorted(given.keys() - names)) or "less"
-        raise ValueError(f"{who} has {strange}; expected {', '.join(sorted(names))}")
+        unknown = ", ".join(f"{name!r:.80}" for name in sorted(given.keys() - names)) or "less"
+        raise ValueError(f"{who} has {unknown}; expected {', '.join(sorted(names))}")
     return given
 
 
 def _measure(text: str) -> None:
     """Raise ValueError for text beyond the limits, before it is parsed."""
     depth = parts = 0
-    for found in re.finditer(MARKS, text):
-        mark = found[0][0]
+    for match in re.finditer(MARKS, text):
+        mark = match[0][0]
         depth += (mark in "[{") - (mark in "]}")
         parts += mark in "[{:,"
         if depth > DEPTH_LIMIT:
@@ -52,12 +52,13 @@ def _measure(text: str) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """Return the object with these members. Raises ValueError if a name is repeated."""
+    members: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in members:
             raise ValueError(f"its JSON has {name!r:.80} twice")
-        found[name] = value
-    return found
+        members[name] = value
+    return members
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -41,7 +41,7 @@ TORCH: dict[type[Layer], dict[str, str]] = {
         "out_bias": "out_proj.bias",
     },
 }
-TRANSPOSED = {Dense, MultiHeadAttention}  # (in, out) here, (out, in) there
+TRANSPOSED = {Dense, MultiHeadAttention}  # weights are (in, out) in xpnet, (out, in) in PyTorch
 COUNTER = "num_batches_tracked"
 
 
@@ -74,18 +74,18 @@ def load_torch(net: Sequential, path: Path, names: Mapping[str, str] | None = No
     """
     path = checks.path("load_torch: path", path)
     check_network("load_torch", net)
-    theirs, own = torch_names("load_torch", net, names), arrays_of(net)
+    theirs, ours = torch_names("load_torch", net, names), arrays_of(net)
     try:
         arrays, _ = safetensors.read(path, signed=False)
     except FormatError as error:
         error.add_note(
-            "load_torch reads what safetensors.torch.save_file(model.state_dict(), path) writes; where torch.save has "
-            "written the file, give that torch.load(path, weights_only=True)"
+            "load_torch reads what safetensors.torch.save_file(model.state_dict(), path) writes; convert a file of "
+            "torch.save by save_file(torch.load(path, weights_only=True), new_path)"
         )
         raise
     means = [other for other, _ in theirs.values() if other.endswith("running_mean")]
     counters = {f"{name.rpartition('.')[0]}.{COUNTER}" for name in means}
-    found, least = {}, least_of(net)
+    converted, least = {}, least_of(net)
     try:
         check_torch_names(net, counters | {other for other, _ in theirs.values()}, arrays.keys())
         for counter in counters:
@@ -93,26 +93,26 @@ def load_torch(net: Sequential, path: Path, names: Mapping[str, str] | None = No
                 raise ValueError(
                     f"{counter} is {arrays[counter].dtype} of shape {arrays[counter].shape}, not an int64 of no axes"
                 )
-        for name, (other, turned) in theirs.items():
+        for name, (other, transposed) in theirs.items():
             a = arrays[other]
             if a.dtype.kind != "f":
                 raise ValueError(f"{other} has dtype {a.dtype.name}, expected floating point")
-            if a.shape != (shape := own[name].shape[:: -1 if turned else 1]):
+            if a.shape != (shape := ours[name].shape[:: -1 if transposed else 1]):
                 raise ValueError(f"{other} has shape {a.shape}, expected {shape}")
             with np.errstate(over="ignore"):
-                found[name] = (a.T if turned else a).astype(net.dtype)
-            if not np.isfinite(found[name]).all():
+                converted[name] = (a.T if transposed else a).astype(net.dtype)
+            if not np.isfinite(converted[name]).all():
                 raise ValueError(f"{other} has entries that are NaN or infinite in {net.dtype}")
             if name in least:
-                check_least(other, found[name], least[name])
+                check_least(other, converted[name], least[name])
     except ValueError as error:
         unsound = FormatError(path, error)
         for note in getattr(error, "__notes__", ()):
             unsound.add_note(note)
         raise unsound from None
     with published:
-        net.set_params(safetensors.under("params", own | found))
-        net.set_state(safetensors.under("state", own | found))
+        net.set_params(safetensors.under("params", ours | converted))
+        net.set_state(safetensors.under("state", ours | converted))
     return net
 
 
@@ -121,8 +121,8 @@ def check_torch_names(net: Sequential, expected: set[str], names: Set[str]) -> N
     missing, strangers = (", ".join(sorted(some)) for some in (expected - names, names - expected))
     if not (missing or strangers):
         return
-    found = [f"{missing:.80} missing"] * bool(missing) + [f"it holds {strangers:.80}"] * bool(strangers)
-    error = ValueError(f"{'; '.join(found)}; expected the state dict that matches {net!r:.80}")
+    faults = [f"{missing:.80} missing"] * bool(missing) + [f"it holds {strangers:.80}"] * bool(strangers)
+    error = ValueError(f"{'; '.join(faults)}; expected the state dict that matches {net!r:.80}")
     if missing and strangers:
         error.add_note(
             "The names begin with the layers' numbers, from 0: for a layer that only torch has, such as Flatten, put "
@@ -130,8 +130,8 @@ def check_torch_names(net: Sequential, expected: set[str], names: Set[str]) -> N
         )
     elif missing:
         error.add_note(
-            "Put what does the same into it: for bias=False zeros, for affine=False a weight of ones and a bias of "
-            "zeros; a BatchNorm1d with track_running_stats=False has no match"
+            "Add equivalent arrays: zeros for bias=False, a weight of ones and a bias of zeros for affine=False; a "
+            "BatchNorm1d with track_running_stats=False has no equivalent"
         )
     raise error
 
@@ -147,9 +147,9 @@ def save_torch(net: Sequential, path: Path, names: Mapping[str, str] | None = No
     """
     path = checks.path("save_torch: path", path)
     check_network("save_torch", net)
-    own = arrays_of(net)
+    ours = arrays_of(net)
     theirs = torch_names("save_torch", net, names)
-    arrays = {other: own[name].T if turned else own[name] for name, (other, turned) in theirs.items()}
+    arrays = {other: ours[name].T if transposed else ours[name] for name, (other, transposed) in theirs.items()}
     for name in [name for name in arrays if name.endswith("running_mean")]:
         prefix = name.removesuffix("running_mean")
         fresh = (arrays[name] == 0).all() and (arrays[f"{prefix}running_var"] == 1).all()
@@ -158,38 +158,38 @@ def save_torch(net: Sequential, path: Path, names: Mapping[str, str] | None = No
 
 
 def torch_names(who: str, net: Sequential, names: Mapping[str, str] | None) -> dict[str, tuple[str, bool]]:
-    """torch's names by those in a model file, such as "params.0.weight", and whether the array is transposed there.
-
-    Dropout's key has none and needs none.
+    """Return PyTorch's name of each array, and whether PyTorch's is transposed, by the name in a model file, such as
+    "params.0.weight". The random key of Dropout is left out.
     """
     renamed = checked_names(who, net, names)
-    found = {}
+    theirs = {}
     for prefix, layer in net.leaves():
         if type(layer) not in TORCH and type(layer) is not Dropout and (layer.params or layer.state):
             raise TypeError(f"layer {prefix}, {layer!r}, has arrays for which PyTorch has no names")
-        begins = [ours for ours in renamed if f"{prefix}.".startswith(f"{ours}.")]
-        ours = max(begins, key=len, default="")
-        theirs = f"{renamed[ours]}{prefix[len(ours) :]}" if ours else prefix
+        beginnings = [name for name in renamed if f"{prefix}.".startswith(f"{name}.")]
+        longest = max(beginnings, key=len, default="")
+        their_prefix = f"{renamed[longest]}{prefix[len(longest) :]}" if longest else prefix
         for key, other in TORCH.get(type(layer), {}).items():
-            turned = type(layer) in TRANSPOSED and key.endswith("weight")
-            found[f"{'params' if key in layer.params else 'state'}.{prefix}.{key}"] = f"{theirs}.{other}", turned
-    if len({other for other, _ in found.values()}) < len(found):
+            kind = "params" if key in layer.params else "state"
+            transposed = type(layer) in TRANSPOSED and key.endswith("weight")
+            theirs[f"{kind}.{prefix}.{key}"] = f"{their_prefix}.{other}", transposed
+    if len({other for other, _ in theirs.values()}) < len(theirs):
         raise ValueError(f"{who}: names gives two layers one name: {renamed}")
-    return found
+    return theirs
 
 
 def checked_names(who: str, net: Sequential, names: Any) -> dict[str, str]:
-    """The names that are given, if they are of layers of the network, or of layers that hold such."""
+    """Return `names` as a dict. Raises ValueError unless each key is a layer of the network or a layer around some."""
     if names is None:
         return {}
     if not isinstance(names, Mapping) or not all(isinstance(name, str) for pair in names.items() for name in pair):
         raise TypeError(
-            f'{who}: names must be a dict such as {{"0": "wte"}}, of names here and there, got {kind_of(names)}'
+            f'{who}: names must be a dict of our names to torch\'s, such as {{"0": "wte"}}, got {kind_of(names)}'
         )
     leaves = [prefix for prefix, _ in net.leaves()]
     for name in names:
         if not any(f"{prefix}.".startswith(f"{name}.") for prefix in leaves):
             raise ValueError(
-                f"{who}: names has {name!r}, and the network no layer of that name; it has {', '.join(leaves)}"
+                f"{who}: names has {name!r}, but the network has no layer of that name; it has {', '.join(leaves)}"
             )
     return dict(names)
