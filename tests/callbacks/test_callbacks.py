@@ -177,23 +177,25 @@ def test_one_early_stopping_serves_one_fit_after_another(lib):
 
 @pytest.mark.numpy_only
 def test_whether_less_or_more_is_better_is_known_of_every_measure_recorded_here():
-    falls = {name: xn.EarlyStopping(f"val_{name}").falls for name in ["loss", "score", *xn.metrics.BY_NAME]}
+    falls = {name: xn.EarlyStopping(f"val_{name}").less_is_better for name in ["loss", "score", *xn.metrics.BY_NAME]}
     assert {name for name in falls if falls[name]} == {"loss", "mean_squared_error", "mean_absolute_error"}
-    assert all(xn.EarlyStopping(name).falls is falls[name] for name in falls)
+    assert all(xn.EarlyStopping(name).less_is_better is falls[name] for name in falls)
 
 
 @pytest.mark.numpy_only
 def test_more_is_better_of_every_scorer_of_scikit_learns():
     from sklearn.metrics import get_scorer_names
 
-    assert not any(xn.EarlyStopping(prefix + name).falls for name in get_scorer_names() for prefix in ("", "val_"))
+    assert not any(
+        xn.EarlyStopping(prefix + name).less_is_better for name in get_scorer_names() for prefix in ("", "val_")
+    )
 
 
 @pytest.mark.numpy_only
 def test_without_scikit_learn_its_scorers_are_not_known(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
-    assert not xn.EarlyStopping("val_accuracy").falls
-    with pytest.raises(ValueError, match="whether less or more of 'val_f1_macro' is better is not known"):
+    assert not xn.EarlyStopping("val_accuracy").less_is_better
+    with pytest.raises(ValueError, match="it is unknown whether less or more is better for 'val_f1_macro'"):
         xn.EarlyStopping("val_f1_macro")
 
 
@@ -203,11 +205,13 @@ def test_without_scikit_learn_its_scorers_are_not_known(monkeypatch):
     "name", ["mine", "val_accuracy_loss", "val_error", "neg_mine", "hinge_loss_score", "learning_rate", "VAL_LOSS", ""]
 )
 def test_of_another_measure_the_mode_must_be_said(kind, name):
-    with pytest.raises(ValueError, match=rf"^{kind.__name__}: whether less or more of '{name}' is better") as caught:
+    with pytest.raises(
+        ValueError, match=rf"^{kind.__name__}: it is unknown whether less or more is better for '{name}'"
+    ) as caught:
         kind(name)
     remedy = re.search(r"xn\.\w+\(.*?\)", str(caught.value)).group()
-    assert eval(remedy, {"xn": xn}).falls
-    assert not kind(name, mode="max").falls
+    assert eval(remedy, {"xn": xn}).less_is_better
+    assert not kind(name, mode="max").less_is_better
 
 
 def test_a_measure_that_is_not_there_is_refused_with_those_that_are(lib):
@@ -315,7 +319,7 @@ def test_a_file_that_cannot_be_a_log_is_found_before_the_first_step(lib, tmp_pat
     start = bits(net)
     other = tmp_path / "other.csv"
     other.write_text("name,age\nAda,36\n")
-    with pytest.raises(ValueError, match=r"CSVLog: .*other\.csv is no log of epochs: it has the columns name, age"):
+    with pytest.raises(ValueError, match=r"CSVLog: .*other\.csv is not a log of epochs: it has the columns name, age"):
         fit(net, [xn.CSVLog(other, append=True)])
     assert other.read_text() == "name,age\nAda,36\n"
     with pytest.raises(FileNotFoundError):

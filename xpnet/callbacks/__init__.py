@@ -1,4 +1,4 @@
-"""Callbacks: what runs beside the training, one subject a file. `__all__` is the one list of them."""
+"""Callbacks for training, one subject a file. `__all__` is the one list of them."""
 
 from .doctor import Doctor
 from .logs import CSVLog, TimeLimit

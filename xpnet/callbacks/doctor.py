@@ -19,14 +19,14 @@ from ..training.probe import Probe, Trace
 from ..training.run import Run
 
 ROWS = 256  # training rows per inspection, evenly spaced
-SHUT = 0.01  # a unit is shut if its slope is below this fraction of the activation's steepest, for every row
-SHARE = 0.25  # report a layer when this fraction of its units is shut
+SHUT = 0.01  # a unit is shut if its slope is below this fraction of the activation's steepest slope in every row
+SHARE = 0.25  # report a layer if at least this fraction of its units is shut
 FAST = 0.1  # report a step that moves a layer by more than this fraction of its size
 SLOW = 1e-5  # report if the layer that moves most moves by less
-FIRST = 10  # steps without a report of fast updates: many optimizers start with large ones
+FIRST = 10  # steps before fast updates are reported: many optimizers start with large ones
 VANISHED, EXPLODED = 1e-4, 1e4  # a layer's gradient relative to the last layer's
 
-ONCE = {"constant outputs", "vanishing gradient", "exploding gradient", "not finite"}  # these spread between layers
+ONCE = {"constant outputs", "vanishing gradient", "exploding gradient", "not finite"}  # reported for one layer only
 STEEPEST = {ReLU: 1.0, LeakyReLU: 1.0, ELU: 1.0, Sigmoid: 0.25, Tanh: 1.0}
 DEAD = "Lower the learning rate, put a BatchNorm before it, or use LeakyReLU"
 SATURATED = (
@@ -49,7 +49,9 @@ class Finding(NamedTuple):
 
 
 class Vitals(NamedTuple):
-    """A layer at the last inspection: fraction of shut units, size of its gradient, step relative to its own size."""
+    """A layer at the last inspection: its fraction of shut units, the size of its gradient, and the size of the last
+    step relative to the layer's own.
+    """
 
     layer: str
     shut: float | None
@@ -120,10 +122,10 @@ class Doctor(Configured, Callback):
 
     def train_end(self, run: Run) -> None:
         self.before = {}
-        if run.step > self.inspected_at:  # it ended within an epoch
+        if run.step > self.inspected_at:  # the run ended within an epoch
             self._safely(self._inspect, run)
         error = sys.exception()
-        if getattr(error, "history", None) is run.history:  # the DivergenceError that ends this run
+        if getattr(error, "history", None) is run.history:  # the DivergenceError of this run
             text, _, remedy = str(error).removeprefix("fit: ").removesuffix(".").partition(". ")
             self._find(run, "the training", "divergence", text, remedy)
         self.inspected_at = math.inf
@@ -133,7 +135,7 @@ class Doctor(Configured, Callback):
     # --- inspection -----------------------------------------------------------------------------------------------
 
     def _safely(self, inspect: Callable[[Run], None], run: Run) -> None:
-        """Inspect; an error, which custom layers may raise, becomes a finding and does not end the training."""
+        """Call `inspect`; an error, which custom layers may raise, becomes a finding and does not end the training."""
         if self.working:
             try:
                 inspect(run)
@@ -149,7 +151,7 @@ class Doctor(Configured, Callback):
 
     def _inspect(self, run: Run) -> None:
         self.inspected_at = run.step
-        net, loss = copy.deepcopy((run.net, run.loss))  # custom ones may have state
+        net, loss = copy.deepcopy((run.net, run.loss))  # a custom loss may have state
         x, *targets = run.data.rows(self.rows)
         probe = Probe(net)
         probe.forward(x, training=True)
@@ -174,7 +176,9 @@ class Doctor(Configured, Callback):
         self._check_ratios(run, traces, ratios, constant)
 
     def _slope(self, trace: Trace, host: Callable[[Array], np.ndarray]) -> np.ndarray | None:
-        """The steepest slope of each unit over the rows, relative to the activation's own; None for other layers."""
+        """Return the steepest slope of each unit over the rows, relative to the activation's steepest; None for other
+        layers.
+        """
         steepest = next((top for kind, top in STEEPEST.items() if isinstance(trace.layer, kind)), None)
         if steepest is None:
             return None
@@ -183,7 +187,7 @@ class Doctor(Configured, Callback):
         return steep / steepest
 
     def _ratios(self, run: Run, traces: list[Trace]) -> list[float | None]:
-        """How far the epoch's last step moved each layer, relative to its size."""
+        """Return how far the epoch's last step moved each layer, relative to its size; None if it has no parameters."""
         before, after = self.before, run.net.params
         self.before = {}
         ratios: list[float | None] = []
@@ -195,10 +199,10 @@ class Doctor(Configured, Callback):
             ratios.append(moved / size if size and moved is not None else None)
         return ratios
 
-    # --- judging --------------------------------------------------------------------------------------------------
+    # --- checks ---------------------------------------------------------------------------------------------------
 
     def _check_units(self, run: Run, trace: Trace, output: np.ndarray, share: float | None, last: bool) -> None:
-        if share is None or len(output) < 2 or last:  # outputs may saturate
+        if share is None or len(output) < 2 or last:  # the network's outputs may saturate
             return
         units = output.shape[1]
         if share >= SHARE:
@@ -210,7 +214,7 @@ class Doctor(Configured, Callback):
             negative = int((output < 0).all(axis=0).sum())
             if negative >= 2 * SHARE * units:
                 text = f"{negative} of {units} units are negative for every one of {len(output)} rows"
-                remedy = "There the layer bends nothing: put a BatchNorm before it, or lower the learning rate"
+                remedy = "The layer is linear there: put a BatchNorm before it, or lower the learning rate"
                 self._find(run, str(trace), "one-sided units", text, remedy)
 
     def _check_constant(self, run: Run, traces: list[Trace], outputs: list[np.ndarray]) -> bool:
@@ -237,7 +241,7 @@ class Doctor(Configured, Callback):
                 )
                 self._find(run, str(trace), "vanishing gradient", text, remedy)
                 return
-            if ratio > EXPLODED and not constant:  # then the last layer's gradient is small
+            if ratio > EXPLODED and not constant:  # constant outputs make the last layer's gradient small
                 text = f"the gradient explodes: {g:.1e} here, {last:.1e} in {end}"
                 remedy = "Put BatchNorms between the layers, draw smaller weights, or set the optimizer's clip_norm"
                 self._find(run, str(trace), "exploding gradient", text, remedy)
@@ -256,7 +260,7 @@ class Doctor(Configured, Callback):
             text = f"one step moves it by {ratio:.1e} of its own size, the other layers by less; about 1e-3 is usual"
             self._find(run, str(trace), "slow updates", text, "Raise the learning rate")
 
-    # --- telling --------------------------------------------------------------------------------------------------
+    # --- reports --------------------------------------------------------------------------------------------------
 
     def _find(self, run: Run, layer: str, kind: str, text: str, remedy: str) -> None:
         known = [finding.layer for finding in self.findings if finding.kind == kind]
@@ -290,7 +294,10 @@ class Doctor(Configured, Callback):
 
 
 def size_of(arrays: dict[str, Array], matrices: bool = False) -> float | None:
-    """The root mean square over all entries, or those of matrices; None if there are none. Waits for the device."""
+    """Return the root mean square of all entries, or of those of matrices alone; None if there are no entries.
+
+    Waits for the device.
+    """
     chosen = [a for a in arrays.values() if (a.ndim > 1 or not matrices) and math.prod(a.shape)]
     if not chosen:
         return None

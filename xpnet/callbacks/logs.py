@@ -36,11 +36,11 @@ class CSVLog(Configured, Callback):
 
     def train_begin(self, run: Run) -> None:
         self.columns: list[str] = []
-        self.begun = False
-        if run.step:  # resumed, perhaps within an epoch that has recorded numbers already
+        self.has_written = False
+        if run.step:  # resumed, perhaps within an epoch for which measures are already recorded
             self.lengths = {name: min(len(values), run.epoch) for name, values in run.history.items()}
-        there = mode_to_keep(self.path) is not None  # refuses a pipe, which would block on opening
-        self._rewrite(self._read() if there and (self.append or run.step) else [])  # any error before the first step
+        exists = mode_to_keep(self.path) is not None  # raises for a pipe, which would block on opening
+        self._rewrite(self._read() if exists and (self.append or run.step) else [])  # raises before the first step
 
     def epoch_begin(self, run: Run) -> None:
         self.lengths = {name: len(values) for name, values in run.history.items()}
@@ -51,15 +51,15 @@ class CSVLog(Configured, Callback):
         fresh = {name: values[-1] for name, values in run.history.items() if len(values) > self.lengths.get(name, 0)}
         row: Row = {"epoch": run.epoch} | fresh
         new = [name for name in row if name not in self.columns]
-        there = os.path.exists(self.path)  # unless it was deleted meanwhile
-        if new or not self.begun or not there:
-            rows = self._read() if there else []
-            again = run.epoch > 1 or not self.append  # in a first epoch the rows are another run's
-            while not self.begun and again and rows and int(rows[-1]["epoch"]) >= run.epoch:
+        exists = os.path.exists(self.path)  # it may have been deleted
+        if new or not self.has_written or not exists:
+            rows = self._read() if exists else []
+            same_run = run.epoch > 1 or not self.append  # in a first epoch, the rows are those of another run
+            while not self.has_written and same_run and rows and int(rows[-1]["epoch"]) >= run.epoch:
                 rows.pop()
             self.columns += new
             self._rewrite([*rows, row])
-            self.begun = True
+            self.has_written = True
             return
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
@@ -74,8 +74,8 @@ class CSVLog(Configured, Callback):
             rows = list(reader)
         if self.columns and (self.columns[0] != "epoch" or not all(str(row["epoch"]).isdecimal() for row in rows)):
             raise ValueError(
-                f"CSVLog: {self.path} is no log of epochs: it has the columns {', '.join(self.columns)}. Give another "
-                "path, or append=False to write over it"
+                f"CSVLog: {self.path} is not a log of epochs: it has the columns {', '.join(self.columns)}. Give "
+                "another path, or append=False to overwrite it"
             )
         return rows
 

@@ -12,23 +12,23 @@ from ..layers.placed import Placed
 from ..training.callback import Callback
 from ..training.run import Run
 
-FALLING = "loss", "mean_squared_error", "mean_absolute_error"  # measures of this library of which less is better
-RISING = "accuracy", "top_k_accuracy", "top_k", "f1", "roc_auc", "r2", "score"
+FALLING = "loss", "mean_squared_error", "mean_absolute_error"  # measures for which less is better
+RISING = "accuracy", "top_k_accuracy", "top_k", "f1", "roc_auc", "r2", "score"  # those for which more is better
 
 
 class Watching(Configured, Callback):
-    """The base of callbacks that compare a measure with its best so far.
+    """The base class of callbacks that compare a measure with its best value so far.
 
-    `best`, `best_epoch` (from 1) and `wait`, the epochs since, may be read at any time.
+    `best`, `best_epoch` (from 1) and `wait`, the number of epochs since then, may be read at any time.
     """
 
     memory: tuple[str, ...] = ("best", "best_epoch", "wait")
 
     def __init__(self, monitor: str, patience: int, min_delta: float, mode: str):
-        """`monitor` names a measure of the history; `mode` is "min" if less of it is better, "max" if more is.
+        """`monitor` names a measure of the history; `mode` is "min" if less is better, "max" if more is.
 
         "auto" knows the measures of this library and scikit-learn's scorers, with or without "val_" before the name;
-        any other raises ValueError. An improvement is one by more than `min_delta`; NaN never is.
+        any other raises ValueError. A measure improves if it changes by more than `min_delta`; NaN never improves.
         """
         who = type(self).__name__
         if not isinstance(monitor, str):
@@ -36,7 +36,7 @@ class Watching(Configured, Callback):
         self.monitor, self.mode = monitor, mode
         self.patience = integer(f"{who}: patience", patience)
         self.min_delta = non_negative(f"{who}: min_delta", min_delta)
-        self.falls = self._direction(who) == "min"  # whether less is better
+        self.less_is_better = self._direction(who) == "min"
         self._reset()
 
     def _direction(self, who: str) -> str:
@@ -48,7 +48,7 @@ class Watching(Configured, Callback):
         if name in RISING or is_scorer(name):
             return "max"
         raise ValueError(
-            f"{who}: whether less or more of {self.monitor!r} is better is not known here; say which, as in "
+            f"{who}: it is unknown whether less or more is better for {self.monitor!r}; say which, as in "
             f'xn.{who}({self.monitor!r}, mode="min"), or mode="max"'
         )
 
@@ -61,17 +61,17 @@ class Watching(Configured, Callback):
         if best is not None and (isinstance(best, bool) or not isinstance(best, int | float) or math.isnan(best)):
             raise ValueError(f"{type(self).__name__}: best is {best!r:.80}, expected a number or None")
         if not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError(f"{type(self).__name__}: it counts {counts!r:.80}, expected whole numbers of at least 0")
+            raise ValueError(f"{type(self).__name__}: its counts are {counts!r:.80}, expected whole numbers from 0 on")
 
     def train_begin(self, run: Run) -> None:
         self._reset()
 
     def improved(self, run: Run) -> bool:
-        """Compare the epoch just finished with the best so far, and update it."""
+        """Whether the finished epoch is the best so far; update `best`, `best_epoch` and `wait`."""
         if self.monitor not in run.history:
             raise self.missing(run.history)
         value = run.history[self.monitor][-1]
-        gain = math.inf if self.best is None else (self.best - value if self.falls else value - self.best)
+        gain = math.inf if self.best is None else (self.best - value if self.less_is_better else value - self.best)
         if math.isnan(value) or not gain > self.min_delta:
             self.wait += 1
             return False
@@ -79,16 +79,16 @@ class Watching(Configured, Callback):
         return True
 
     def missing(self, measures: Iterable[str]) -> ValueError:
-        """The error for a measure that is not recorded."""
+        """Return the error for a measure that is not recorded."""
         return ValueError(
             f"{type(self).__name__}: no {self.monitor!r} in the history, which has {', '.join(map(repr, measures))}. "
-            "What begins with val_ needs fit's validation_data (an estimator: early_stopping=True); a callback that "
-            "records it must come before this one"
+            "A measure that begins with val_ needs fit's validation_data (an estimator: early_stopping=True); a "
+            "callback that records a measure must come before this one"
         )
 
 
 def is_scorer(name: str) -> bool:
-    """Whether scikit-learn has a scorer of this name; of all its scorers more is better."""
+    """Whether scikit-learn has a scorer of this name; for all its scorers, more is better."""
     try:
         from sklearn.metrics import get_scorer_names
     except ImportError:
@@ -120,7 +120,7 @@ class EarlyStopping(Watching):
         super()._reset()
         self.best_params: dict[str, Array] = {}
         self.best_state: dict[str, Array] = {}
-        self.sound = False  # whether a loss with them is known to be finite
+        self.sound = False  # whether the loss of these parameters is known to be finite
 
     def check_memory(self, memory: Mapping[str, Any], net: Placed) -> None:
         super().check_memory(memory, net)
@@ -135,7 +135,7 @@ class EarlyStopping(Watching):
         if self.improved(run):
             self.sound = math.isfinite(run.history.get("val_loss", [math.nan])[-1])
             if self.restore_best:
-                self.best_params, self.best_state = run.net.params, run.net.state  # never written to
+                self.best_params, self.best_state = run.net.params, run.net.state  # later steps do not write to these
         elif self.wait >= self.patience:
             run.stop = True
 
@@ -155,7 +155,7 @@ class ReduceOnPlateau(Watching):
     The next `cooldown` epochs are not counted, and the rate never falls below `min_rate`. Each epoch's rate is recorded
     in the history as "learning_rate". The optimizer's learning rate must be a number, not a schedule.
 
-    The same as PyTorch's ReduceLROnPlateau with patience - 1 and threshold_mode="abs", Keras's with cooldown + 1.
+    It equals PyTorch's ReduceLROnPlateau with patience - 1 and threshold_mode="abs", and Keras's with cooldown + 1.
 
     >>> xn.ReduceOnPlateau("val_loss", factor=0.5, patience=3)
     ReduceOnPlateau(factor=0.5, patience=3)
