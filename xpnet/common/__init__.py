@@ -1,1 +1,1 @@
-"""Checks, settings and messages that every module may use; imports nothing else of the package."""
+"""Checks, settings and messages for all modules of the package."""

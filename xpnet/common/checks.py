@@ -1,4 +1,4 @@
-"""Checks of settings and of what a custom class returns. `name` begins the error message: "Dense: in_features"."""
+"""Checks of settings and of return values of custom classes. `name` begins error messages: "Dense: in_features"."""
 
 import math
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-PAIRS = {  # what methods of custom classes return
+PAIRS = {  # the pairs that methods of custom classes must return
     "forward": "(y, cache)",
     "backward": "(dx, {name: gradient})",
     "terms": "(terms, gradient)",
@@ -19,7 +19,7 @@ PAIRS = {  # what methods of custom classes return
 
 
 def integer(name: str, value: object, least: int = 1) -> int:
-    """Return `value` as an int from `least` to the largest length of an array; ValueError for anything else."""
+    """Return `value` as an int, from `least` to the largest length of an array. Raises ValueError for anything else."""
     number = -1 if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) else int(value)
     if not least <= number <= sys.maxsize:
         most = f" and at most {sys.maxsize}" if number > sys.maxsize else ""
@@ -28,14 +28,14 @@ def integer(name: str, value: object, least: int = 1) -> int:
 
 
 def whole(name: str, value: object) -> int:
-    """A whole number of at most 32 bits, which may be negative."""
+    """Return `value` as an int of at most 32 bits, which may be negative."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) or not -(2**31) <= int(value) < 2**31:
         raise ValueError(f"{name} must be a whole number from {-(2**31)} to {2**31 - 1}, got {brief(value)}")
     return int(value)
 
 
 def seed(name: str, value: Any) -> int | None:
-    """A seed for a generator: a whole number of at least 0, of any length, or None."""
+    """Return the seed of a random generator: an int of at least 0, of any size, or None."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
@@ -44,7 +44,7 @@ def seed(name: str, value: Any) -> int | None:
 
 
 def choice(name: str, value: object, options: Collection[str]) -> str:
-    """Return `value` if it is one of the named options."""
+    """Return `value` if it is one of the options."""
     if isinstance(value, str) and value in options:
         return value
     *most, last = (f'"{option}"' for option in options)
@@ -52,7 +52,7 @@ def choice(name: str, value: object, options: Collection[str]) -> str:
 
 
 def brief(value: object) -> str:
-    """`repr(value)` for a message, or the type in words if that is long or of several lines, as a data frame's."""
+    """Return `repr(value)` for a message, or the type in words if the repr is long or has several lines."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"  # Python refuses to write a very long one
     text = repr(value)
@@ -60,7 +60,7 @@ def brief(value: object) -> str:
 
 
 def kind_of(x: object) -> str:
-    """The type of `x` in words: "None", "a list", "the class ReLU"."""
+    """Return the type of `x` in words: "None", "a list", "the class ReLU"."""
     if x is None:
         return "None"
     if isinstance(x, type):
@@ -70,39 +70,41 @@ def kind_of(x: object) -> str:
 
 
 def flag(name: str, value: object, of_a_word: str = "") -> bool:
-    """True or False; a merely truthy value, such as the word "False", is refused. `of_a_word` is added for a str."""
+    """Return True or False. Raises ValueError for values that are only truthy, such as "False"; its message ends with
+    `of_a_word` for a str.
+    """
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     raise ValueError(f"{name} must be True or False, got {brief(value)}{of_a_word if isinstance(value, str) else ''}")
 
 
 def positive(name: str, value: object) -> float:
-    """A finite number above 0."""
+    """Return `value` as a finite float above 0."""
     return _number(name, value, "above 0 and finite", lambda v: 0 < v < math.inf)
 
 
 def non_negative(name: str, value: object) -> float:
-    """A finite number, 0 or above."""
+    """Return `value` as a finite float of at least 0."""
     return _number(name, value, "at least 0 and finite", lambda v: 0 <= v < math.inf)
 
 
 def fraction(name: str, value: object) -> float:
-    """A number in [0, 1)."""
+    """Return `value` as a float in [0, 1)."""
     return _number(name, value, "at least 0 and below 1", lambda v: 0 <= v < 1)
 
 
 def proportion(name: str, value: object) -> float:
-    """A number in (0, 1)."""
+    """Return `value` as a float in (0, 1)."""
     return _number(name, value, "above 0 and below 1", lambda v: 0 < v < 1)
 
 
 def finite(name: str, value: object) -> float:
-    """Any finite number."""
+    """Return `value` as a finite float."""
     return _number(name, value, "a finite number", lambda v: -math.inf < v < math.inf)
 
 
 def path(name: str, value: Any) -> str:
-    """The path of a file or folder as str; not a number, which `open` would take for a file descriptor."""
+    """Return a path as str. Raises TypeError for anything else, such as an int, which `open` takes as a descriptor."""
     try:
         return os.fsdecode(value)
     except TypeError:
@@ -121,7 +123,7 @@ def _number(name: str, value: object, expected: str, holds: Callable[[float], bo
 
 
 def require(name: str, given: object, needed: Sequence[str], example: str, there_are: Collection[str] = ()) -> None:
-    """Require an object with the `needed` methods, such as a loss or an optimizer: not a name, a class, a network."""
+    """Raise TypeError unless `given` is an object with the `needed` methods, rather than a name, class or network."""
     lacking = [method for method in needed if not hasattr(given, method)]
     if isinstance(given, type) or lacking == list(needed) or hasattr(given, "output_shape"):  # a network
         hint = f"; there are {', '.join(there_are)}" if isinstance(given, str) and there_are else ""
@@ -131,7 +133,7 @@ def require(name: str, given: object, needed: Sequence[str], example: str, there
 
 
 def pair_from(thing: object, method: str, given: Any) -> tuple[Any, Any]:
-    """Return what `thing.method` gave if it is the pair in `PAIRS`; an array of two rows would unpack as well."""
+    """Return what `thing.method` gave if it is the tuple in `PAIRS`; an array of two rows would unpack as well."""
     if isinstance(given, tuple) and len(given) == 2:
         first, second = given
         if method == "forward":
@@ -155,7 +157,7 @@ def mapping_from(thing: object, method: str, given: Any) -> Mapping[str, Any]:
 
 
 def printable(text: object, most: int) -> str:
-    """`text` in at most `most` characters, with control characters, which a terminal would obey, escaped."""
+    """Return `text` in at most `most` characters, with control characters, which a terminal would execute, escaped."""
     text = str(text)
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text[:most])
     return shown if len(text) <= most and len(shown) <= most else f"{shown[: most - 3]}..."

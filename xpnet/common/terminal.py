@@ -1,4 +1,4 @@
-"""Terminal output that never ends a training: a closed terminal or a broken pipe is ignored."""
+"""Terminal output that never fails: a closed terminal or a broken pipe is ignored."""
 
 from typing import Any
 
@@ -44,5 +44,5 @@ def broken(stream: Any) -> bool:
 
 
 def tell(text: str, stream: Any) -> None:
-    """Print a line to a stream and flush it; None prints nothing, as `sys.stderr` is in a program without a console."""
+    """Print a line to a stream and flush it; None, as `sys.stderr` is without a console, prints nothing."""
     print(text, file=Outlet(stream), flush=True)

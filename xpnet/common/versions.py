@@ -1,4 +1,4 @@
-"""The versions of everything that takes part, for a report of a bug."""
+"""Versions of xpnet and the packages it uses, for bug reports."""
 
 import os
 import sys
@@ -12,7 +12,9 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """The versions of xpnet, Python, the system and the packages that are installed, by name; nothing is imported."""
+    """Return the versions of xpnet, Python, the system and the packages that xpnet may use, without importing them;
+    and the environment variables that begin with XPNET_.
+    """
     import platform
     from importlib import metadata
 
@@ -26,9 +28,9 @@ def versions() -> dict[str, str]:
 
 
 def show_versions() -> None:
-    """Print the versions of xpnet, Python, the system and the packages that xpnet may use, for a report of a bug.
+    """Print the versions of xpnet, Python, the system and the packages that xpnet may use, for a bug report.
 
-    BLAS, and the processor that its code is for, are among them where threadpoolctl is installed.
+    If threadpoolctl is installed, they include BLAS and the processor that its code is for.
 
     >>> xn.show_versions()
     xpnet ...

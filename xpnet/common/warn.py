@@ -3,7 +3,7 @@
 import sys
 import warnings
 
-SKIPPED = "xpnet", "numba", "sklearn", "joblib"  # packages whose frames are not the user's
+SKIPPED = "xpnet", "numba", "sklearn", "joblib"  # packages whose frames are skipped
 
 
 def warn(message: str, category: type[Warning]) -> None:
