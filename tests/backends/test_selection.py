@@ -20,7 +20,7 @@ from xpnet.backends.cupy import CuPy
 @pytest.fixture
 def fresh(monkeypatch):
     """No backend made yet, and none of CuPy's devices tried."""
-    monkeypatch.setattr(backend_module, "_made", {})
+    monkeypatch.setattr(backend_module, "_backends", {})
     CuPy._computes.cache_clear()
     yield
     CuPy._computes.cache_clear()

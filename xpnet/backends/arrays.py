@@ -18,7 +18,7 @@ DTYPES = ("float32", "float64")
 
 
 class Library(NamedTuple):
-    """The module of a library's array functions, and its class of backends; properties of these functions."""
+    """The module of a library's array functions, the name of its Backend class, and properties of the functions."""
 
     module: str
     backend: str
@@ -39,7 +39,7 @@ _floating: dict[tuple[type, Any], Namespace] = {}
 
 
 def namespace(x: Array, who: object = "xpnet") -> Namespace:
-    """The array API functions for array `x`; cached by type. TypeError if it is no array; `who` begins the message.
+    """Return the array API functions for array `x`, cached by type. Raises TypeError, with `who`, if it is no array.
 
     >>> import numpy as np
     >>> float(xn.ops.namespace(np.ones(3)).exp(np.zeros(1))[0])
@@ -57,10 +57,10 @@ def namespace(x: Array, who: object = "xpnet") -> Namespace:
 
 
 def floating(x: Array, who: object) -> Namespace:
-    """`namespace` of a float32 or float64 array; TypeError for anything else."""
+    """As `namespace`, but raise TypeError for anything but an array of float32 or float64."""
     try:
         return _floating[type(x), x.dtype]
-    except (AttributeError, KeyError, TypeError):  # not cached, no array, or a dtype without a hash
+    except (AttributeError, KeyError, TypeError):  # not cached, not an array, or an unhashable dtype
         xp = namespace(x, who)
     if library(xp) is None or isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{who}: expected a plain array of {', '.join(LIBRARIES)}, got {kind_of(x)}")
@@ -71,17 +71,17 @@ def floating(x: Array, who: object) -> Namespace:
 
 
 def is_array(x: object) -> bool:
-    """Whether `x` is an array of a library known to array-api-compat."""
+    """Whether `x` is an array of any library that array-api-compat knows."""
     return bool(compat().is_array_api_obj(x))
 
 
 def library(xp: Namespace) -> str | None:
-    """The name of the library with these functions, None if it is not supported."""
+    """Return the name of the library with these functions, None if it is not supported."""
     return next((name for name, library in LIBRARIES.items() if library.module == xp.__name__), None)
 
 
 def library_of(x: Array, who: str = "xpnet") -> str:
-    """The name of the library of array `x`; TypeError if it is not supported."""
+    """Return the name of the library of array `x`. Raises TypeError if it is not supported."""
     name = library(namespace(x, who))
     if name is None:
         raise TypeError(f"{who}: expected an array of {', '.join(LIBRARIES)}, got {kind_of(x)}")
@@ -89,14 +89,14 @@ def library_of(x: Array, who: str = "xpnet") -> str:
 
 
 def is_compiled(xp: Namespace) -> bool:
-    """Whether a compiler fuses these calls (JAX)."""
+    """Whether a compiler fuses calls of these functions (JAX)."""
     return bool(xp.__name__ == LIBRARIES["jax"].module)
 
 
 @functools.cache
 def is_plain(xp: Namespace) -> bool:
-    """Whether the plainest formula is the fastest: a compiler fuses the calls (JAX), or each call launches a kernel
-    and returns C order whatever the order of its arguments (CuPy).
+    """Whether the simplest formula is the fastest, because a compiler fuses the calls (JAX), or because each call
+    launches a kernel and returns C order for arguments in any order (CuPy).
     """
     name = library(xp)
     return name is not None and LIBRARIES[name].plain
@@ -104,24 +104,24 @@ def is_plain(xp: Namespace) -> bool:
 
 @functools.cache
 def scans(xp: Namespace) -> bool:
-    """Whether `all(isfinite(x))` is as fast as `max(abs(x))`, each call being one quick pass."""
+    """Whether `all(isfinite(x))` is as fast as `max(abs(x))`."""
     name = library(xp)
     return name is not None and LIBRARIES[name].scans
 
 
 @functools.cache
 def compat() -> Any:
-    """The array-api-compat package, imported when it is first needed."""
+    """Return the array-api-compat package, imported on first use."""
     return importlib.import_module("array_api_compat")
 
 
 def device_of(x: Array) -> Any:
-    """The device of array `x`, as creation functions take it."""
+    """Return the device of array `x`, as creation functions take it."""
     return compat().device(x)
 
 
 def dtype_name(dtype: object) -> str:
-    """The name of a dtype, given as a name or as any library's dtype object: numpy.float32 -> "float32"."""
+    """Return the name of a dtype, given as a name or as any library's dtype object: numpy.float32 -> "float32"."""
     try:
         return _dtype_name(dtype)
     except TypeError:  # not hashable, such as a list

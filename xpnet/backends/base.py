@@ -1,4 +1,4 @@
-"""Backends: one array library on one device each, found by name or by one of its arrays."""
+"""Backends: each is an array library on a device, found by name or by an array."""
 
 import contextlib
 import functools
@@ -13,8 +13,8 @@ import numpy as np
 from ..common.checks import brief, kind_of
 from .arrays import DTYPES, LIBRARIES, Array, Namespace, device_of, dtype_name, is_array, library, library_of, namespace
 
-KINDS = "bool|(u?int|float|bfloat|complex)[0-9]+"  # names of dtypes; compiled when first matched, which takes a while
-BUFFER = 1024  # entries: NumPy copies rows of a matrix before it adds a column if two fit into its buffer
+KINDS = "bool|(u?int|float|bfloat|complex)[0-9]+"  # names of dtypes; compiled on first use, which takes a while
+BUFFER = 1024  # entries: if two rows of a matrix fit into its buffer, NumPy copies them before it adds a column
 
 
 class BackendUnavailableError(RuntimeError):
@@ -49,17 +49,19 @@ class Backend:
         try:
             importlib.import_module(self.name)
             self.xp = importlib.import_module(LIBRARIES[self.name].module)
-        except (ImportError, OSError, RuntimeError) as error:  # not installed, or its own libraries are not
+        except (ImportError, OSError, RuntimeError) as error:  # it or a library that it needs is not installed
             raise BackendUnavailableError(
                 f"backend {self.name!r}: the library cannot be imported ({error}). To install it: {self.install}"
             ) from error
 
     def asarray(self, x: Any, dtype: object = None) -> Array:
-        """`x`, a NumPy array, list, number or array of this library, as an array here; may share memory."""
+        """Return `x`, a NumPy array, list, number or array of this library, as an array on this device; it may share
+        memory.
+        """
         return self.xp.asarray(x, dtype=self.dtype(dtype), device=self.device)
 
     def dtype(self, dtype: object) -> Any:
-        """This library's dtype object for a name such as "float32"; None stays None."""
+        """Return this library's dtype object for a name such as "float32"; None stays None."""
         if dtype is None:
             return None
         name = dtype_name(dtype)
@@ -68,20 +70,19 @@ class Backend:
         return getattr(self.xp, name)
 
     def adopt(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
-        """A user's `x`, an array of NumPy or of this library, or a list, as an array of real numbers here.
-
-        Raises as `checked`.
+        """Return a user's `x`, an array of NumPy or of this library, or a list, as an array of real numbers on this
+        device. Raises as `checked` does.
         """
         return self.brought(self.checked(who, x, remedy))
 
     def brought(self, x: Array) -> Array:
-        """An array of NumPy or of this library, here."""
+        """Return an array of NumPy or of this library as an array on this device."""
         if isinstance(x, np.ndarray) and not x.dtype.isnative:  # as in FITS files
             x = x.astype(x.dtype.newbyteorder("="))
         return self.asarray(x)
 
     def checked(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
-        """A user's `x`, where it is, as an array of real numbers of NumPy or of this library.
+        """Return a user's `x` as an array of real numbers of NumPy or of this library, without moving it.
 
         Raises TypeError for an array of another library and for dtypes other than bool, integers, float32 and float64,
         ValueError for masked entries and rows of different lengths. `who` begins the message; `remedy` ends that for a
@@ -120,35 +121,35 @@ class Backend:
         return is_array(x) and namespace(x) is self.xp
 
     def to_numpy(self, a: Array) -> np.ndarray:
-        """The values of `a` as a NumPy array on the host."""
+        """Return `a` as a NumPy array."""
         return np.asarray(a)
 
     def stack(self, values: Sequence[Any]) -> np.ndarray:
-        """Numbers and 0-d arrays of this library as float64 on the host, in one transfer."""
+        """Return numbers and 0-d arrays of this library as a float64 NumPy array, in one transfer."""
         if self.immediate:
             return np.array([float(value) for value in values])
         return self.to_numpy(self.xp.stack([self.asarray(value) for value in values])).astype(np.float64)
 
     def gatherer(self, order: np.ndarray) -> Callable[[Array, slice, int], Array]:
-        """A function that takes those of an array's rows along an axis that stand in a slice of this order."""
-        index = self.asarray(order)  # in one piece: the host may have to wait for the device
+        """Return a function of (array, rows, axis) that takes the entries `order[rows]` along an axis."""
+        index = self.asarray(order)  # moved at once, since the host may have to wait for the device
         return lambda a, rows, axis: self.xp.take(a, index[rows], axis=axis)
 
     @staticmethod
     def erf(x: Array) -> Array | None:
-        """2/√π ∫₀ˣ exp(-t²) dt by the library's own function, None where it has none; `ops.erf` is for use."""
+        """Return 2/√π ∫₀ˣ exp(-t²) dt by the library's own function, None if it has none. Use `ops.erf` instead."""
         return None
 
     @staticmethod
     def rows_added(rows: Array, ids: Array, n: int) -> Array | None:
-        """Of rows (M, D) the sums of those with the same one of n ids (M,), (n, D), by the library's own function; None
-        where it has none; `ops.rows_added` is for use.
+        """Return the sums (n, D) of the rows (M, D) with the same id, given their ids (M,) in [0, n), by the library's
+        own function; None if it has none. Use `ops.rows_added` instead.
         """
         return None
 
     @staticmethod
     def at_hand(x: Array) -> bool:
-        """Whether the numbers in x can be looked at, and waiting for them costs nothing."""
+        """Whether the host can read the entries of x without waiting for a device."""
         return True
 
     def synchronize(self) -> None:
@@ -156,11 +157,10 @@ class Backend:
 
     @contextlib.contextmanager
     def scope(self, autograd: bool = False) -> Iterator[None]:
-        """The context in which a network runs: on this device, in its own dtype, without warnings of overflow.
-
-        Autograd records nothing, unless `autograd` lets it. Only NumPy warns; the caller checks for NaN and infinity.
+        """Return the context in which a network runs: on this device, in its own dtype, without warnings of overflow,
+        which only NumPy gives; the caller checks for NaN and infinity. Autograd records only with `autograd`.
         """
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # restores the buffer size as well
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # at the end also restores the buffer size
             np.setbufsize(BUFFER)
             yield
 
@@ -170,13 +170,13 @@ class Backend:
         return "cpu" if self.device is None else str(self.device)
 
     def describe(self) -> str:
-        """Library, version and device, in words: "numpy 2.4.6 on cpu"."""
+        """Return library, version and device in words: "numpy 2.4.6 on cpu"."""
         return f"{self.name} {importlib.import_module(self.name).__version__} on {self.device_name}"
 
     def __repr__(self) -> str:
         return f"Backend({self.name!r}, device={self.device_name!r})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Backend":  # the default device may have changed
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Backend":  # a new one could get another default device
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:  # modules cannot be pickled
@@ -194,18 +194,18 @@ class Backend:
         return self.requested_device
 
     def _no_device(self, reason: object, remedy: str) -> BackendUnavailableError:
-        asked = self.requested_device
-        wanted = "no usable device" if asked is None else f"device {brief(asked)} cannot be used"
-        return BackendUnavailableError(f"backend {self.name!r}: {wanted} ({reason}). {remedy}")
+        requested = self.requested_device
+        fault = "no usable device" if requested is None else f"device {brief(requested)} cannot be used"
+        return BackendUnavailableError(f"backend {self.name!r}: {fault} ({reason}). {remedy}")
 
 
 # --- by name and by array ---------------------------------------------------------------------------------------------
 
-_made: dict[tuple[str, str], Backend] = {}
+_backends: dict[tuple[str, str], Backend] = {}  # by name and device
 
 
 def get_backend(name: str, device: Any = None) -> Backend:
-    """The backend `name` on `device`, as the library names it; None is the library's default device.
+    """Return the backend `name` on `device`, as the library names it; None is the library's default device.
 
     The default is CuPy's current device, `torch.get_default_device()`, JAX's `jax_default_device`. Names: "numpy",
     "cupy", "torch", "jax", "array_api_strict", and "auto": CuPy if a CUDA device computes, else NumPy. Raises
@@ -228,9 +228,9 @@ def get_backend(name: str, device: Any = None) -> Backend:
     kind = _class_named(name)
     default = kind() if device is None else None  # resolved now: the default may change
     key = name, f"default {default.device!r}" if default else repr(device)
-    if key not in _made:
-        _made[key] = default or kind(device)
-    return _made[key]
+    if key not in _backends:
+        _backends[key] = default or kind(device)
+    return _backends[key]
 
 
 @functools.cache
@@ -241,17 +241,17 @@ def _class_named(name: str) -> type[Backend]:
 
 @functools.cache
 def class_of(xp: Namespace) -> type[Backend]:
-    """The backend class of the library with these functions: it offers what the library has beyond the standard."""
+    """Return the Backend class of the library with these functions, with what the library has beyond the standard."""
     return _class_named(str(library(xp)))
 
 
 def backend_of(x: Array, who: str = "xpnet") -> Backend:
-    """The backend of array `x`, on its device; TypeError if its library is not supported."""
+    """Return the backend of array `x`, on its device. Raises TypeError if its library is not supported."""
     return get_backend(library_of(x, who), device_of(x))
 
 
 def on_host(a: Any, who: str = "xpnet: an argument") -> np.ndarray:
-    """An array of any library, a list or a data frame as a NumPy array.
+    """Return an array of any library, a list or a data frame as a NumPy array.
 
     Raises TypeError for anything else, ValueError for rows of different lengths and masked entries.
     """
@@ -259,14 +259,14 @@ def on_host(a: Any, who: str = "xpnet: an argument") -> np.ndarray:
         return a
     if isinstance(a, np.ndarray):
         if np.ma.is_masked(a):
-            raise ValueError(f"{who} has masked entries, whose numbers mean nothing: fill them or drop those rows")
+            raise ValueError(f"{who} has masked entries, which have no valid numbers: fill them or drop those rows")
         return np.asarray(a)
     if is_array(a):
         return backend_of(a, who).to_numpy(a)
     try:
         array = np.asarray(a)
     except ValueError as error:  # rows of different lengths
-        raise ValueError(f"{who} is no array: {error}") from error
+        raise ValueError(f"{who} is not an array: {error}") from error
     if array.ndim == 0 and array.dtype == object:  # a generator, a dict, None
         hint = "; of a sparse matrix give a.toarray()" if hasattr(a, "toarray") else ""
         raise TypeError(f"{who} is {kind_of(a)}, expected an array, a list of rows or a pandas frame{hint}")
@@ -274,5 +274,5 @@ def on_host(a: Any, who: str = "xpnet: an argument") -> np.ndarray:
 
 
 def shape_of(x: Any, who: str) -> tuple[int, ...]:
-    """The shape of an array, frame or list; raises as `on_host`."""
+    """Return the shape of an array, frame or list. Raises as `on_host` does."""
     return tuple(x.shape) if hasattr(x, "shape") else on_host(x, who).shape

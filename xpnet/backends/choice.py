@@ -11,8 +11,9 @@ from .base import Backend, get_backend
 
 Choice = tuple[str, Any]  # a backend's name and device
 
-_blocks: contextvars.ContextVar[tuple[Choice, ...]] = contextvars.ContextVar("blocks", default=())  # around the caller
-# the process's default is the last of these; each has a weak reference to the `use_backend` that chose it
+# the choices of the `with use_backend(...)` blocks around the caller, innermost last
+_blocks: contextvars.ContextVar[tuple[Choice, ...]] = contextvars.ContextVar("blocks", default=())
+# choices for the process, of which the last holds, each with a weak reference to the `use_backend` that made it
 _process: list[tuple[Choice, Callable[[], object]]] = [
     ((os.environ.get("XPNET_BACKEND") or "numpy", None), lambda: None)
 ]
@@ -37,7 +38,7 @@ class use_backend:  # noqa: N801  # reads as the function it is used as
         self.backend = get_backend(name, device)
         self._choice = name, device
         with _changing:
-            final = [i for i, (_, chosen_by) in enumerate(_process) if chosen_by() is None]  # begin no block any more
+            final = [i for i, (_, chosen_by) in enumerate(_process) if chosen_by() is None]  # can begin no block later
             del _process[: final[-1]]
             _process.append((self._choice, weakref.ref(self)))
 
@@ -45,7 +46,7 @@ class use_backend:  # noqa: N801  # reads as the function it is used as
         return f"use_backend({self.backend!r})"
 
     def __enter__(self) -> Backend:
-        with _changing:  # chosen for the block, not for the process
+        with _changing:  # the choice is for the block, not for the process
             _process[:] = [(choice, chosen_by) for choice, chosen_by in _process if chosen_by() is not self]
         _blocks.set((*_blocks.get(), self._choice))
         return self.backend
@@ -55,12 +56,12 @@ class use_backend:  # noqa: N801  # reads as the function it is used as
 
 
 def default_backend() -> Backend:
-    """The backend that `use_backend` or XPNET_BACKEND chose, else NumPy's."""
+    """Return the backend that `use_backend` or XPNET_BACKEND chose, else NumPy's."""
     return get_backend(*(_process[-1][0], *_blocks.get())[-1])
 
 
 def resolve(backend: str | Backend | None, device: Any) -> Backend:
-    """The backend for a name, a Backend, or None: the default."""
+    """Return the backend for a name or a Backend; the default for None."""
     if isinstance(backend, Backend):
         if device is not None:
             raise ValueError(f"{backend!r} has its device; give device={device!r} with a name, or neither")

@@ -11,7 +11,7 @@ import numpy as np
 from .arrays import Array
 from .base import Backend
 
-ONE_HOT = 2**24  # entries up to which ids are made one-hot: the product has the same bits each time, `add.at` has not
+ONE_HOT = 2**24  # entries of one-hot ids up to which rows are added by a product: unlike `add.at`, it is deterministic
 
 
 class CuPy(Backend):
@@ -29,7 +29,7 @@ class CuPy(Backend):
                 device = int(str(device).removeprefix("cuda").removeprefix(":") or 0)
             self.device = cupy.cuda.Device(getattr(device, "id", device))  # None: the current device
             works = self._computes(self.device.id)
-        except Exception as error:  # anything that CuPy, the driver or the compiler raise
+        except Exception as error:  # anything that CuPy, the driver or the compiler raises
             raise self._no_device(f"{type(error).__name__}: {error}", remedy) from error
         if not works:
             raise self._no_device("a sum of three numbers came out wrong", remedy)
@@ -37,7 +37,7 @@ class CuPy(Backend):
     @staticmethod
     @functools.cache
     def _computes(number: int) -> bool:
-        """Whether this device computes, tried once: a driver may be installed without a compiler or a working GPU."""
+        """Whether this device computes; a driver may be installed without a compiler or a working GPU."""
         cupy = importlib.import_module("cupy")
         with cupy.cuda.Device(number):
             return int(cupy.arange(3).sum()) == 3

@@ -1,4 +1,4 @@
-"""Dicts of arrays by name: a network's, which is read-only, and a layer's, which takes arrays of the same kind."""
+"""Dicts of arrays by name: read-only ones for networks, and ones for layers that take arrays of the same kind."""
 
 from collections.abc import Mapping
 from typing import Any, NoReturn, Self
@@ -8,7 +8,7 @@ from .arrays import Array, device_of, dtype_name, is_array, is_compiled, library
 
 
 class ReadOnlyDict(dict[str, Array]):
-    """A dict of arrays that raises TypeError with a remedy when written to. Its copies are plain dicts."""
+    """A dict of arrays that raises TypeError, with a remedy, when written to. Its copies are plain dicts."""
 
     remedy = ""
 
@@ -25,25 +25,25 @@ class ReadOnlyDict(dict[str, Array]):
 
 
 class NetworkArrays(ReadOnlyDict):
-    """All parameters or all statistics of a network; `what` is the network's attribute."""
+    """All parameters or all statistics of a network; `what` is the network's attribute, "params" or "state"."""
 
     def __init__(self, what: str, arrays: Mapping[str, Array]):
         super().__init__(arrays)
         self.remedy = (
-            f"net.{what} is a dict to read, and writing to it would not change the network: set arrays with "
-            f"net.set_{what}(net.{what} | {{name: array}}); dict(net.{what}) is a dict of your own"
+            f"net.{what} is read-only, since writing to it would not change the network: set arrays with "
+            f"net.set_{what}(net.{what} | {{name: array}}); dict(net.{what}) is a copy of your own"
         )
 
     def __setitem__(self, name: str, array: Array) -> None:
-        if array is not self.get(name):  # as after net.params[name] *= 2, in place on NumPy
+        if array is not self.get(name):  # the same array after net.params[name] *= 2, which NumPy does in place
             self._refuse()
 
 
 class LayerArrays(ReadOnlyDict):
     """The arrays of a layer in a network. Arrays of the same library, device, shape and dtype may replace them."""
 
-    remedy = "a layer of a network has always the same arrays by name: none can be added or taken out"
-    drawn = False  # whether the arrays are as `initialize` drew them
+    remedy = "the arrays of a layer in a network have fixed names: none can be added or removed"
+    drawn = False  # whether the arrays are still those that `initialize` drew
 
     def __setitem__(self, name: str, array: Array) -> None:
         self._check(name, array)
@@ -59,7 +59,7 @@ class LayerArrays(ReadOnlyDict):
         return self
 
     def replaced(self, arrays: Any) -> "LayerArrays":
-        """A copy with these arrays in place of all its own."""
+        """Return a copy with these arrays in place of all present ones."""
         if not isinstance(arrays, Mapping) or arrays.keys() != self.keys():
             given = ", ".join(map(str, arrays)) or "none" if isinstance(arrays, Mapping) else kind_of(arrays)
             expected = f"a layer of a network has the arrays {', '.join(self)}: expected a dict of them"
@@ -83,6 +83,6 @@ class LayerArrays(ReadOnlyDict):
 
 
 def described(a: Array) -> str:
-    """Library, dtype, shape and device of an array, in words."""
+    """Return the library, dtype, shape and device of an array in words."""
     device = "" if is_compiled(namespace(a)) else f" on {device_of(a)}"  # JAX's tracers have none
     return f"an array of {library_of(a)}, {dtype_name(a.dtype)}, of shape {tuple(a.shape)}{device}"

@@ -28,10 +28,10 @@ class JAX(Backend):
             try:
                 self.device = self._jax.devices(platform or None)[int(number or 0)]
             except (RuntimeError, IndexError, ValueError) as error:
-                raise self._no_device(error, "jax.devices() lists what there is.") from error
+                raise self._no_device(error, "jax.devices() lists the devices.") from error
 
     def dtype(self, dtype: object) -> Any:
-        """As in `Backend`; float64 sets `jax_enable_x64`, without which JAX has none."""
+        """As in `Backend`; float64 sets `jax_enable_x64`, which it requires."""
         if dtype is not None and dtype_name(dtype) == "float64" and not self._jax.config.jax_enable_x64:
             self._jax.config.update("jax_enable_x64", True)
         return super().dtype(dtype)
@@ -41,9 +41,9 @@ class JAX(Backend):
         if isinstance(x, np.ndarray) and x.dtype in (np.int64, np.uint64) and not self._jax.config.jax_enable_x64:
             x = x if (x == x.astype(f"{x.dtype.kind}4")).all() else x.astype(np.float64)
         if isinstance(x, self._jax.Array):  # jnp.asarray refuses arrays of another device, or of several
-            one = self._jax.sharding.SingleDeviceSharding  # a bare device would leave the mesh in the array's type
+            one = self._jax.sharding.SingleDeviceSharding  # with a device alone, the array's type would keep its mesh
             x = self._jax.device_put(x, one(self.device) if isinstance(self.device, self._jax.Device) else self.device)
-        with np.errstate(over="ignore"):  # JAX casts to float32; callers check for infinities
+        with np.errstate(over="ignore"):  # in a cast to float32; callers check for infinities
             return super().asarray(x, dtype)
 
     @property
@@ -51,13 +51,13 @@ class JAX(Backend):
         return f"{self.device.platform}:{self.device.id}"
 
     def stack(self, values: Sequence[Any]) -> np.ndarray:
-        """As in `Backend`, but one by one: jnp.stack takes 5 µs for each, and compiles for each new number of them."""
+        """As in `Backend`, but one by one: jnp.stack takes 5 µs for each value, and compiles for each new count."""
         if getattr(self.device, "platform", "cpu") != "cpu":
-            values = self._jax.device_get(values)  # pragma: no cover  # on a GPU in one transfer
+            values = self._jax.device_get(values)  # pragma: no cover  # from a GPU in one transfer
         return np.array([np.asarray(value) for value in values], dtype=np.float64)
 
     def gatherer(self, order: np.ndarray) -> Callable[[Array, slice, int], Array]:
-        """As everywhere, compiled: jnp.take itself costs several times as much."""
+        """As in `Backend`, but compiled: jnp.take itself takes several times as long."""
         take, index = _compiled_take(self._jax), order.astype(np.int32)
         return lambda a, rows, axis: take(a, index[rows], axis)
 
@@ -80,7 +80,7 @@ class JAX(Backend):
 
 @functools.cache
 def _compiled_take(jax: Any) -> Callable[[Array, Array, int], Array]:
-    """The entries of these numbers, none of them outside, along an axis."""
+    """Return a compiled function that takes entries along an axis, without checking their indices."""
 
     def take(a: Array, index: Array, axis: int) -> Array:
         return a.at[(slice(None),) * axis + (index,)].get(mode="promise_in_bounds")
@@ -91,7 +91,7 @@ def _compiled_take(jax: Any) -> Callable[[Array, Array, int], Array]:
 
 @functools.cache
 def _register(tree_util: Any) -> None:
-    """Register our dicts of arrays as pytrees."""
+    """Register xpnet's dicts of arrays as pytrees."""
     for cls in (NetworkArrays, LayerArrays):
         tree_util.register_pytree_with_keys(
             cls,

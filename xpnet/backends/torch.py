@@ -35,16 +35,16 @@ class Torch(Backend):
 
     def asarray(self, x: Any, dtype: object = None) -> Array:
         if isinstance(x, self._torch.Tensor):
-            x = x.detach()  # gradients are computed here, not by autograd
+            x = x.detach()  # xpnet computes gradients without autograd
         else:
-            x = np.require(x, requirements=["C", "W"])  # torch shares no read-only memory and no negative strides
+            x = np.require(x, requirements=["C", "W"])  # torch takes no read-only memory and no negative strides
         return self.xp.asarray(x, dtype=self.dtype(dtype), device=self.device)
 
     def checked(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
         if isinstance(x, self._torch.Tensor) and x.layout is not self._torch.strided:
             raise TypeError(f"{who} has the layout {x.layout}; expected a dense tensor: .to_dense() gives one")
         if isinstance(x, self._torch.Tensor) and x.is_meta:
-            raise TypeError(f'{who} is a tensor on the device "meta", which has no numbers; make it on "cpu"')
+            raise TypeError(f'{who} is a tensor on the device "meta", which has no data; create it on "cpu"')
         return super().checked(who, x, remedy)
 
     def to_numpy(self, a: Array) -> np.ndarray:
@@ -67,7 +67,7 @@ class Torch(Backend):
         zeros = rows.new_zeros((n, rows.shape[1]))
         if rows.device.type == "cpu":
             return zeros.index_add(0, ids, rows)
-        return zeros.index_put((ids,), rows, accumulate=True)  # there index_add's sums differ from run to run
+        return zeros.index_put((ids,), rows, accumulate=True)  # on a GPU, index_add is not deterministic
 
     @staticmethod
     def at_hand(x: Array) -> bool:
