@@ -24,7 +24,7 @@ __all__ = [
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), to full relative accuracy down to the smallest normal number, without overflow.
 
-    Raises TypeError for what is no array.
+    Raises TypeError for anything but an array.
 
     >>> import numpy as np
     >>> xn.ops.sigmoid(np.asarray([0.0, 100.0]))
@@ -38,7 +38,7 @@ def sigmoid(x: Array) -> Array:
 def clip(x: Array, low: float, high: float) -> Array:
     """min(max(x, low), high).
 
-    Raises TypeError for what is no array.
+    Raises TypeError for anything but an array.
 
     >>> import numpy as np
     >>> xn.ops.clip(np.asarray([-1.0, 0.5, 2.0]), 0.0, 1.0)
@@ -51,7 +51,7 @@ def clip(x: Array, low: float, high: float) -> Array:
 def sign(x: Array) -> Array:
     """1, 0 or -1, without waiting for the device as CuPy's own does.
 
-    x is an array of any shape. Raises TypeError for what is no array.
+    x is an array of any shape. Raises TypeError for anything but an array.
 
     >>> import numpy as np
     >>> xn.ops.sign(np.asarray([-2.0, 0.0, 3.0]))
@@ -64,7 +64,7 @@ def sign(x: Array) -> Array:
 def erf(x: Array) -> Array:
     """2/√π ∫₀ˣ exp(-t²) dt, to the dtype's rounding: the library's own, or where it has none one of those below.
 
-    x is a floating array of any shape. Raises TypeError for what is no array.
+    x is a floating array of any shape. Raises TypeError for anything but an array.
 
     >>> import numpy as np
     >>> xn.ops.erf(np.asarray([0.0, 10.0]))
@@ -148,7 +148,7 @@ def _polynomial(x: Array, coefficients: Sequence[Any]) -> Array:
 def softmax(z: Array) -> Array:
     """exp(z) / Σ_K exp(z) over the last axis, with its maximum subtracted first.
 
-    z is (N, ..., K). Raises TypeError for what is no array.
+    z is (N, ..., K). Raises TypeError for anything but an array.
 
     >>> import numpy as np
     >>> xn.ops.softmax(np.asarray([[0.0, 0.0]]))
@@ -162,7 +162,7 @@ def softmax(z: Array) -> Array:
 def one_hot(labels: Array, classes: int, dtype: object) -> Array:
     """Integer labels (N, ...) as rows with a single 1, (N, ..., K); of (N,) the batch contiguous as in `linear`.
 
-    `classes` is K, `dtype` the result's, by name or as the library has it. Raises TypeError for what is no array.
+    `classes` is K, `dtype` the result's, by name or as the library has it. Raises TypeError for anything but an array.
 
     >>> import numpy as np
     >>> xn.ops.one_hot(np.asarray([0, 2]), 3, "float32")
@@ -179,7 +179,7 @@ def one_hot(labels: Array, classes: int, dtype: object) -> Array:
 def rows_added(rows: Array, ids: Array, n: int) -> Array:
     """Of rows (M, D) the sums of those with the same one of n ids (M,), (n, D): the library's own, or a product.
 
-    Raises TypeError for what is no array.
+    Raises TypeError for anything but an array.
 
     >>> import numpy as np
     >>> xn.ops.rows_added(np.asarray([[1.0], [2.0], [3.0]]), np.asarray([0, 1, 0]), 2)
@@ -194,7 +194,7 @@ def rows_added(rows: Array, ids: Array, n: int) -> Array:
 def matrix(x: Array) -> Array:
     """x (N, ..., D) as a matrix (N ..., D), a row of it for each position.
 
-    Raises TypeError for what is no array.
+    Raises TypeError for anything but an array.
 
     >>> import numpy as np
     >>> xn.ops.matrix(np.ones((2, 3, 4))).shape
@@ -212,7 +212,7 @@ def linear(x: Array, weight: Array) -> Array:
     classes are several times faster so. Not on JAX, whose compiler chooses the layout, nor on CuPy, whose elementwise
     functions return C order.
 
-    Raises TypeError for what is no array.
+    Raises TypeError for anything but an array.
 
     >>> import numpy as np
     >>> xn.ops.linear(np.asarray([[1.0, 2.0]]), np.asarray([[1.0], [10.0]]))
@@ -225,7 +225,7 @@ def linear(x: Array, weight: Array) -> Array:
 def sum_over_batch(x: Array) -> Array:
     """Column sums, (N, D) -> (D,): as a product with ones, since BLAS is faster than NumPy's and PyTorch's `sum`.
 
-    x is a floating array (N, D). Raises TypeError for what is no array.
+    x is a floating array (N, D). Raises TypeError for anything but an array.
 
     >>> import numpy as np
     >>> xn.ops.sum_over_batch(np.asarray([[1.0, 2.0], [3.0, 4.0]]))
@@ -242,7 +242,7 @@ def sum_over_batch(x: Array) -> Array:
 def dot_over_batch(x: Array, y: Array) -> Array:
     """Column sums of x * y, (N, D) and (N, D) -> (D,), on NumPy and PyTorch without forming the product.
 
-    Raises TypeError for what is no array.
+    Raises TypeError for anything but an array.
 
     >>> import numpy as np
     >>> xn.ops.dot_over_batch(np.asarray([[1.0, 2.0], [3.0, 4.0]]), np.ones((2, 2)))
@@ -287,7 +287,7 @@ def random_keep(key: Array, shape: tuple[int, ...], rate: float, first: int = 0,
     A counter-based generator: each position is hashed with the key, so there is no state to advance on the host. The
     hash is lowbias32 (C. Wellons, "Prospecting for hash functions", 2018) in wrapping int32 arithmetic.
 
-    Raises TypeError for what is no array.
+    Raises TypeError for anything but an array.
 
     >>> import numpy as np
     >>> kept = xn.ops.random_keep(np.asarray([1, 2], dtype="int32"), (1000, 100), 0.5)
@@ -333,7 +333,7 @@ def split(flat: Array, shapes: Iterable[tuple[int, ...]]) -> list[Array]:
 def sum_of_squares(x: Array) -> Array:
     """Σ x², 0-d, without forming the squares.
 
-    x is a floating array of any shape. Raises TypeError for what is no array.
+    x is a floating array of any shape. Raises TypeError for anything but an array.
 
     >>> import numpy as np
     >>> float(xn.ops.sum_of_squares(np.asarray([3.0, 4.0])))
@@ -346,7 +346,7 @@ def sum_of_squares(x: Array) -> Array:
 def all_finite(*arrays: Array) -> bool:
     """Whether every entry is finite. Waits for the device once.
 
-    `arrays` are of one backend. Raises TypeError for what is no array.
+    `arrays` are of one backend. Raises TypeError for anything but an array.
 
     >>> import numpy as np
     >>> xn.ops.all_finite(np.asarray([1.0, np.inf]))
