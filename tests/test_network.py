@@ -440,7 +440,7 @@ def test_layers_that_make_no_network_are_refused(build, error, words):
 @pytest.mark.parametrize(
     ("layer", "end"),
     [
-        ([xn.ReLU()], r"64, 32\); the layers of a list are given one by one: Sequential\(\*layers\)"),
+        ([xn.ReLU()], r"64, 32\); unpack a list of layers: Sequential\(\*layers\)"),
         (xn.ReLU, r"64, 32\): call the class, ReLU\(\.\.\.\)"),
         ("relu", r"64, 32\)"),
         (max, r"64, 32\)"),
@@ -537,5 +537,5 @@ def test_a_layer_that_is_made_in_a_call_says_so(lib):
         def forward(self, x, training=False):
             return xn.Dense(4, 3).forward(x, training)
 
-    with pytest.raises(RuntimeError, match="is to be an attribute of it, alone or in a list"):
+    with pytest.raises(RuntimeError, match="must be an attribute of it, alone or in a list"):
         xn.Sequential(xn.Dense(4, 4), Holder(4)).initialize(lib.backend).predict(good()[0])

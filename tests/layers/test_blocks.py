@@ -202,7 +202,7 @@ def test_setting_one_sets_its_layers():
     assert_same(dict(net.params), given)
     with pytest.raises(TypeError, match=r"set arrays with net\.set_params"):
         net.layers[1].params["dense.weight"] = np.zeros((4, 4))
-    with pytest.raises(AttributeError, match="params of a layer that holds layers are theirs"):
+    with pytest.raises(AttributeError, match="the params of a layer that holds layers are those of the layers"):
         net.layers[1].params = {}
 
 
@@ -257,7 +257,7 @@ def test_layers_among_the_settings_are_saved_with_them(tmp_path):
         (
             lambda: xn.Residual(xn.Dense(4, 3)),
             ValueError,
-            r"Residual\(Dense\(4, 3\)\): its layers make \(3,\) of \(4,\)",
+            r"Residual\(Dense\(4, 3\)\): its layers turn \(4,\) into \(3,\)",
         ),
         (lambda: xn.Residual(xn.Dense(4, 3), xn.Dense(4, 4)), ValueError, "Residual: layer 1 does not fit"),
         (lambda: xn.Residual(xn.ReLU), TypeError, r"Residual: layer 0 is .*call the class, ReLU\(\.\.\.\)"),
@@ -272,8 +272,8 @@ def test_layers_among_the_settings_are_saved_with_them(tmp_path):
         (lambda: xn.Branches(xn.ReLU(), axis=0), ValueError, "a whole number other than 0, the batch's axis, got 0"),
         (lambda: xn.Branches(xn.ReLU(), axis=True), ValueError, "a whole number other than 0"),
         (lambda: xn.Branches(xn.Dense(4, 3), merge="concat", axis=4), ValueError, r"of shape \(3,\) have no axis 4"),
-        (lambda: xn.Sequential(*[xn.Dense(4, 4)] * 2), ValueError, "stands in it twice; its arrays cannot be shared"),
-        (lambda: xn.Branches(*[Plain(4)] * 2), ValueError, "stands in it twice"),
+        (lambda: xn.Sequential(*[xn.Dense(4, 4)] * 2), ValueError, "occurs twice; its arrays cannot be shared"),
+        (lambda: xn.Branches(*[Plain(4)] * 2), ValueError, "occurs twice"),
     ],
 )
 def test_what_does_not_fit_is_refused_at_once(make, error, message):
@@ -294,7 +294,7 @@ def test_what_does_not_fit_is_refused_on_the_way(lib):
             return y[:, :2], cache
 
     x = lib.asarray(X)
-    with pytest.raises(ValueError, match=r"its layers make \(12, 2\) of \(12, 4\)"):
+    with pytest.raises(ValueError, match=r"its layers turn \(12, 4\) into \(12, 2\)"):
         xn.Residual(Cut()).forward(x)
     with pytest.raises(ValueError, match=r"give \(12, 2\), \(12, 4\), and these cannot be added"):
         xn.Branches(Cut(), xn.ReLU()).forward(x)

@@ -145,7 +145,7 @@ MUTANTS = [  # module, the line's part, what stands there instead, the case that
         "part @ xp.matrix_transpose(columns) / 2",
         "conv 1d",
     ),
-    ("layers/pooling.py", "in reversed(range(len(seen)))", "in range(len(seen) - 1)", "max pool 2d"),
+    ("layers/pooling.py", "in reversed(range(len(taps)))", "in range(len(taps) - 1)", "max pool 2d"),
     ("layers/pooling.py", "part = batch_last(dy) * share", "part = batch_last(dy)", "average pool 2d"),
     ("layers/pooling.py", "batch_last(dy) / math.prod(sizes)", "batch_last(dy)", "global average pool"),
     ("layers/shape.py", "return dy * self.scale, {}", "return dy, {}", "rescale"),

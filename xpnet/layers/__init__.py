@@ -1,6 +1,6 @@
-"""Layers, one idea per file. Each has its forward with its backward directly below, and both formulas above them.
+"""Layers, one idea per file: in each class both formulas, then forward, then backward directly below it.
 
-`__all__` is the one list of them: the package exports them, and model files may name them.
+`__all__` is the one list of them: the package exports these classes, and model files may name them.
 """
 
 from .activations import ELU, GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh

@@ -1,4 +1,4 @@
-"""The activations. Each is a function of x alone; dx = dy · f'(x), and Softmax's the whole Jacobian product."""
+"""Activations. Each is a function of x alone, with dx = dy · f'(x), or the Jacobian product for Softmax."""
 
 import math
 from typing import Any
@@ -98,7 +98,8 @@ class LeakyReLU(Layer):
 class ELU(Layer):
     """forward: y = x where x >= 0, else α (eˣ - 1)        backward: dx = dy where x >= 0, else dy α eˣ
 
-    The exponential is of min(x, 0), which cannot overflow. Source: Clevert, Unterthiner & Hochreiter 2016, eq. 15.
+    The exponential is taken of min(x, 0), so that it cannot overflow.
+    Source: Clevert, Unterthiner & Hochreiter 2016, eq. 15.
 
     `alpha` α is a finite number; raises ValueError for another.
 
@@ -155,7 +156,7 @@ class GELU(Layer):
 
     `approximate=True` has Φ(x) = (1 + tanh u) / 2 with u = √(2/π) (x + 0.044715 x³) and its derivative
     φ(x) = (1 - tanh² u) u' / 2 = 2 Φ(x) (1 - Φ(x)) u' instead: the form of GPT-2 and of PyTorch's `approximate="tanh"`.
-    Its y differs by up to 4.7e-4. Powers of x are taken of x clipped to where Φ is 0 or 1.
+    Its y differs by up to 4.7e-4. For powers, x is clipped to a range beyond which Φ is 0 or 1.
     Source: Hendrycks & Gimpel 2016, section 2.
 
     Raises ValueError for an `approximate` that is neither True nor False.
@@ -217,7 +218,7 @@ class Softmax(Layer):
     forward:   y_k  = e^{x_k} / Σ_j e^{x_j}
     backward:  dx_k = Σ_j dy_j y_j (δ_jk - y_k) = y_k (dy_k - Σ_j dy_j y_j)
 
-    Before cross-entropy, leave it out and use `SoftmaxCrossEntropy` on the logits: the same, and exact in the tails.
+    Instead of this layer before cross-entropy, use `SoftmaxCrossEntropy` on the logits, which is exact in the tails.
 
     >>> import numpy as np
     >>> xn.Softmax().forward(np.asarray([[0.0, 0.0]]))[0]

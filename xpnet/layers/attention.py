@@ -15,8 +15,8 @@ from .embedding import check_sequence
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-BLOCK = 2**18  # entries of P that are worked on at a time
-BLOCK_OF_DEVICES = 2**24  # the same where each call launches a kernel
+BLOCK = 2**18  # entries of P that are computed at a time
+BLOCK_OF_DEVICES = 2**24  # the same if each call launches a kernel
 
 
 class MultiHeadAttention(Layer):
@@ -40,15 +40,15 @@ class MultiHeadAttention(Layer):
     r_i = Σ_k dP_ik P_ik = Σ_k Σ_c dO_ic V_kc P_ik = Σ_c dO_ic O_ic, which needs no sum over positions. Where P is 0,
     above the diagonal, so is dS. The sums over all positions are matrix products of (N T, D).
 
-    A bias of K adds the same number, q_i · b, to all of a row of S, which softmax takes out again: the gradient is
-    exactly 0. Its sum over the positions would be rounding, which Adam turns into full steps.
+    A bias b of K adds the same number, q_i · b, to a whole row of S, which leaves its softmax unchanged: the gradient
+    is exactly 0. A sum over the positions would give a rounding error, which Adam turns into full steps.
 
     x (N, T, D); `qkv_weight` Wᵢ (D, 3 D), queries, keys and values side by side and the heads within each; `qkv_bias`
     bᵢ (3 D,); `out_weight` Wₒ (D, D); `out_bias` bₒ (D,). Weights start as `glorot_uniform` draws each of the four
-    (D, D), biases at zero. P is kept for backward and is the only array of its size: all else that large is computed
-    for some sequences at a time.
+    (D, D), biases at zero. P, kept for backward, is the only array of its size: the others are computed for a few
+    sequences at a time.
 
-    Raises ValueError for features that do not divide by the heads.
+    Raises ValueError if features are not a multiple of heads.
     Source: Vaswani et al. 2017, section 3.2.
 
     >>> xn.MultiHeadAttention(32, heads=4, causal=True).output_shape(("N", 10, 32))
@@ -90,7 +90,7 @@ class MultiHeadAttention(Layer):
         return self._attend(x, None)[0]
 
     def _attend(self, x: Array, kept: list[Array] | None) -> tuple[Array, tuple[Any, ...]]:
-        """y, and what its derivative needs, of P its parts, which are `kept` where there is a list for them."""
+        """Return y, and ([Q K V], P in blocks, O) for backward; the blocks are appended to `kept` unless it is None."""
         xp, params = floating(x, self), self.params
         check_sequence(self, x.shape, self.features, batched=True)
         qkv = ops.matrix(x) @ params["qkv_weight"]
@@ -118,7 +118,7 @@ class MultiHeadAttention(Layer):
         return self._backward(dy, cache)[1]
 
     def _backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
-        """[dQ dK dV], (N, T, 3 D), and the gradients."""
+        """Return [dQ dK dV], (N, T, 3 D), and the gradients."""
         x, qkv, kept, o = self.saved(cache, dy)
         xp, flat = namespace(dy), ops.matrix(dy)
         do = xp.reshape(flat @ self.params["out_weight"].T, dy.shape)
@@ -145,7 +145,7 @@ class MultiHeadAttention(Layer):
         return dqkv, grads
 
     def attention_maps(self, cache: Any) -> Array:
-        """P of the forward that made this cache, (N, h, T, T): for each position, how much it takes from each."""
+        """Return P, (N, h, T, T), from the cache of a forward: how much each position attends to each."""
         _, _, parts, _ = self.kept(cache)
         return namespace(parts[0]).concat(parts, axis=0)
 
@@ -155,27 +155,27 @@ class MultiHeadAttention(Layer):
         return float((self.features // self.heads) ** -0.5)
 
     def _masked(self, s: Array) -> Array:
-        """S with -∞ above the diagonal."""
+        """Return S with -∞ above the diagonal."""
         xp = namespace(s)
         position = xp.arange(s.shape[-1], device=device_of(s))
         return xp.where(position[:, None] >= position, s, -xp.inf)
 
     def _split(self, a: Array, parts: int) -> list[Array]:
-        """(n, T, parts D) -> that many (n, h, T, d), views where there are any."""
+        """Split (n, T, parts D) into arrays (n, h, T, d), as views where the library has them."""
         xp, (n, t, _) = namespace(a), a.shape
         heads = xp.reshape(a, (n, t, parts, self.heads, self.features // self.heads))
         return [xp.permute_dims(heads[:, :, i, :, :], (0, 2, 1, 3)) for i in range(parts)]
 
     def _joined(self, parts: list[Array]) -> Array:
-        """The inverse of `_split`."""
+        """Invert `_split`."""
         xp, (n, h, t, d) = namespace(parts[0]), parts[0].shape
         heads = xp.stack([xp.permute_dims(part, (0, 2, 1, 3)) for part in parts], axis=2)  # (n, T, parts, h, d)
         return xp.reshape(heads, (n, t, len(parts) * h * d))
 
     def _blocks(self, x: Array) -> list[slice]:
-        """The sequences in slices, so that all of P but the part that is worked on is there once."""
+        """Return slices of the sequences, for which P is computed one after another."""
         xp, (n, t, _) = namespace(x), x.shape
-        if is_compiled(xp):  # the compiler sees to it
+        if is_compiled(xp):  # the compiler decides how to split
             return [slice(0, n)]
         most = BLOCK if class_of(xp).at_hand(x) else BLOCK_OF_DEVICES
         return minibatches(n, max(1, most // (self.heads * t * t))) or [slice(0, 0)]

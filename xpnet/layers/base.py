@@ -1,4 +1,4 @@
-"""What a layer is: parameters and running statistics, and three pure functions of them."""
+"""The base class of layers: parameters and running statistics, and three pure functions of them."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -15,21 +15,20 @@ from ..common.settings import Configured
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-Shape = tuple[int | str | None, ...]  # a letter or None for the batch, None for a length not known
-
+Shape = tuple[int | str | None, ...]  # a letter or None for the batch, None for an unknown size
 
 ARRAYS = "params", "state"
 FUNCTIONS = "forward", "backward", "next_state"
 
 
 class NotYet(ReadOnlyDict):
-    """The arrays of a layer that has none so far: empty, unchangeable, and clear about what is missing."""
+    """The `params` and `state` of a layer without arrays: an empty dict whose errors say what is missing."""
 
     remedy = "assign the whole dict, as in layer.params = {name: array}: this one is shared by all layers"
 
     def __missing__(self, name: str) -> Array:
         raise RuntimeError(
-            f"a layer has no {name} yet: call net.initialize(backend=...) first; a layer that another one calls is to "
+            f"a layer has no {name} yet: call net.initialize(backend=...) first; a layer that another one calls must "
             "be an attribute of it, alone or in a list"
         )
 
@@ -38,8 +37,8 @@ NOT_YET = NotYet()
 
 
 class Collected:
-    """`params` or `state` of a layer that holds layers: theirs, by name. One that holds none has its own dict instead,
-    among its attributes, where Python looks first.
+    """The `params` or `state` of a layer that holds layers: all of theirs, by name. A layer without inner layers has a
+    dict of its own among its attributes, which takes precedence.
     """
 
     def __init__(self, kind: str):
@@ -55,7 +54,7 @@ class Collected:
 
 
 class Layer(Configured, ABC):
-    """The base of every layer. Your own defines `forward` and `backward`, and of the other methods those it needs.
+    """The base class of layers. Your own defines `forward` and `backward`, and other methods as needed.
 
     A layer holds `params` and `state` (dicts of arrays), its settings, and the layers within it. A call never changes
     it: the cache carries what backward needs, and only training assigns new parameters and statistics. Keep settings
@@ -83,30 +82,30 @@ class Layer(Configured, ABC):
     ['x']
     """
 
-    params: dict[str, Array] = Collected("params")  # type: ignore[assignment]  # assigned ones hide it
+    params: dict[str, Array] = Collected("params")  # type: ignore[assignment]  # a layer's own dict hides it
     state: dict[str, Array] = Collected("state")  # type: ignore[assignment]
-    least_state: ClassVar[Mapping[str, float]] = {}  # of a statistic's entries, such as 0 of a variance
-    input_shape: Shape | None = None  # without the batch, where the layer has one: the shortest that it takes
-    further_axes: int | None = None  # where an x of more axes has them, counted with the batch: 1, behind the batch
-    takes: str = "floats"  # what x is made of: of the network's dtype, or "integers" of the library's default one
-    vocabulary: int | None = None  # of a layer that takes integers, how many it knows, from 0; None leaves them alone
-    decays: bool = True  # whether its weights, of two axes or more, do where a decay is of weights alone
-    smallest_batch: int = 1  # rows; of fewer it may refuse to be trained, in its forward
-    formula: tuple[str, str] | None = None  # of forward and of backward, in plain text, for `net.explain`
+    least_state: ClassVar[Mapping[str, float]] = {}  # lower bounds of statistics by name, such as 0 for a variance
+    input_shape: Shape | None = None  # the shortest shape of a row of x, without the batch; None if any will do
+    further_axes: int | None = None  # the axis at which x may have more axes, the batch being 0; None if it may not
+    takes: str = "floats"  # or "integers": x then has the library's default integer dtype, not the network's dtype
+    vocabulary: int | None = None  # the number of ids, counted from 0, of a layer of integers; None: no check
+    decays: bool = True  # whether weight decay applies to its parameters with two axes or more
+    smallest_batch: int = 1  # rows: with fewer, its forward may raise in training
+    formula: tuple[str, str] | None = None  # of forward and backward, as text for `net.explain`
 
     _trainable = True
 
     @property
     def trainable(self) -> bool:
-        """Whether training changes the parameters; of a layer that holds others, whether any of them is trained.
+        """Whether training changes the parameters; of a layer that holds others, whether it changes any of theirs.
 
-        Setting it freezes or thaws all of them.
+        Setting it freezes or unfreezes all of them.
         """
         return any(leaf._trainable for _, leaf in self._leaves())
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        hint = ": an activation is a layer of its own, such as ReLU()"  # where Keras's layers take one by its name
+        hint = ": an activation is a layer of its own, such as ReLU()"  # Keras's layers take it by name here
         for child in self._children().values():
             child.trainable = value
         self._trainable = flag(f"{type(self).__name__}: trainable", value, hint)
@@ -115,90 +114,93 @@ class Layer(Configured, ABC):
         if name in ARRAYS:
             if self._children():
                 raise AttributeError(
-                    f"{name} of a layer that holds layers are theirs: set it there, or all with set_{name}"
+                    f"the {name} of a layer that holds layers are those of the layers: set them there, or all with "
+                    f"set_{name}"
                 )
-            if isinstance(held := vars(self).get(name), LayerArrays):
-                value = held.replaced(value)
+            if isinstance(arrays := vars(self).get(name), LayerArrays):
+                value = arrays.replaced(value)
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and files of objects are made from: the arrays in plain dicts, copies of the layers within."""
+        """Return the attributes for copies and pickles, with arrays in plain dicts and clones of the layers within."""
         with published.lock:
-            own = {name: mapped(value, Layer.clone) for name, value in vars(self).items()}
-        held = {name: value for name, value in own.items() if isinstance(value, LayerArrays)}
-        plain = {name: dict(arrays) for name, arrays in held.items()}
-        return own | plain | {"_drawn": {name: arrays.drawn for name, arrays in held.items()}}
+            attributes = {name: mapped(value, Layer.clone) for name, value in vars(self).items()}
+        arrays = {name: value for name, value in attributes.items() if isinstance(value, LayerArrays)}
+        plain = {name: dict(by_name) for name, by_name in arrays.items()}
+        return attributes | plain | {"_drawn": {name: by_name.drawn for name, by_name in arrays.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        own = dict(state)
-        for name, drawn in own.pop("_drawn", {}).items():
-            own[name] = LayerArrays(own[name])
-            own[name].drawn = drawn
-        vars(self).update(own)
+        attributes = dict(state)
+        for name, drawn in attributes.pop("_drawn", {}).items():
+            attributes[name] = LayerArrays(attributes[name])
+            attributes[name].drawn = drawn
+        vars(self).update(attributes)
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         for shapes, arrays in (("param_shapes", "initial_params"), ("state_shapes", "initial_state")):
-            if arrays in vars(cls) and shapes not in vars(cls):  # with other arrays go other shapes
+            if arrays in vars(cls) and shapes not in vars(cls):  # inherited shapes would not fit the class's arrays
                 setattr(cls, shapes, vars(Layer)[shapes])
 
     # --- the layers within it ---
 
     def _children(self) -> dict[str, "Layer"]:
-        """The layers that it holds, by name."""
+        """Return the layers that this layer holds, by name."""
         return dict(layers_in(vars(self)))
 
     def _leaves(self, prefix: str = "") -> list[tuple[str, "Layer"]]:
-        """Of the tree of layers from here on those that hold no others, each with its name."""
+        """Return the layers at any depth that hold no others, or this one if it holds none, each with its name."""
         children = self._children()
         if not children:
             return [(prefix.rstrip("."), self)]
         return [leaf for name, child in children.items() for leaf in child._leaves(f"{prefix}{name}.")]
 
     def _parts(self, prefix: str = "") -> list[tuple[str, "Layer"]]:
-        """The layers that, called one after another, do what this one does, each with its name."""
+        """Return layers that, called in sequence, compute the same as this one, each with its name."""
         return [(prefix.rstrip("."), self)]
 
     def _branches(self, prefix: str = "") -> list[list[tuple[str, "Layer"]]]:
-        """Chains of such layers, each of which is given x, if this one merges their outputs as its `merge` says."""
+        """Return sequences of layers, all applied to x, whose outputs this layer merges by `merge`; [] for others."""
         return []
 
     def _runs_as(self, kind: type["Layer"]) -> bool:
-        """Whether a training step may call the layers within as that class does: its methods are not overridden."""
+        """Whether a training step may call the layers within as the class `kind` does, since none of its methods is
+        overridden.
+        """
         return all(getattr(type(self), name, None) is getattr(kind, name) for name in FUNCTIONS)
 
     def prefixed(self, **arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """Gradients or statistics of the layers within, as its own: `prefixed(dense={"weight": dw})` gives
-        {"dense.weight": dw}. Of layers in a list: `prefixed(**{"blocks.0": ...})`.
+        """Return gradients or statistics of the layers within under their full names: `prefixed(dense={"weight": dw})`
+        gives {"dense.weight": dw}. For layers in a list: `prefixed(**{"blocks.0": ...})`.
         """
-        named = {child: mapping_from(self, "prefixed", own) for child, own in arrays.items()}
-        return {f"{child}.{name}": a for child, own in named.items() for name, a in own.items()}
+        checked = {child: mapping_from(self, "prefixed", by_name) for child, by_name in arrays.items()}
+        return {f"{child}.{name}": a for child, by_name in checked.items() for name, a in by_name.items()}
 
     def _of_children(self, method: str, *arguments: Any) -> dict[str, Any]:
-        """What a method gives for each of the layers within, by name."""
-        given = {n: mapping_from(c, method, getattr(c, method)(*arguments)) for n, c in self._children().items()}
-        return self.prefixed(**given)
+        """Call a method of each of the layers within; return all results under their full names."""
+        results = {n: mapping_from(c, method, getattr(c, method)(*arguments)) for n, c in self._children().items()}
+        return self.prefixed(**results)
 
-    # --- the arrays to start from ---
+    # --- initial arrays ---
 
     def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
-        """The parameters to start from, NumPy arrays drawn from `rng`: here those of the layers within, if any."""
+        """Return the initial parameters, NumPy arrays drawn from `rng`; by default those of the layers within."""
         return self._of_children("initial_params", rng)
 
     def initial_state(self, rng: "Generator") -> dict[str, np.ndarray]:
-        """The running statistics to start from: here those of the layers within, if any."""
+        """Return the initial running statistics; by default those of the layers within."""
         return self._of_children("initial_state", rng)
 
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of `initial_params`. Where a class has its own, they are drawn to see them; write your own for a
-        large layer.
+        """Return the shapes of `initial_params`. By default, a class with its own `initial_params` draws them for this;
+        override it for a large layer.
         """
         if type(self).initial_params is Layer.initial_params:
             return self._of_children("param_shapes")
         return {name: np.shape(a) for name, a in self.initial_params(np.random.default_rng(0)).items()}
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of `initial_state`."""
+        """Return the shapes of `initial_state`."""
         if type(self).initial_state is Layer.initial_state:
             return self._of_children("state_shapes")
         return {name: np.shape(a) for name, a in self.initial_state(np.random.default_rng(0)).items()}
@@ -207,24 +209,26 @@ class Layer(Configured, ABC):
 
     @abstractmethod
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
-        """The output y for input x, and the cache that `backward` takes; `training` is for layers that then differ."""
+        """Return the output y for input x, and the cache for `backward`; some layers compute other outputs in
+        `training`.
+        """
 
     @abstractmethod
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
-        """From dy = dL/dy: dx = dL/dx, and the gradients dL/dp under the names and in the shapes of `params`."""
+        """Return, for dy = dL/dy, dx = dL/dx and the gradients dL/dp under the names and in the shapes of `params`."""
 
     def backward_params(self, dy: Array, cache: Any) -> dict[str, Array]:
-        """The gradients alone, where nobody needs dx; worth overriding where dx costs much."""
+        """Return the gradients alone; worth overriding if dx takes long to compute."""
         grads: dict[str, Array] = pair_from(self, "backward", self.backward(dy, cache))[1]
         return grads
 
     def _infer(self, x: Array) -> Array:
-        """The output of `forward` in inference."""
+        """Return the output of `forward` in inference."""
         y: Array = pair_from(self, "forward", self.forward(x))[0]
         return y
 
     def next_state(self, cache: Any) -> dict[str, Array]:
-        """The running statistics after the call that made `cache`."""
+        """Return the running statistics after the call of forward that returned `cache`."""
         state = self.state
         if state and (holder := next(iter(self._children()), None)):
             raise TypeError(
@@ -235,64 +239,66 @@ class Layer(Configured, ABC):
 
     @classmethod
     def _tells_shape(cls) -> bool:
-        """Whether `output_shape` belongs to its `forward`: not where a class of the user's has only that of its own."""
+        """Whether `output_shape` fits `forward`: not if a user's class overrides `forward` alone."""
         if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
             return True
         return cls._describes("output_shape", "forward")
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """The shape of y for an x of this shape, with or without the batch axis; ValueError for an x it cannot take."""
+        """Return the shape of y for an x of this shape, with or without the batch axis. Raises ValueError for an x that
+        the layer cannot take.
+        """
         check_shape(self, input_shape)
         return input_shape
 
     # --- the arrays ---
 
     def assign_params(self, params: Mapping[str, Array]) -> None:
-        """Take these parameters as they are, in the order of those that are there: the vector of all keeps its own."""
+        """Assign these parameters without copying. Present ones keep their order, on which the flat vector depends."""
         with published:
-            for leaf, own in self._shares(params):
-                leaf._take("params", own) if leaf is self else leaf.assign_params(own)
+            for leaf, by_name in self._shares(params):
+                leaf._take("params", by_name) if leaf is self else leaf.assign_params(by_name)
 
     def assign_state(self, state: Mapping[str, Array]) -> None:
-        """Take these running statistics as they are, in the order of those that are there."""
+        """Assign these running statistics without copying. Present ones keep their order."""
         with published:
-            for leaf, own in self._shares(state):
-                leaf._take("state", own) if leaf is self else leaf.assign_state(own)
+            for leaf, by_name in self._shares(state):
+                leaf._take("state", by_name) if leaf is self else leaf.assign_state(by_name)
 
     def _take(self, kind: str, arrays: dict[str, Array]) -> None:
-        held = vars(self).get(kind, NOT_YET)
-        vars(self)[kind] = LayerArrays({name: arrays[name] for name in held if name in arrays} | arrays)
+        present = vars(self).get(kind, NOT_YET)
+        vars(self)[kind] = LayerArrays({name: arrays[name] for name in present if name in arrays} | arrays)
 
     def _shares(self, arrays: Mapping[str, Array]) -> list[tuple["Layer", dict[str, Array]]]:
-        """Each leaf with its share of these arrays, under its own names; leaves without one left out."""
+        """Return each leaf that has any of these arrays, with its arrays by their names in the leaf."""
         leaves = dict(self._leaves())
         shares: dict[str, dict[str, Array]] = {prefix: {} for prefix in leaves}
         for name, a in arrays.items():
-            prefix, own = "", name
-            while prefix not in shares and own:
-                more, _, own = own.partition(".")
+            prefix, rest = "", name
+            while prefix not in shares and rest:
+                more, _, rest = rest.partition(".")
                 prefix = f"{prefix}.{more}" if prefix else more
-            if own:
-                shares[prefix][own] = a
-        return [(leaves[prefix], own) for prefix, own in shares.items() if own]
+            if rest:
+                shares[prefix][rest] = a
+        return [(leaves[prefix], share) for prefix, share in shares.items() if share]
 
     @property
     def as_drawn(self) -> bool:
-        """Whether its arrays are those that `initialize` drew: not trained, loaded or set."""
-        return all(held.drawn for held in self._held())
+        """Whether all arrays are as `initialize` drew them: not trained, loaded or set."""
+        return all(arrays.drawn for arrays in self._layer_arrays())
 
     @as_drawn.setter
     def as_drawn(self, value: bool) -> None:
-        for held in self._held():
-            held.drawn = value
+        for arrays in self._layer_arrays():
+            arrays.drawn = value
 
-    def _held(self) -> list[LayerArrays]:
-        found = [vars(leaf).get(kind) for _, leaf in self._leaves() for kind in ARRAYS]
-        return [arrays for arrays in found if isinstance(arrays, LayerArrays)]
+    def _layer_arrays(self) -> list[LayerArrays]:
+        dicts = [vars(leaf).get(kind) for _, leaf in self._leaves() for kind in ARRAYS]
+        return [arrays for arrays in dicts if isinstance(arrays, LayerArrays)]
 
     def _check_drawn(self, arrays: Mapping[str, Any]) -> None:
-        """Refuse initial arrays of a layer that holds layers, if they are none of theirs."""
-        theirs = sum(len(own) for _, own in self._shares(arrays))
+        """Raise TypeError for initial arrays of a layer that holds layers, unless they belong to these layers."""
+        theirs = sum(len(share) for _, share in self._shares(arrays))
         if theirs < len(arrays):
             raise TypeError(
                 f"{self!r} holds layers, and draws arrays that are none of theirs, among {', '.join(arrays)}. A layer "
@@ -300,7 +306,7 @@ class Layer(Configured, ABC):
             )
 
     def clone(self) -> Self:
-        """A layer with the same settings and, so far, the same arrays; assigning to one leaves the other alone."""
+        """Return a copy with the same settings and arrays; assigning arrays to one does not affect the other."""
         twin = copy.copy(self)
         vars(twin).update({name: arrays.copy() for name in ARRAYS if type(arrays := vars(twin).get(name)) is dict})
         return twin
@@ -308,7 +314,9 @@ class Layer(Configured, ABC):
     # --- for the layers of this package ---
 
     def check_input(self, x: Array, features: int, axis: int = -1) -> Namespace:
-        """The array API functions for x, if it is a floating array (n, ...) with so many features along the axis."""
+        """Return the array API functions for x. Raises TypeError or ValueError unless x is a floating array (n, ...)
+        with so many features along the axis.
+        """
         xp = floating(x, self)
         shape = x.shape
         if len(shape) < 2 or shape[axis] != features:
@@ -316,13 +324,13 @@ class Layer(Configured, ABC):
         return xp
 
     def check_features(self, shape: Shape, features: int) -> None:
-        """Refuse a shape whose last axis is not `features` long."""
+        """Raise ValueError for a shape whose last axis does not have `features` entries."""
         check_shape(self, shape)
         if not shape or shape[-1] not in (features, None):
             raise self._misfit_of(shape, features)
 
     def _misfit_of(self, shape: Shape, features: int, axis: int = -1) -> ValueError:
-        """The error for a shape without so many features along the axis."""
+        """Return the error for a shape without so many features along the axis."""
         wanted = [str(features)] if len(shape) < 3 else [str(features), "..."] if axis == 1 else ["...", str(features)]
         hint = ""
         if axis == 1 and len(shape) > 2 and shape[-1] == features:
@@ -331,14 +339,14 @@ class Layer(Configured, ABC):
         return ValueError(f"{self!r}: expected input of shape (n, {', '.join(wanted)}), got {tuple(shape)}{hint}")
 
     def kept(self, cache: Any) -> tuple[Any, ...]:
-        """What forward kept in `cache` = (self, shape of y, *kept), which must be this layer's."""
+        """Return what forward kept in `cache` = (self, shape of y, *kept). Raises ValueError for another's cache."""
         if not (isinstance(cache, tuple) and len(cache) >= 2 and cache[0] is self):
-            given = "another's" if isinstance(cache, tuple) else kind_of(cache)
-            raise ValueError(f"{self!r}: expected the cache that this layer's forward gave, got {given}")
+            got = "another's" if isinstance(cache, tuple) else kind_of(cache)
+            raise ValueError(f"{self!r}: expected the cache that this layer's forward gave, got {got}")
         return cache[2:]
 
     def saved(self, cache: Any, dy: Array) -> tuple[Any, ...]:
-        """`kept` of the cache of the forward that dy belongs to."""
+        """As `kept`, but also raise ValueError if dy does not have the shape of y."""
         kept = self.kept(cache)
         floating(dy, self)
         if tuple(dy.shape) != tuple(cache[1]):
@@ -347,7 +355,7 @@ class Layer(Configured, ABC):
 
 
 def check_shape(who: object, shape: object) -> None:
-    """Refuse what is no tuple or list, such as an array in place of its shape."""
+    """Raise TypeError unless `shape` is a tuple or list, such as for an array in place of its shape."""
     if not isinstance(shape, (tuple, list)):
         raise TypeError(f"{who!r}: expected a shape such as (32, 64), got {kind_of(shape)}")
 
@@ -356,19 +364,19 @@ def check_shape(who: object, shape: object) -> None:
 
 
 def tree(layer: Layer) -> Iterator[Layer]:
-    """The layer and all those within it, at any depth."""
+    """Iterate over the layer and all layers within it, at any depth."""
     return (each for _, each in named_tree(layer))
 
 
 def named_tree(layer: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
-    """The layer and all those within it, at any depth, each with its name."""
+    """Iterate over the layer and all layers within it, at any depth, each with its name."""
     yield prefix.rstrip("."), layer
     for name, child in layer._children().items():
         yield from named_tree(child, f"{prefix}{name}.")
 
 
 def layers_in(values: Mapping[str, Any]) -> Iterator[tuple[str, Layer]]:
-    """The layers among these values and in their lists, tuples and dicts, each with its name."""
+    """Iterate over the layers among these values and in lists, tuples and dicts of them, each with its name."""
     for name, value in values.items():
         if isinstance(value, Layer):
             yield name, value
@@ -379,7 +387,7 @@ def layers_in(values: Mapping[str, Any]) -> Iterator[tuple[str, Layer]]:
 
 
 def mapped(value: Any, function: Callable[[Layer], Any]) -> Any:
-    """A value with `function` of the layers in it in their place; the value itself where there are none."""
+    """Return a value with each layer in it replaced by `function(layer)`; the value itself if it has no layers."""
     if isinstance(value, Layer):
         return function(value)
     if not any(True for _ in layers_in({"": value})):

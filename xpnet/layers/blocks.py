@@ -1,4 +1,4 @@
-"""Blocks: layers beside an identity, and layers beside one another."""
+"""Residual and parallel layers."""
 
 from numbers import Integral
 from typing import Any
@@ -48,10 +48,10 @@ class Residual(Chain):
         return self._merged([input_shape, super().output_shape(input_shape)])
 
     def _merged(self, shapes: list[Shape]) -> Shape:
-        """The shape of y from those of x and f(x)."""
+        """Return the shape of y, given those of x and f(x). Raises ValueError if they differ."""
         before, after = map(tuple, shapes)
         if before != after:
-            raise ValueError(f"{self!r}: its layers make {after} of {before}; a sum x + f(x) needs the same")
+            raise ValueError(f"{self!r}: its layers turn {before} into {after}; x + f(x) needs the same shape")
         return shapes[0]
 
 
@@ -93,10 +93,10 @@ class Branches(Container):
         caches, lengths = self.saved(cache, dy)
         grads: dict[str, Array] = {}
         dx = None
-        for i, (layer, own, part) in enumerate(zip(self.layers, caches, self._split(dy, lengths), strict=True)):
-            more, found = pair_from(layer, "backward", layer.backward(part, own))
+        for i, (layer, inner, part) in enumerate(zip(self.layers, caches, self._split(dy, lengths), strict=True)):
+            more, inner_grads = pair_from(layer, "backward", layer.backward(part, inner))
             dx = more if dx is None or more is None else dx + more
-            grads |= {f"{i}.{name}": gradient for name, gradient in found.items()}
+            grads |= {f"{i}.{name}": gradient for name, gradient in inner_grads.items()}
         return dx, grads
 
     def _branches(self, prefix: str = "") -> list[list[tuple[str, Layer]]]:
@@ -104,13 +104,13 @@ class Branches(Container):
 
     @property
     def formula(self) -> tuple[str, str]:  # type: ignore[override]
-        """Of forward and of backward."""
+        """The formulas of forward and backward."""
         if self.merge == "add":
             return "y = Σ_i f_i(x)", "dx = Σ_i f_i'(x)ᵀ dy"
         return "y = [f_0(x), f_1(x), ...]", "dx = Σ_i f_i'(x)ᵀ dy_i"
 
     def _split(self, dy: Array, lengths: list[int] | None) -> list[Array]:
-        """Of dy each branch's."""
+        """Return each branch's dy."""
         if lengths is None:
             return [dy] * len(self.layers)
         parts, start, axis = [], 0, self.axis % dy.ndim
@@ -121,12 +121,12 @@ class Branches(Container):
 
     def next_state(self, cache: Any) -> dict[str, Array]:
         caches, _ = self.kept(cache)
-        given = {
-            str(i): mapping_from(layer, "next_state", layer.next_state(own))
-            for i, (layer, own) in enumerate(zip(self.layers, caches, strict=True))
+        states = {
+            str(i): mapping_from(layer, "next_state", layer.next_state(inner))
+            for i, (layer, inner) in enumerate(zip(self.layers, caches, strict=True))
             if layer.state
         }
-        return self.prefixed(**given)
+        return self.prefixed(**states)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         check_shape(self, input_shape)
@@ -134,7 +134,7 @@ class Branches(Container):
         return self._merged([tuple(layer.output_shape(input_shape)) for layer in self.layers], batch)
 
     def _merged(self, shapes: list[Shape], batch: bool = True) -> Shape:
-        """The shape of y from those of the outputs, which may be without a `batch`."""
+        """Return the shape of y, given those of the outputs, which have a `batch` axis or not."""
         first, fit = shapes[0], len(set(shapes)) == 1
         if self.merge == "concat":
             axis = self.axis if self.axis < 0 or batch else self.axis - 1
@@ -146,33 +146,33 @@ class Branches(Container):
             length: Any = sum(lengths) if fit and None not in lengths else None
             first = (*first[:at], length, *first[at + 1 :])
         if not fit:
-            how = "be added" if self.merge == "add" else f"lie side by side along axis {self.axis}"
+            how = "be added" if self.merge == "add" else f"be joined along axis {self.axis}"
             raise ValueError(f"{self!r}: its layers give {', '.join(map(str, shapes))}, and these cannot {how}")
         return first
 
     @property
     def takes(self) -> str:  # type: ignore[override]
-        """What x is made of: the first layer says it."""
+        """The kind of x that the first layer takes."""
         return self.layers[0].takes
 
     @property
     def vocabulary(self) -> int | None:  # type: ignore[override]
-        """How many integers all of its layers know, where they take them."""
+        """The number of ids that all of the layers know, if they take integers."""
         return min((layer.vocabulary for layer in self.layers if layer.vocabulary is not None), default=None)
 
     @property
     def input_shape(self) -> Shape | None:  # type: ignore[override]
-        """Without the batch; None where the layers take any."""
+        """The shape of a row of x, from the first layer that has one; None if none has."""
         return next((layer.input_shape for layer in self.layers if layer.input_shape is not None), None)
 
     @property
     def further_axes(self) -> int | None:  # type: ignore[override]
-        """Where an x of more axes has them, as the layer says that `input_shape` is of."""
+        """The `further_axes` of the layer that determines `input_shape`."""
         return next((layer.further_axes for layer in self.layers if layer.input_shape is not None), None)
 
 
 def along(name: str, axis: object) -> int:
-    """The number of an axis that is not the batch's."""
+    """Return the number of an axis other than the batch's."""
     if isinstance(axis, bool) or not isinstance(axis, Integral) or axis == 0:
         raise ValueError(f"{name} must be a whole number other than 0, the batch's axis, got {brief(axis)}")
     return int(axis)

@@ -1,6 +1,6 @@
-"""Layers that hold layers by number: one after another, beside an identity, beside one another.
+"""Layers that hold numbered layers, and the chain of layers in sequence.
 
-Names of their parameters and statistics: the layer's number, a dot, its own name: "0.weight", "1.gamma", "2.0.bias".
+Their parameters and statistics are named by the layer's number, a dot and its own name: "0.weight", "2.0.bias".
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,17 +15,17 @@ from .normalization import BatchNorm
 from .pooling import AveragePool1d, AveragePool2d, GlobalAveragePool, MaxPool1d, MaxPool2d
 from .shape import Flatten
 
-SHIFTS = {Dense: "bias", BatchNorm: "beta", Conv1d: "bias", Conv2d: "bias"}  # what these layers add to every row
-# what is the same in every row and at every position of a channel stays so in them
+SHIFTS = {Dense: "bias", BatchNorm: "beta", Conv1d: "bias", Conv2d: "bias"}  # parameters that are added to every row
+# layers whose outputs shift by a constant in each channel if their inputs do
 KEEPING = {
     Dense, BatchNorm, Flatten, AveragePool1d, AveragePool2d, GlobalAveragePool, MaxPool1d, MaxPool2d,
 }  # fmt: skip
 
 
 class Container(Layer):
-    """The base of the layers that hold others by number: `layers` is the tuple of them.
+    """The base class of layers that hold others by number; `layers` is a tuple of these.
 
-    Raises TypeError for what is no layer, ValueError for one that stands in it twice and has arrays.
+    Raises TypeError for anything but a layer, ValueError for a layer with arrays that occurs twice.
     """
 
     def __init__(self, *layers: Layer):
@@ -36,11 +36,11 @@ class Container(Layer):
                     f"{who}: layer {i} is {brief(layer)}, expected a Layer such as Dense(64, 32){remedy(layer)}"
                 )
         self.layers = layers
-        seen: set[int] = set()
+        ids: set[int] = set()
         for name, leaf in self._leaves():
-            if id(leaf) in seen and (leaf.param_shapes() or leaf.state_shapes()):
-                raise ValueError(f"{who}: layer {name}, {leaf!r}, stands in it twice; its arrays cannot be shared")
-            seen.add(id(leaf))
+            if id(leaf) in ids and (leaf.param_shapes() or leaf.state_shapes()):
+                raise ValueError(f"{who}: layer {name}, {leaf!r}, occurs twice; its arrays cannot be shared")
+            ids.add(id(leaf))
 
     def _children(self) -> dict[str, Layer]:
         return {str(i): layer for i, layer in enumerate(self.layers)}
@@ -49,16 +49,16 @@ class Container(Layer):
         return [leaf for i, layer in enumerate(self.layers) for leaf in layer._leaves(f"{prefix}{i}.")]
 
     def _arguments(self) -> tuple[Layer, ...]:
-        """The layers, whatever a subclass's constructor makes them from."""
+        """Return the layers, also if a subclass's constructor takes other arguments."""
         return self.layers
 
 
 class Chain(Container):
-    """Layers one after another.
+    """Layers in sequence.
 
     forward:   x₀ = x,  x_{i+1} = layer_i(x_i)          backward:  dx_i = backward_i(dx_{i+1}), the chain rule
 
-    Raises ValueError for layers whose sizes do not chain.
+    Raises ValueError for a layer that cannot take the output of the one before.
     """
 
     formula = "x₀ = x, x_{i+1} = layer_i(x_i)", "dx_i = backward_i(dx_{i+1})"
@@ -77,8 +77,8 @@ class Chain(Container):
                 return
 
     def _misfit(self, shape: Any, first: int = 0) -> tuple[int, ValueError] | None:
-        """The layer that refuses what comes of this shape, given to layer `first`, with its words; None where all fit,
-        or where a length that is not known keeps one from telling.
+        """Return the number and error of the layer that refuses its input if layer `first` is given this shape; None if
+        all fit, or if this cannot be determined because of an unknown size.
         """
         for i, layer in enumerate(self.layers[first:], first):
             try:
@@ -99,7 +99,7 @@ class Chain(Container):
         return x, (self, x.shape, caches, training)
 
     def _infer(self, x: Array) -> Array:
-        """The output of `forward` in inference; each layer's cache is let go as soon as it is made."""
+        """Return the output of `forward` in inference, without keeping the layers' caches."""
         if type(self).forward is not Chain.forward:
             return super()._infer(x)
         for layer in self.layers:
@@ -110,7 +110,7 @@ class Chain(Container):
         return self._backward(dy, cache, 0, needs_dx=True)
 
     def backward_params(self, dy: Array, cache: Any, lowest: int = 0) -> dict[str, Array]:
-        """The gradients of layer `lowest` and those above it."""
+        """Return the gradients of layer `lowest` and all later ones."""
         if type(self).backward is not Chain.backward:
             return super().backward_params(dy, cache)
         return self._backward(dy, cache, lowest, needs_dx=False)[1]
@@ -120,22 +120,22 @@ class Chain(Container):
         grads: dict[str, Array] = {}
         for i in reversed(range(lowest, len(self.layers))):
             if i == lowest and not needs_dx:
-                own = mapping_from(self.layers[i], "backward_params", self.layers[i].backward_params(dy, caches[i]))
+                inner = mapping_from(self.layers[i], "backward_params", self.layers[i].backward_params(dy, caches[i]))
             else:
-                dy, own = pair_from(self.layers[i], "backward", self.layers[i].backward(dy, caches[i]))
-            grads = {f"{i}.{name}": gradient for name, gradient in own.items()} | grads
+                dy, inner = pair_from(self.layers[i], "backward", self.layers[i].backward(dy, caches[i]))
+            grads = {f"{i}.{name}": gradient for name, gradient in inner.items()} | grads
         if training:
             idle = [name for name in self.idle_parameters(self._axes(caches)) if name in grads]
             grads |= {name: namespace(grads[name]).zeros_like(grads[name]) for name in idle}
         return dy, grads
 
     def next_state(self, cache: Any) -> dict[str, Array]:
-        given = {
+        states = {
             str(i): mapping_from(layer, "next_state", layer.next_state(self.kept(cache)[0][i]))
             for i, layer in enumerate(self.layers)
             if layer.state
         }
-        return self.prefixed(**given)
+        return self.prefixed(**states)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         check_shape(self, input_shape)
@@ -148,16 +148,16 @@ class Chain(Container):
 
     @property
     def input_shape(self) -> Shape | None:  # type: ignore[override]
-        """Without the batch; None where the layers take any."""
+        """The shape of a row of x, from the first layer that has one or changes the shape; None if it takes any."""
         return None if (first := self._first_with_shape()) is None else first.input_shape
 
     @property
     def further_axes(self) -> int | None:  # type: ignore[override]
-        """Where an x of more axes has them, counted with the batch."""
+        """The `further_axes` of the layer that determines `input_shape`."""
         return None if (first := self._first_with_shape()) is None else first.further_axes
 
     def _first_with_shape(self) -> Layer | None:
-        """The first layer that asks for a shape or makes another of it."""
+        """Return the first layer that has an `input_shape` or changes the shape."""
         for _, layer in self._flat():
             if layer.input_shape is not None or type(layer).output_shape is not Layer.output_shape:
                 return layer
@@ -165,54 +165,54 @@ class Chain(Container):
 
     @property
     def takes(self) -> str:  # type: ignore[override]
-        """The kind of numbers that x is made of: the first layer says it."""
+        """The kind of x that the first layer takes."""
         return self.layers[0].takes if self.layers else "floats"
 
     @property
     def vocabulary(self) -> int | None:  # type: ignore[override]
-        """How many integers the first layer knows, where it takes them."""
+        """The number of ids that the first layer knows, if it takes integers."""
         return self.layers[0].vocabulary if self.layers else None
 
     def _parts(self, prefix: str = "") -> list[tuple[str, Layer]]:
-        """The layers as they follow one another; itself where a subclass has a forward or backward of its own."""
+        """Return the layers in sequence; this layer alone if a subclass overrides forward or backward."""
         return self._flat(prefix) if self._runs_as(Chain) else super()._parts(prefix)
 
     def _flat(self, prefix: str = "") -> list[tuple[str, Layer]]:
-        """The `parts` of its layers."""
+        """Return the `_parts` of all layers, in sequence."""
         return [part for i, layer in enumerate(self.layers) for part in layer._parts(f"{prefix}{i}.")]
 
     def _flat_caches(self, caches: Iterable[Any]) -> list[Any]:
-        """The caches of `_flat`, from those of its layers."""
-        found: list[Any] = []
+        """Return the caches of the layers in `_flat`, given those of this layer's own."""
+        flat: list[Any] = []
         for layer, cache in zip(self.layers, caches, strict=True):
             if isinstance(layer, Chain) and all(part is not layer for _, part in layer._parts()):
-                found += layer._flat_caches(layer.kept(cache)[0])
+                flat += layer._flat_caches(layer.kept(cache)[0])
             else:
-                found.append(cache)
-        return found
+                flat.append(cache)
+        return flat
 
     def _axes(self, caches: Iterable[Any]) -> list[int]:
-        """What `idle_parameters` asks about, from the caches of the layers."""
+        """Return the `axes` for `idle_parameters`, from the layers' caches."""
         parts = zip(self._flat(), self._flat_caches(caches), strict=True)
         return [len(cache[1]) if type(layer) is Dense else 2 for (_, layer), cache in parts]
 
     def idle_parameters(self, axes: Sequence[int] | None = None) -> list[str]:
-        """`idle_parameters` of its layers."""
+        """Return the `idle_parameters` of the layers in sequence."""
         return idle_parameters(self._flat(), axes)
 
 
 def idle_parameters(parts: Sequence[tuple[str, Layer]], axes: Sequence[int] | None = None) -> list[str]:
-    """The names of the parameters that have no effect in training: they add the same to every row, at each position
-    of a channel, and a BatchNorm behind them, or behind layers that keep it the same, subtracts the batch's mean.
+    """Return the names of the parameters that have no effect in training: they add a constant to a channel in every
+    row, and a later BatchNorm subtracts it with the batch's mean.
 
-    `axes` is how many axes the output of each part has; without it they are matrices. Dense adds along the last
-    axis, and of an x of more axes BatchNorm subtracts along another.
+    `axes` is the number of axes of each part's output, by default 2. With more, Dense adds along the last axis but
+    BatchNorm subtracts along axis 1, so that a bias of Dense has an effect.
 
-    The gradient of such a bias or beta is 0, and `backward` returns exactly that. Its sum over the rows would be
-    rounding, which Adam, dividing by the gradient's own size, turns into full steps that differ between backends.
+    The gradient of such a bias or beta is 0, and `backward` returns exactly that. A sum over the rows would give a
+    rounding error, which Adam, dividing by the gradient's size, turns into full steps that differ between backends.
     """
     names: list[str] = []
-    subtracted = False  # whether what is added to every row alike is, further on
+    subtracted = False  # whether a later layer subtracts a constant that is added to every row
     for (prefix, layer), n in zip(reversed(parts), reversed(axes or [2] * len(parts)), strict=True):
         kind = type(layer)
         by_channel = kind is not Dense or n == 2
@@ -223,14 +223,14 @@ def idle_parameters(parts: Sequence[tuple[str, Layer]], axes: Sequence[int] | No
 
 
 def shapes_of(layer: Layer) -> list[Shape]:
-    """The shapes of x that a layer with an `input_shape` takes: the shortest, and with one and two further axes."""
+    """Return shapes of x for a layer with an `input_shape`: the shortest, and those with one and two further axes."""
     shape: Shape = ("N", *(layer.input_shape or ()))
     at = layer.further_axes
     return [shape] if at is None else [(*shape[:at], *[None] * n, *shape[at:]) for n in (0, 1, 2)]
 
 
 def check_fit(container: Container) -> None:
-    """Refuse a container whose `output_shape` takes none of the shapes that it seems to, for the first's reason."""
+    """Raise ValueError if `output_shape` refuses every x that `input_shape` allows, for the first one's reason."""
     if container.input_shape is None:
         return
     errors = []
@@ -240,7 +240,7 @@ def check_fit(container: Container) -> None:
             return
         except ValueError as error:
             errors.append(error)
-        except TypeError:  # from a length that is not known
+        except TypeError:  # because of an unknown size
             if None not in shape:
                 raise
             return
@@ -248,9 +248,9 @@ def check_fit(container: Container) -> None:
 
 
 def remedy(given: object) -> str:
-    """What to do with something that stands where a layer is expected."""
+    """Return a hint for something given in place of a layer."""
     if isinstance(given, type):
         return f": call the class, {given.__name__}(...)"
     if isinstance(given, (list, tuple)):
-        return "; the layers of a list are given one by one: Sequential(*layers)"
+        return "; unpack a list of layers: Sequential(*layers)"
     return ""

@@ -1,5 +1,5 @@
-"""Convolutions. Axes: N batch, C input channels, O output channels, G groups, S those that the kernel slides along, K
-its taps.
+"""Convolutions. Axes: N batch, C input channels, O output channels, G groups, S axes along which the kernel slides, K
+its size along each of them.
 """
 
 import itertools
@@ -19,19 +19,19 @@ from .windows import Sizes, Windows, batch_first, interleaved, packed, slices
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-BLOCK = 2**18  # entries of the columns gathered at once, where they are to stay in the cache
+BLOCK = 2**18  # entries of the columns gathered at a time, so that they stay in the cache
 
 
 class Convolution(Windows):
-    """The base of convolutions along any number of axes.
+    """The base class of convolutions along any number of axes.
 
     forward:   y[o]  = b + Σ_i W_i x[s o + d i - p]              (N, O, S...)
     backward:  dW_i  = Σ_n Σ_o dy[o] x[s o + d i - p]ᵀ           (O, C / G, K...)
                db    = Σ_n Σ_o dy[o]                             (O,)
                dx[j] = Σ_i W_iᵀ dy[o], where s o + d i - p = j   (N, C, S...)
 
-    i runs over the kernel's taps, with an index for each axis; beyond its ends x is 0. Stride s, dilation d, padding p.
-    With G groups, output channels see the input channels of their own group, C / G of them.
+    i runs over the kernel's taps, with an index for each axis, and x is 0 outside of its bounds. Stride s, dilation d,
+    padding p. With G groups, output channels depend on the C / G input channels of their own group.
     """
 
     formula = (
@@ -92,9 +92,9 @@ class Convolution(Windows):
         phases = []
         for along in itertools.product(*self._phases(before)):
             if all(along):
-                seen = [list(taps) for taps in along]
-                steps = [each[1] - each[0] if len(each) > 1 else 1 for each in seen]
-                taps = [slice(each[0], each[-1] + 1, step) for each, step in zip(seen, steps, strict=True)]
+                indices = [list(taps) for taps in along]
+                steps = [each[1] - each[0] if len(each) > 1 else 1 for each in indices]
+                taps = [slice(each[0], each[-1] + 1, step) for each, step in zip(indices, steps, strict=True)]
                 starts = [list(taps.values()) for taps in along]
                 phases.append(correlated(dy, weight[(..., *taps)], starts, (1,) * self.axes, counts))
             else:
@@ -119,16 +119,16 @@ class Convolution(Windows):
         return self._shape_after(input_shape, self.in_channels, self.out_channels)
 
     def _grouped(self, x: Array) -> Array:
-        """(N, C, S...) as (G, C / G, S..., N), contiguous in memory."""
+        """Return (N, C, S...) as (G, C / G, S..., N), contiguous in memory."""
         x = packed(x)
         return namespace(x).reshape(x, (self.groups, x.shape[0] // self.groups, *x.shape[1:]))
 
     def _ungrouped(self, x: Array) -> Array:
-        """`_grouped` undone."""
+        """Invert `_grouped`."""
         return batch_first(namespace(x).reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:])))
 
     def _weight(self) -> Array:
-        """(G, O / G, C / G, K...)"""
+        """Return the weight as (G, O / G, C / G, K...)."""
         weight = self.params["weight"]
         return namespace(weight).reshape(weight, (self.groups, -1, *weight.shape[1:]))
 
@@ -182,25 +182,28 @@ class Conv2d(Convolution):
 
 
 def correlated(x: Array, weight: Array, starts: Sequence[Sizes], steps: Sizes, counts: Sizes) -> Array:
-    """Σ over taps i and channels of weight_i x[start_i + step o], o = 0 ... count - 1 along each axis.
+    """Return Σ weight_i x[start_i + step o] over taps i and channels, for o = 0 ... count - 1 along each axis.
 
-    x (G, C, S..., N), weight (G, O, C, K...), with a start for each tap along each axis; gives (G, O, counts..., N).
+    x is (G, C, S..., N), weight (G, O, C, K...), and `starts` has a start for each tap along each axis. The result is
+    (G, O, counts..., N).
     """
     xp, n = namespace(x), x.shape[-1]
     weight = xp.permute_dims(weight, (0, 1, *range(3, weight.ndim), 2))
     weight = xp.reshape(weight, (*weight.shape[:2], -1))  # (G, O, K C)
-    found = []
+    parts = []
     for rows, columns in blocks(x, starts, steps, counts, weight.shape[1]):
-        found.append(xp.reshape(weight @ columns, (*weight.shape[:2], rows.stop - rows.start, *counts[1:], n)))
-    return xp.concat(found, axis=2) if len(found) > 1 else found[0]
+        parts.append(xp.reshape(weight @ columns, (*weight.shape[:2], rows.stop - rows.start, *counts[1:], n)))
+    return xp.concat(parts, axis=2) if len(parts) > 1 else parts[0]
 
 
 def blocks(
     x: Array, starts: Sequence[Sizes], steps: Sizes, counts: Sizes, outputs: int
 ) -> Iterator[tuple[slice, Array]]:
-    """What each position of y sees as a column, (G, K C, positions N), for some rows of positions at a time.
+    """Yield slices of y's first axis of positions, each with the columns (G, K C, positions N) of x from which the
+    kernel computes it.
 
-    A block has at least a row, and else half as many entries as x and y (G, outputs, counts..., N) together.
+    A block has at least one row of positions, and up to half as many entries as x and y (G, outputs, counts..., N)
+    together.
     """
     xp, (groups, channels), n = namespace(x), x.shape[:2], x.shape[-1]
     taps = math.prod(map(len, starts))
@@ -210,7 +213,7 @@ def blocks(
     size = max(1, most // max(1, a_row * taps * channels))
     for first in range(0, counts[0], size):
         rows = slice(first, min(first + size, counts[0]))
-        here = [[start + steps[0] * first for start in starts[0]], *starts[1:]]
-        parts = slices(x, here, steps, [rows.stop - first, *counts[1:]])
+        block_starts = [[start + steps[0] * first for start in starts[0]], *starts[1:]]
+        parts = slices(x, block_starts, steps, [rows.stop - first, *counts[1:]])
         columns = xp.concat(parts, axis=1) if taps > 1 else parts[0]
         yield rows, xp.reshape(columns, (groups, taps * channels, math.prod(columns.shape[2:])))

@@ -1,4 +1,4 @@
-"""The fully connected layer. Axes: N batch, and any others between it and the last; D in, H out."""
+"""The fully connected layer. Axes: N batch, any others, and last D inputs or H outputs."""
 
 from typing import TYPE_CHECKING, Any
 

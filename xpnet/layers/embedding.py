@@ -1,4 +1,4 @@
-"""Vectors for numbers, such as those of words, and for positions. Axes: N batch, T positions, D features; V ids."""
+"""Vectors for ids, such as those of words, and for positions. Axes: N batch, T positions, D features; V ids."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Embedding(Layer):
-    """A vector for each id from 0 to V - 1, where V is `vocabulary`: a Dense layer on one-hot rows that are never made.
+    """A vector for each id from 0 to V - 1, where V is `vocabulary`: Dense on one-hot rows, without making these.
 
     forward:   y  = W[x]                                (N, ..., D)
     backward:  dW[i] = Σ dy over all places of id i     (V, D)
@@ -136,7 +136,7 @@ class PositionalEmbedding(Layer):
 
 
 def check_ids(who: str, x: Array, vocabulary: int, first_row: int = 0) -> None:
-    """Refuse integers outside of 0 to `vocabulary` - 1; `who` begins the message. Waits for the device."""
+    """Raise ValueError, with `who`, for ids outside of 0 to `vocabulary` - 1. Waits for the device."""
     xp = namespace(x)
     if 0 in x.shape or (int(xp.min(x)) >= 0 and int(xp.max(x)) < vocabulary):
         return
@@ -151,7 +151,7 @@ def check_ids(who: str, x: Array, vocabulary: int, first_row: int = 0) -> None:
 
 
 def check_sequence(layer: Layer, shape: Shape, features: int, batched: bool = False) -> None:
-    """Refuse a shape that is not (n, T, features), or (T, features) where it need not be `batched`."""
+    """Raise ValueError for a shape other than (n, T, features) and, unless `batched`, (T, features)."""
     check_shape(layer, shape)
     alone = not batched and len(shape) == 2 and not isinstance(shape[0], str)
     if not (alone or len(shape) == 3) or shape[-1] != features:

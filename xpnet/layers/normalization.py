@@ -1,4 +1,4 @@
-"""Normalisation, over the batch or over features. Axes: N batch; C and D features; G groups of channels."""
+"""Normalisation over the batch or over features. Axes: N batch; C and D features; G groups of channels."""
 
 import math
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ class BatchNorm(Layer):
 
     @property
     def formula(self) -> tuple[str, str]:  # type: ignore[override]
-        """Of forward and of backward, in training."""
+        """The formulas of forward and backward, in training."""
         forward = "y = γ x̂ + β, x̂ = (x - μ) / √(v + eps)"
         slope = "γ / √(v + eps)"
         dx = f"{slope} (dy - dβ / M - x̂ dγ / M)" if self.trainable else f"{slope} dy"
@@ -92,7 +92,7 @@ class BatchNorm(Layer):
                 )
             mean = total / n
             centred = x - mean
-            rest = whole(ops.sum_over_batch(centred)) / n  # what rounding took from the mean of large numbers
+            rest = whole(ops.sum_over_batch(centred)) / n  # the rounding error in the mean of large numbers
             mean, centred = mean + rest, centred - rest
             var = whole(ops.dot_over_batch(centred, centred)) / n
             batch = mean, var, n
@@ -134,10 +134,10 @@ class BatchNorm(Layer):
 
 
 class FeatureNorm(Layer):
-    """The base of the norms over a position's features, the last axis, which are the same in training as evaluating."""
+    """The base class of norms over the features of a position, the last axis; the same in training and inference."""
 
     further_axes = 1
-    starts: ClassVar[Mapping[str, float]]  # of each parameter
+    starts: ClassVar[Mapping[str, float]]  # the initial value of each parameter
 
     def __init__(self, features: int, eps: float = 1e-5, trainable: bool = True):
         self.features = integer(f"{type(self).__name__}: features", features)
@@ -185,7 +185,7 @@ class LayerNorm(FeatureNorm):
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         xp = self.check_input(x, self.features)
         centred = x - mean_of_last(x)
-        centred -= mean_of_last(centred)  # what rounding took from the mean of large numbers
+        centred -= mean_of_last(centred)  # the rounding error in the mean of large numbers
         scale = 1.0 / xp.sqrt(mean_of_last(centred * centred) + self.eps)  # (N, ..., 1)
         normal = centred * scale
         y = normal * self.params["gamma"]
@@ -243,7 +243,7 @@ class RMSNorm(FeatureNorm):
 
 
 def mean_of_last(x: Array) -> Array:
-    """The mean over the last axis, (N, ..., D) -> (N, ..., 1)."""
+    """Return the mean over the last axis, (N, ..., D) -> (N, ..., 1)."""
     return namespace(x).mean(x, axis=-1, keepdims=True)
 
 
@@ -290,7 +290,7 @@ class GroupNorm(Layer):
         gamma, beta = self._of_channels()
         x, shape = self._grouped(x), x.shape
         centred = x - xp.mean(x, axis=(1, 2), keepdims=True)
-        centred -= xp.mean(centred, axis=(1, 2), keepdims=True)  # what rounding took from the mean of large numbers
+        centred -= xp.mean(centred, axis=(1, 2), keepdims=True)  # the rounding error in the mean of large numbers
         scale = 1.0 / xp.sqrt(xp.mean(centred * centred, axis=(1, 2), keepdims=True) + self.eps)  # (G, 1, 1, N)
         normal = centred * scale
         y = normal * gamma
@@ -311,25 +311,25 @@ class GroupNorm(Layer):
         return as_channels(self, input_shape, self.channels)
 
     def _of_channels(self) -> tuple[Array, Array]:
-        """γ and β as (G, C / G, 1, 1)."""
+        """Return γ and β as (G, C / G, 1, 1)."""
         gamma, beta = self.params["gamma"], self.params["beta"]
         xp, shape = namespace(gamma), (self.groups, self.channels // self.groups, 1, 1)
         return xp.reshape(gamma, shape), xp.reshape(beta, shape)
 
     def _grouped(self, x: Array) -> Array:
-        """(N, C, ...) as (G, C / G, positions, N)."""
+        """Return (N, C, ...) as (G, C / G, positions, N)."""
         shape = self.groups, self.channels // self.groups, math.prod(x.shape[2:]), x.shape[0]
         return namespace(x).reshape(batch_last(x), shape)
 
     def _ungrouped(self, x: Array, shape: tuple[int, ...]) -> Array:
-        """`_grouped` undone: in that shape."""
+        """Invert `_grouped`; `shape` is (N, C, ...)."""
         return batch_first(namespace(x).reshape(x, (*shape[1:], shape[0])))
 
 
 def as_channels(layer: Layer, shape: Shape, channels: int) -> Shape:
-    """The shape of an x with so many channels on axis 1, as it came."""
+    """Return `shape` if it has so many channels on axis 1, or on axis 0 without the batch; else raise ValueError."""
     check_shape(layer, shape)
-    batched = bool(shape) and not isinstance(shape[0], int)  # numbers alone may be without the batch
+    batched = bool(shape) and not isinstance(shape[0], int)  # a shape of ints alone may lack the batch
     unknown = len(shape) > 2 and not any(shape[1:])
     if not unknown and channels not in (shape[1:2] if batched else shape[:2]):
         raise layer._misfit_of(shape, channels, axis=1)
@@ -337,7 +337,9 @@ def as_channels(layer: Layer, shape: Shape, channels: int) -> Shape:
 
 
 def as_columns(x: Array) -> Array:
-    """(N, C, ...) as a matrix (... N, C), a column for each feature: a view where the batch is contiguous in memory."""
+    """Return (N, C, ...) as a matrix (... N, C), with a column for each feature: a view if the batch axis is contiguous
+    in memory.
+    """
     if x.ndim == 2:
         return x
     xp = namespace(x)
@@ -345,7 +347,7 @@ def as_columns(x: Array) -> Array:
 
 
 def as_features(columns: Array, shape: tuple[int, ...]) -> Array:
-    """`as_columns` undone: of that shape."""
+    """Invert `as_columns`; `shape` is (N, C, ...)."""
     if len(shape) == 2:
         return columns
     xp, k = namespace(columns), len(shape) - 2

@@ -1,4 +1,4 @@
-"""A chain of layers whose arrays are on one backend, in one dtype: initializing, moving, setting, summarizing them."""
+"""A chain of layers whose arrays are on one backend, in one dtype: their initialization, moves, assignment, summary."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +18,8 @@ from .container import Chain, Container, shapes_of
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-GAPS = 6  # spaces between a summary's four columns
-NARROWEST = 16  # letters of a layer in a line of the summary
+GAPS = 6  # spaces in all between a summary's four columns
+NARROWEST = 16  # the least width of a summary's column of layers
 NO_LEAST: Mapping[str, float] = {}
 APART = (
     "the layers' arrays are not all on one backend and of one dtype: move those that differ, as in "
@@ -28,14 +28,14 @@ APART = (
 
 
 class DefaultDtype(str):
-    """The dtype that `initialize` takes where no layer has arrays, other than the same dtype asked for."""
+    """The type of `initialize`'s default dtype, to tell it from the same dtype given by a user."""
 
 
 DEFAULT_DTYPE = DefaultDtype("float32")
 
 
 class Table(str):
-    """Text that a console or notebook shows as it is printed."""
+    """A str whose repr is the text itself, so that consoles and notebooks show it as `print` does."""
 
     __slots__ = ()
 
@@ -44,7 +44,7 @@ class Table(str):
 
 
 class Placed(Chain):
-    """The base of `Sequential`: a chain whose arrays live on one backend, in one dtype."""
+    """The base class of `Sequential`: a chain whose arrays are on one backend, in one dtype."""
 
     def __init__(self, *layers: Layer):
         super().__init__(*layers)
@@ -57,7 +57,7 @@ class Placed(Chain):
         if self._placement is None:
             return
         backend = self._placement[0]
-        for _, layer in self.leaves():  # a pickle's arrays come to the device that is the current one
+        for _, layer in self.leaves():  # pickle puts arrays on the library's current device
             for arrays in (layer.params, layer.state):
                 if any(device_of(a) not in (backend.device, None) for a in arrays.values()):  # JAX's tracers have none
                     dict.update(arrays, {name: backend.asarray(a) for name, a in arrays.items()})
@@ -65,19 +65,19 @@ class Placed(Chain):
     # --- the layers in it -----------------------------------------------------------------------------------------
 
     def leaves(self) -> list[tuple[str, Layer]]:
-        """The layers that hold no others, at any depth, each with its name."""
+        """Return the layers that hold no others, at any depth, each with its name."""
         return self._leaves()
 
     def parts(self) -> list[tuple[str, Layer]]:
-        """The layers as they follow one another, each with its name: those of a Sequential within it one by one, a
-        layer that holds others and has a forward of its own as one.
+        """Return the layers in sequence, each with its name: those of an inner Sequential one by one, but a layer that
+        holds others and has a forward of its own as one.
         """
         return self._parts()
 
     # --- parameters and statistics --------------------------------------------------------------------------------
 
     def assign(self, params: Mapping[str, Array], state: Mapping[str, Array]) -> None:
-        """Assign these arrays without copying, all at once for other threads; layers that are not named keep theirs."""
+        """Assign these arrays without copying, at once for other threads; layers that are not named keep theirs."""
         with published:
             self.assign_params(params)
             self.assign_state(state)
@@ -107,23 +107,24 @@ class Placed(Chain):
         self.assign_state(self._checked("set_state", state, self.state, self.least_entries()))
 
     def least_entries(self) -> dict[str, float]:
-        """The least that entries of the running statistics may be, by name, where there is a least."""
+        """Return lower bounds of entries of the running statistics, by name."""
         return {f"{prefix}.{key}": least for prefix, layer in self.leaves() for key, least in layer.least_state.items()}
 
     def _checked(
-        self, who: str, given: Mapping[str, Any], own: dict[str, Array], least: Mapping[str, float] = NO_LEAST
+        self, who: str, given: Mapping[str, Any], current: dict[str, Array], least: Mapping[str, float] = NO_LEAST
     ) -> dict[str, Array]:
+        """Return copies of the given arrays on this backend, if they may replace the current ones."""
         backend = self.backend
         if not isinstance(given, Mapping):
             raise TypeError(f"{who}: expected a mapping from names to arrays, got {kind_of(given)}")
-        if missing := own.keys() - given.keys():
-            raise ValueError(f"{who}: {', '.join(sorted(missing))} missing; the names are {', '.join(own)}")
-        if unknown := given.keys() - own.keys():
+        if missing := current.keys() - given.keys():
+            raise ValueError(f"{who}: {', '.join(sorted(missing))} missing; the names are {', '.join(current)}")
+        if unknown := given.keys() - current.keys():
             raise ValueError(
-                f"{who}: no {', '.join(sorted(map(str, unknown)))} in this network; the names are {', '.join(own)}"
+                f"{who}: no {', '.join(sorted(map(str, unknown)))} in this network; the names are {', '.join(current)}"
             )
         copies = {}
-        for name, old in own.items():
+        for name, old in current.items():
             with backend.scope():
                 new = backend.adopt(f"{who}: {name}", given[name])
                 if tuple(new.shape) != tuple(old.shape):
@@ -139,11 +140,11 @@ class Placed(Chain):
 
     @property
     def parameter_count(self) -> int:
-        """How many numbers the parameters hold."""
+        """The number of entries of all parameters."""
         return sum(count(layer) for _, layer in self.leaves())
 
     def summary(self, input_shape: Sequence[int] | None = None) -> str:
-        """A text table of the layers, with their settings, output shapes and numbers of parameters.
+        """Return a text table of the layers, with their settings, output shapes and numbers of parameters.
 
         `input_shape` is the shape of a row of x, without the batch, such as (3, 32, 32). Give it for a network that
         takes several, whose output shapes are not known otherwise. In a narrow terminal, long settings take several
@@ -168,12 +169,12 @@ class Placed(Chain):
         return Table("\n".join([lines[0], rule, *lines[1:], rule, self._counts().rjust(len(rule))]))
 
     def _counts(self) -> str:
-        """How many parameters there are, in words, and how many of them are frozen."""
+        """Return the number of parameters, and of frozen ones if any, in words."""
         frozen = sum(count(layer) for _, layer in self.leaves() if not layer.trainable)
         return f"{self.parameter_count:,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
 
     def _rows(self, input_shape: Sequence[int] | None = None) -> list[tuple[str, str, str, str]]:
-        """The summary's cells, layer by layer."""
+        """Return the cells of the summary, layer by layer."""
         if input_shape is not None:
             shape: Shape = ("N", *(checks.integer("summary: each of input_shape", n) for n in input_shape))
             self.output_shape(shape)
@@ -182,7 +183,7 @@ class Placed(Chain):
         return rows_of("", self, next((shape for shape in shapes if not self._misfit(shape)), None))
 
     def _repr_html_(self) -> str:
-        """The summary as a notebook shows it."""
+        """Return the summary as HTML for notebooks."""
         placement = self._find_placement()
         place = f"{placement[1]} on {placement[0].describe()}" if placement else "not initialized"
         caption = f"{self._counts()}, {place}"
@@ -192,19 +193,21 @@ class Placed(Chain):
 
     @property
     def backend(self) -> Backend:
-        """The backend of the parameters. RuntimeError before `initialize`."""
+        """The backend of the parameters. Raises RuntimeError before `initialize`."""
         if (placement := self._find_placement()) is None:
             raise RuntimeError(self._missing_arrays())
         return placement[0]
 
     @property
     def dtype(self) -> str:
-        """Of the parameters: "float32" or "float64"."""
+        """The dtype of the parameters: "float32" or "float64"."""
         placement = self._find_placement()
         return "float32" if placement is None else placement[1]
 
     def _find_placement(self) -> tuple[Backend, str] | None:
-        """The backend and dtype of its arrays, also where its layers have theirs from another network; None without."""
+        """Return the backend and dtype of the arrays, even if they were initialized in another network; None if some
+        are missing, or if they differ.
+        """
         if self._placement is not None:
             return self._placement
         layers = [layer for _, layer in self.leaves()]
@@ -216,7 +219,9 @@ class Placed(Chain):
         return None if placement is None or placement[1] is None else (placement[0], placement[1])
 
     def _missing_arrays(self) -> str:
-        """The error message for arrays that are missing or apart, with a remedy that spares trained parameters."""
+        """Return the error message for arrays that are missing or on different backends, with a remedy that keeps
+        trained parameters.
+        """
         leaves = self.leaves()
         if not any(layer.params or layer.state for _, layer in leaves):
             return "this network has no parameters yet: call net.initialize(backend=...) first"
@@ -277,24 +282,24 @@ class Placed(Chain):
     def _placement_with(
         self, kept: dict[str, Array], backend: str | Backend | None, device: Any, dtype: object
     ) -> tuple[Backend, object]:
-        """Backend and dtype for new arrays: those of the ones that are kept. ValueError where arguments differ."""
+        """Return the backend and dtype of the kept arrays, for new ones. Raises ValueError if the arguments differ."""
         placement = placement_of(kept.values())
         if placement is None:
             raise ValueError(f"initialize: {APART}")
-        place, own = placement
-        asked = place if backend is None and device is None else resolve(backend or place.name, device)
+        place, kept_dtype = placement
+        requested = place if backend is None and device is None else resolve(backend or place.name, device)
         with_device = device is not None or isinstance(backend, Backend)
-        if asked.name != place.name or (with_device and asked.device not in (None, place.device)):
+        if requested.name != place.name or (with_device and requested.device not in (None, place.device)):
             raise ValueError(
-                f"initialize: layers that have parameters have them on {place!r}, and {asked!r} is asked for: leave "
-                "out backend and device, and move the network with net.to(...)"
+                f"initialize: layers that have parameters have them on {place!r}, and {requested!r} is asked for: "
+                "leave out backend and device, and move the network with net.to(...)"
             )
-        if dtype is not DEFAULT_DTYPE and own is not None and dtype_name(dtype) != own:
+        if dtype is not DEFAULT_DTYPE and kept_dtype is not None and dtype_name(dtype) != kept_dtype:
             raise ValueError(
-                f"initialize: layers that have parameters have them in {own}, and dtype={dtype!r} is asked for: leave "
-                "out dtype, and convert the network with net.to(backend, dtype=...)"
+                f"initialize: layers that have parameters have them in {kept_dtype}, and dtype={dtype!r} is asked for: "
+                "leave out dtype, and convert the network with net.to(backend, dtype=...)"
             )
-        return place, own or dtype
+        return place, kept_dtype or dtype
 
     def to(self, backend: str | Backend, device: Any = None, dtype: object = None) -> Self:
         """Move parameters and statistics to a backend, and return the network. On an error, nothing is moved.
@@ -308,17 +313,17 @@ class Placed(Chain):
         """
         place, old = resolve(backend, device), self.backend
         with published.lock:
-            held, drawn = (self.params, self.state), [layer for _, layer in self.leaves() if layer.as_drawn]
-        params, state = ({k: old.to_numpy(a) for k, a in arrays.items()} for arrays in held)
+            both, drawn = (self.params, self.state), [layer for _, layer in self.leaves() if layer.as_drawn]
+        params, state = ({k: old.to_numpy(a) for k, a in arrays.items()} for arrays in both)
         self.place(place, self.dtype if dtype is None else dtype, params, state)
         for layer in drawn:
             layer.as_drawn = True
         return self
 
     def place(self, backend: Backend, dtype: object, params: dict[str, Any], state: dict[str, Any]) -> None:
-        """Move these NumPy arrays to the backend and hold them, the parameters as views of one vector.
+        """Move these NumPy arrays to the backend and assign them, the parameters as views of one vector.
 
-        Raises ValueError for another dtype than "float32" and "float64", and for what is not finite in it.
+        Raises ValueError for a dtype other than "float32" and "float64", and for entries that are not finite in it.
         """
         name = dtype_name(dtype)
         if name not in DTYPES:
@@ -336,7 +341,7 @@ class Placed(Chain):
         self.assign_placed(backend, name, placed, {key: backend.asarray(arrays[key]) for key in state})
 
     def assign_placed(self, backend: Backend, dtype: str, params: dict[str, Array], state: dict[str, Array]) -> None:
-        """Assign arrays that are on this backend and of this dtype already, checked by the caller, without copying."""
+        """Assign arrays that are already on this backend and in this dtype, without copies or checks."""
         with published:
             self._set_placement(backend, dtype)
             self.assign(params, state)
@@ -348,36 +353,36 @@ class Placed(Chain):
 
 
 def check_network(who: str, net: object) -> None:
-    """Refuse what is no network, such as a layer alone."""
+    """Raise TypeError for anything but a network, such as a single layer."""
     if not isinstance(net, Placed):
         raise TypeError(f"{who}: expected a network, xn.Sequential(...), got {brief(net)}")
 
 
 def streams(seed: int | None) -> "tuple[Generator, Generator, Generator]":
-    """Three generators from one seed: for parameters, for the order of the rows, for running statistics."""
+    """Return three generators from one seed: for parameters, for the order of rows, and for running statistics."""
     rng = np.random.default_rng(checks.seed("initialize: seed", seed))
     shuffling, statistics = rng.spawn(2)
     return rng, shuffling, statistics
 
 
 def check_whole(name: str, a: np.ndarray, dtype: str) -> None:
-    """Refuse entries that an integer dtype cannot hold."""
+    """Raise ValueError for entries that an integer dtype cannot hold."""
     with np.errstate(invalid="ignore"):
-        held = a.astype(dtype)
-    if not np.array_equal(held, a):
+        integers = a.astype(dtype)
+    if not np.array_equal(integers, a):
         limits = np.iinfo(dtype)
         raise ValueError(f"{name} has entries that are not whole numbers from {limits.min} to {limits.max}")
 
 
 def check_least(name: str, a: np.ndarray, least: float) -> None:
-    """Refuse entries below the least that a statistic may be."""
+    """Raise ValueError for entries below the lower bound of a statistic."""
     if a.min(initial=least) < least:
-        raise ValueError(f"{name} has entries below {least:g}, the least that they may be")
+        raise ValueError(f"{name} has entries below {least:g}, expected at least that")
 
 
 def rows_of(prefix: str, layer: Layer, shape: Shape | None) -> list[tuple[str, str, str, str]]:
-    """A summary's rows for a layer given this shape. A chain's layers follow one another; other layers that hold some
-    have a row of their own above theirs.
+    """Return the rows of a summary for a layer whose x has this shape. A chain has only the rows of its layers; other
+    layers that hold some have a row of their own above those.
     """
     name = prefix.rstrip(".")
     if not layer._children() and not isinstance(layer, Container):
@@ -387,22 +392,21 @@ def rows_of(prefix: str, layer: Layer, shape: Shape | None) -> list[tuple[str, s
     whole = [part for _, part in parts] == [layer]
     rows = [(name, type(layer).__name__, in_words(layer, shape), "")] if whole else []
     for key, child in layer._children().items():
-        known = shape if isinstance(layer, Container) else None
-        rows += rows_of(f"{prefix}{key}.", child, known)
+        rows += rows_of(f"{prefix}{key}.", child, shape if isinstance(layer, Container) else None)
         if isinstance(layer, Chain) and shape is not None:
             shape = child.output_shape(shape)
     return rows
 
 
 def terminal_columns() -> int:
-    """The terminal's width; 0 where the output is none."""
+    """Return the terminal's width; 0 if the output is not a terminal."""
     import shutil
 
     return shutil.get_terminal_size((0, 0)).columns
 
 
 def wrapped(row: tuple[str, str, str, str], room: int) -> list[tuple[str, str, str, str]]:
-    """A summary's row, and below it what of the layer does not fit into so many letters."""
+    """Return a summary's row as several, with the layer wrapped to `room` characters."""
     import textwrap
 
     first, *more = textwrap.wrap(row[1], room, subsequent_indent="  ", break_on_hyphens=False)
@@ -410,19 +414,19 @@ def wrapped(row: tuple[str, str, str, str], room: int) -> list[tuple[str, str, s
 
 
 def in_words(layer: Layer, input_shape: Shape | None) -> str:
-    """The shape that a layer gives, for a summary; "?" is not known."""
+    """Return the shape of a layer's output for a summary, with "?" for unknown sizes."""
     shape = None if input_shape is None else layer.output_shape(input_shape)
     return "?" if shape is None else f"({', '.join('?' if n is None else str(n) for n in shape)})"
 
 
 def placement_of(arrays: Iterable[Array]) -> tuple[Backend, str | None] | None:
-    """The backend of arrays and the dtype of the floating ones, None without any; None where they differ in either."""
+    """Return the backend of arrays, and the dtype of the floating ones (None without any); None if they differ."""
     backends = {backend_of(a) for a in arrays}
     dtypes = {name for a in arrays if (name := dtype_name(a.dtype)) in DTYPES}
     return (backends.pop(), next(iter(dtypes), None)) if len(backends) == 1 and len(dtypes) <= 1 else None
 
 
 def count(layer: Layer) -> int:
-    """How many numbers a layer's parameters hold, or will hold once it is initialized."""
+    """Return the number of entries of a layer's parameters, also before it is initialized."""
     shapes = {name: tuple(a.shape) for name, a in layer.params.items()} or layer.param_shapes()
     return sum(map(math.prod, shapes.values()))

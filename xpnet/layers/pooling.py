@@ -1,5 +1,5 @@
-"""Pooling: a window's maximum or mean, channel by channel. Axes: N batch, C channels, S those that windows slide along,
-M all positions.
+"""Pooling: the maximum or mean of each window of a channel. Axes: N batch, C channels, S axes along which windows
+slide, M all positions.
 """
 
 import functools
@@ -16,7 +16,7 @@ from .windows import Sizes, Windows, batch_first, batch_last, packed, slices, sp
 
 
 class Pool(Windows):
-    """The base of layers that make one number of each window of a channel; their stride is by default its size."""
+    """The base class of layers that reduce each window of a channel to a number. The stride defaults to its size."""
 
     def __init__(
         self,
@@ -37,15 +37,15 @@ class Pool(Windows):
     def output_shape(self, input_shape: Shape) -> Shape:
         return self._shape_after(input_shape, None)
 
-    def _seen(self, x: Array, outputs: Sizes, before: Sizes, fill: float) -> list[Array]:
-        """For each tap what all windows see there, (C, outputs..., N)."""
+    def _taps(self, x: Array, outputs: Sizes, before: Sizes, fill: float) -> list[Array]:
+        """Return for each tap its entries in all windows, (C, outputs..., N)."""
         return slices(x, self._starts(before), self._stride, outputs, fill)
 
 
 class MaxPool(Pool):
     """forward: y[o] = max_i x[s o + i - p]        backward: dx[j] = Σ dy[o], over the o whose first maximum is x[j]
 
-    The first in row-major order of a window's entries, so that each window passes its dy to one of them. Padding is -∞.
+    The first maximum is that in row-major order, so that each window passes its dy to one entry. Padding is -∞.
     """
 
     formula = "y[o] = max_i x[s o + i - p]", "dx[j] = Σ dy[o] over the o whose first maximum is x[j]"
@@ -54,23 +54,23 @@ class MaxPool(Pool):
         xp = self._check(x)
         outputs, before = self._outputs(x.shape[2:])
         x = packed(x)
-        y = functools.reduce(xp.maximum, self._seen(x, outputs, before, -np.inf))
+        y = functools.reduce(xp.maximum, self._taps(x, outputs, before, -np.inf))
         return batch_first(y), (self, batch_first(y).shape, x, y, before)
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         x, y, before = self.saved(cache, dy)
         xp, dy = namespace(dy), batch_last(dy)
         first = xp.zeros(y.shape, dtype=xp.int32, device=device_of(y))  # the number of the tap with the first maximum
-        seen = self._seen(x, y.shape[1:-1], before, -np.inf)
-        for i in reversed(range(len(seen))):
-            first = xp.where(seen[i] == y, i, first)
+        taps = self._taps(x, y.shape[1:-1], before, -np.inf)
+        for i in reversed(range(len(taps))):
+            first = xp.where(taps[i] == y, i, first)
         return batch_first(spread(self, lambda i: xp.where(first == i, dy, 0.0), x.shape, before)), {}
 
 
 class AveragePool(Pool):
     """forward: y[o] = Σ_i x[s o + i - p] / m[o]        backward: dx[j] = Σ dy[o] / m[o], over the o that see x[j]
 
-    m[o] is how many entries of x the window has: padding does not count.
+    m[o] is the number of entries of x in the window, without padding.
     """
 
     formula = "y[o] = Σ_i x[s o + i - p] / m[o]", "dx[j] = Σ dy[o] / m[o] over the o that see x[j]"
@@ -80,7 +80,7 @@ class AveragePool(Pool):
         outputs, before = self._outputs(x.shape[2:])
         x = batch_last(x)
         share = self._share(x, outputs, before)
-        y = functools.reduce(operator.add, self._seen(x, outputs, before, 0.0)) * share
+        y = functools.reduce(operator.add, self._taps(x, outputs, before, 0.0)) * share
         return batch_first(y), (self, batch_first(y).shape, x.shape, share, before)
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
@@ -89,7 +89,7 @@ class AveragePool(Pool):
         return batch_first(spread(self, lambda i: part, shape, before)), {}
 
     def _share(self, x: Array, outputs: Sizes, before: Sizes) -> Array:
-        """1 / m, (outputs..., 1)."""
+        """Return 1 / m, (outputs..., 1)."""
         share = np.ones(())
         for size, n, k, s, p in zip(x.shape[1:-1], outputs, self._kernel, self._stride, before, strict=True):
             start = s * np.arange(n) - p

@@ -1,4 +1,4 @@
-"""Layers that give the entries of x another shape, order or scale. Axes: N batch, and any others."""
+"""Layers that change the shape, order or scale of x. Axes: N batch, and any others."""
 
 import math
 from numbers import Integral
@@ -32,7 +32,7 @@ class Flatten(Layer):
         return reshaped(dy, shape[1:]), {}
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """With the batch axis; a shape of one axis is one without."""
+        """As in `Layer`; a shape with one axis is taken to lack the batch."""
         check_shape(self, input_shape)
         return input_shape if len(input_shape) < 2 else (input_shape[0], entries(input_shape[1:]))
 
@@ -69,13 +69,13 @@ class Reshape(Layer):
         return reshaped(dy, shape[1:]), {}
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """With the batch axis; a shape of one axis is one without."""
+        """As in `Layer`; a shape with one axis is taken to lack the batch."""
         check_shape(self, input_shape)
         batch, row = (input_shape[:1], input_shape[1:]) if len(input_shape) != 1 else ((), input_shape)
         return (*batch, *self._row_of(input_shape, row))
 
     def _row_of(self, shape: Shape, row: Shape) -> Any:
-        """The shape of a row of y, from that of an x with such rows."""
+        """Return the shape of a row of y, given the shapes of x and of a row of it."""
         n, known = entries(row), math.prod(size for size in self.shape if size != -1)
         if not shape or (n is not None and (n % known or (-1 not in self.shape and n != known))):
             wanted = f"a multiple of {known}" if -1 in self.shape else f"{known}"
@@ -122,7 +122,7 @@ class Transpose(Layer):
         return namespace(dy).permute_dims(dy, (0, *(i + 1 for i in back))), {}
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """With the batch axis; a shape of one axis fewer is one without."""
+        """As in `Layer`; a shape with one axis fewer is taken to lack the batch."""
         check_shape(self, input_shape)
         batch = input_shape[: len(input_shape) - len(self.axes)]
         self._check(input_shape, len(input_shape) - (1 if batch else 0))
@@ -172,5 +172,5 @@ def is_rest(size: object) -> bool:
 
 
 def entries(sizes: Shape) -> int | None:
-    """How many entries an array of these sizes has; None where one is not known."""
+    """Return the number of entries of an array of these sizes; None if a size is unknown."""
     return math.prod(sizes) if all(isinstance(n, int) for n in sizes) else None  # type: ignore[arg-type]

@@ -1,10 +1,10 @@
-"""Windows that slide over the axes behind batch and channels, as those of convolutions and pools. Axes: N batch, C
-channels, S any that windows slide along.
+"""Windows of convolutions and pooling, which slide along the axes after batch and channels. Axes: N batch, C channels,
+S any axes along which windows slide.
 
-Along an axis, output o sees the entries s o + d i - p of x, i = 0 ... k - 1: kernel size k, stride s, dilation d,
-padding p. The functions take arrays with the batch last, (C, S..., N). There the entries that all windows have at one
-place, a tap, are a slice with the step s, whose innermost axis is long and contiguous. What flows back to x are slices
-as well: of its entries s q + r, a phase r of s at a time, to which output q + e adds, by tap i, if r + p - d i = s e.
+Along an axis, output o depends on the entries s o + d i - p of x, i = 0 ... k - 1: kernel size k, stride s, dilation d,
+padding p. The functions take arrays with the batch last, (C, S..., N). The entries at one place of all windows, a tap,
+are then a slice of x with step s, whose innermost axis is long and contiguous. Gradients go back to x in slices, too:
+one for each phase r of s, the entries s q + r of x, to which output q + e adds through tap i if r + p - d i = s e.
 """
 
 import itertools
@@ -20,12 +20,12 @@ Sizes = Sequence[int]
 
 
 class Windows(Layer):
-    """The base of layers with windows: their kernel size, stride, padding and dilation along each axis."""
+    """The base class of layers with windows: their kernel size, stride, padding and dilation along each axis."""
 
-    axes: ClassVar[int]  # that windows slide along
+    axes: ClassVar[int]  # the number of axes along which windows slide
 
     def _slide(self, kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1) -> None:
-        """Keep these settings, whole numbers or one for each axis, and what they come to for each axis."""
+        """Check and keep these settings, each a number or one for each axis; also keep them as one for each axis."""
         who = type(self).__name__
         self.kernel_size = self._each(f"{who}: kernel_size", kernel_size)
         self.stride = self._each(f"{who}: stride", stride)
@@ -41,7 +41,7 @@ class Windows(Layer):
             self.padding = self._each(f"{who}: padding", padding, least=0)
 
     def _each(self, name: str, value: Any, least: int = 1) -> Any:
-        """A whole number, or one for each axis as a tuple."""
+        """Return a whole number, or a tuple of one for each axis."""
         if not isinstance(value, (tuple, list)):
             return integer(name, value, least)
         if len(value) != self.axes:
@@ -52,7 +52,7 @@ class Windows(Layer):
         return value if isinstance(value, tuple) else (value,) * self.axes
 
     def _outputs(self, sizes: Sequence[Any]) -> tuple[list[Any], list[int]]:
-        """For x of these sizes: how many outputs there are along each axis, None where its size is not known, and the
+        """Return for an x of these sizes the number of outputs along each axis, None if its size is unknown, and the
         padding before the first entry.
         """
         outputs: list[Any] = []
@@ -77,25 +77,27 @@ class Windows(Layer):
         return outputs, before
 
     def _starts(self, before: Sizes) -> list[list[int]]:
-        """Along each axis the entry that each tap of the first window sees."""
+        """Return along each axis the entry of x at each tap of the first window."""
         return [[d * i - p for i in range(k)] for k, d, p in zip(self._kernel, self._dilation, before, strict=True)]
 
     def _phases(self, before: Sizes) -> list[list[dict[int, int]]]:
-        """Along each axis for each phase of x the taps that see it, each with its e."""
+        """Return along each axis, for each phase of x, the taps that contribute to it, each with its e."""
         return [
             [{i: (r + p - d * i) // s for i in range(k) if (r + p - d * i) % s == 0} for r in range(s)]
             for k, s, d, p in zip(self._kernel, self._stride, self._dilation, before, strict=True)
         ]
 
     def _check(self, x: Array, channels: int | None = None) -> Namespace:
-        """The array API functions for x, if it is a floating array (N, C, S...) with so many channels, or any."""
+        """Return the array API functions for x. Raises TypeError or ValueError unless x is a floating array
+        (N, C, S...) with so many channels, or any for None.
+        """
         xp = floating(x, self)
         if len(x.shape) != self.axes + 2 or x.shape[1] != (channels or x.shape[1]):
             raise self._misplaced(x.shape, channels)
         return xp
 
     def _misplaced(self, shape: Shape, channels: int | None) -> ValueError:
-        """The error for a shape with other axes or channels, with the remedy where they are known to lie elsewhere."""
+        """Return the error for a shape with other axes or channels, with a remedy for common mistakes."""
         names = ("length",) if self.axes == 1 else ("height", "width")
         hint = ""
         if len(shape) == self.axes + 2 and channels not in (None, shape[1]) and shape[-1] == channels:
@@ -109,9 +111,9 @@ class Windows(Layer):
         return ValueError(f"{self!r}: expected input of shape ({wanted}), got {tuple(shape)}{hint}")
 
     def _shape_after(self, shape: Shape, channels: int | None, out_channels: Any = None) -> Shape:
-        """`output_shape`: of x (N, C, S...), or without the batch."""
+        """Return `output_shape` for an x (N, C, S...), or without the batch."""
         check_shape(self, shape)
-        start = len(shape) - self.axes - 1  # where the channels are
+        start = len(shape) - self.axes - 1  # the axis of the channels
         if start not in (0, 1) or (channels is not None and shape[start] not in (channels, None)):
             raise self._misplaced(shape, channels)
         kept = out_channels or shape[start]
@@ -122,24 +124,24 @@ class Windows(Layer):
 
 
 def batch_last(x: Array) -> Array:
-    """(N, ...) as (..., N): a view."""
+    """Return (N, ...) as (..., N), a view."""
     return x.T if x.ndim == 2 else namespace(x).permute_dims(x, (*range(1, x.ndim), 0))
 
 
 def batch_first(x: Array) -> Array:
-    """(..., N) as (N, ...): a view."""
+    """Return (..., N) as (N, ...), a view."""
     return x.T if x.ndim == 2 else namespace(x).permute_dims(x, (x.ndim - 1, *range(x.ndim - 1)))
 
 
 def packed(x: Array) -> Array:
-    """`batch_last`, contiguous in memory: a view where x lies so, else a copy."""
+    """Return (N, ...) as (..., N), contiguous in memory: a view if possible, else a copy."""
     xp, x = namespace(x), batch_last(x)
     return xp.reshape(xp.reshape(x, (-1,)), x.shape)
 
 
 def reshaped(x: Array, shape: Sizes) -> Array:
-    """Each row of x in this shape, its entries in their logical order; the batch innermost in memory as in
-    `ops.linear`, and not where C order is best.
+    """Return x with each row in this shape, its entries in C order of the logical shape. In memory the batch is
+    innermost, as in `ops.linear`, unless the library is best in C order.
     """
     xp = namespace(x)
     if is_plain(xp):
@@ -151,7 +153,7 @@ def reshaped(x: Array, shape: Sizes) -> Array:
 
 
 def extended(x: Array, axis: int, start: int, stop: int, fill: float) -> Array:
-    """x[start:stop] along an axis, where it has no entries filled up."""
+    """Return x[start:stop] along an axis, with `fill` in place of entries outside of x."""
     xp, size = namespace(x), x.shape[axis]
     low, high = max(start, 0), min(stop, size)
 
@@ -164,26 +166,26 @@ def extended(x: Array, axis: int, start: int, stop: int, fill: float) -> Array:
     inside = x if (low, high) == (0, size) else x[(slice(None),) * axis + (slice(low, high), ...)]
     if (low, high) == (start, stop):
         return inside
-    fills = {n: filled(n) for n in {low - start, stop - high} if n}  # usually the same on either side
+    fills = {n: filled(n) for n in {low - start, stop - high} if n}  # usually one array for both sides
     parts = [*([fills[low - start]] if low > start else []), inside, *([fills[stop - high]] if stop > high else [])]
     return xp.concat(parts, axis=axis)
 
 
 def slices(x: Array, starts: Sequence[Sizes], steps: Sizes, counts: Sizes, fill: float = 0.0) -> list[Array]:
-    """For each combination of starts along the axes S of x (..., S..., N) its entries start + step o, o = 0 ... count -
-    1; beyond its ends they are `fill`.
+    """Return, for each combination of starts along the axes S of x (..., S..., N), its entries start + step o, for
+    o = 0 ... count - 1, with `fill` in place of entries outside of x.
     """
     first = x.ndim - 1 - len(starts)
     along = []
-    for axis, (own, step, count) in enumerate(zip(starts, steps, counts, strict=True), first):
-        low, reach = min(own), step * (count - 1) + 1
-        x = extended(x, axis, low, max(own) + reach, fill)
-        along.append([slice(start - low, start - low + reach, step) for start in own])
+    for axis, (axis_starts, step, count) in enumerate(zip(starts, steps, counts, strict=True), first):
+        low, reach = min(axis_starts), step * (count - 1) + 1
+        x = extended(x, axis, low, max(axis_starts) + reach, fill)
+        along.append([slice(start - low, start - low + reach, step) for start in axis_starts])
     return [x[(..., *each, slice(None))] for each in itertools.product(*along)]
 
 
 def interleaved(phases: Sequence[Array], steps: Sizes, sizes: Sizes) -> Array:
-    """The array (..., S..., N) of these sizes whose entries q step + r along each axis are those of phase r."""
+    """Return the array (..., S..., N) with these sizes along S, whose entries q step + r are those of phase r."""
     xp, pieces = namespace(phases[0]), list(phases)
     for i in reversed(range(len(steps))):
         axis, step = pieces[0].ndim - 1 - len(steps) + i, steps[i]
@@ -201,8 +203,8 @@ def interleaved(phases: Sequence[Array], steps: Sizes, sizes: Sizes) -> Array:
 
 
 def spread(layer: Windows, part: Callable[[int], Array], shape: Sizes, before: Sizes) -> Array:
-    """The array of this shape (C, S..., N) to whose entries the windows add: `part` (C, outputs..., N) of each tap,
-    counted in row-major order, to those that it sees.
+    """Return the array of this shape (C, S..., N) in which `part(i)` (C, outputs..., N) is added to the entries at tap
+    i of all windows, for each tap in row-major order.
     """
     sizes, total = shape[1:-1], []
     counts = [-(-size // s) for size, s in zip(sizes, layer._stride, strict=True)]
