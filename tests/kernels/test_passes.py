@@ -63,7 +63,7 @@ NETWORKS = {
 @pytest.fixture(autouse=True)
 def three_threads(monkeypatch):
     """Every batch is split, as where BLAS has three threads."""
-    monkeypatch.setattr(planner, "PAYS", 1)
+    monkeypatch.setattr(planner, "SPLIT_FROM", 1)
     monkeypatch.setattr(threads, "blas_threads", lambda: 3)
 
 
@@ -131,14 +131,14 @@ def test_what_needs_the_whole_batch_is_not_split(net, kernels):
     net.initialize("numpy", "float32", seed=1)
     batch = batch_of(np.random.default_rng(0), images, 7)
     plain, fast = steps_of(net, kernels, xn.SGD(0.1), batch.x)
-    assert fast._passes_for(7) is fast.at_once
+    assert fast._passes_for(7) is fast.serial
     assert fast(fast.start, batch)[0] == pytest.approx(float(plain(plain.start, batch)[0]), rel=1e-5)
 
 
 def test_threads_begin_later_where_stretches_meet(kernels, monkeypatch):
     net = cnn(xn.BatchNorm(4), xn.BatchNorm(4)).initialize("numpy", "float32", seed=1)
     _, fast = steps_of(net, kernels, xn.SGD(0.1), images(np.random.default_rng(0), 1))
-    monkeypatch.setattr(planner, "PAYS", 4 * fast.made)
+    monkeypatch.setattr(planner, "SPLIT_FROM", 4 * fast.outputs_per_row)
     _, fast = steps_of(net, kernels, xn.SGD(0.1), images(np.random.default_rng(0), 1))
     assert [fast._passes_for(n) is fast.in_threads for n in (7, 8)] == [False, True]
 

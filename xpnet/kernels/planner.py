@@ -1,7 +1,8 @@
-"""The step in stages that write into arrays made once: no allocation, no joining and splitting, few calls.
+"""The step in stages that write into preallocated arrays: no allocation, no joining and splitting, few calls.
 
-The planner goes through the layers of a network and takes the longest runs that a class of stages does, in the order of
-the family's table; any other layer runs its own code. It owns the arrays and decides which of them may be written over.
+The planner turns the layers of a network into stages. For each run of layers it takes the first class in the family's
+list that covers it; any other layer runs its own code in a stage. It also owns the vectors of parameters and the
+optimizer's slots, and decides which of them may be overwritten.
 """
 
 import collections
@@ -31,20 +32,20 @@ from .table import SPARED
 
 
 def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool, shape: Shape) -> Step:
-    """The step in stages, with compiled kernels where they are wanted and installed."""
+    """Return the step in stages, with compiled kernels if `compiled` and available; without any kernels, a `Step`."""
     kernels = kernels_of(net, optimizer, compiled)
     return BufferedStep(net, loss, optimizer, kernels, shape) if kernels else Step(net, loss, optimizer)
 
 
 def kernels_of(net: Placed, optimizer: Optimizer, compiled: bool) -> Any:
-    """The family of kernels for a network and an optimizer, None where there are none."""
-    if net.backend.name == "cupy" and not compiled:  # not all of CuPy's functions write into arrays that are there
+    """Return the family of kernels for a network and an optimizer, or None if there is none."""
+    if net.backend.name == "cupy" and not compiled:  # not all of CuPy's functions can write into a given array
         return None
     return kernels_for(net.backend, compiled)
 
 
 def kernels_for(backend: Backend, compiled: bool) -> Any:
-    """The family of kernels for this backend."""
+    """Return the family of kernels for this backend."""
     if backend.name == "cupy":
         from .cuda.kernels import CuPyKernels
 
@@ -52,7 +53,7 @@ def kernels_for(backend: Backend, compiled: bool) -> Any:
     if compiled and backend.name == "numpy" and importlib.util.find_spec("numba"):
         try:
             return import_whole("numba", "llvmlite").NumbaKernels(backend)
-        except Exception as error:  # for another NumPy, switched off, no folder for its code: training needs none of it
+        except Exception as error:  # for another NumPy, JIT disabled, no folder for its cache: training works without
             warn(
                 f"Numba is installed and cannot be used ({type(error).__name__}: {error}): training goes on without "
                 "it. Mend it, or set XPNET_KERNELS=generic",
@@ -68,56 +69,56 @@ def kernels_for(backend: Backend, compiled: bool) -> Any:
 
 
 def import_whole(library: str, *below: str) -> Any:
-    """The module here that has the name of the library it imports, whole or not at all.
+    """Import and return `.cpu.<library>`, the kernels that use this library, completely or not at all.
 
-    Where that fails, or Ctrl-C ends it, what is half imported of the library and those below it is forgotten: Python
-    would keep it, and the next import find no way through it.
+    If the import fails or Ctrl-C interrupts it, the new modules of the library and of those `below` it are removed from
+    `sys.modules`: half imported as they are, they would make the next import fail.
     """
-    own, before = f"{__package__}.cpu.{library}", set(sys.modules)
+    module, before = f"{__package__}.cpu.{library}", set(sys.modules)
     try:
-        return importlib.import_module(own)
+        return importlib.import_module(module)
     except BaseException:
         for name in set(sys.modules) - before:
-            if name == own or name.startswith(f"{own}.") or name.partition(".")[0] in (library, *below):
+            if name == module or name.startswith(f"{module}.") or name.partition(".")[0] in (library, *below):
                 del sys.modules[name]
         raise
 
 
-# numbers that layers make of a batch of images or sequences from which on threads take stretches of it, and half as
-# many more for each stage within which these meet
-PAYS = 2**20
+# a batch is divided between threads if its layers of images and sequences output at least this many entries for it, and
+# half as many more for each stage within which the threads have to meet
+SPLIT_FROM = 2**20
 
 
 class BufferedStep(Step):
-    """`Step` in stages. Parameters change vectors at each step: the loss of new ones may turn out not finite."""
+    """`Step` in stages. Each step writes the new parameters into another vector, as their loss may not be finite."""
 
     def __init__(self, net: Placed, loss: Loss, optimizer: Optimizer, kernels: Any, shape: Shape = ("N", "D")):
         super().__init__(net, loss, optimizer)
         self.kernels, self.update = kernels, kernels.optimizer(optimizer)
         weights, xp = self.start.weights, self.backend.xp
         self.x_shape = shape
-        parts, axes, idle, self.made = parts_of(self.worker, shape)
-        self.at_once = self._new_passes(parts)
-        self.stages = self.at_once.stages
-        self.fused_loss = kernels.loss(self.at_once.site, self.objective.loss, axes)
-        self.losses: dict[tuple[int, ...], Any] = {}  # bound to the arrays for a shape of outputs
-        done = {name for stage in self.stages for name in stage.idle}
-        self.idle = [name for name in idle if name in self.trained and name not in done]
+        parts, axes, idle, self.outputs_per_row = parts_of(self.worker, shape)
+        self.serial = self._new_passes(parts)
+        self.stages = self.serial.stages
+        self.fused_loss = kernels.loss(self.serial.site, self.objective.loss, axes)
+        self.losses: dict[tuple[int, ...], Any] = {}  # the fused loss, bound to the arrays for each shape of outputs
+        zeroed = {name for stage in self.stages for name in stage.idle}  # by the stages themselves
+        self.idle = [name for name in idle if name in self.trained and name not in zeroed]
         self.looks_ahead = type(optimizer).lookahead is not Optimizer.lookahead
         self.vectors = [self._vector(weights)]
         self.point = self._vector(xp.zeros_like(weights)) if self.looks_ahead else None
-        self.slots_made = [self.start.slots]
+        self.slot_buffers = [self.start.slots]
         self.stateful_stages: list[Any] = [stage for stage in self.stages if stage.states]
         self._join_averages()
-        self.pays = PAYS * (1 + sum(stage.meets for stage in self.stages) / 2)
-        may_split = kernels.threaded and self.made and self.at_once.splits
+        self.split_from = SPLIT_FROM * (1 + sum(stage.meets for stage in self.stages) / 2)
+        may_split = kernels.threaded and self.outputs_per_row and self.serial.splits
         self.threads = threads.blas_threads() if may_split else 1
 
     def _vector(self, flat: Array) -> Vector:
         return Vector(flat, dict(zip(self.names, ops.split(flat, self.shapes), strict=True)), self.stages)
 
     def _new_passes(self, parts: list[Part], count: int = 1) -> Passes:
-        """The passes through these layers, in memory of their own, of one of so many threads."""
+        """Return the passes through these layers, with memory of their own, for one of `count` threads."""
         dtype, xp, device = self.start.weights.dtype, self.backend.xp, self.backend.device
         offsets = itertools.accumulate(map(math.prod, self.shapes), initial=0)
 
@@ -129,16 +130,16 @@ class BufferedStep(Step):
 
     @functools.cached_property
     def in_threads(self) -> ThreadedPasses:
-        """The same passes in threads."""
+        """The passes for batches that are divided between threads."""
         gradients = [self._vector(self.backend.xp.zeros_like(self.start.weights)) for _ in range(1, self.threads)]
-        layers = (parts_of(self.worker, self.x_shape)[0] for _ in range(self.threads))  # whose blocks are not shared
-        passes = [self._new_passes(parts, self.threads) for parts in layers]
-        for stage, whole in zip(passes[0].stages, self.stages, strict=True):
-            stage.batch = whole.batch
+        parts = (parts_of(self.worker, self.x_shape)[0] for _ in range(self.threads))  # each with blocks of its own
+        passes = [self._new_passes(each, self.threads) for each in parts]
+        for stage, serial in zip(passes[0].stages, self.stages, strict=True):
+            stage.batch = serial.batch
         return ThreadedPasses(passes, gradients)
 
     def _join_averages(self) -> None:
-        """Join the stages' running averages to one vector, as are those of a batch."""
+        """Join the stages' running averages into one vector, and likewise the averages of a batch."""
         xp, state, stages = self.backend.xp, self.start.state, [stage for stage in self.stages if stage.averages]
         self.averages = [name for stage in stages for name, _ in stage.averages]
         self.average_shapes = [tuple(state[name].shape) for name in self.averages]
@@ -146,13 +147,14 @@ class BufferedStep(Step):
         if not stages:
             return
         old = ops.join([state[name] for name in self.averages])
-        self.batch, rates, first = xp.zeros_like(old), [], []
+        self.batch, rates, first_rates = xp.zeros_like(old), [], []
         parts = iter(ops.split(self.batch, self.average_shapes))
         for stage in stages:
             stage.batch = tuple(itertools.islice(parts, len(stage.averages)))
-            rates += (own := [xp.full_like(a, r) for a, (_, r) in zip(stage.batch, stage.averages, strict=True)])
-            first += own if stage.has_averages() else [xp.ones_like(a) for a in own]
-        self.rates, self.first_rates = ops.join(rates), ops.join(first)
+            new = [xp.full_like(a, rate) for a, (_, rate) in zip(stage.batch, stage.averages, strict=True)]
+            rates += new
+            first_rates += new if stage.has_averages() else [xp.ones_like(a) for a in new]
+        self.rates, self.first_rates = ops.join(rates), ops.join(first_rates)
         others = {name: a for name, a in state.items() if name not in self.averages}
         self.start = self.start._replace(state={AVERAGES: old} | others)
 
@@ -163,7 +165,7 @@ class BufferedStep(Step):
         return named | {name: a for name, a in carry.state.items() if name != AVERAGES}
 
     def sound(self, carry: Carry) -> bool:
-        if self.backend.immediate:  # sums are quicker; they may overflow where nothing is wrong
+        if self.backend.immediate:  # a quicker test that proves all finite; the sum may overflow where nothing is wrong
             dot, (checked, total), rest = self.kernels.lib.dot, self.update.checked, self._real_state(carry)
             if checked is not carry.weights:
                 total, rest = 0.0, [carry.weights, *self._memory(carry), *rest]
@@ -181,9 +183,9 @@ class BufferedStep(Step):
 
     def _advance(self, carry: Carry, batch: Batch, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
         passes = self._passes_for(batch.x.shape[0])
-        if passes is self.at_once:  # in whose context nothing happens, at the cost of half a microsecond
+        if passes is self.serial:  # its context does nothing, and entering it takes half a microsecond
             return self._advance_by(passes, carry, batch, keep)
-        with passes.alone:
+        with passes.context:
             return self._advance_by(passes, carry, batch, keep)
 
     def _advance_by(self, passes: Any, carry: Carry, batch: Batch, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
@@ -191,24 +193,24 @@ class BufferedStep(Step):
         value, dy = self._forward(passes, at, carry.state, batch)
         if self.backend.immediate and not math.isfinite(value):
             return value, carry
-        new = self._free_vector(carry, keep)  # the gradient first, then what it makes of the parameters
+        new = self._free_vector(carry, keep)  # holds the gradient first, then the new parameters
         value = self._backward(passes, at, new, value, dy, batch)
         slots = self.update(carry.weights, carry.slots, new.flat, self._free_slots(carry, keep))
         state = self._next_state(passes, carry)
-        passes.forget()  # the batch goes before the next one comes
+        passes.forget()  # release this batch's memory before the next one is made
         return value, Carry(new.flat, slots, state)
 
     def gradient(self, weights: Array, batch: Batch) -> tuple[Array, Array]:
         at = self._vector_of(self.start)
         at.flat[...] = weights
         passes = self._passes_for(batch.x.shape[0])
-        with passes.alone:
+        with passes.context:
             value, dy = self._forward(passes, at, self.start.state, batch)
             new = self._free_vector(self.start, ())
             return self._backward(passes, at, new, value, dy, batch), new.flat
 
     def _forward(self, passes: Any, at: Vector, state: dict[str, Array], batch: Batch) -> tuple[Array, Array]:
-        """The loss, and its derivative with respect to the outputs, (K, N)."""
+        """Return the loss, and its derivative with respect to the outputs, (K, ..., N)."""
         for stage in self.stateful_stages:
             stage.set_state(state)
         x, y, weight = batch
@@ -217,22 +219,22 @@ class BufferedStep(Step):
             value, dy = (self.losses.get(a.shape) or self._bound_loss(a)).forward(a, y.T)
             return value, dy
         value, dy = self.loss(reversed_axes(a), y, weight)
-        return value, passes.received(reversed_axes(dy))
+        return value, passes.checked_dy(reversed_axes(dy))
 
     def _passes_for(self, n: int) -> Any:
-        """The passes for a batch of n rows: in threads where there are enough numbers to go through."""
-        pays = self.threads > 1 and n >= self.threads and n * self.made >= self.pays
-        return self.in_threads if pays else self.at_once
+        """Return the passes for a batch of n rows: in threads if the batch is large enough."""
+        split = self.threads > 1 and n >= self.threads and n * self.outputs_per_row >= self.split_from
+        return self.in_threads if split else self.serial
 
     def _bound_loss(self, a: Array) -> Any:
-        """The fused loss for outputs of this shape."""
-        if all(math.prod(a.shape) > math.prod(shape) for shape in self.losses):  # it takes more memory
+        """Bind the fused loss to outputs of this shape and return it."""
+        if all(math.prod(a.shape) > math.prod(shape) for shape in self.losses):  # its memory grows
             self.losses.clear()
         self.losses[a.shape] = self.fused_loss.bound(a, None)
         return self.losses[a.shape]
 
     def _backward(self, passes: Any, at: Vector, gradient: Vector, value: Array, dy: Array, batch: Batch) -> Array:
-        """The gradient, and the loss with the penalty in it."""
+        """Write the gradient into `gradient`, with the penalty's, and return the loss with the penalty added."""
         passes.backward(dy, at, gradient)
         for name in self.idle:
             gradient.arrays[name][...] = 0.0
@@ -245,7 +247,7 @@ class BufferedStep(Step):
         return value
 
     def _add_up(self, gradient: Array) -> None:
-        """Complete the gradient of the data, before the penalty's is added: it is the rows' that are here."""
+        """Add the other processes' gradients, before the penalty's is added; here there is one process."""
 
     def _next_state(self, passes: Any, carry: Carry) -> dict[str, Array]:
         state: dict[str, Array] = {}
@@ -257,20 +259,21 @@ class BufferedStep(Step):
             state |= stage.next_state()
         return state
 
-    # --- whose arrays are whose ---
+    # --- which vectors and slots may be overwritten ---
 
     def _remember(self, slots: Slots) -> None:
         super()._remember(slots)
-        self.slots_made = [slots]
+        self.slot_buffers = [slots]
 
     def _vector_of(self, carry: Carry) -> Vector:
-        """The vector of a carry's parameters, or of the point ahead of them."""
+        """Return the vector of a carry's parameters, or of the point where the optimizer wants the gradient."""
         if self.point is not None:
             self.update.look_ahead(carry.weights, carry.slots, self.point.flat)
             return self.point
         return next(vector for vector in self.vectors if vector.flat is carry.weights)
 
     def _free_vector(self, carry: Carry, keep: tuple[Carry, ...]) -> Vector:
+        """Return a vector that neither `carry` nor the carries in `keep` use."""
         for vector in self.vectors:
             if vector.flat is not carry.weights and not (keep and any(vector.flat is kept.weights for kept in keep)):
                 return vector
@@ -278,40 +281,41 @@ class BufferedStep(Step):
         return self.vectors[-1]
 
     def _free_slots(self, carry: Carry, keep: tuple[Carry, ...]) -> Slots:
-        """Slots to write the next ones into: the carry's own, unless they are wanted still."""
+        """Return slots to write the next ones into: the carry's own, if they are no longer needed."""
         if not (keep or self.looks_ahead):
             return carry.slots
         memory = getattr(self.optimizer, "memory", ())  # a user's own optimizer need not derive from ours
         names = [name for name in memory if name != SPARED]
-        taken = [kept.slots for kept in keep] + [carry.slots] * self.looks_ahead
-        for slots in (carry.slots, *self.slots_made):
-            if all(slots[name] is not other[name] for name in names for other in taken):
+        in_use = [kept.slots for kept in keep] + [carry.slots] * self.looks_ahead
+        for slots in (carry.slots, *self.slot_buffers):
+            if all(slots[name] is not other[name] for name in names for other in in_use):
                 return slots
-        made = {name: self.backend.xp.zeros_like(carry.weights) for name in names}
-        self.slots_made.append({name: carry.slots[name] for name in memory} | made)
-        return self.slots_made[-1]
+        new = {name: self.backend.xp.zeros_like(carry.weights) for name in names}
+        self.slot_buffers.append({name: carry.slots[name] for name in memory} | new)
+        return self.slot_buffers[-1]
 
     def publish(self, carry: Carry, net: Placed, last: bool = False) -> None:
         weights = carry.weights if last else self.backend.xp.asarray(carry.weights, copy=True)
         super().publish(carry._replace(weights=weights), net)
 
 
-AVERAGES = ""  # the name of the vector of all running averages among the statistics
+AVERAGES = ""  # the key of the vector of all running averages in a carry's state
 
 
 def parts_of(net: Placed, shape: Shape) -> tuple[list[Part], int, list[str], int]:
-    """The layers that a network calls one after another, for an x of this shape, those of branches between marks; how
-    many axes its outputs have; the parameters that have no effect; and how many numbers the layers that see more than
-    features make of a row.
+    """Return the parts of a network for an x of this shape, the number of axes of its outputs, the names of parameters
+    without effect, and the number of entries that layers of images and sequences output for each row.
+
+    The parts are the layers in the order of their calls; marks separate the layers of branches.
     """
-    made = 0
+    outputs_per_row = 0
     found: list[Part] = []
     idle: list[str] = []
     leaves = net.leaves()
     turns: dict[int, Iterator[str]] = collections.defaultdict(lambda: itertools.cycle("ab"))
 
     def follow(parts: list[tuple[str, Layer]], shape: Shape, depth: int) -> int:
-        nonlocal made
+        nonlocal outputs_per_row
         axes = [len(shape)]
         for prefix, layer in parts:
             branches = layer._branches(f"{prefix}.") if layer.takes == "floats" else []
@@ -326,23 +330,23 @@ def parts_of(net: Placed, shape: Shape) -> tuple[list[Part], int, list[str], int
                 found.append(Part(prefix, layer, len(shape), within))
             shape = shape_after(layer, shape)
             if len(sizes := [size for size in shape[1:] if isinstance(size, int)]) > 1:
-                made += math.prod(sizes)
+                outputs_per_row += math.prod(sizes)
             axes.append(len(shape))
         idle.extend(idle_parameters(parts, axes[1:]))
         return axes[-1]
 
     axes = follow(net.parts(), ("N", *shape[1:]), 0)
-    return found, axes, idle, made
+    return found, axes, idle, outputs_per_row
 
 
 def shape_after(layer: Layer, shape: Shape) -> Shape:
-    """The shape that a layer gives, as far as it says. () is one that nobody knows, which no stage takes.
+    """Return the shape of a layer's output; (), which no stage takes, if it is unknown.
 
-    A layer of a user's that says nothing is taken to give matrices for matrices; of more axes it may give fewer.
+    A user's layer without an `output_shape` is assumed to turn matrices into matrices; for more axes nothing is known.
     """
     if not shape or (len(shape) > 2 and not layer._tells_shape()):
         return ()
     try:
         return layer.output_shape(shape)
-    except ValueError:  # of what it has not been told: it is as it was
+    except ValueError:  # sizes that are unknown or do not fit: assume that the shape stays
         return shape
