@@ -1,4 +1,4 @@
-"""Losses: each gives a value and the exact derivative of that value. `__all__` is the one list of them."""
+"""Losses: each returns a value and the exact derivative of that value. `__all__` is the one list of them."""
 
 from .losses import (
     BinaryCrossEntropy,
@@ -10,7 +10,7 @@ from .losses import (
     SoftmaxCrossEntropy,
 )
 
-__all__ = [  # noqa: RUF022  # in this order they are offered where something else is given
+__all__ = [  # noqa: RUF022  # the order in error messages
     "SoftmaxCrossEntropy", "CategoricalCrossEntropy", "BinaryCrossEntropyWithLogits", "BinaryCrossEntropy",
     "MeanSquaredError", "MeanAbsoluteError", "Huber",
 ]  # fmt: skip

@@ -21,14 +21,14 @@ THRESHOLDS = {"logits": 0.0, "probabilities": 0.5}
 
 
 class Loss(Adjustable, ABC):
-    """The base of losses: `loss(prediction, target)` gives the value, `value_and_grad` the value and its derivative.
+    """The base class of losses: `loss(prediction, target)` returns the value, `value_and_grad` also its derivative.
 
-    Predictions are (N, ..., K). `reduction="sum"` adds up every element; "mean" divides the sum by the number of what
-    `mean_over` names.
+    Predictions are (N, ..., K). `reduction="sum"` adds up all elements; "mean" divides the sum by the number of
+    elements or rows, as `mean_over` says.
 
-    A subclass defines `terms`, which need not check its arguments: they are floating arrays of the same shape, that of
-    the network's outputs in training. Targets of another form or with impossible values raise ValueError or TypeError
-    before it is called.
+    A subclass defines `terms`, which need not check its arguments: both are floating arrays of the same shape, in
+    training that of the network's outputs. Targets of another form or with impossible values raise ValueError or
+    TypeError before it is called.
 
     >>> class Quartic(xn.Loss):
     ...     def terms(self, prediction, target):
@@ -38,12 +38,12 @@ class Loss(Adjustable, ABC):
     ['prediction']
     """
 
-    mean_over = "elements"  # or "rows": the batch, where the loss is of a whole row
-    outputs = "numbers"  # what predictions are; or "probabilities" or "logits"
-    matrix = False  # whether a row is of one class of K, and needs (N, ..., K); else each output is a yes or no
-    formula: tuple[str, str] | None = None  # of the sum and of its derivative, in plain text, for `net.explain`
-    threshold: float | None = None  # the prediction that stands for probability 1/2, by `outputs`; None for numbers
-    weights_over: str | None = "fit"  # or "batch": the rows by whose mean weight "mean" divides; None: weights as given
+    mean_over = "elements"  # or "rows": "mean" is over the batch, for a loss of whole rows
+    outputs = "numbers"  # the kind of predictions, or "probabilities" or "logits"
+    matrix = False  # whether a row (N, ..., K) is one class of K; else each output is a yes or no
+    formula: tuple[str, str] | None = None  # of the sum and its derivative, as text for `net.explain`
+    threshold: float | None = None  # the prediction for probability 1/2, from `outputs`; None for numbers
+    weights_over: str | None = "fit"  # or "batch": "mean" divides weights by their mean in it; None: not at all
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -51,18 +51,18 @@ class Loss(Adjustable, ABC):
             cls.threshold = THRESHOLDS.get(cls.outputs)
 
     def __init__(self, reduction: str = "mean"):
-        """`reduction`: "mean" is over the batch for losses of classes and over every element for others; "sum" adds up.
+        """`reduction`: "mean", over the batch for class losses and over all elements for others, or "sum".
 
-        Raises ValueError for another.
+        Raises ValueError for any other.
         """
         self.reduction = checked_reduction(self, reduction)
 
     @abstractmethod
     def terms(self, prediction: Array, target: Array) -> tuple[Array, Array]:
-        """The loss of each element, (N, ..., K), or of each row, (N, ...), and its sum's derivative, (N, ..., K)."""
+        """Return the loss of each element, (N, ..., K), or row, (N, ...), and its sum's derivative, (N, ..., K)."""
 
     def reduced(self, prediction: Array, target: Array) -> tuple[Array, Array]:
-        """`value_and_grad` for an encoded target: that is not checked again, and nothing waits for the device."""
+        """As `value_and_grad`, for a target that is already encoded and checked. Does not wait for the device."""
         terms, gradient = checked_terms(self, prediction, target)
         value = namespace(terms).sum(terms)
         if self.reduction == "sum":
@@ -71,18 +71,20 @@ class Loss(Adjustable, ABC):
         return value / divisor, gradient / divisor
 
     def divisor(self, prediction: Array, target: Array) -> Any:
-        """The number that "mean" divides the sum of all terms by: of the whole batch, where processes share it."""
+        """Return the number by which "mean" divides the sum of all terms; if processes share a batch, for all of it."""
         shape = share.rows_of_batch(prediction.shape[0]), *prediction.shape[1:]
         if self.mean_over == "elements":
             return math.prod(shape)
         return math.prod(shape[:-1]) if self.matrix else shape[0]
 
     def counted(self, target: Array) -> Array | None:
-        """Which rows or positions of an encoded target count: 1 or 0 for each, (N, ...); None where all of them do."""
+        """Return 1 for each row or position of an encoded target that counts and 0 for others, (N, ...); None if all
+        count.
+        """
         return None
 
     def value_and_grad(self, prediction: Array, target: Any) -> tuple[Array, Array]:
-        """The value, 0-d, and its exact derivative with respect to `prediction`, of its shape."""
+        """Return the value, 0-d, and its exact derivative with respect to `prediction`, in its shape."""
         check_prediction(type(self).__name__, prediction, self.matrix)
         with backend_of(prediction).scope(autograd=True):
             return self.reduced(prediction, self.encode(target, prediction))
@@ -91,17 +93,17 @@ class Loss(Adjustable, ABC):
         return self.value_and_grad(prediction, target)[0]
 
     def encode(self, target: Any, prediction: Array) -> Array:
-        """`target` checked, and as a floating array like `prediction` in shape, dtype, library and device."""
+        """Return `target`, checked, as a floating array of the shape, dtype, library and device of `prediction`."""
         return as_rows(type(self).__name__, target, prediction)
 
 
 def checked_reduction(loss: object, reduction: str) -> str:
-    """Return the reduction given for `loss`, if it is one."""
+    """Return the reduction given for `loss`. Raises ValueError if there is no such reduction."""
     return choice(f"{type(loss).__name__}: reduction", reduction, ("mean", "sum"))
 
 
 def checked_terms(loss: Loss, prediction: Array, target: Array) -> tuple[Array, Array]:
-    """Return what `terms` gives, if it is a loss of each element or of each row, and a gradient."""
+    """Return the result of `terms`. Raises an error unless it is a loss of each element or row, and a gradient."""
     terms, gradient = pair_from(loss, "terms", loss.terms(prediction, target))
     shape = tuple(np.shape(terms))
     if not shape or shape != tuple(prediction.shape[: len(shape)]):
@@ -180,10 +182,10 @@ class Huber(Loss):
 
 
 class ClassLoss(Loss):
-    """The base of the losses over classes, which are on the last axis of the prediction (N, ..., K).
+    """The base class of losses for classes, which are on the last axis of the prediction (N, ..., K).
 
-    "mean" is over the batch, and where a row is of one class over all positions: of (N, T, K) N T. Targets are classes
-    0 to K - 1 (N, ...) or one-hot (N, ..., K).
+    "mean" is over the batch; if each position has one class, over all positions, such as N T for (N, T, K). Targets
+    are classes 0 to K - 1 (N, ...) or one-hot (N, ..., K).
     """
 
     mean_over = "rows"
@@ -207,17 +209,17 @@ class SoftmaxCrossEntropy(ClassLoss):
     value:       L  = -Σ_k t_k log p_k,  p = softmax(z)
     derivative:  dz = p - t
 
-    log p_k = s_k - log Σ_j e^{s_j} with s = z - max z, finite for logits up to half of what the dtype holds. A row of t
-    adds up to 1, so L = log Σ_j e^{s_j} - Σ_k t_k s_k and ∂L/∂z_j = p_j Σ_k t_k - t_j = p_j - t_j.
+    log p_k = s_k - log Σ_j e^{s_j} with s = z - max z is finite for logits up to half the dtype's largest number. A row
+    of t adds up to 1, so L = log Σ_j e^{s_j} - Σ_k t_k s_k and ∂L/∂z_j = p_j Σ_k t_k - t_j = p_j - t_j.
     Source: Bridle 1990.
 
     `label_smoothing` ε takes t' = (1 - ε) t + ε / K in place of t. Source: Szegedy et al. 2016, section 7.
 
     Positions whose class is `ignore`, such as the -100 or 0 that pads shorter sequences, do not count: their loss and
     derivative are 0, and "mean" averages over the others of the batch (0 if there are none, where PyTorch gives NaN).
-    Sample weights multiply the terms of the others; in `fit` they are still divided by their mean over all positions,
-    and an epoch's loss weighs its batches by their rows. Metrics of classes leave these positions out; other metrics
-    are given the target as the loss encodes it, in which their rows are 0.
+    Sample weights multiply the other terms; in `fit` they are still divided by their mean over all positions, and an
+    epoch's loss weights its batches by their numbers of rows. Class metrics leave ignored positions out; other metrics
+    get the target as the loss encodes it, with rows of 0 there.
 
     >>> import numpy as np
     >>> float(xn.SoftmaxCrossEntropy()(np.asarray([[0.0, 0.0]]), np.asarray([1])))
@@ -228,7 +230,7 @@ class SoftmaxCrossEntropy(ClassLoss):
 
     @property
     def formula(self) -> tuple[str, str]:  # type: ignore[override]
-        """Of the sum and of its derivative."""
+        """The formulas of the sum and its derivative."""
         return "L = -Σ t log p, p = softmax(z)", "dz = p - t" + ", 0 where ignored" * (self.ignore is not None)
 
     def __init__(self, reduction: str = "mean", ignore: int | None = None, label_smoothing: float = 0.0):
@@ -248,7 +250,7 @@ class SoftmaxCrossEntropy(ClassLoss):
         if self.ignore is None:
             return None
         xp = namespace(target)
-        return xp.astype(xp.max(target, axis=-1) > 0.0, target.dtype)  # a row of 0 is of no class
+        return xp.astype(xp.max(target, axis=-1) > 0.0, target.dtype)  # the row of an ignored position is 0
 
     def divisor(self, prediction: Array, target: Array) -> Any:
         if (count := self.counted(target)) is None:
@@ -291,7 +293,7 @@ class CategoricalCrossEntropy(ClassLoss):
 
 
 class BinaryCrossEntropy(ClassLoss):
-    """Cross-entropy from probabilities p, for outputs that are each a yes or a no; summed over the outputs.
+    """Cross-entropy from probabilities p, for outputs that are each a yes or no; summed over the outputs.
 
     value:       L  = -Σ_k [t_k log p_k + (1 - t_k) log(1 - p_k)]
     derivative:  dp = (1 - t) / (1 - p) - t / p
@@ -314,12 +316,12 @@ class BinaryCrossEntropy(ClassLoss):
 
 
 class BinaryCrossEntropyWithLogits(ClassLoss):
-    """Cross-entropy from logits z, for outputs that are each a yes or a no; summed over the outputs.
+    """Cross-entropy from logits z, for outputs that are each a yes or no; summed over the outputs.
 
     value:       L  = Σ_k [log(1 + e^{z_k}) - t_k z_k]
     derivative:  dz = p - t,  p = sigmoid(z)
 
-    It is `BinaryCrossEntropy` of p, without its loss of digits where p is close to 0 or 1.
+    It equals `BinaryCrossEntropy` of p, without the loss of precision if p is close to 0 or 1.
 
     >>> import numpy as np
     >>> float(xn.BinaryCrossEntropyWithLogits()(np.asarray([[0.0, 0.0]]), np.asarray([[1, 0]])))
@@ -337,7 +339,7 @@ class BinaryCrossEntropyWithLogits(ClassLoss):
 
 
 def _clipped(p: Array) -> Array:
-    """Probabilities kept within [eps, 1 - eps], eps 1e-15 in float64 and the dtype's own in float32."""
+    """Clip probabilities to [eps, 1 - eps], where eps is 1e-15 in float64 and the dtype's epsilon in float32."""
     xp = namespace(p)
     eps = 1e-15 if p.dtype == xp.float64 else float(xp.finfo(p.dtype).eps)
     return ops.clip(p, eps, 1.0 - eps)

@@ -1,4 +1,4 @@
-"""The objective of a training run: a loss, its rows weighted, and an L2 penalty. Axes: N batch, K outputs."""
+"""The objective of a training run: a loss with weighted rows, and an L2 penalty. Axes: N batch, K outputs."""
 
 import math
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from .losses import Loss, checked_reduction, checked_terms
 
 
 def on_encoded(loss: Loss, prediction: Array, target: Array, *weight: Array | None) -> tuple[Array, Array]:
-    """The loss and its derivative for an encoded target; one not derived from `Loss` has only its `value_and_grad`.
+    """Return a loss and its derivative for an encoded target, also if it does not derive from `Loss`.
 
-    An `Objective` takes the rows' `weight`, too.
+    An `Objective` also takes the rows' `weight`.
     """
     if hasattr(loss, "reduced"):
         return loss.reduced(prediction, target, *weight)
@@ -27,18 +27,18 @@ def on_encoded(loss: Loss, prediction: Array, target: Array, *weight: Array | No
 
 
 class Objective(Loss):
-    """The objective of a training run: a loss, its rows weighted where they have weights, and an L2 penalty.
+    """The objective of a training run: a loss, whose rows may have weights, and an L2 penalty.
 
     "sum":   J = Σ_n w_n L_n + l2/2 Σ W²           ∂J/∂W = Σ_n w_n ∂L_n/∂W + l2 W
     "mean":  J = (Σ_n w_n L_n + l2/2 Σ W²) / N     over the N rows of a batch
 
-    For "mean", `fit` has divided the weights by their mean over all its rows, so that the batches' data terms, each
-    times its N, add up to those of all rows. For a loss whose mean is over elements, the data's term is divided by N K.
+    For "mean", `fit` has divided the weights by their mean over all rows, so that the sums of the batches' data terms,
+    each times its N, are those of all rows. If the mean of a loss is over elements, the data term is divided by N K.
 
-    A loss whose `weights_over` is "batch" is divided by the batch's Σ_n w_n in place of N, as scikit-learn's MLPs do;
-    a batch whose weights are all 0 then has value and gradient 0.
+    If `weights_over` is "batch", the divisor is the batch's Σ_n w_n instead of N, as in scikit-learn's MLPs; a batch
+    whose weights are all 0 then has value and gradient 0.
 
-    Weights may be of positions, (N, T) of outputs (N, T, K); N in the data's term is then how many there are.
+    Weights may be those of positions, (N, T) for outputs (N, T, K); N in the data term is then their number.
     """
 
     def __init__(self, loss: Any, l2: float = 0.0):
@@ -62,12 +62,12 @@ class Objective(Loss):
         value = namespace(terms).sum(terms)
         if self.reduction == "sum":
             return value, gradient
-        each = self.loss.divisor(prediction, target) / rows_of_batch(target.shape[0])  # of a row
-        divisor = self.rows(target, weight) * each
+        divisor_of_row = self.loss.divisor(prediction, target) / rows_of_batch(target.shape[0])
+        divisor = self.rows(target, weight) * divisor_of_row
         return value / divisor, gradient / divisor
 
     def rows(self, target: Array, weight: Array | None) -> Any:
-        """N, or for `weights_over="batch"` the sum of the batch's weights, infinity in place of 0."""
+        """Return N, or for `weights_over="batch"` the sum of the batch's weights, with infinity in place of 0."""
         rows = rows_of_batch(target.shape[0])
         if weight is None or self.loss.weights_over != "batch":
             return rows
@@ -80,7 +80,7 @@ class Objective(Loss):
         return xp.where(total > 0.0, total, math.inf)
 
     def penalty(self, params: Mapping[str, Array], target: Array, weight: Array | None) -> tuple[Any, dict[str, Array]]:
-        """The L2 penalty on those of the trained parameters that are weights, and its derivative by their names."""
+        """Return the L2 penalty on the weights among these parameters, and its derivatives by name."""
         scale = self.l2 / (1.0 if self.reduction == "sum" else self.rows(target, weight))
         weights = {name: a for name, a in params.items() if a.ndim > 1}  # biases, gammas and betas have one axis
         return 0.5 * scale * sum(map(ops.sum_of_squares, weights.values())), {k: scale * w for k, w in weights.items()}
@@ -93,11 +93,11 @@ class Objective(Loss):
         target: Array,
         weight: Array | None,
     ) -> tuple[Array, dict[str, Array]]:
-        """The value and the gradients of the data's part, with the penalty's added."""
+        """Return the value and gradients of the data term with those of the penalty added."""
         more, slopes = self.penalty(params, target, weight)
         return value + more, grads | {name: grads[name] + slope for name, slope in slopes.items()}
 
 
 def spread(weight: Array, a: Array) -> Array:
-    """Weights (N, ...) of terms or gradients that have these axes and perhaps further ones, as they multiply them."""
+    """Return weights (N, ...) with axes of size 1 appended, so that they can multiply `a`."""
     return weight[(..., *[None] * (a.ndim - weight.ndim))]

@@ -1,4 +1,4 @@
-"""Targets as losses and metrics take them: classes (N, ...) or rows (N, ..., K), as the prediction (N, ..., K) has."""
+"""Checks of targets: classes (N, ...) or rows (N, ..., K), for a prediction (N, ..., K)."""
 
 from typing import Any
 
@@ -10,7 +10,9 @@ NAMES = "make integers of names: names, y = np.unique(y, return_inverse=True)"
 
 
 def check_prediction(who: str, prediction: Array, matrix: bool = True) -> None:
-    """Refuse a prediction that is not floating, has no entries, or, where a `matrix` is needed, is not (N, ..., K)."""
+    """Raise TypeError or ValueError unless the prediction is a floating array with entries, and (N, ..., K) if a
+    `matrix` is needed.
+    """
     if not is_array(prediction):
         raise TypeError(f"{who}: prediction must be an array, got {kind_of(prediction)}: np.asarray makes one")
     shape = tuple(prediction.shape)
@@ -23,7 +25,9 @@ def check_prediction(who: str, prediction: Array, matrix: bool = True) -> None:
 
 
 def as_rows(who: str, target: Any, prediction: Array) -> Array:
-    """`target` as a finite array of `prediction`'s shape, dtype, library and device; (n,) will do for (n, 1)."""
+    """Return `target` as a finite array of the shape, dtype, library and device of `prediction`; it may be (n,) for
+    (n, 1).
+    """
     backend = backend_of(prediction)
     target = backend.adopt(f"{who}: the target", target)
     shape, wanted = tuple(target.shape), tuple(prediction.shape)
@@ -42,26 +46,26 @@ def as_rows(who: str, target: Any, prediction: Array) -> Array:
 
 
 def as_shares(who: str, target: Any, prediction: Array, one: bool, several: str) -> Array:
-    """`as_rows` with entries in [0, 1] and, where a row is of `one` class, entries that add up to 1.
+    """As `as_rows`, but raise ValueError unless all entries are in [0, 1] and, for `one` class a row, rows add up to 1.
 
-    `several` ends the message where a row does not: what to do for several labels a row.
+    `several` ends the message for a row that does not: the remedy for several labels a row.
     """
     backend = backend_of(prediction)
     rows, xp = as_rows(who, backend.adopt(f"{who}: the target", target, NAMES), prediction), backend.xp
     with backend.scope():
-        furthest = [xp.max(xp.abs(xp.sum(rows, axis=-1) - 1.0))] if one else []
-        low, high, *off = backend.stack([xp.min(rows), xp.max(rows), *furthest])  # one wait for a device
+        largest_error = [xp.max(xp.abs(xp.sum(rows, axis=-1) - 1.0))] if one else []
+        low, high, *off = backend.stack([xp.min(rows), xp.max(rows), *largest_error])  # waits for a device once
     if low < 0.0 or high > 1.0:
         remedy = "integer classes (n,) or one-hot rows" if one else "0 for a no and 1 for a yes"
         raise ValueError(f"{who}: a target's entries must lie in [0, 1], got {low:g} to {high:g}; give {remedy}")
-    if one and off[0] > 1e-6 * rows.shape[-1]:  # as nearly as float32 can
+    if one and off[0] > 1e-6 * rows.shape[-1]:  # beyond the rounding of float32
         raise ValueError(f"{who}: each row of a one-hot target must add up to 1; for several classes at once {several}")
     return rows
 
 
 def as_classes(who: str, target: Any, prediction: Array, ignore: int | None = None) -> Array:
-    """`target`, (n, ...) or (n, ..., 1), as int32 classes (n, ...) within range(K), on `prediction`'s device; those
-    that are `ignore` as -1.
+    """Return `target`, (n, ...) or (n, ..., 1), as int32 classes (n, ...) on the device of `prediction`, with -1 for
+    `ignore`. Raises ValueError for any other class outside of 0 to K - 1.
     """
     *positions, classes = prediction.shape
     backend = backend_of(prediction)
@@ -73,12 +77,12 @@ def as_classes(who: str, target: Any, prediction: Array, ignore: int | None = No
     xp = backend.xp
     with backend.scope():
         labels = xp.reshape(labels, (*positions,))
-        labels = xp.astype(labels, prediction.dtype)  # not all integers can be compared everywhere
+        labels = xp.astype(labels, prediction.dtype)  # some libraries cannot compare unsigned integers
         ignored = None if ignore is None else labels == ignore
         if ignored is not None:
             labels = xp.where(ignored, 0.0, labels)
-        fraction = xp.max(xp.abs(labels - xp.round(labels)))  # NaN where a label is NaN or infinite
-        fraction, low, high = backend.stack([fraction, xp.min(labels), xp.max(labels)])  # one wait for a device
+        fraction = xp.max(xp.abs(labels - xp.round(labels)))  # NaN if any label is NaN or infinite
+        fraction, low, high = backend.stack([fraction, xp.min(labels), xp.max(labels)])  # waits for a device once
         if fraction == 0.0 and low >= 0 and high < classes:
             return xp.astype(labels if ignored is None else xp.where(ignored, -1.0, labels), xp.int32)
     if classes == 1:
