@@ -326,10 +326,10 @@ def test_a_single_class_is_always_right(lib):
 @pytest.mark.parametrize("metric", [xn.accuracy, xn.f1, xn.confusion_matrix], ids=lambda m: m.__name__)
 def test_one_output_that_is_no_probability_is_refused_without_threshold_or_loss(lib, metric):
     p = lib.asarray([[-3.0], [0.2]])
-    with pytest.raises(ValueError, match=r"outputs run from 0\.2 to 3 and are no probabilities"):
+    with pytest.raises(ValueError, match=r"outputs run from 0\.2 to 3 and are not probabilities"):
         metric(lib.asarray([[3.0], [0.2]]), [0, 1])
     with pytest.raises(
-        ValueError, match=r"outputs run from -3 to 0.2 and are no probabilities; .* threshold=0.0, or the"
+        ValueError, match=r"outputs run from -3 to 0.2 and are not probabilities; .* threshold=0.0, or their"
     ):
         metric(p, [0, 1])
     metric(p, [0, 1], threshold=0.0)
@@ -353,7 +353,7 @@ def test_rows_that_are_not_one_hot_are_refused_without_threshold_or_loss(lib, me
 
 @pytest.mark.parametrize("metric", [xn.top_k_accuracy, xn.confusion_matrix], ids=lambda m: m.__name__)
 def test_several_labels_a_row_are_no_class(lib, metric):
-    with pytest.raises(ValueError, match=rf"^{metric.__name__}: .*(several labels|yes or no per output)"):
+    with pytest.raises(ValueError, match=rf"^{metric.__name__}: .*(several labels|each output is a yes or no)"):
         metric(lib.asarray(PROBABLE), np.eye(K)[CLASSES], loss=xn.BinaryCrossEntropy())
 
 

@@ -11,7 +11,7 @@ from .backends import get_backend as get_backend
 from .backends import use_backend as use_backend
 from .version import __version__ as __version__
 
-if TYPE_CHECKING:  # at run time each is imported when it is first asked for
+if TYPE_CHECKING:  # at run time, each is imported on first use
     from . import callbacks as callbacks
     from . import data as data
     from . import estimators as estimators
@@ -49,15 +49,15 @@ MODULES = (
     "callbacks", "data", "estimators", "files", "initializers", "layers", "losses", "metrics", "ops", "optimizers",
     "plots", "schedules",
 )  # fmt: skip
-LISTS = "layers", "losses", "optimizers", "callbacks", "metrics", "schedules"  # all they list has its name here, too
-OTHERS = {  # by name the module that has it
+LISTS = "layers", "losses", "optimizers", "callbacks", "metrics", "schedules"  # modules whose `__all__` is exported
+OTHERS = {  # further exported names, with their modules
     "Sequential": "network", "load": "files.load", "History": "training.history", "Layer": "layers.base",
     "Loss": "losses.losses", "Optimizer": "optimizers", "Callback": "training.callback",
     "Checkpoint": "training.checkpoints", "check_gradients": "gradcheck", "compare_backends": "gradcheck",
     "DivergenceError": "training.run", "FormatError": "files.safetensors", "GradientError": "gradcheck",
     "show_versions": "common.versions",
 }  # fmt: skip
-ELSEWHERE = {  # names of PyTorch's and Keras's, and what is the same here
+ELSEWHERE = {  # names in PyTorch or Keras, with the equivalents in xpnet
     "AdaptiveAvgPool2d": "GlobalAveragePool", "AvgPool1d": "AveragePool1d", "AvgPool2d": "AveragePool2d",
     "BCELoss": "BinaryCrossEntropy", "BCEWithLogitsLoss": "BinaryCrossEntropyWithLogits", "BatchNorm1d": "BatchNorm",
     "BatchNorm2d": "BatchNorm", "BatchNormalization": "BatchNorm", "Conv1D": "Conv1d", "Conv2D": "Conv2d",
@@ -89,7 +89,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(
             f"module {__name__!r} has no attribute {name!r}{hint}", name=name, obj=sys.modules[__name__]
         )
-    globals()[name] = value  # found there from now on
+    globals()[name] = value  # so that Python does not call this function for it again
     return value
 
 

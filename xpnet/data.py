@@ -75,17 +75,17 @@ def train_test_split(
                 f"row(s), for {rows - count} and {count} rows; each needs two, and each side a row for every label"
             )
         shares, parts = np.divmod(count * sizes, rows)
-        shares[np.argsort(-parts, kind="stable")[: count - shares.sum()]] += 1  # the largest parts of a row become one
+        shares[np.argsort(-parts, kind="stable")[: count - shares.sum()]] += 1  # round up those with the largest rest
         for label, share in enumerate(shares):
-            own = np.flatnonzero(numbers[order] == label)
-            held_out[own[: len(own) - share]] = False
+            places = np.flatnonzero(numbers[order] == label)
+            held_out[places[: len(places) - share]] = False
     train, test = order[~held_out], order[held_out]
     x, y = (a.iloc if hasattr(a, "iloc") else a for a in (x, y))
     return x[train], x[test], y[train], y[test]
 
 
 def _as_rows(who: str, x: Any) -> Any:
-    """x as an array of one axis or more; pandas objects and masked arrays as they are."""
+    """Return x as an array with at least one axis; pandas objects and masked arrays unchanged."""
     rows = x if hasattr(x, "iloc") or isinstance(x, np.ma.MaskedArray) else on_host(x, who)
     if not rows.ndim:
         raise ValueError(f"{who} has no rows: it is {kind_of(x)}")
@@ -111,9 +111,9 @@ class ArraySource:
     """Rows of x (n, ...), y (n, ...) and, if given, their weights (n,), each anything that is indexed by rows:
     `net.fit(xn.data.ArraySource(x, y), ...)`.
 
-    Memory maps, zarr's and h5py's arrays are read a few batches at a time and never as a whole. Rows are asked for as
-    slices or in increasing order, as h5py wants them, and in any order where all parts are NumPy's. That x is finite is
-    checked in the first epoch.
+    Memory maps and arrays of zarr and h5py are read a few batches at a time and never as a whole. Rows are read as
+    slices or in increasing order, as h5py requires, or in any order if all parts are NumPy arrays. In the first epoch,
+    x is checked for NaN and infinity.
 
     Raises ValueError for parts of different lengths.
 
@@ -137,7 +137,7 @@ class ArraySource:
             found = ", ".join(map(str, shapes))
             raise ValueError(f"ArraySource: x, y and weight must have as many rows each, got the shapes {found}")
         self.rows: int = shapes[0][0]
-        self.parts = [part.view(np.ndarray) if type(part) is np.memmap else part for part in self.parts]  # is quicker
+        self.parts = [part.view(np.ndarray) if type(part) is np.memmap else part for part in self.parts]  # faster
         self.any_order = all(type(part) is np.ndarray for part in self.parts)
 
     def __len__(self) -> int:
@@ -150,12 +150,12 @@ class ArraySource:
 
 
 class Shard:
-    """A source of which each of several processes has a part of its own: `net.fit(xn.data.Shard(source), comm=comm)`.
+    """One process's part of the data, if each of several has a part: `net.fit(xn.data.Shard(source), comm=comm)`.
 
-    What the processes' first batches make together is the first batch of the whole, and so on. Of `fit`'s batch size
-    each takes its share, and draws its own order of its rows. The parts may have different lengths: where one has
-    ended, the others go on. In one process it is the source. A DataLoader with PyTorch's DistributedSampler is taken
-    as a part without this. Raises TypeError for what is no source.
+    The first batches of all processes together are the first batch of the whole, and so on. Each process takes its
+    share of `fit`'s batch size, and draws the order of its own rows. The parts may have different lengths: if one has
+    ended, the others go on. In a single process, it is the source itself. A DataLoader with PyTorch's
+    DistributedSampler is taken as a part without this. Raises TypeError for anything but a source.
 
     >>> import numpy as np
     >>> part = xn.data.Shard(xn.data.ArraySource(np.ones((3, 2)), np.zeros((3, 1))))
@@ -170,7 +170,7 @@ class Shard:
 
 
 class NpzFiles:
-    """Batches from .npz files, one file after another: each holds x, y and perhaps weight, of as many rows each.
+    """Batches from .npz files, one file after another; each holds x, y and optionally weight, of the same length.
 
     `net.fit(xn.data.NpzFiles(paths, batch_size=64), ...)`, or with `fit`'s own batch size `net.fit(paths, ...)`. One
     file is in memory at a time, and its last batch may be smaller. Raises ValueError for a file without x and y.
@@ -198,9 +198,9 @@ class NpzFiles:
 
 
 def read_npz(path: Any) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name. ValueError for another file, or one with arrays of Python objects.
+    """Return the arrays of an .npz file, by name.
 
-    `path` is the file's.
+    Raises ValueError for any other file, or one with arrays of Python objects. `path` is the file's.
 
     >>> import numpy as np
     >>> np.savez("data.npz", x=np.ones((3, 2)), y=np.zeros(3))
@@ -214,23 +214,23 @@ def read_npz(path: Any) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as raw:
             if not zipfile.is_zipfile(raw):
-                raise zipfile.BadZipFile("it is no zip file")
+                raise zipfile.BadZipFile("it is not a zip file")
             raw.seek(0)
             with np.load(raw, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
     except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"read_npz: {path!r} is no .npz file of arrays of numbers or names ({error})") from None
+        raise ValueError(f"read_npz: {path!r} is not an .npz file of arrays of numbers or names ({error})") from None
 
 
 class shuffled:  # noqa: N801  # called as a function
-    """The batches of an iterable with their rows in random order: each is drawn from `buffer` rows that wait.
+    """The batches of an iterable with their rows in random order, drawn from a buffer of `buffer` rows.
 
-    The iterable is read in its own order, and batches have the size of its first, the last may be smaller. The order
-    is another in each epoch, from `seed` and the epoch's number: a run that resumes has the same. `fit` says which
-    epoch it is by `set_epoch`; elsewhere each iteration is the next.
+    The iterable is read in its own order. Batches have the size of its first one; the last may be smaller. The order
+    differs between epochs and depends on `seed` and the epoch's number, so that a resumed run has the same one. `fit`
+    sets the epoch by `set_epoch`; elsewhere each iteration is the next epoch.
 
-    `source` gives batches (x, y) or (x, y, weight). The length is its own, right where all batches but the last are
-    of one size; of a list it is counted. Raises ValueError for a `buffer` below 1, or a `seed` below 0.
+    `source` gives batches (x, y) or (x, y, weight). The length is that of `source`, which is right if all batches but
+    the last have one size; that of a list is computed. Raises ValueError for a `buffer` below 1, or a `seed` below 0.
 
     >>> import numpy as np
     >>> batches = [(np.arange(4)[:, None], np.arange(4)), (np.arange(4, 8)[:, None], np.arange(4, 8))]
@@ -249,7 +249,7 @@ class shuffled:  # noqa: N801  # called as a function
             self.mean_weight = source.mean_weight
 
     def set_epoch(self, epoch: int) -> None:
-        """Give the next iteration the order of this epoch."""
+        """Set the epoch whose order the next iteration has."""
         self.epoch = integer("shuffled: epoch", epoch, least=0)
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)
@@ -263,12 +263,12 @@ class shuffled:  # noqa: N801  # called as a function
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         self.epoch += 1
-        waiting: list[np.ndarray] = []  # the buffer's parts
-        ready: list[list[np.ndarray]] = []  # rows that have left it
+        waiting: list[np.ndarray] = []  # the buffer, an array for each part of a batch
+        ready: list[list[np.ndarray]] = []  # rows that have left the buffer
         count = size = 0
 
         def batches(least: int) -> Iterator[tuple[Any, ...]]:
-            """Those of the rows in `ready` that fill a batch, or at least so many."""
+            """Yield batches of the rows in `ready`, as long as there are at least so many."""
             nonlocal ready
             rows = [np.concatenate(parts) for parts in zip(*ready, strict=True)]
             while rows and len(rows[0]) >= least:
@@ -287,7 +287,7 @@ class shuffled:  # noqa: N801  # called as a function
             for some in minibatches(len(parts[0]), self.buffer):
                 new = [part[some] for part in parts]
                 fresh = min(len(new[0]), self.buffer - count)
-                out = rng.choice(count, len(new[0]) - fresh, replace=False)  # these give their places to others
+                out = rng.choice(count, len(new[0]) - fresh, replace=False)  # rows to be replaced by new ones
                 if len(out):
                     ready.append([part[out] for part in waiting])
                 for part, rows in zip(waiting, new, strict=True):
@@ -302,7 +302,7 @@ class shuffled:  # noqa: N801  # called as a function
 
 
 def _parts_of(given: Any, number: int) -> list[np.ndarray]:
-    """The arrays of a batch that is to be shuffled, of as many rows each."""
+    """Return the arrays of a batch to be shuffled. Raises ValueError unless they have the same number of rows."""
     if not isinstance(given, (tuple, list)):
         raise TypeError(f"shuffled: batch {number} is {kind_of(given)}, expected (x, y) or (x, y, weight)")
     parts = [on_host(part, f"shuffled: a part of batch {number}") for part in given]

@@ -17,10 +17,10 @@ from .network import Sequential
 from .optimizers import SGD, Optimizer, Slots
 
 STEP = float(np.finfo(np.float64).eps ** (1 / 3))  # balances a central difference's truncation and rounding errors
-ROUNDINGS = 2 * float(np.finfo(np.float64).eps)  # the least relative error of a difference of two values
-ZERO = 1e-3  # times the largest gradient: errors are relative to this if an array's own gradient is smaller
-CORNER = "; a corner lies there: if several units have theirs, move x a little"
-HIDDEN = "; the value's rounding hides it: scale what is large in it, or choose other inputs"
+ROUNDINGS = 2 * float(np.finfo(np.float64).eps)  # the least error of a difference of two values, relative to these
+ZERO = 1e-3  # of the largest gradient: errors are relative to this if an array's own gradients are smaller
+CORNER = "; the function has a corner there: if several units have theirs, move x a little"
+HIDDEN = "; the value's rounding error hides it: scale down the large numbers, or choose other inputs"
 
 
 class GradientError(AssertionError):
@@ -110,15 +110,15 @@ def _check_layer(
     state = layer.state or layer.initial_state(rng)
     layer._check_drawn(params)
     backend = _backend_for(next(iter(layer.params.values()), x))
-    given = _inputs("x", x)
-    whole_numbers = given.dtype.kind != "f"
+    inputs = _inputs("x", x)
+    whole_numbers = inputs.dtype.kind != "f"
     ours = isinstance(layer, Sequential) or type(layer).__module__.startswith("xpnet.")
     integers = layer.takes == "integers"
     if integers and not whole_numbers:
-        raise TypeError(f"check_gradients: {layer!r} takes integers, got x of {given.dtype}")
-    if not integers and (ours or not whole_numbers):  # networks and the layers here take floating x
-        given = given.astype(np.float64)
-    arrays = {"x": given} | {name: _host(a) for name, a in params.items()}
+        raise TypeError(f"check_gradients: {layer!r} takes integers, got x of {inputs.dtype}")
+    if not integers and (ours or not whole_numbers):  # networks and xpnet's layers take floating x
+        inputs = inputs.astype(np.float64)
+    arrays = {"x": inputs} | {name: _host(a) for name, a in params.items()}
 
     def place(a: np.ndarray) -> Array:
         return backend.asarray(a, "float64" if a.dtype.kind == "f" else None)
@@ -127,9 +127,9 @@ def _check_layer(
     twin.assign_state({k: backend.asarray(_host(a, dtype=None)) for k, a in state.items()})
 
     def forward(changed: Arrays) -> tuple[Array, Any]:
-        here = {name: placed[name] if a is arrays[name] else place(a) for name, a in changed.items()}
-        twin.assign_params({name: here[name] for name in params})
-        return pair_from(twin, "forward", twin.forward(here["x"], training))
+        current = {name: placed[name] if a is arrays[name] else place(a) for name, a in changed.items()}
+        twin.assign_params({name: current[name] for name in params})
+        return pair_from(twin, "forward", twin.forward(current["x"], training))
 
     output, cache = forward(arrays)
     if loss is None:
@@ -144,13 +144,13 @@ def _check_layer(
         def value(changed: Arrays) -> float:
             return value_at(forward(changed)[0])
 
-    kept = _host(dy)
-    forward(arrays | {"x": arrays["x"][::-1].copy()})  # state kept from the first call is overwritten
+    dy_before = _host(dy)
+    forward(arrays | {"x": arrays["x"][::-1].copy()})  # overwrites anything that the layer kept outside of the cache
     dx, grads = pair_from(twin, "backward", twin.backward(dy, cache))
-    _check_untouched(repr(layer), arrays | {"dy": kept}, placed | {"dy": dy})
+    _check_untouched(repr(layer), arrays | {"dy": dy_before}, placed | {"dy": dy})
     if grads.keys() != params.keys():
         raise GradientError(f"{layer!r}: backward gives gradients {sorted(grads)}, the parameters are {sorted(params)}")
-    for name, alone in twin.backward_params(dy, cache).items():  # called in training if dx is not needed
+    for name, alone in twin.backward_params(dy, cache).items():  # training calls this if it does not need dx
         exact = _host(grads[name])
         if np.shape(alone) != exact.shape or _largest(_host(alone) - exact) > tolerance * _largest(exact):
             raise GradientError(f"{layer!r}: backward_params gives another gradient of {name} than backward")
@@ -161,7 +161,7 @@ def _check_layer(
 
 
 def _loss_for(loss: Loss, y: Any, prediction: Array) -> Callable[[Array], float]:
-    """The loss as a function of predictions like this one, with y checked and encoded once."""
+    """Return the loss as a function of predictions of the same shape, with y checked and encoded once."""
     target = loss.encode(y, prediction) if hasattr(loss, "encode") else y
     backend = backend_of(prediction)
 
@@ -172,17 +172,17 @@ def _loss_for(loss: Loss, y: Any, prediction: Array) -> Callable[[Array], float]
     return value_at
 
 
-def _check_untouched(who: str, given: Arrays, now: Mapping[str, Array]) -> None:
-    """Raise GradientError if arrays that were given have changed; other layers may have kept them."""
-    for name, array in given.items():
-        if not np.array_equal(_host(now[name]), array, equal_nan=True):
+def _check_untouched(who: str, before: Arrays, after: Mapping[str, Array]) -> None:
+    """Raise GradientError if arguments have changed, since other layers may have kept the same arrays."""
+    for name, array in before.items():
+        if not np.array_equal(_host(after[name]), array, equal_nan=True):
             raise GradientError(f"{who} writes into {name}, an array that it was given; return a new one")
 
 
 def _compare(
     who: str, value: Callable[[Arrays], float], arrays: Arrays, gradients: Mapping[str, Array], tolerance: float
 ) -> dict[str, float]:
-    """The worst relative error of each gradient; GradientError with the worst of all if it is too large."""
+    """Return the worst relative error of each gradient. Raises GradientError, with the worst, if it is too large."""
     exact = {name: _host(gradients[name]) for name in arrays}
     for name, array in arrays.items():
         if exact[name].shape != array.shape:
@@ -194,10 +194,10 @@ def _compare(
         if not np.isfinite(slopes).all():
             entry = np.argwhere(~np.isfinite(slopes))[0].tolist()
             raise GradientError(
-                f"{who}: beside {name}'s entry {entry} the value is NaN or infinite; move {name} to where it is not"
+                f"{who}: close to {name}'s entry {entry} the value is NaN or infinite; choose another {name}"
             )
     if not math.isfinite(value(arrays)):
-        raise GradientError(f"{who}: the value is NaN or infinite; move {' or '.join(arrays)} to where it is not")
+        raise GradientError(f"{who}: the value is NaN or infinite; choose another {' or '.join(arrays)}")
     sizes = {name: _largest(exact[name], numeric[name]) for name in arrays}
     floor = ZERO * max(sizes.values(), default=0.0)
     errors, remarks = {}, {}
@@ -205,14 +205,14 @@ def _compare(
         scale = max(sizes[name], floor) or 1.0
         errors[name] = error = np.abs(exact[name] - numeric[name]) / scale
         for entry in map(tuple, np.argwhere(error > tolerance).tolist()):
-            said = float(exact[name][entry])
-            found = _slope(value, arrays, name, entry, tolerance * scale)
-            off = max(found.low - said, said - found.high, 0.0)
+            gradient = float(exact[name][entry])
+            slope = _slope(value, arrays, name, entry, tolerance * scale)
+            off = max(slope.low - gradient, gradient - slope.high, 0.0)
             error[entry] = off / scale
-            numeric[name][entry] = min(max(said, found.low), found.high)
-            if found.low < found.high:
+            numeric[name][entry] = min(max(gradient, slope.low), slope.high)
+            if slope.low < slope.high:
                 remarks[name, entry] = "is wrong", CORNER
-            elif off <= found.doubt:
+            elif off <= slope.doubt:
                 remarks[name, entry] = "cannot be determined", HIDDEN
     report = {name: float(error.max(initial=0.0)) for name, error in errors.items()}
     worst = max(report, key=lambda name: report[name], default="")
@@ -225,12 +225,12 @@ def _compare(
             f"{tolerance:.2g}{hint}"
         )
     if not any(gradient.any() for gradient in exact.values()):
-        raise GradientError(f"{who}: every derivative is 0 here, which proves nothing: choose other inputs")
+        raise GradientError(f"{who}: all derivatives are 0, which proves nothing: choose other inputs")
     return report
 
 
 def _central_differences(value: Callable[[Arrays], float], arrays: Arrays, name: str) -> np.ndarray:
-    """(f(v + h) - f(v - h)) / 2h for every entry v of one array, with h = STEP · max(1, |v|)."""
+    """Return (f(v + h) - f(v - h)) / 2h for every entry v of one array, with h = STEP · max(1, |v|)."""
     slopes = np.empty(arrays[name].shape)
     for entry in np.ndindex(slopes.shape):
         h = STEP * max(1.0, abs(float(arrays[name][entry])))
@@ -242,17 +242,17 @@ def _central_differences(value: Callable[[Arrays], float], arrays: Arrays, name:
 def _values_around(
     value: Callable[[Arrays], float], arrays: Arrays, name: str, entry: tuple[int, ...], h: float
 ) -> tuple[float, float]:
-    """f(v - h) and f(v + h)."""
-    moved = []
+    """Return f(v - h) and f(v + h)."""
+    values = []
     for change in (-h, h):
         array = arrays[name].copy()
         array[entry] += change
-        moved.append(value(arrays | {name: array}))
-    return moved[0], moved[1]
+        values.append(value(arrays | {name: array}))
+    return values[0], values[1]
 
 
 class Slope(NamedTuple):
-    """Lower and upper bound of a derivative, which differ at a corner only, and their possible error, `doubt`."""
+    """Lower and upper bound of a derivative, which differ only at a corner, and their possible error, `doubt`."""
 
     low: float
     high: float
@@ -260,7 +260,8 @@ class Slope(NamedTuple):
 
 
 def _slope(value: Callable[[Arrays], float], arrays: Arrays, name: str, entry: tuple[int, ...], sure: float) -> Slope:
-    """The slope at one entry v for which a single step was not enough, from steps h that shrink by a factor of 4.
+    """Return the slope at an entry v at which a single step was not accurate enough, from steps h that shrink by
+    factors of 4.
 
     For a smooth function the slopes of the two sides converge as h shrinks. Their mean D(h), the central difference,
     has a rounding error, which grows as h shrinks, and an error of order h², of which (16 D(h) - D(4h)) / 15 is free
@@ -307,7 +308,7 @@ def compare_backends(
     net: Sequential, x: Any, y: Any, loss: Loss, backends: Sequence[str | Backend] = ("numpy", "cupy"), steps: int = 5,
     tolerance: float | None = None, learning_rate: float = 0.01, optimizer: Optimizer | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Train copies of `net` side by side, on all rows at each step; returns the worst difference by name.
+    """Train copies of `net` side by side, on all rows at each step; return the worst difference by name.
 
     After each step the loss, every gradient and every parameter are compared with those of the first backend.
     Differences are relative to the largest entry of all losses, gradients or parameters, not of the single array.
@@ -337,16 +338,16 @@ def compare_backends(
     for i, twin in enumerate(twins):
         if any(twin.backend is other.backend for other in twins[:i]):
             raise ValueError(
-                f"compare_backends: {twin.backend!r} stands in backends twice and would be compared with itself; give "
+                f"compare_backends: {twin.backend!r} occurs twice in backends and would be compared with itself; give "
                 'different ones, such as ("numpy", "jax")'
             )
     names = [twin.backend.name for twin in twins]
     slots: list[Slots | None] = [None] * len(twins)
     report: dict[str, float] = {}
     for step in range(1, steps + 1):
-        ends = [_one_step(twin, x, y, loss, optimizer, own) for twin, own in zip(twins, slots, strict=True)]
-        slots = [own for _, own in ends]
-        (reference, *others) = [arrays for arrays, _ in ends]
+        results = [_one_step(twin, x, y, loss, optimizer, old) for twin, old in zip(twins, slots, strict=True)]
+        slots = [new for _, new in results]
+        (reference, *others) = [arrays for arrays, _ in results]
         for where, other in zip(names[1:], others, strict=True):
             for name, expected in reference.items():
                 kind = name.partition(" ")[0]
@@ -356,7 +357,7 @@ def compare_backends(
                 if not worst <= tolerance:
                     entry = _worst_entry(error)
                     raise GradientError(
-                        f"compare_backends: step {step}: {name} on {where} parts from {names[0]} at "
+                        f"compare_backends: step {step}: {name} on {where} differs from {names[0]} at "
                         f"{list(entry)}: {other[name][entry]:.9g} and {expected[entry]:.9g}, relative difference "
                         f"{worst:.2g} above {tolerance:.2g}"
                     )
@@ -367,7 +368,7 @@ def compare_backends(
 def _one_step(
     net: Sequential, x: Any, y: Any, loss: Loss, optimizer: Optimizer, slots: Slots | None
 ) -> tuple[Arrays, Slots | None]:
-    """Train for one step; returns the loss, gradients and new parameters on the host, and the next slots."""
+    """Train for one step; return the loss, gradients and new parameters as NumPy arrays, and the next slots."""
     host = net.backend.to_numpy
     value, grads = net.value_and_grad(x, y, loss)
     history = net.fit(x, y, loss=loss, optimizer=optimizer, batch_size=None, slots=slots)
@@ -383,12 +384,12 @@ def _one_step(
 
 
 def _backend_for(x: Any) -> Backend:
-    """The backend of an array, or the default one for a list."""
+    """Return the backend of an array; the default one for a list."""
     return backend_of(x, "check_gradients") if is_array(x) else default_backend()
 
 
 def _inputs(name: str, x: Any) -> np.ndarray:
-    """A NumPy copy of the inputs, which must be real numbers, at least one."""
+    """Return a NumPy copy of the inputs. Raises ValueError or TypeError unless they are real numbers, at least one."""
     array = np.array(on_host(_backend_for(x).adopt(f"check_gradients: {name}", x)))
     if not array.size:
         raise ValueError(f"check_gradients: {name} has shape {array.shape}, so nothing would be checked; give it rows")
@@ -396,7 +397,7 @@ def _inputs(name: str, x: Any) -> np.ndarray:
 
 
 def _host(a: Any, dtype: str | None = "float64") -> np.ndarray:
-    """A NumPy copy."""
+    """Return a NumPy copy."""
     return np.array(on_host(a), dtype=dtype)
 
 

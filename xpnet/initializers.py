@@ -1,9 +1,9 @@
 """Initial weights, drawn on the host by a NumPy Generator: the same on every backend.
 
 Each initializer takes a Generator and the weight's shape and returns a float64 NumPy array. A shape of two axes is
-(in_features, out_features), as of `Dense`; one of more is a convolution's, (out_channels, in_channels / groups,
-*kernel_size). In the formulas `in` and `out` are how many weights meet in an output and in an input: for a convolution
-its channels, of inputs those of a group, times the size of the kernel.
+(in_features, out_features), as of `Dense`; one of more axes is a convolution's, (out_channels, in_channels / groups,
+*kernel_size). In the formulas, `in` is the number of weights of an output: in_features, or in_channels / groups times
+the kernel's size. `out` is out_features, or out_channels times the kernel's size.
 """
 
 import math
@@ -19,7 +19,7 @@ Initializer = Callable[["np.random.Generator", tuple[int, ...]], np.ndarray]
 
 
 def _fans(who: str, rng: object, shape: object) -> tuple[int, int]:
-    """`in` and `out` of a shape; TypeError unless it has two axes or more and `rng` is a Generator, not a seed."""
+    """Return `in` and `out` of a shape. Raises TypeError unless it has two axes or more and `rng` is a Generator."""
     if not isinstance(rng, np.random.Generator):
         raise TypeError(f"{who}: rng must be a Generator, such as np.random.default_rng(0), got {brief(rng)}")
     if not isinstance(shape, (tuple, list)) or len(shape) < 2:

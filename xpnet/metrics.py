@@ -67,13 +67,13 @@ def top_k_accuracy(prediction: Array, target: Any, k: int = 5, loss: Any = None)
     >>> float(xn.top_k_accuracy(np.asarray([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]), [1, 2], k=2))
     0.5
     """
-    prediction, own = _classes("top_k_accuracy", prediction, target, loss)
+    prediction, classes = _classes("top_k_accuracy", prediction, target, loss)
     outputs = prediction.shape[1]
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= outputs:
         raise ValueError(f"top_k_accuracy: k must lie between 1 and the {outputs} outputs, got {brief(k)}")
     xp = namespace(prediction)
     with backend_of(prediction).scope():
-        score = xp.take_along_axis(prediction, own[:, None], axis=1)
+        score = xp.take_along_axis(prediction, classes[:, None], axis=1)
         below = xp.count_nonzero(prediction < score, axis=1)  # without ties and NaN
         return _share((below >= outputs - k) & ~xp.isnan(score[:, 0]), prediction)
 
@@ -94,13 +94,13 @@ def f1(prediction: Array, target: Any, threshold: float | None = None, loss: Any
     xp, k = namespace(prediction), prediction.shape[1]
     with backend_of(prediction).scope():
         if limit is None:
-            taken = xp.where(xp.isnan(xp.max(prediction, axis=1)), k, xp.argmax(prediction, axis=1))
-            right = _counts(xp.where(taken == truth, truth, k), k)
-            total = _counts(taken, k) + _counts(truth, k)
+            predicted = xp.where(xp.isnan(xp.max(prediction, axis=1)), k, xp.argmax(prediction, axis=1))
+            right = _counts(xp.where(predicted == truth, truth, k), k)
+            total = _counts(predicted, k) + _counts(truth, k)
         else:
-            taken = prediction > limit
-            right = xp.count_nonzero(taken & truth, axis=0)
-            total = xp.count_nonzero(taken, axis=0) + xp.count_nonzero(truth, axis=0)
+            predicted = prediction > limit
+            right = xp.count_nonzero(predicted & truth, axis=0)
+            total = xp.count_nonzero(predicted, axis=0) + xp.count_nonzero(truth, axis=0)
         right, occurs, total = (xp.astype(a, prediction.dtype) for a in (right, total > 0, total))
         scores = 2.0 * right / xp.maximum(total, 1.0)
         if limit is not None:
@@ -156,23 +156,21 @@ def confusion_matrix(prediction: Array, target: Any, threshold: float | None = N
     """
     who = "confusion_matrix"
     if is_array(prediction) and prediction.ndim == 1 and prediction.shape[0]:
-        taken, truth, k = _pair_of_classes(who, prediction, target)
+        predicted, truth, k = _pair_of_classes(who, prediction, target)
     else:
         prediction, truth, limit = _truth(who, prediction, target, threshold, loss)
         xp, k = namespace(prediction), max(prediction.shape[1], 2)
         if limit is not None and prediction.shape[1] > 1:
-            raise ValueError(
-                f"{who}: it counts one class a row, and these are several labels; give one column each time"
-            )
+            raise ValueError(f"{who}: it counts one class a row, and these are several labels; call it for each column")
         with backend_of(prediction).scope():
             if bool(xp.any(xp.isnan(xp.max(prediction, axis=1)))):
-                raise ValueError(f"{who}: the prediction has NaN entries, which are of no class; leave out those rows")
-            taken = xp.argmax(prediction, axis=1)
+                raise ValueError(f"{who}: the prediction has NaN entries, which have no class; leave out those rows")
+            predicted = xp.argmax(prediction, axis=1)
             if limit is not None:
-                taken, truth = (xp.astype(a[:, 0], taken.dtype) for a in (prediction > limit, truth))
+                predicted, truth = (xp.astype(a[:, 0], predicted.dtype) for a in (prediction > limit, truth))
     xp = namespace(prediction)
     with backend_of(prediction).scope():
-        return xp.reshape(xp.astype(_counts(truth * k + taken, k * k), xp.int32), (k, k))
+        return xp.reshape(xp.astype(_counts(truth * k + predicted, k * k), xp.int32), (k, k))
 
 
 # --- of numbers -------------------------------------------------------------------------------------------------------
@@ -226,7 +224,7 @@ def r2(prediction: Array, target: Any) -> Array:
 
 
 def weighted_r2(prediction: Array, target: Array, weight: Array | None = None) -> Array:
-    """`r2` of arrays (N, K), with a weight (N,) for each row."""
+    """Return `r2` of arrays (N, K), with weights (N,) of the rows."""
     xp = namespace(prediction)
     share = xp.ones_like(target[:, 0]) if weight is None else weight
     share = xp.reshape(share / xp.sum(share), (-1, 1))
@@ -246,8 +244,8 @@ def weighted_r2(prediction: Array, target: Array, weight: Array | None = None) -
 def _truth(
     who: str, prediction: Array, target: Any, threshold: float | None, loss: Any
 ) -> tuple[Array, Array, float | None]:
-    """The prediction as (N, K); the target as classes (N,), in the dtype of `argmax`, and None; or as labels (N, K),
-    bool, and the threshold.
+    """Return the prediction as (N, K) with either the target as classes (N,), in the dtype of `argmax`, and None, or
+    the target as labels (N, K), bool, and the threshold.
     """
     check_prediction(who, prediction)
     prediction, target = _as_rows(who, prediction, target)
@@ -261,22 +259,24 @@ def _truth(
     with backend_of(prediction).scope():
         if (k > 1 or matrix) and shape_of(target, f"{who}: the target") != (n, k):
             ignore = getattr(loss, "ignore", None)
-            own = xp.astype(as_classes(who, target, prediction, ignore), xp.asarray(0).dtype)
-            return (prediction, own, None) if ignore is None else (*_counted(who, prediction, own, ignore), None)
+            classes = xp.astype(as_classes(who, target, prediction, ignore), xp.asarray(0).dtype)
+            if ignore is not None:
+                prediction, classes = _counted(who, prediction, classes, ignore)
+            return prediction, classes, None
         if k > 1 and not labels:
             return prediction, xp.argmax(as_shares(who, target, prediction, True, SEVERAL), axis=1), None
         limit = next(v for v in (threshold, limit, 0.5) if v is not None)
         if threshold is None and loss is None and bool(xp.any((prediction < 0.0) | (prediction > 1.0))):
             low, high = float(xp.min(prediction)), float(xp.max(prediction))
             raise ValueError(
-                f"{who}: the outputs run from {low:g} to {high:g} and are no probabilities; for logits give "
-                "threshold=0.0, or the loss that they are for as loss="
+                f"{who}: the outputs run from {low:g} to {high:g} and are not probabilities; for logits give "
+                "threshold=0.0, or their loss as loss="
             )
         return prediction, as_shares(who, target, prediction, False, SEVERAL) > 0.5, limit
 
 
 def _counted(who: str, prediction: Array, classes: Array, ignore: int) -> tuple[Array, Array]:
-    """Predictions (N, K) and classes (N,) without the rows that the loss ignores, which are of class -1."""
+    """Return predictions (N, K) and classes (N,) without the rows that the loss ignores, whose class is -1."""
     counted = classes >= 0
     if not bool(namespace(counted).any(counted)):
         raise ValueError(f"{who}: every row is of class {ignore}, which the loss ignores; leave that metric out")
@@ -284,7 +284,7 @@ def _counted(who: str, prediction: Array, classes: Array, ignore: int) -> tuple[
 
 
 def _as_rows(who: str, prediction: Array, target: Any) -> tuple[Array, Any]:
-    """A prediction (N, ..., K) as (N ..., K), and its target accordingly."""
+    """Return a prediction (N, ..., K) as (N ..., K), and its target in the corresponding shape."""
     if prediction.ndim == 2:
         return prediction, target
     backend, positions = backend_of(prediction), tuple(prediction.shape[:-1])
@@ -296,30 +296,30 @@ def _as_rows(who: str, prediction: Array, target: Any) -> tuple[Array, Any]:
 
 
 def _classes(who: str, prediction: Array, target: Any, loss: Any) -> tuple[Array, Array]:
-    """The prediction as (N, K) and the target as classes (N,); ValueError for labels."""
+    """Return the prediction as (N, K) and the target as classes (N,). Raises ValueError for labels."""
     prediction, truth, limit = _truth(who, prediction, target, None, loss)
     if limit is not None:
-        raise ValueError(f"{who}: it is of one class of two or more outputs, and these are a yes or no per output")
+        raise ValueError(f"{who}: it needs one class a row, of two or more outputs; here each output is a yes or no")
     return prediction, truth
 
 
 def _pair_of_classes(who: str, prediction: Array, target: Any) -> tuple[Array, Array, int]:
-    """Both as classes (N,), and the number of classes."""
+    """Return both as classes (N,), and the number of classes."""
     backend = backend_of(prediction)
     xp = backend.xp
     with backend.scope():
-        given = ("prediction", prediction), ("target", target)
-        both = [backend.adopt(f"{who}: the {name}", a, NAMES) for name, a in given]
+        named = ("prediction", prediction), ("target", target)
+        both = [backend.adopt(f"{who}: the {name}", a, NAMES) for name, a in named]
         highest = max(float(xp.max(xp.astype(a, xp.float32))) for a in both)
         k = int(highest) + 1 if 1.0 <= highest < math.inf else 2
         one = xp.zeros((1, 1), dtype=xp.float32, device=device_of(prediction))
         like = xp.broadcast_to(one, (prediction.shape[0], k))
-        taken, truth = (xp.astype(as_classes(who, a, like), xp.asarray(0).dtype) for a in both)
-        return taken, truth, k
+        predicted, truth = (xp.astype(as_classes(who, a, like), xp.asarray(0).dtype) for a in both)
+        return predicted, truth, k
 
 
 def _counts(numbers: Array, k: int) -> Array:
-    """How often each of 0 to k - 1 occurs, (k,): `bincount`, which the standard lacks."""
+    """Return how often each of 0 to k - 1 occurs, (k,): `bincount`, which the standard lacks."""
     xp = namespace(numbers)
     ordered = xp.sort(numbers)
     edges = xp.searchsorted(ordered, xp.arange(k + 1, dtype=numbers.dtype, device=device_of(numbers)))
@@ -327,7 +327,7 @@ def _counts(numbers: Array, k: int) -> Array:
 
 
 def _area(score: Array, yes: Array, output: int) -> Array:
-    """The area under the ROC curve of one output, (N,)."""
+    """Return the area under the ROC curve of one output, (N,)."""
     xp, n = namespace(score), score.shape[0]
     positives = int(xp.count_nonzero(yes))
     if positives in (0, n):
@@ -336,7 +336,7 @@ def _area(score: Array, yes: Array, output: int) -> Array:
             "more rows"
         )
     negatives = n - positives
-    score = xp.asarray(score, copy=True)  # contiguous, or PyTorch's searchsorted warns
+    score = xp.asarray(score, copy=True)  # contiguous: otherwise PyTorch's searchsorted warns
     ordered = xp.sort(xp.where(yes, xp.inf, score))  # the negatives, then the positives
     below = xp.searchsorted(ordered, score)
     not_above = xp.minimum(xp.searchsorted(ordered, score, side="right"), negatives)
@@ -345,7 +345,7 @@ def _area(score: Array, yes: Array, output: int) -> Array:
 
 
 def _share(right: Array, prediction: Array) -> Array:
-    """The fraction that is True, in the prediction's dtype."""
+    """Return the fraction that is True, in the prediction's dtype."""
     xp = namespace(right)
     return xp.mean(xp.astype(right, prediction.dtype))
 

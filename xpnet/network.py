@@ -1,4 +1,4 @@
-"""Networks: what one does with layers one after another."""
+"""Networks: chains of layers that are trained, evaluated and saved."""
 
 from typing import Any
 
@@ -37,10 +37,11 @@ class Sequential(Placed):
         return self.predict(x)
 
     def predict(self, x: Any, batch_size: int | None = None) -> Array:
-        """The outputs (n, outputs) for x (n, features), an array of NumPy or of the backend, where the outputs stay.
+        """Return the outputs (n, outputs) for x (n, features), an array of NumPy or of the backend. They stay on the
+        backend.
 
-        It computes `batch_size` rows at a time or, without it, all at once; an x that is large and memory-mapped or of
-        integers goes in blocks. x may be a source, as in `fit`, of (x, y) or of x alone. Raises ValueError or TypeError
+        Computes `batch_size` rows at a time or, by default, all at once; a large x that is memory-mapped or of integers
+        is computed in blocks. x may be a source, as in `fit`, of (x, y) or of x alone. Raises ValueError or TypeError
         for an unsuitable x.
 
         >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
@@ -57,7 +58,7 @@ class Sequential(Placed):
     def value_and_grad(
         self, x: Any, y: Any, loss: Loss, sample_weight: Any = None, l2: float = 0.0
     ) -> tuple[Array, dict[str, Array]]:
-        """The loss in training mode, a 0-d array, and its gradients, {name: array}; the network is not changed.
+        """Return the loss in training mode, a 0-d array, and its gradients, {name: array}; does not change the network.
 
         The arguments are those of `fit`: `x`, `y`, `loss`, `sample_weight` and `l2`. Raises ValueError or TypeError
         for unsuitable ones.
@@ -78,12 +79,12 @@ class Sequential(Placed):
             grads = self.backward_params(dy, cache)
             if l2:
                 trained = [(prefix, layer.params) for prefix, layer in self.leaves() if layer.trainable]
-                params = {f"{prefix}.{key}": a for prefix, own in trained for key, a in own.items()}
+                params = {f"{prefix}.{key}": a for prefix, arrays in trained for key, a in arrays.items()}
                 value, grads = objective.penalized(value, grads, params, y, weight)
             return value, grads
 
     def explain(self, x: Any, y: Any, loss: Loss) -> Explanation:
-        """A forward and a backward pass in training mode: every layer's output, every gradient, and their formulas.
+        """Return a forward and a backward pass in training mode: all outputs and gradients of layers, with formulas.
 
         Print the result, show it in a notebook, or `plot` it. The network is not changed. The gradients are those of
         `value_and_grad`. `x`, `y` and `loss` are as in `fit`. Raises ValueError or TypeError for unsuitable ones.
@@ -102,7 +103,7 @@ class Sequential(Placed):
             return Explanation(probe, loss, y, *probe.backward(loss, y))
 
     def _check_range(self, who: str, loss: Loss, prediction: Array) -> None:
-        """Refuse outputs that are no probabilities where the loss takes them."""
+        """Raise ValueError for outputs outside [0, 1] if the loss takes probabilities."""
         if must_check_range(self, loss) and (misfit := out_of_range(loss, prediction)):
             raise ValueError(f"{who}: {misfit}")
 
@@ -125,7 +126,7 @@ class Sequential(Placed):
         save(self, path)
 
     def export_onnx(self, path: Path) -> None:
-        """Write inference to an ONNX file, from "x" (N, features) to "y", any N; needs the extra `onnx`.
+        """Write inference to an ONNX file, from "x" (N, features) to "y", for any N; needs the extra `onnx`.
 
         Raises TypeError for a layer that ONNX has no operator for, such as a user's own.
 

@@ -1,8 +1,8 @@
 """Functions that the array API standard lacks, written with those it has. Axes: N batch, K classes.
 
-No function writes into its arguments, warns at extreme values, or turns a NaN into a number. In-place operators are
-used on fresh arrays alone, to save memory, and not on the result of a function such as exp, which PyTorch's autograd
-keeps: so autograd can go through every `forward`.
+No function writes into its arguments, warns at extreme values, or turns a NaN into a number. In-place operators, which
+save memory, are used only on new arrays, and not on the result of a function such as exp, which PyTorch's autograd
+keeps, so that autograd works through every `forward`.
 """
 
 import functools
@@ -31,7 +31,7 @@ def sigmoid(x: Array) -> Array:
     array([0.5, 1. ])
     """
     xp = floating(x, "sigmoid")
-    limit = 709.0 if x.dtype == xp.float64 else 88.0  # the largest with a finite exp
+    limit = 709.0 if x.dtype == xp.float64 else 88.0  # the largest whole number with a finite exp
     return 1.0 / (1.0 + xp.exp(-xp.maximum(x, -limit)))
 
 
@@ -62,7 +62,7 @@ def sign(x: Array) -> Array:
 
 
 def erf(x: Array) -> Array:
-    """2/√π ∫₀ˣ exp(-t²) dt, to the dtype's rounding: the library's own, or where it has none one of those below.
+    """2/√π ∫₀ˣ exp(-t²) dt, to the dtype's rounding: the library's own function or, if it has none, one of those below.
 
     x is a floating array of any shape. Raises TypeError for anything but an array.
 
@@ -85,10 +85,10 @@ SINGLE = (
 
 
 def single_erf(x: Array, coefficients: Sequence[Any] = SINGLE, **out: Array) -> Array:
-    """erf x = tanh(x P(x²)) in float32: GELU's approximation by tanh, with a polynomial P of degree 6 in place of 1.
+    """erf x = tanh(x P(x²)) in float32: GELU's approximation by tanh, with a polynomial P of degree 6 instead of 1.
 
-    P is the one with the smallest largest relative error of erf, 9.5e-8 where it is less than 1, found by iteratively
-    reweighted least squares (Lawson's algorithm); with the rounding of float32 it comes to 4 units in the last place.
+    P minimizes the largest relative error of erf, which is 9.5e-8 where erf is less than 1; it was found by iteratively
+    reweighted least squares (Lawson's algorithm). With the rounding of float32, the error is 4 units in the last place.
     """
     return floating(x, "single_erf").tanh(x * _polynomial(x * x, coefficients), **out)
 

@@ -1,13 +1,13 @@
 """Optimizers: pure functions of one array w, which in training is the vector of all parameters.
 
     slots    = optimizer.init(w)                        # its state: arrays like w, and the number of steps
-    point    = optimizer.lookahead(w, slots)            # where to take the gradient: w itself, but for Nesterov
+    point    = optimizer.lookahead(w, slots)            # where to take the gradient: w itself, except for Nesterov
     w, slots = optimizer.update(w, gradient, slots)     # gradient g of the loss at that point
 
 In the formulas η is the learning rate of the step, t counts steps from 1, and all operations are elementwise. The
 gradient g is clipped first: `clip_value` c clips each entry to [-c, c], then `clip_norm` c multiplies g by
-min(1, c / ‖g‖₂); NaN and infinity stay so. Then `weight_decay` λ adds λ w, the gradient of λ‖w‖²/2, with w where g was
-taken (AdamW decouples the decay from g).
+min(1, c / ‖g‖₂); NaN and infinity remain. Then `weight_decay` λ adds λ w, the gradient of λ‖w‖²/2, with the w at which
+g was taken (AdamW decouples the decay from g).
 """
 
 from abc import ABC, abstractmethod
@@ -20,12 +20,12 @@ from .common.checks import choice, flag, fraction, kind_of, non_negative, pair_f
 from .common.settings import Adjustable, defaults
 from .schedules import Schedule, checked_rate
 
-__all__ = ["SGD", "Nesterov", "Adagrad", "RMSprop", "Adam", "AdamW"]  # noqa: RUF022  # as they are offered
+__all__ = ["SGD", "Nesterov", "Adagrad", "RMSprop", "Adam", "AdamW"]  # noqa: RUF022  # the order in error messages
 
 Slots = dict[str, Any]
 
 
-# the keywords that an optimizer passes on to `Optimizer`, less those among its own arguments
+# the keywords that optimizers pass on to `Optimizer`, without those that are arguments of their own
 class _Norm(TypedDict, total=False):
     clip_norm: float | None
 
@@ -48,11 +48,12 @@ class AdamCommon(_Norm, total=False):
 
 
 class Optimizer(Adjustable, ABC):
-    """The base of optimizers: learning rate or schedule, clipping, weight decay, and the number of steps.
+    """The base class of optimizers: learning rate or schedule, clipping, weight decay, and the number of steps.
 
-    By hand, for an array w with `slots = optimizer.init(w)`: `w, slots = optimizer.update(w, gradient, slots)`, the
-    gradient taken at `optimizer.lookahead(w, slots)`. To write one, derive from `Optimizer`, name its arrays in
-    `memory`, and define `rule(self, w, g, slots, rate)`, which returns the next w and the next arrays by name.
+    To use one without `fit`, take `slots = optimizer.init(w)` for an array w, and in each step the gradient at
+    `optimizer.lookahead(w, slots)` and `w, slots = optimizer.update(w, gradient, slots)`. To write one, derive from
+    `Optimizer`, name its arrays in `memory`, and define `rule(self, w, g, slots, rate)`, which returns the next w and
+    the next arrays by name.
 
     >>> import numpy as np
     >>> class Plain(xn.Optimizer):
@@ -76,7 +77,7 @@ class Optimizer(Adjustable, ABC):
         parameters together, by min(1, c / ‖g‖₂), then `weight_decay` λ adds λ w (in AdamW it is decoupled from g).
         Raises ValueError for a number out of range, TypeError for an unknown setting.
         """
-        if unknown:  # subclasses pass theirs on
+        if unknown:  # subclasses pass on any keywords
             raise TypeError(
                 f"{type(self).__name__}: no setting {', '.join(map(repr, unknown))}; there are "
                 f"{', '.join(defaults(type(self)))}"
@@ -87,18 +88,18 @@ class Optimizer(Adjustable, ABC):
         self.clip_norm = None if clip_norm is None else positive(self._named("clip_norm"), clip_norm)
 
     def init(self, w: Array) -> Slots:
-        """The initial slots for an array w. Several arrays, such as `net.params`, need slots each."""
+        """Return the initial slots for an array w. Each of several arrays, such as `net.params`, needs its own."""
         if isinstance(w, Mapping):
             raise TypeError(f"{self!r}.init takes one array, got a dict: call it for each of its arrays")
         xp = floating(w, self)
         return {"step": 0} | {name: xp.zeros_like(w) for name in self.memory}
 
     def lookahead(self, w: Array, slots: Slots) -> Array:
-        """The point at which to take the next gradient."""
+        """Return the point at which to take the next gradient."""
         return w
 
     def update(self, w: Array, gradient: Array, slots: Slots) -> tuple[Array, Slots]:
-        """The next w and slots; w, gradient and slots are not modified.
+        """Return the next w and slots; w, gradient and slots are not modified.
 
         Raises TypeError or ValueError for slots that do not fit w, and for a gradient of another shape.
         """
@@ -124,41 +125,43 @@ class Optimizer(Adjustable, ABC):
                 )
 
     def coefficients(self, step: int) -> tuple[float, ...]:
-        """The numbers that `rule` takes at a step, counted from 0, the learning rate first."""
+        """Return the numbers that `rule` takes at a step, counted from 0; the first is the learning rate."""
         return (self.rate(step),)
 
     def advance(self, w: Array, g: Array, slots: Slots, coefficients: tuple[Any, ...]) -> tuple[Array, Slots]:
-        """Weight decay and `rule` for a clipped gradient. Elementwise: it applies to any slice of the vectors."""
+        """Apply weight decay and `rule` for a clipped gradient, elementwise: vectors may be passed in slices."""
         if self.weight_decay:
             g = self.decayed(w, g, slots)
         return pair_from(self, "rule", self.rule(w, g, slots, *coefficients))
 
     @abstractmethod
     def rule(self, w: Array, g: Array, slots: Slots, *coefficients: Any, **none: Any) -> tuple[Array, Slots]:
-        """The class's formula: the next w, and the next arrays in `memory`. `coefficients` are those of the method."""
-        # **none lets subclasses name them without an error from type checkers
+        """Return the next w and the next arrays of `memory`, by the class's formula. `coefficients` are those of the
+        method of that name.
+        """
+        # with **none, type checkers let subclasses name the coefficients
 
     def rate(self, step: int) -> float:
-        """The learning rate at a step, counted from 0."""
+        """Return the learning rate at a step, counted from 0."""
         if not callable(self.learning_rate):
             return self.learning_rate
         return non_negative(self._named(f"learning_rate's schedule at step {step}"), self.learning_rate(step))
 
     def limited(self, g: Array) -> Array:
-        """The gradient g after `clip_value` and `clip_norm`; NaN and infinity do not become numbers."""
+        """Return the gradient g after `clip_value` and `clip_norm`; NaN and infinity do not become numbers."""
         if self.clip_value is not None:
-            g = ops.clip(g, -self.clip_value, self.clip_value) + 0.0 * g  # NaN where g is infinite
+            g = ops.clip(g, -self.clip_value, self.clip_value) + 0.0 * g  # adds NaN if g is infinite
         if self.clip_norm is not None:
             xp = namespace(g)
             largest = xp.max(xp.abs(g))
             unit = xp.where(largest > 0.0, largest, 1.0)
             scaled = g / unit  # so that its squares cannot overflow
-            norm = xp.maximum(xp.sqrt(xp.sum(scaled * scaled)), 1.0)  # below 1 only if g is zero
+            norm = xp.maximum(xp.sqrt(xp.sum(scaled * scaled)), 1.0)  # it is below 1 only if g is zero
             g = xp.where(norm > self.clip_norm / unit, scaled * (self.clip_norm / norm), g)
         return g
 
     def decayed(self, w: Array, g: Array, slots: Slots) -> Array:
-        """The gradient g with the weight decay added, at the point where g was taken."""
+        """Return the gradient g plus weight decay, at the point where g was taken."""
         return g + self.weight_decay * self.lookahead(w, slots)
 
     def _named(self, setting: str) -> str:
@@ -302,7 +305,7 @@ class Adam(Optimizer):
         self.bias_correction = flag(self._named("bias_correction"), bias_correction)
 
     def coefficients(self, step: int) -> tuple[float, ...]:
-        """η, size and shift, with η m̂ / (√v̂ + eps) = size · m / (√v + shift)."""
+        """Return η, size and shift, with η m̂ / (√v̂ + eps) = size · m / (√v + shift)."""
         rate, t = self.rate(step), step + 1
         first, second = (1 - self.beta1**t, 1 - self.beta2**t) if self.bias_correction else (1.0, 1.0)
         root = second**0.5
@@ -325,8 +328,8 @@ class AdamW(Adam):
 
     Source: Loshchilov & Hutter 2019, algorithm 2, in PyTorch's form.
 
-    `decays="weights"` spares a network's biases, gammas and betas, which have one axis, and its embeddings, as GPTs are
-    trained. The slots then have `spared`, 1 for an entry that does not decay; `init` alone has 0.
+    `decays="weights"` excludes a network's biases, gammas and betas, which have one axis, and its embeddings, as GPTs
+    are trained. The slots then have `spared`, 1 for an entry that does not decay, which `fit` sets; `init` has zeros.
 
     `beta1`, `beta2`, `eps` and `bias_correction` are those of `Adam`.
 

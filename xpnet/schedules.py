@@ -14,7 +14,7 @@ Schedule = Callable[[int], float]
 
 
 def checked_rate(name: str, given: float | Schedule) -> float | Schedule:
-    """Return the rate, which must be above 0, or the schedule as it is."""
+    """Return a rate, which must be above 0, or a schedule unchanged."""
     if isinstance(given, type):
         raise TypeError(f"{name} must be a number or a schedule such as CosineDecay(0.01, 1000), got {given!r}")
     if isinstance(given, Mapping):  # as PyTorch's optimizers are made
@@ -23,12 +23,12 @@ def checked_rate(name: str, given: float | Schedule) -> float | Schedule:
 
 
 def rate_at(rate: float | Schedule, step: int) -> float:
-    """The rate at a step: the schedule's, or the constant itself."""
+    """Return the rate at a step, of a schedule or a constant."""
     return rate(step) if callable(rate) else rate
 
 
 def decayed(rate: float, factor: float, times: float) -> float:
-    """rate · factor^times, at most the largest float."""
+    """Return rate · factor^times, at most the largest float."""
     try:
         return min(rate * math.pow(factor, times), sys.float_info.max)
     except OverflowError:
@@ -36,17 +36,17 @@ def decayed(rate: float, factor: float, times: float) -> float:
 
 
 class BaseSchedule(Adjustable, ABC):
-    """The base of the schedules here; schedules with the same settings are equal."""
+    """The base class of xpnet's schedules. Schedules with the same settings are equal."""
 
     def __call__(self, step: int) -> float:
-        """The rate at a step, counted from 0; ValueError for anything but a whole number of at least 0."""
-        if type(step) is not int or not 0 <= step <= sys.maxsize:  # the check is slow: skipped for the usual int
+        """Return the rate at a step, counted from 0. Raises ValueError unless it is a whole number of at least 0."""
+        if type(step) is not int or not 0 <= step <= sys.maxsize:  # skip the slow check for the usual int
             step = integer(f"{type(self).__name__}: step", step, least=0)
         return self.at(step)
 
     @abstractmethod
     def at(self, step: int) -> float:
-        """The formula in the class's docstring."""
+        """Return the rate at a step by the formula in the class's docstring."""
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)

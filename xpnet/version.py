@@ -1,3 +1,3 @@
-"""The version, which the package, its files and its build read here."""
+"""The version of the package."""
 
 __version__ = "0.2.0"

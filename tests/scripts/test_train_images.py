@@ -123,7 +123,7 @@ BAD = {
     "classes amiss": ({"x": X, "y": Y[1:]}, r"y is int64 of shape \(19,\), expected a class for each of the 20 images"),
     "scores": ({"x": X, "y": Y + 0.5}, "y is float64 of shape"),
     "sizes": ({"x_train": X, "y_train": Y, "x_test": X[:, :5], "y_test": Y}, r"\(1, 6, 6\), those to test \(1, 5, 6\)"),
-    "objects": ({"x": X, "y": Y.astype(object)}, "a.npz' is no .npz file of arrays of numbers or names"),
+    "objects": ({"x": X, "y": Y.astype(object)}, "a.npz' is not an .npz file of arrays of numbers or names"),
 }
 
 
@@ -156,7 +156,7 @@ def test_a_damaged_file_is_named(script, tmp_path, rng, bad):
 
 def test_a_file_that_is_none_is_told(script, tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 is not enough")
-    with pytest.raises(ValueError, match=r"a\.npz' is no \.npz file"):
+    with pytest.raises(ValueError, match=r"a\.npz' is not an \.npz file"):
         script("a.npz")
     with pytest.raises(FileNotFoundError):
         script("b.npz")
