@@ -1,7 +1,7 @@
-"""Plots of the training, of the errors in classification, and of a network's inside. Needs matplotlib.
+"""Plots of training, of errors in classification, and of a network's inside. They need matplotlib.
 
-Each function takes arrays of any backend, draws into the axes or figure that it is given or into a new one, and returns
-it. matplotlib is imported with the first plot.
+Each function takes arrays of any backend, draws into given or new axes (or a figure), and returns these. matplotlib is
+imported with the first plot.
 """
 
 from .classes import confusion_matrix, misclassified

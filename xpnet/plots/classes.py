@@ -1,4 +1,4 @@
-"""Errors in classification: the confusion matrix, and the images that were misclassified."""
+"""Errors in classification: the confusion matrix, and misclassified images."""
 
 import math
 from typing import Any
@@ -9,10 +9,10 @@ from ..backends import on_host
 from ..common.checks import integer
 from .canvas import ORANGE, axes, check_axes, inches
 
-WRITTEN = 25  # classes: up to so many, counts are written into the cells if they are short
-NAMED = 100  # classes: of more, only every second or third is named
-DIGIT = 0.08  # inches: the width of a digit of 8 points with some room
-SHORT = 14  # letters that fit in one line above an image
+WRITTEN = 25  # the most classes for which counts are written into the cells
+NAMED = 100  # the most classes whose names are all written; of more, only every second or third is
+DIGIT = 0.08  # inches: the width of a digit of 8 points, with some space
+SHORT = 14  # characters that fit in one line above an image
 
 
 def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
@@ -66,7 +66,7 @@ def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
 
 
 def _right(counts: np.ndarray) -> np.ndarray:
-    """The share of each class that was predicted right, on the diagonal; NaN elsewhere."""
+    """Return the share of each class that was predicted right, on the diagonal; NaN elsewhere."""
     shares = np.full(counts.shape, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         np.fill_diagonal(shares, np.diag(counts) / counts.sum(axis=1))
@@ -100,7 +100,7 @@ def misclassified(images: Any, predicted: Any, true: Any, most: int = 24, column
     short = all(len(" ".join(label)) <= SHORT for label in labels)
     texts = [(" " if short else "\n").join(label) for label in labels]
     longest = max((len(line) for text in texts for line in text.splitlines()), default=0)
-    height, width = inches(images.shape[1], images.shape[2], 0.85)  # as all that follows, in a figure of its own
+    height, width = inches(images.shape[1], images.shape[2], 0.85)  # these sizes are those in a new figure
     cell, head = max(width + 0.2, DIGIT * longest), 0.22 if short else 0.36
     columns = max(min(columns, len(shown)), 1)
     rows = max(-(-len(shown) // columns), 1)
@@ -125,7 +125,7 @@ def misclassified(images: Any, predicted: Any, true: Any, most: int = 24, column
 
 
 def _as_images(images: np.ndarray) -> np.ndarray:
-    """(n, height, width), also of flat square ones."""
+    """Return images as (n, height, width), also those given as flat square ones."""
     shape = images.shape
     if images.dtype.kind not in "biuf":
         raise TypeError(f"misclassified: images of dtype {images.dtype}, expected real numbers")

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 TITLES = {
     "acc": "Accuracy", "auc": "AUC", "mae": "MAE", "mse": "MSE", "r2": "R²", "rmse": "RMSE", "roc_auc": "ROC AUC",
 }  # fmt: skip
-LOSSES, RATES = "loss", "learning_rate"  # on a log scale if above 0
-APART = 11  # points at least between two numbers at the ends of the curves
+LOSSES, RATES = "loss", "learning_rate"  # measures that are drawn on a log scale if all values are above 0
+APART = 11  # points: the least distance between the numbers at the ends of the curves
 
 
 def training(history: Mapping[str, Sequence[float]], figure: Any = None) -> "Figure":
@@ -31,10 +31,10 @@ def training(history: Mapping[str, Sequence[float]], figure: Any = None) -> "Fig
     if not names:
         raise ValueError("plots.training: the history is empty; it has numbers once an epoch is finished")
     names.sort(key=lambda name: (name != LOSSES, name == RATES))
-    made, drawn = panels(figure, len(names), 3, (4.6, 3.4))
-    for name, ax in zip(names, drawn, strict=True):
+    fig, all_axes = panels(figure, len(names), 3, (4.6, 3.4))
+    for name, ax in zip(names, all_axes, strict=True):
         learning_curves(history, name, ax)
-    return made
+    return fig
 
 
 def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss", ax: Any = None) -> Any:
@@ -68,9 +68,9 @@ def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss
         if alone.any():
             style |= {"marker": "o", "markevery": np.flatnonzero(alone).tolist(), "clip_on": False}
         ax.plot(epochs, np.where(np.isfinite(values), values, np.nan), color=colour, lw=1.6, **style)
-    known = np.concatenate([values[np.isfinite(values)] for values, *_ in curves])
-    if measure in (LOSSES, RATES) and known.size and 0 < 2 * known.min() <= known.max():
-        _log_scale(ax, known.min(), known.max())
+    finite = np.concatenate([values[np.isfinite(values)] for values, *_ in curves])
+    if measure in (LOSSES, RATES) and finite.size and 0 < 2 * finite.min() <= finite.max():
+        _log_scale(ax, finite.min(), finite.max())
     scale = ", log scale" if ax.get_yscale() == "log" else ""
     if (best := getattr(history, "best_epoch", None)) is not None and measure != RATES:
         ax.axvline(best, color=GREY, lw=1.4, ls="--", label=f"back to epoch {best}")
@@ -81,7 +81,7 @@ def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss
     ax.set_xlim((0.5, 1.5) if longest == 1 else (1 - 0.02 * (longest - 1), longest))
     if longest == 1:
         ax.set_xticks([1])
-    if known.size:
+    if finite.size:
         _write_ends(ax, curves)
         ax.grid(alpha=0.25)
     else:
@@ -109,13 +109,13 @@ def _log_scale(ax: Any, low: float, high: float) -> None:
 
 
 def _write_ends(ax: Any, curves: list[tuple[np.ndarray, str, str]]) -> None:
-    """Write each curve's last number at the right edge, moved apart if they would overlap."""
+    """Write each curve's last number at the right edge, without overlaps."""
     ends = []
     for values, _, colour in curves:
-        known = values[np.isfinite(values)]
-        if known.size:
-            place = ax.transData.transform((1, known[-1]))[1] * 72 / ax.figure.dpi
-            ends.append((place, f"{values[-1]:.3g}", colour, known[-1]))
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            place = ax.transData.transform((1, finite[-1]))[1] * 72 / ax.figure.dpi
+            ends.append((place, f"{values[-1]:.3g}", colour, finite[-1]))
     ends.sort(key=lambda end: end[0])
     gap = ends[1][0] - ends[0][0] if len(ends) == 2 else APART
     for sign, (_, text, colour, value) in zip((-1, 1), ends, strict=False):

@@ -13,7 +13,7 @@ from .canvas import BLUE, ORANGE, histogram, panels, set_title, sheet, signed, z
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST = 16  # feature maps or heads in a panel
+MOST = 16  # the most feature maps or heads in a panel
 
 
 def explanation(explained: Any, row: Any = 0, columns: int = 4, figure: Any = None) -> "Figure":
@@ -41,12 +41,12 @@ def explanation(explained: Any, row: Any = 0, columns: int = 4, figure: Any = No
     host = explained.net.backend.to_numpy
     drawn: list[tuple[str, str, Any, str]] = [("input", "x", explained.x, BLUE), ("", "dL/dx", explained.dx, ORANGE)]
     for name, trace in explained.items():
-        if not isinstance(trace.layer, Container):  # whose layers follow
+        if not isinstance(trace.layer, Container):  # the layers of a container follow
             maps = getattr(trace.layer, "attention_maps", None)
             y = ("attention", maps(trace.cache)) if maps else ("y", trace.y)
             drawn += [(f"{name}  {trace.layer!r}", *y, BLUE), ("", "dL/dy", trace.dy, ORANGE)]
-    made, places = panels(figure, len(drawn), max(2, columns - columns % 2), (3.6, 2.3))
-    for (title, label, a, colour), ax in zip(drawn, places, strict=True):
+    fig, all_axes = panels(figure, len(drawn), max(2, columns - columns % 2), (3.6, 2.3))
+    for (title, label, a, colour), ax in zip(drawn, all_axes, strict=True):
         if a is None:
             ax.axis("off")
             continue
@@ -54,19 +54,18 @@ def explanation(explained: Any, row: Any = 0, columns: int = 4, figure: Any = No
         if values.ndim == 4:
             _maps(ax, values[row], title, label)
         else:
-            known = values[values != 0]
-            histogram(ax, known, title, f"{label}{zeros(values)}", colour)
-    return made
+            histogram(ax, values[values != 0], title, f"{label}{zeros(values)}", colour)
+    return fig
 
 
 def _maps(ax: Any, maps: np.ndarray, title: str, label: str) -> None:
-    """One panel: the first feature maps of (C, H, W)."""
+    """Draw a panel with the first feature maps of (C, H, W)."""
     shown = maps[:MOST]
     _, height, width = maps.shape
     columns = min(len(shown), max(1, round(math.sqrt(len(shown) * 2.2 * height / width))))
     drawn = sheet(shown, columns)
     ax.imshow(drawn, **signed(shown))
-    ax.set_xlim(-0.04 * drawn.shape[1] - 0.5, 1.04 * drawn.shape[1] - 0.5)  # apart from the panel beside it
+    ax.set_xlim(-0.04 * drawn.shape[1] - 0.5, 1.04 * drawn.shape[1] - 0.5)  # some distance to the next panel
     set_title(ax, title, 9)
     more = "" if len(shown) == len(maps) else f", the first {len(shown)} of {len(maps)}"
     ax.set_xlabel(f"{label}{more}{zeros(maps)}", fontsize=8)

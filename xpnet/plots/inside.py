@@ -43,8 +43,8 @@ def first_layer_weights(
         raise TypeError(f"first_layer_weights: shape must be (height, width) or None, got {brief(shape)}")
     if shape is not None and math.prod(integer("first_layer_weights: each side of shape", n) for n in shape) != inputs:
         raise ValueError(
-            f"first_layer_weights: layer {name}, {layer!r}, has {inputs} inputs, which are no image of shape {shape}; "
-            "give (height, width) that multiply to them, or None to draw the matrix"
+            f"first_layer_weights: layer {name}, {layer!r}, has {inputs} inputs, not those of an image of shape "
+            f"{shape}; give (height, width) with that product, or None to draw the matrix"
         )
     shown = weights[:most]
     colours = signed(shown)
@@ -84,10 +84,10 @@ def activation_histograms(net: Placed, x: Any, columns: int = 3, figure: Any = N
         probe.forward(x, training=False)
     traces = probe.parts()
     arrays = [net.backend.to_numpy(trace.y).ravel() for trace in traces]
-    made, drawn = panels(figure, len(traces), columns, (3.6, 2.3))
-    for trace, values, ax in zip(traces, arrays, drawn, strict=True):
+    fig, all_axes = panels(figure, len(traces), columns, (3.6, 2.3))
+    for trace, values, ax in zip(traces, arrays, all_axes, strict=True):
         histogram(ax, values[values != 0], f"{trace.name}  {trace.layer!r}", f"output{zeros(values)}", BLUE)
-    return made
+    return fig
 
 
 def gradient_histograms(net: Placed, x: Any, y: Any, loss: Loss, columns: int = 3, figure: Any = None) -> "Figure":
@@ -117,10 +117,10 @@ def gradient_histograms(net: Placed, x: Any, y: Any, loss: Loss, columns: int = 
     for _, g in named:
         with np.errstate(divide="ignore"):
             sizes.append(np.log10(np.abs(g.astype(np.float64)), where=g != 0, out=np.full(g.shape, np.nan)))
-    known = np.concatenate([size[np.isfinite(size)] for size in sizes])
-    low, high = (known.min(), known.max()) if known.size else (-1.0, 0.0)
-    made, drawn = panels(figure, len(named), columns, (3.6, 2.3))
-    for (trace, g), size, ax in zip(named, sizes, drawn, strict=True):
+    finite = np.concatenate([size[np.isfinite(size)] for size in sizes])
+    low, high = (finite.min(), finite.max()) if finite.size else (-1.0, 0.0)
+    fig, all_axes = panels(figure, len(named), columns, (3.6, 2.3))
+    for (trace, g), size, ax in zip(named, sizes, all_axes, strict=True):
         label = f"log₁₀|gradient|{zeros(g)}"
         histogram(ax, size[g != 0], f"{trace.name}  {trace.layer!r}", label, ORANGE, (low, high))
-    return made
+    return fig

@@ -1,4 +1,4 @@
-"""Figures as notebooks show them. Imports matplotlib: imported with the first plot."""
+"""Figures that notebooks show once. This imports matplotlib, so it is imported with the first plot."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 
 
 class ShownOnce(Figure):
-    """A figure that is shown once, though pyplot knows it and a notebook's cell ends with it.
+    """A figure that a notebook shows once, even if a cell ends with it.
 
-    A notebook draws what a cell ends with, and then all figures that are open: this one closes when it is drawn.
+    A notebook draws the value of a cell's last line, and then all open figures; so this figure closes when it is drawn.
     """
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
