@@ -109,7 +109,7 @@ def test_class_weights_of_several_labels_are_balanced_or_none(cancer):
     settings = {"max_iter": 5, "random_state": 0, "batch_size": len(x)}
     model = MLPClassifier(6, class_weight="balanced", **settings).fit(x, y)
     same(weights(model), weights(MLPClassifier(6, **settings).fit(x, y, sample_weight=row / row.mean())), 1e-12)
-    with pytest.raises(ValueError, match="of several labels at once it must be 'balanced' or None"):
+    with pytest.raises(ValueError, match="for several labels at once it must be 'balanced' or None"):
         model.set_params(class_weight={0: 1.0, 1: 2.0}).fit(x, y)
 
 
@@ -239,9 +239,9 @@ def test_categorical_cross_entropy_is_log_loss(digits):
 
 def test_losses_that_do_not_fit_the_labels_are_refused(digits):
     x, y = digits
-    with pytest.raises(ValueError, match="is of several labels at once"):
+    with pytest.raises(ValueError, match="is for several labels at once"):
         MLPClassifier(loss=xn.BinaryCrossEntropyWithLogits()).fit(x, y)
-    with pytest.raises(ValueError, match="is of one class in a row"):
+    with pytest.raises(ValueError, match="is for one class a row"):
         MLPClassifier(loss=xn.SoftmaxCrossEntropy()).fit(x, np.eye(10)[y].astype(int) | 1)
 
 
@@ -457,7 +457,7 @@ def test_another_loss_does_not_change_what_a_fitted_network_says(digits, diabete
         (number.fit, (x, np.abs(y))),
         (number.partial_fit, (x, np.abs(y))),
     ]:
-        with pytest.raises(ValueError, match="needs another network than the one fitted"):
+        with pytest.raises(ValueError, match="needs another output layer than the fitted network"):
             go_on(*data)
     model.set_params(loss=xn.SoftmaxCrossEntropy()).fit(*digits)  # of logits too
     number.set_params(warm_start=False).fit(x, np.abs(y))
@@ -685,7 +685,7 @@ def test_what_scikit_learn_cannot_express_is_named(digits):
         "BatchNorm(64)": lambda n, k: [xn.BatchNorm(n), xn.Dense(n, k)],
         "Tanh()": lambda n, k: [xn.Dense(n, 5), xn.Tanh(), xn.Tanh(), xn.Dense(5, k)],
         "one activation for all": lambda n, k: [xn.Dense(n, 5), xn.Tanh(), xn.Dense(5, 4), xn.ReLU(), xn.Dense(4, k)],
-        "behind the last Dense": lambda n, k: [xn.Dense(n, k), xn.Tanh()],
+        "after the last Dense": lambda n, k: [xn.Dense(n, k), xn.Tanh()],
     }
     for named, layers in cases.items():
         model = MLPClassifier(layers=layers, max_iter=2, random_state=0).fit(x, y)
@@ -795,7 +795,7 @@ def test_several_labels_of_several_classes_are_refused(digits):
 
 def test_transform_needs_the_last_dense_layer_by_itself(digits):
     model = MLPClassifier(layers=lambda n, k: [xn.Dense(n, 4), xn.Sequential(xn.ReLU(), xn.Dense(4, k))], max_iter=1)
-    with pytest.raises(TypeError, match=r"transform needs the last Dense layer by itself, it is within Sequential\("):
+    with pytest.raises(TypeError, match=r"transform: the last Dense layer must not be within another, Sequential\("):
         model.fit(*digits).transform(digits[0])
 
 

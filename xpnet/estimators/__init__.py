@@ -6,7 +6,7 @@ labels.py       encoding of class labels as rows of 0 and 1
 stochastic.py   training by minibatches: optimizers, and scikit-learn's stopping rules
 lbfgs.py        full-batch training by SciPy's L-BFGS
 convert.py      conversion to and from scikit-learn's estimators, and to ONNX files
-base.py         the base of the two estimators, classifier.py and regressor.py
+base.py         the base class of the two estimators, in classifier.py and regressor.py
 """
 
 try:

@@ -1,4 +1,4 @@
-"""The base of the two estimators: parameters, checks, fitting, and the network's outputs for X."""
+"""The base class of the two estimators: parameters, checks, fitting, and the network's outputs for X."""
 
 import contextlib
 import copy
@@ -33,9 +33,9 @@ NOT_FINITE = (
 )
 
 
-def keep_parameters(model: Any, given: dict[str, Any]) -> None:
-    """Store a constructor's arguments, its `locals()`, as attributes of their names."""
-    vars(model).update({name: value for name, value in given.items() if name not in ("self", "__class__")})
+def keep_parameters(model: Any, arguments: dict[str, Any]) -> None:
+    """Store a constructor's arguments, its `locals()`, as attributes of the same names."""
+    vars(model).update({name: value for name, value in arguments.items() if name not in ("self", "__class__")})
 
 
 @contextlib.contextmanager
@@ -43,23 +43,23 @@ def unchanged_on_error(model: Any) -> Iterator[None]:
     """Restore the estimator and its network if the block raises."""
     before = {k: list(v) if isinstance(v, list) and k.endswith("_") else v for k, v in vars(model).items()}
     net: Any = before.get("net_")
-    kept = net and (net.params, net.state, net.rng)
+    saved = net and (net.params, net.state, net.rng)
     try:
         yield
-    except Warning:  # raised by a filter, after training
+    except Warning:  # from a warning filter, after training
         raise
     except BaseException:
         vars(model).clear()
         vars(model).update(before)
         if net:
-            net.assign_params(kept[0])
-            net.assign_state(kept[1])
-            net.rng = kept[2]
+            net.assign_params(saved[0])
+            net.assign_state(saved[1])
+            net.rng = saved[2]
         raise
 
 
 class Implements(HasMethods):
-    """A parameter constraint: an object with these methods that is not a layer, described by an example."""
+    """A parameter constraint: an object, but not a layer, with these methods; `description` ends error messages."""
 
     def __init__(self, methods: list[str], description: str):
         super().__init__(methods)
@@ -74,8 +74,8 @@ class Implements(HasMethods):
 
 OPTIMIZER = Implements(
     ["init", "lookahead", "update"],
-    "an object implementing 'init', 'lookahead' and 'update', such as xn.Adam(learning_rate=0.001) (one by its name is "
-    "the 'solver' parameter's)",
+    "an object implementing 'init', 'lookahead' and 'update', such as xn.Adam(learning_rate=0.001) (the names of "
+    "optimizers are values of the 'solver' parameter)",
 )
 LAYERS = Implements(
     ["__call__"],
@@ -126,10 +126,10 @@ Other differences from scikit-learn:
 
 
 class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):
-    """The base of MLPClassifier and MLPRegressor; `SHARED` is appended to their docstrings.
+    """The base class of MLPClassifier and MLPRegressor; `SHARED` is appended to their docstrings.
 
-    Parameters and weights are validated by scikit-learn, with its messages. It has no public way to do so: hence its
-    private names `_parameter_constraints`, `_param_validation`, `_fit_context` and `_check_sample_weight`.
+    scikit-learn validates parameters and weights, with its own messages. Since it has no public API for this, its
+    private `_parameter_constraints`, `_param_validation`, `_fit_context` and `_check_sample_weight` are used.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -157,29 +157,29 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     t_: int
     loss_: float
     loss_curve_: list[float]
-    best_loss_: Any  # None with early stopping, and the three below without
+    best_loss_: Any  # None with early stopping; the three below are None without it
     best_validation_score_: Any
     validation_scores_: Any
     validation_loss_curve_: Any
-    _made_from: dict[str, Any]  # the parameters that the network was made from
-    _of_logits: bool  # whether the network gives logits, which the loss of the first fit took
-    _optimizer: Any  # as the last run left it, with its slots; None before
+    _made_from: dict[str, Any]  # the parameters from which the network was built
+    _of_logits: bool  # whether the network's outputs are logits, as the loss of the first fit takes them
+    _optimizer: Any  # the optimizer as the last run left it, and its slots; None before the first
     _slots: Any
-    _best: tuple[dict[str, Array], dict[str, Array]]  # parameters and statistics
+    _best: tuple[dict[str, Array], dict[str, Array]]  # parameters and statistics with the best validation score
 
     # --- for subclasses -------------------------------------------------------------------------------------------
 
     @abstractmethod
     def _targets(self, y: Any, backend: Backend, incremental: bool, first: bool) -> Any:
-        """Check y, store its classes, and return it in the form that `_rows` takes."""
+        """Check y, store its classes, and return it in the form that `_rows` takes it."""
 
     @abstractmethod
     def _rows(self, targets: Any, backend: Backend, dtype: str) -> Array:
-        """The targets as the loss takes them, (n, n_outputs_)."""
+        """Return the targets as the loss takes them, (n, n_outputs_)."""
 
     @abstractmethod
     def _outputs(self, targets: Any) -> tuple[int, str]:
-        """The number of outputs and the name of their activation."""
+        """Return the number of outputs and the name of their activation."""
 
     @property
     @abstractmethod
@@ -188,29 +188,29 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     @abstractmethod
     def _validation_score(self, prediction: Array, target: Array, weight: Array | None) -> Any:
-        """The score of the network's outputs for rows of targets."""
+        """Return the score of the network's outputs for targets from `_rows`."""
 
     def _weights(
         self, weight: Array | None, targets: Any, incremental: bool, backend: Backend, dtype: str
     ) -> Array | None:
-        """The weights of the rows, times those of their classes."""
+        """Return the weights of the rows times those of their classes."""
         return weight
 
     def _weighing_loss(self, incremental: bool) -> Any:
-        """The loss with "mean" over the weights of each batch, as in scikit-learn."""
+        """Return the loss with "mean" over the weights of each batch, as in scikit-learn."""
         loss = copy.copy(self._loss)
         loss.weights_over = "batch"
         return loss
 
     def _stratify(self, targets: Any) -> np.ndarray | None:
-        """Labels by which to stratify the validation rows."""
+        """Return labels by which to stratify the validation rows, or None."""
         return None
 
     # --- fitting --------------------------------------------------------------------------------------------------
 
     @property
     def _architecture(self) -> dict[str, Any]:
-        """The parameters that the network is made from."""
+        """The parameters from which the network is built."""
         hidden = hidden_sizes(self.hidden_layer_sizes)
         if self.layers is not None:
             return {"layers": self.layers}
@@ -218,12 +218,12 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return {"hidden_layer_sizes": hidden} | {name: getattr(self, name) for name in others}
 
     def _check_architecture(self, now: dict[str, Any]) -> None:
-        """Raise ValueError if the network was made from other parameters."""
+        """Raise ValueError if the network was built from other parameters."""
         for name, before in self._made_from.items():
             if now.get(name, before) != before:
                 raise ValueError(
-                    f"{name} changed from {before!r} to {now[name]!r} since the network was made, with which training "
-                    "would go on: set it back, or fit a new one, with warm_start=False"
+                    f"{name} changed from {before!r} to {now[name]!r} since the network was built, and training would "
+                    "continue with that network: set it back, or fit a new one, with warm_start=False"
                 )
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Self:
@@ -250,8 +250,8 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             self._begin(X.shape[1], architecture, targets, backend, dtype)
         elif (self._takes_logits, self._outputs(targets)[1]) != (self._of_logits, self.out_activation_):
             raise ValueError(
-                f"loss={self.loss!r} needs another network than the one fitted, which ends in what another loss takes: "
-                "fit a new one, with warm_start=False"
+                f"loss={self.loss!r} needs another output layer than the fitted network has: fit a new one, with "
+                "warm_start=False"
             )
         rows = self._rows(targets, backend, self.net_.dtype)
         loss = self._loss if weight is None else self._weighing_loss(incremental)
@@ -270,7 +270,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return self
 
     def _begin(self, features: int, architecture: dict[str, Any], targets: Any, backend: Backend, dtype: str) -> None:
-        """Make a new network and reset the fitted attributes."""
+        """Build a new network and reset the fitted attributes."""
         self.n_iter_ = self.t_ = 0
         self.n_outputs_, self.out_activation_ = self._outputs(targets)
         self._of_logits = self._takes_logits
@@ -358,14 +358,14 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         self._set_dense("intercepts_", "bias", arrays)
 
     def _set_dense(self, who: str, key: str, arrays: Sequence[Any]) -> None:
-        """Copy an array into each Dense layer; on an error, into none."""
+        """Copy an array into each Dense layer; an error changes none of them."""
         if len(arrays) != len(self._dense):
             raise ValueError(f"{who}: {len(arrays)} arrays for {len(self._dense)} Dense layers; give one for each")
-        given = {f"{prefix}.{key}": a for (prefix, _), a in zip(self._dense, arrays, strict=True)}
-        self.net_.set_params(self.net_.params | given)
+        new = {f"{prefix}.{key}": a for (prefix, _), a in zip(self._dense, arrays, strict=True)}
+        self.net_.set_params(self.net_.params | new)
 
     def _raw(self, X: Any, method: str, layers: slice = slice(None)) -> Array:
-        """The outputs for X of the network, or of some of its layers."""
+        """Return the outputs of the network, or of some of its layers, for X."""
         X = self._checked(X, method)
         net = self.net_
         if not is_array(X):
@@ -378,27 +378,27 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return y
 
     def _checked(self, X: Any, method: str) -> Any:
-        """Check X for a method of a fitted estimator: an array of floats, or a sparse matrix."""
+        """Return X, checked, as an array of floats or a sparse matrix for a method of the fitted estimator."""
         check_is_fitted(self)
         X = as_array(X)
         self._check_namespace(X, method)
         return validate_data(self, X, accept_sparse=["csr", "csc"], dtype=float_dtypes(X), reset=False)
 
     def _check_namespace(self, X: Any, method: str) -> None:
-        """With array API dispatch, raise ValueError for arrays of another library or device than the parameters'."""
+        """With array API dispatch, raise ValueError unless X has the library and device of the parameters."""
         if not get_config()["array_api_dispatch"]:
             return
-        own = self.net_.backend
-        given = backend_of(X) if is_array(X) else get_backend("numpy", "cpu")
-        if given.name != own.name or (own.name != "numpy" and given.device != own.device):
+        fitted = self.net_.backend
+        got = backend_of(X) if is_array(X) else get_backend("numpy", "cpu")
+        if got.name != fitted.name or (fitted.name != "numpy" and got.device != fitted.device):
             raise ValueError(
                 f"Inputs passed to {type(self).__name__}.{method}() must use the same namespace and the same device as "
-                f"those passed to fit(). It was fitted on {own!r} and given arrays of {given!r}; convert X, or, from "
+                f"those passed to fit(). It was fitted on {fitted!r} and given arrays of {got!r}; convert X, or, from "
                 "scikit-learn 1.9 on, move the estimator with sklearn.utils._array_api.move_estimator_to"
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state for copies and files, with the history as plain dicts: skops drops the attributes of a dict."""
+        """Return the state for copies and files, with the history as plain dicts, since skops drops its attributes."""
         state: dict[str, Any] = super().__getstate__()
         if "history_" in state:
             state = state | {"history_": {"measures": dict(self.history_), "attributes": self.history_.__getstate__()}}
@@ -413,7 +413,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         super().__setstate__(state)
 
     def __sklearn_array_api_convert__(self, convert: Callable[[Any], Any]) -> Self:
-        """A copy with its arrays, the network's as well, moved by `convert`."""
+        """Return a copy whose arrays, including those of the network, are moved by `convert`."""
         twin: Self = type(self)(**self.get_params(deep=False))
         for name, value in vars(self).items():
             if is_array(value) and not (isinstance(value, np.ndarray) and value.dtype.kind not in "biuf"):
@@ -429,11 +429,11 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     # --- beyond predictions ---------------------------------------------------------------------------------------
 
     def transform(self, X: Any) -> Array:
-        """The last hidden layer's activations, (n, n_hidden), which the last Dense layer takes."""
+        """Return the last hidden layer's activations, (n, n_hidden), which the last Dense layer takes."""
         check_is_fitted(self)
         last = max(i for i, layer in enumerate(self.net_.layers) if has_dense(layer))
         if not isinstance(self.net_.layers[last], Dense):
-            raise TypeError(f"transform needs the last Dense layer by itself, it is within {self.net_.layers[last]!r}")
+            raise TypeError(f"transform: the last Dense layer must not be within another, {self.net_.layers[last]!r}")
         if last == 0:
             X = self._checked(X, "transform")
             return namespace(X).asarray(X, copy=True) if is_array(X) else X
@@ -444,7 +444,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return self._dense[-1][1].in_features
 
     def _slope(self, X: Any, dy: Callable[[Array], Array]) -> Array:
-        """The derivative with respect to X, from `dy`, that with respect to the network's outputs."""
+        """Return the derivative with respect to X; `dy` returns that with respect to the network's outputs."""
         X = self._checked(X, "input_gradient")
         net = self.net_
         with net.backend.scope():
@@ -454,7 +454,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return gradient
 
     def to_sklearn(self) -> Any:
-        """scikit-learn's estimator of the same name with these weights; predictions agree to 1e-12.
+        """Return scikit-learn's estimator of the same name with these weights; predictions agree to 1e-12.
 
         Batch norm after a Dense is folded into its weights, dropout is left out. Raises TypeError for layers that
         scikit-learn does not have.
@@ -463,7 +463,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     @classmethod
     def from_sklearn(cls, model: Any) -> Self:
-        """An estimator with the parameters and weights of scikit-learn's fitted estimator of the same name."""
+        """Return an estimator with the parameters and weights of scikit-learn's fitted estimator of the same name."""
         twin: Self = convert.from_sklearn(cls, model)
         return twin
 
@@ -487,26 +487,26 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
 
 class OfLayers(list[Array]):
-    """An array of each Dense layer, a list of fixed length. Assigning to an entry assigns to the network."""
+    """A list of an array of each Dense layer, of fixed length. Assigning to an entry assigns to the network."""
 
     def __init__(self, model: BaseMLP, who: str, key: str):
         self.model, self.who, self.key = model, who, key
-        super().__init__(self._now())
+        super().__init__(self._current())
 
-    def _now(self) -> list[Array]:
+    def _current(self) -> list[Array]:
         return [layer.params[self.key] for _, layer in self.model._dense]
 
     def __setitem__(self, index: Any, value: Any) -> None:
         arrays = list(self)
         arrays[index] = value
         self.model._set_dense(self.who, self.key, arrays)
-        super().__setitem__(slice(None), self._now())
+        super().__setitem__(slice(None), self._current())
 
     def refuse(self, *given: Any, **named: Any) -> NoReturn:
         """Raise TypeError with the remedy."""
         raise TypeError(
             f"{self.who} has an array for each Dense layer of the network: assign one, model.{self.who}[i] = array, or "
-            f"all, model.{self.who} = [...]; list(model.{self.who}) is a list of your own"
+            f"all, model.{self.who} = [...]; list(model.{self.who}) is a copy of your own"
         )
 
     append = extend = insert = pop = remove = clear = sort = reverse = refuse
@@ -522,7 +522,7 @@ def has_dense(layer: Layer) -> bool:
 
 
 def float_dtypes(X: Any) -> Any:
-    """The dtypes that are kept; others become the first."""
+    """Return the dtypes that are kept; any other is converted to the first."""
     if get_config()["array_api_dispatch"] and is_array(X):
         xp = namespace(X)
         return xp.float64, xp.float32
@@ -530,5 +530,7 @@ def float_dtypes(X: Any) -> Any:
 
 
 def as_array(x: Any) -> Any:
-    """`x`, or a NumPy array of an `__array__` object, which scikit-learn refuses with array API dispatch."""
+    """Return `x`; an object that only has `__array__`, which scikit-learn refuses with array API dispatch, as a NumPy
+    array.
+    """
     return np.asarray(x) if hasattr(x, "__array__") and not hasattr(x, "shape") else x

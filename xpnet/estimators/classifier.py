@@ -66,7 +66,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         if first and not (incremental and hasattr(self, "classes_")):
             self._labels = Labels(y)
         else:
-            self._check_classes(self._labels.seen_in(y))
+            self._check_classes(self._labels.classes_in(y))
         classes = self._labels.classes
         self.classes_ = backend.asarray(classes) if classes.dtype.kind in "iuf" else classes
         return self._labels.numbers(y)
@@ -84,18 +84,18 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     @property
     def _matrix_loss(self) -> bool:
-        """Whether the loss is a custom one that takes a row as one distribution."""
+        """Whether the loss is a custom one for which a row is one class of K."""
         return bool(getattr(self.loss, "matrix", False))
 
     def _outputs(self, targets: Any) -> tuple[int, str]:
         kind, outputs = self._labels.kind, self._labels.outputs
         if self._matrix_loss:
             if kind == "multilabel":
-                raise ValueError(f"{self.loss!r} is of one class in a row; several labels at once need another loss")
+                raise ValueError(f"{self.loss!r} is for one class a row; several labels at once need another loss")
             return max(2, outputs), "softmax"
         if kind == "multiclass" and self.loss != "log_loss" and self._takes_logits:
             raise ValueError(
-                f"{self.loss!r} is of several labels at once; for one of {outputs} classes, use another loss"
+                f"{self.loss!r} is for several labels at once; for one of {outputs} classes, use another loss"
             )
         return outputs, "softmax" if kind == "multiclass" else "logistic"
 
@@ -105,7 +105,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     def _stratify(self, targets: Any) -> np.ndarray | None:
         if self._labels.kind == "multilabel":
             return None
-        names: np.ndarray = self._labels.classes[targets]  # not their numbers: errors name the rare ones
+        names: np.ndarray = self._labels.classes[targets]  # rather than numbers, since errors name rare classes
         return names
 
     def _weights(
@@ -115,24 +115,26 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             return weight
         if incremental and self.class_weight == "balanced":
             raise ValueError(
-                "class_weight 'balanced' is not supported for partial_fit, which sees a part of the data at a time: "
-                "give the dict {class: weight} that compute_class_weight makes of all of it"
+                "class_weight 'balanced' is not supported for partial_fit, which gets a part of the data at a time: "
+                "give the dict {class: weight} that compute_class_weight computes from all of it"
             )
         if self._labels.kind == "multilabel":
             if self.class_weight != "balanced":
                 raise ValueError(
-                    f"class_weight {self.class_weight!r} is of the classes of one label; of several labels at once it "
-                    "must be 'balanced' or None. Weigh the rows by sample_weight"
+                    f"class_weight {self.class_weight!r} is for the classes of one label; for several labels at once "
+                    "it must be 'balanced' or None. Weight the rows by sample_weight"
                 )
             factors = compute_sample_weight(self.class_weight, targets)
         else:
             classes = self._labels.classes  # all of them: y may lack some
             factors = compute_class_weight(self.class_weight, classes=classes, y=classes[targets])[targets]
-        own = backend.asarray(factors, dtype)
-        return own if weight is None else own * weight
+        of_classes = backend.asarray(factors, dtype)
+        return of_classes if weight is None else of_classes * weight
 
     def _weighing_loss(self, incremental: bool) -> Any:
-        """With `class_weight` the mean is over the weights of all rows or, in `partial_fit`, over the batch's rows."""
+        """As in the base class, but with `class_weight` weights are divided by their mean over all rows or, in
+        `partial_fit`, not at all.
+        """
         loss = super()._weighing_loss(incremental)
         if self.class_weight is not None:
             loss.weights_over = None if incremental else "fit"
@@ -158,14 +160,14 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             raise ValueError("classes must be passed on the first call to partial_fit.")
         with unchanged_on_error(self):
             if classes is not None:
-                with config_context(array_api_dispatch=False):  # which takes no list before 1.9
-                    given = unique_labels(on_host(classes) if is_array(classes) else classes)
+                with config_context(array_api_dispatch=False):  # with it, scikit-learn refuses lists before 1.9
+                    all_classes = unique_labels(on_host(classes) if is_array(classes) else classes)
                 if known is None:
                     rows = y if hasattr(y, "tocsr") else on_host(y)
                     several = type_of_target(rows if is_array(y) else y).endswith(("indicator", "multioutput"))
-                    self._labels = Labels(rows if several else given)
+                    self._labels = Labels(rows if several else all_classes)
                     self.classes_ = self._labels.classes
-                elif not np.array_equal(self._labels.classes, given):
+                elif not np.array_equal(self._labels.classes, all_classes):
                     raise ValueError(
                         f"`classes={classes!r}` is not the same as on last call to partial_fit, was: {known!r}"
                     )
@@ -187,13 +189,13 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         return 0.0 if self._of_logits else 0.5
 
     def predict(self, X: Any) -> Any:
-        """The class of each row of X, (n,); for several labels rows of 0 and 1, (n, n_labels)."""
+        """Return the class of each row of X, (n,); for several labels, rows of 0 and 1, (n, n_labels)."""
         raw = self._raw(X, "predict")
         with self.net_.backend.scope():
             return self._labels.predicted(self._labels.choices(raw, self._threshold), self.classes_)
 
     def predict_proba(self, X: Any) -> Array:
-        """The probability of each class, in the order of `classes_`: (n, n_classes)."""
+        """Return the probability of each class, in the order of `classes_`: (n, n_classes)."""
         raw = self._raw(X, "predict_proba")
         with self.net_.backend.scope():
             if self._of_logits:
@@ -201,7 +203,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             return namespace(raw).concat([1.0 - raw, raw], axis=1) if self._is_single else raw
 
     def predict_log_proba(self, X: Any) -> Array:
-        """The logarithm of `predict_proba`, from the logits: finite where the probability rounds to 0."""
+        """Return the logarithm of `predict_proba`, from the logits: finite even if a probability rounds to 0."""
         raw = self._raw(X, "predict_log_proba")
         xp = namespace(raw)
         with self.net_.backend.scope():
@@ -215,11 +217,11 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     @property
     def _is_single(self) -> bool:
-        """Whether the only output is that of the second of two classes."""
+        """Whether there is a single output, for the second of two classes."""
         return bool(self.n_outputs_ == 1 and self._labels.kind != "multilabel")
 
     def input_gradient(self, X: Any) -> Array:
-        """The derivative of the predicted class's log-probability with respect to X, (n, n_features).
+        """Return the derivative of the predicted class's log-probability with respect to X, (n, n_features).
 
         For several labels, that of the sum of their log-probabilities, each as predicted, present or absent.
         """
@@ -228,12 +230,12 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             xp = namespace(y)
             choice = self._labels.choices(y, self._threshold)
             if self.out_activation_ == "softmax":
-                taken = ops.one_hot(choice, y.shape[1], y.dtype)
-                return taken - ops.softmax(y) if self._of_logits else taken / xp.max(y, axis=1, keepdims=True)
-            taken = xp.astype(xp.reshape(choice, y.shape), y.dtype)
+                chosen = ops.one_hot(choice, y.shape[1], y.dtype)
+                return chosen - ops.softmax(y) if self._of_logits else chosen / xp.max(y, axis=1, keepdims=True)
+            chosen = xp.astype(xp.reshape(choice, y.shape), y.dtype)
             if self._of_logits:
-                return taken - ops.sigmoid(y)
-            return (2.0 * taken - 1.0) / (taken * y + (1.0 - taken) * (1.0 - y))
+                return chosen - ops.sigmoid(y)
+            return (2.0 * chosen - 1.0) / (chosen * y + (1.0 - chosen) * (1.0 - y))
 
         return self._slope(X, dy)
 

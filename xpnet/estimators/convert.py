@@ -19,19 +19,19 @@ from .labels import Labels
 from .networks import plain_network
 
 NAMES: dict[type[Layer], str] = {Sigmoid: "logistic", Tanh: "tanh", ReLU: "relu"}
-# fitted attributes that both have
+# fitted attributes that xpnet's and scikit-learn's estimators share
 FITTED = (
     *("n_iter_", "t_", "loss_", "best_loss_", "loss_curve_", "validation_scores_", "best_validation_score_"),
     *("n_features_in_", "feature_names_in_", "n_outputs_", "out_activation_", "_no_improvement_count"),
 )
-INT64 = 7  # ONNX's code of the dtype
+INT64 = 7  # ONNX's code for int64
 OWN = {  # parameters that scikit-learn lacks
     "loss", "class_weight", "batch_norm", "dropout", "layers", "optimizer", "callbacks", "progress",
 }  # fmt: skip
 
 
 def to_sklearn(model: Any) -> Any:
-    """scikit-learn's estimator with the weights of ours. TypeError for layers that it does not have."""
+    """Return scikit-learn's estimator with xpnet's weights. Raises TypeError for layers that it does not have."""
     check_is_fitted(model)
     coefs, intercepts, activation = folded_weights(model)
     classifier = hasattr(model, "_labels")
@@ -46,11 +46,11 @@ def to_sklearn(model: Any) -> Any:
     twin = kind(**params)
     if classifier:
         labels = model._labels
-        if labels.kind == "binary" and coefs[-1].shape[1] == 2:  # softmax of two is the sigmoid of their difference
+        if labels.kind == "binary" and coefs[-1].shape[1] == 2:  # softmax of two logits: sigmoid of their difference
             coefs[-1] = coefs[-1][:, 1:] - coefs[-1][:, :1]
             intercepts[-1] = intercepts[-1][1:] - intercepts[-1][:1]
-        shown = np.eye(len(labels.classes), dtype=int) if labels.kind == "multilabel" else labels.classes
-        twin._label_binarizer = LabelBinarizer().fit(shown)
+        example = np.eye(len(labels.classes), dtype=int) if labels.kind == "multilabel" else labels.classes
+        twin._label_binarizer = LabelBinarizer().fit(example)
         twin.classes_ = labels.classes
     copy_fitted(model, twin)
     if classifier and coefs[-1].shape[1] == 1:
@@ -62,7 +62,7 @@ def to_sklearn(model: Any) -> Any:
 
 
 def copy_fitted(source: Any, target: Any) -> None:
-    """Copy the attributes in `FITTED` that are there."""
+    """Copy the attributes in `FITTED` that `source` has."""
     for name in FITTED:
         if hasattr(source, name):
             value = getattr(source, name)
@@ -70,7 +70,7 @@ def copy_fitted(source: Any, target: Any) -> None:
 
 
 def folded_weights(model: Any) -> tuple[list[np.ndarray], list[np.ndarray], str]:
-    """The network as weights, biases and the name of the activation between them, batch norms folded in.
+    """Return the network's weights, biases and the name of the activation between them, with batch norms folded in.
 
     γ (x W + b - μ) / √(v + eps) + β = x (W s) + (b - μ) s + β with s = γ / √(v + eps).
     """
@@ -81,7 +81,7 @@ def folded_weights(model: Any) -> tuple[list[np.ndarray], list[np.ndarray], str]
         leaves = leaves[:-1]  # scikit-learn's own output activation
     coefs: list[np.ndarray] = []
     intercepts: list[np.ndarray] = []
-    between: list[str] = []  # activations, "identity" until one comes
+    between: list[str] = []  # the names of activations between Dense layers
     before: Layer | None = None
     for prefix, layer in leaves:
         kind = type(layer)
@@ -97,22 +97,22 @@ def folded_weights(model: Any) -> tuple[list[np.ndarray], list[np.ndarray], str]
         elif kind is Dropout:
             continue
         elif kind not in NAMES or type(before) not in (Dense, BatchNorm):
-            raise TypeError(f"to_sklearn: scikit-learn has nothing like layer {prefix}, {layer!r}, where it stands")
+            raise TypeError(f"to_sklearn: scikit-learn has no equivalent of layer {prefix}, {layer!r}, at this place")
         before = layer
     if type(before) in NAMES:
-        raise TypeError(f"to_sklearn: scikit-learn has no {before!r} behind the last Dense")
+        raise TypeError(f"to_sklearn: scikit-learn has no {before!r} after the last Dense")
     if len(set(between)) > 1:
         raise TypeError(f"to_sklearn: scikit-learn has one activation for all hidden layers, here are {between}")
     return coefs, intercepts, between[0] if between else "relu"
 
 
 def between_name(before: Layer | None) -> str:
-    """The name of what stands before a Dense."""
+    """Return the name of the activation before a Dense, which `before` is or not."""
     return NAMES.get(type(before), "identity")  # type: ignore[arg-type]
 
 
 def from_sklearn(cls: Any, theirs: Any) -> Any:
-    """Our estimator with the parameters, weights and fitted attributes of scikit-learn's of the same name."""
+    """Return xpnet's estimator with the parameters, weights and fitted attributes of scikit-learn's of that name."""
     if not isinstance(theirs, getattr(neural_network, cls.__name__)):
         raise TypeError(f"from_sklearn: expected scikit-learn's {cls.__name__}, got {theirs!r}")
     check_is_fitted(theirs)
@@ -156,7 +156,9 @@ def to_onnx(model: Any, path: Path) -> None:
 
 
 def ending_of_classes(model: Any) -> Ending:
-    """The nodes from the network's output to "label", as `predict`, and "probabilities", as `predict_proba`."""
+    """Return the nodes from the network's output to "label", as in `predict`, and "probabilities", as in
+    `predict_proba`.
+    """
     labels, dtype, outputs = model._labels, model.net_.dtype, model.n_outputs_
     squash = ("Softmax" if model.out_activation_ == "softmax" else "Sigmoid") if model._of_logits else "Identity"
     constants = {"threshold": np.array(model._threshold, dtype)}
@@ -189,6 +191,6 @@ def ending_of_classes(model: Any) -> Ending:
         classes = classes.astype(object)
     else:
         raise TypeError(f"to_onnx: classes must be numbers or strings, got {classes!r}")
-    constants["classes"] = np.resize(classes, max(2, len(classes)))  # of a single class, both are that one
+    constants["classes"] = np.resize(classes, max(2, len(classes)))  # a single class is repeated
     nodes.append(("Gather", ["classes", "choice"], "label", {}))
     return Ending(nodes, constants, {"label": (classes.dtype, ["N"]), "probabilities": (dtype, ["N", max(2, outputs)])})

@@ -30,35 +30,35 @@ class Labels:
 
     @classmethod
     def known(cls, classes: np.ndarray, kind: str) -> "Labels":
-        """Labels of these classes; `kind` is scikit-learn's `y_type_`."""
+        """Return Labels with these classes; `kind` is scikit-learn's `y_type_`."""
         labels = cls.__new__(cls)
         labels.kind, labels.classes, labels.sparse = kind.removesuffix("-indicator"), classes, None
         return labels
 
     @property
     def outputs(self) -> int:
-        """K"""
+        """The number of outputs, K."""
         return 1 if self.kind == "binary" else len(self.classes)
 
-    def seen_in(self, y: Any) -> np.ndarray:
-        """The classes of a further target; ValueError for one of another kind."""
+    def classes_in(self, y: Any) -> np.ndarray:
+        """Return the classes in another target. Raises ValueError for one of another kind."""
         if self.kind != "multilabel":
             check_classification_targets(y)
             if y.ndim != 1:
                 raise ValueError(f"y has shape {y.shape}, expected (n,) as in the first fit")
-            seen: np.ndarray = unique_labels(on_host(y))
-            return seen
+            classes: np.ndarray = unique_labels(on_host(y))
+            return classes
         if y.ndim != 2 or y.shape[1] != len(self.classes):
             raise ValueError(f"y has shape {y.shape}, expected (n, {len(self.classes)}) as in the first fit")
         return self.classes
 
     def numbers(self, y: Any) -> np.ndarray:
-        """Each row's class as its index in `classes`; for multilabel the rows themselves."""
+        """Return each row's class as its index in `classes`; for multilabel, the rows themselves."""
         host = dense(y)
         return host if self.kind == "multilabel" else np.searchsorted(self.classes, host)
 
     def rows(self, numbers: np.ndarray, outputs: int, backend: Backend, dtype: str) -> Array:
-        """`numbers` as rows of 0 and 1 on the backend, with the batch contiguous in memory."""
+        """Return `numbers` as rows of 0 and 1 on the backend, with the batch axis contiguous in memory."""
         if self.kind == "multilabel":
             return backend.asarray(np.asfortranarray(numbers != 0, dtype=dtype))
         if outputs == 1:
@@ -67,7 +67,7 @@ class Labels:
             return ops.one_hot(backend.asarray(numbers.astype(np.int32)), outputs, backend.dtype(dtype))
 
     def choices(self, score: Array, threshold: float) -> Array:
-        """The class index of each row, or 0 or 1 for each label, from the network's outputs; integers."""
+        """Return the class index of each row, or 0 or 1 for each label, from the network's outputs, as integers."""
         xp = namespace(score)
         if self.kind != "multilabel" and score.shape[1] > 1:
             return xp.argmax(score, axis=1)
@@ -75,16 +75,16 @@ class Labels:
         return xp.astype(above if self.kind == "multilabel" else above[:, 0], xp.asarray(0).dtype)
 
     def predicted(self, choices: Array, classes: Array) -> Any:
-        """The labels of `choices`: numbers on the backend; sparse if the target was."""
+        """Return the labels of `choices`; numbers stay on the backend, and rows are sparse if the target was."""
         if self.kind == "multilabel":
             return choices if self.sparse is None else getattr(sparse, self.sparse)(choices)
         if isinstance(classes, np.ndarray):
             choices = on_host(choices)
-            return classes[np.minimum(choices, len(classes) - 1)]  # a single class: that one
+            return classes[np.minimum(choices, len(classes) - 1)]  # a single class has index 0 only
         xp = namespace(classes)
         return xp.take(classes, xp.minimum(choices, classes.shape[0] - 1), axis=0)
 
 
 def dense(y: Any) -> np.ndarray:
-    """Labels, which may be sparse, as a NumPy array."""
+    """Return labels, which may be sparse, as a NumPy array."""
     return np.asarray(y.toarray()) if hasattr(y, "toarray") else on_host(y)

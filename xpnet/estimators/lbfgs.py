@@ -20,7 +20,7 @@ from ..training.inputs import pair, weights_for
 
 
 def train(model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | None) -> None:
-    """Minimize the loss over `net`'s parameters; SciPy's vector is on the host, in float64."""
+    """Minimize the loss over `net`'s parameters, which SciPy holds as a vector on the host, in float64."""
     from scipy.optimize import minimize
 
     if any(isinstance(layer, Dropout) and layer.rate for _, layer in net.leaves()):
@@ -71,7 +71,7 @@ def train(model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | Non
 
 
 def set_statistics(net: Any, x: Array, norms: list[BatchNorm]) -> None:
-    """Give every batch norm the statistics of all rows under the final parameters."""
+    """Set each batch norm's statistics to those of all rows with the final parameters."""
     rng = np.random.default_rng(0)
     for layer in norms:
         state = {key: net.backend.asarray(a, net.dtype) for key, a in layer.initial_state(rng).items()}

@@ -23,12 +23,12 @@ ACTIVATIONS: dict[str, Callable[[], Layer] | None] = {
     "leaky_relu": LeakyReLU,
     "elu": ELU,
 }
-STATISTICS_MOMENTUM = 0.9  # of running statistics: on small data there are few steps
+STATISTICS_MOMENTUM = 0.9  # of running statistics: below BatchNorm's default, since small data has few steps
 
 
-def hidden_sizes(given: Any) -> list[int]:
-    """`hidden_layer_sizes` as a list."""
-    sizes = list(given) if hasattr(given, "__iter__") else [given]
+def hidden_sizes(parameter: Any) -> list[int]:
+    """Return the `hidden_layer_sizes` parameter as a list."""
+    sizes = list(parameter) if hasattr(parameter, "__iter__") else [parameter]
     if not all(isinstance(size, Integral) for size in sizes):
         raise TypeError(f"hidden_layer_sizes must be integers, got {sizes}.")
     if np.any(np.array(sizes) <= 0):
@@ -39,7 +39,7 @@ def hidden_sizes(given: Any) -> list[int]:
 def plain_network(
     units: list[int], activation: Any, batch_norm: bool, dropout: float, last: Layer | None
 ) -> Sequential:
-    """Dense layers from size to size; between them, batch norm, activation and dropout."""
+    """Return a network of Dense layers of these sizes, with batch norm, activation and dropout between them."""
     make = ACTIVATIONS[activation] if isinstance(activation, str) else activation
     layers: list[Layer] = []
     for fan_in, fan_out in itertools.pairwise(units[:-1]):
@@ -55,12 +55,12 @@ def plain_network(
 
 
 def custom_network(layers: Callable[[int, int], Any], features: int, outputs: int, last: Layer | None) -> Sequential:
-    """The network that the `layers` parameter builds, which must take n_features and give n_outputs."""
+    """Return the network of the `layers` parameter, which must take n_features and return n_outputs."""
     built = layers(features, outputs)
-    given = built.layers if type(built) is Sequential else [built] if isinstance(built, Layer) else built
-    if not isinstance(given, Iterable):
+    sequence = built.layers if type(built) is Sequential else [built] if isinstance(built, Layer) else built
+    if not isinstance(sequence, Iterable):
         raise TypeError(f"layers must build a Sequential or a list of layers, got {built!r}")
-    net = Sequential(*given).clone()  # the user's layers stay as they are
+    net = Sequential(*sequence).clone()  # training does not change the user's layers
     dense = [layer for _, layer in net.leaves() if isinstance(layer, Dense)]
     if not dense:
         raise ValueError(f"layers built {net!r}, which has no Dense layer; the last must give the {outputs} outputs")
@@ -94,12 +94,12 @@ def start(net: Sequential, random_state: Any, backend: Backend, dtype: str, logi
 
 
 def seed_from(random_state: Any) -> int:
-    """A seed for NumPy's Generator."""
+    """Draw a seed for NumPy's Generator."""
     return int(random_state.randint(np.iinfo(np.int32).max))
 
 
 class RowOrder:
-    """scikit-learn's order of the rows: stands in for `net.rng`, and draws from a RandomState.
+    """Shuffles rows as scikit-learn does, from a RandomState, in place of `net.rng`.
 
     Each order shuffles the one before. A copy is the same object, so that the user's RandomState advances.
     """
@@ -109,7 +109,7 @@ class RowOrder:
         self.order: np.ndarray | None = None
 
     def permutation(self, rows: int) -> np.ndarray:
-        """The row numbers in the next order."""
+        """Return the row numbers in the next order."""
         shuffled = np.arange(rows)
         self.random_state.shuffle(shuffled)
         self.order = shuffled if self.order is None else self.order[shuffled]
@@ -117,7 +117,7 @@ class RowOrder:
 
     @property
     def bit_generator(self) -> "RowOrder":
-        """Has the `state` that a run saves in checkpoints, which an estimator's run has not."""
+        """An object with the `state` that checkpoints save, here None: estimators have no checkpoints."""
         return self
 
     state = None
@@ -128,7 +128,7 @@ class RowOrder:
 
 # --- sparse X ---------------------------------------------------------------------------------------------------------
 
-HALF = 2**20  # row numbers are split in two, each of which float32 holds exactly
+HALF = 2**20  # row numbers are split into quotient and remainder by this, each of which is exact in float32
 
 
 class SparseDense(Dense):
@@ -144,7 +144,7 @@ class SparseDense(Dense):
         self.input_shape = (2,)
 
     def _children(self) -> dict[str, Layer]:
-        return {}  # not `dense`, whose arrays it replaces
+        return {}  # not `dense`, whose arrays this layer has
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         numbers = (x[:, 0] * float(HALF)).astype(np.int64) + x[:, 1].astype(np.int64)
@@ -165,7 +165,9 @@ class SparseDense(Dense):
 
 
 def for_sparse(net: Sequential, matrix: Any) -> tuple[Sequential, np.ndarray]:
-    """A network on row numbers of a sparse matrix, and these numbers. It shares all layers but the first with `net`."""
+    """Return a network that takes row numbers of a sparse matrix, and these numbers. It shares all layers but the first
+    with `net`.
+    """
     first = net.layers[0]
     if type(first) is not Dense:
         raise TypeError(f"sparse X needs a Dense as the first layer, got {first!r}; pass X.toarray()")

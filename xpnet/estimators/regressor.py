@@ -94,25 +94,25 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         return namespace(raw).exp(raw) if self.out_activation_ == "exp" else raw
 
     def predict(self, X: Any) -> Array:
-        """The prediction for each row of X, (n,) or (n, n_outputs)."""
+        """Return the prediction for each row of X, (n,) or (n, n_outputs)."""
         raw = self._raw(X, "predict")
         with self.net_.backend.scope():
             y = self._mean(raw)
         return y[:, 0] if self.n_outputs_ == 1 else y
 
     def input_gradient(self, X: Any) -> Array:
-        """The derivative of the prediction with respect to X, (n, n_features), or (n, n_outputs, n_features)."""
+        """Return the derivative of the prediction with respect to X, (n, n_features) or (n, n_outputs, n_features)."""
 
-        def of(output: int) -> Array:
+        def slope(output: int) -> Array:
             def dy(y: Array) -> Array:
                 xp = namespace(y)
-                own = xp.astype(xp.arange(y.shape[1], device=self.net_.backend.device) == output, y.dtype)
-                return own * (self._mean(y) if self.out_activation_ == "exp" else xp.ones_like(y))
+                one_hot = xp.astype(xp.arange(y.shape[1], device=self.net_.backend.device) == output, y.dtype)
+                return one_hot * (self._mean(y) if self.out_activation_ == "exp" else xp.ones_like(y))
 
             return self._slope(X, dy)
 
         check_is_fitted(self)
-        slopes = [of(k) for k in range(self.n_outputs_)]
+        slopes = [slope(k) for k in range(self.n_outputs_)]
         return slopes[0] if self.n_outputs_ == 1 else self.net_.backend.xp.stack(slopes, axis=1)
 
     def __sklearn_tags__(self) -> Any:

@@ -23,7 +23,7 @@ from .networks import RowOrder
 
 
 class CorrectedRate(BaseSchedule):
-    """Adam's rate with the bias corrections, η √(1 - β₂ᵗ) / (1 - β₁ᵗ), as scikit-learn adds epsilon to √v itself.
+    """Adam's rate with both bias corrections, η √(1 - β₂ᵗ) / (1 - β₁ᵗ), since scikit-learn adds epsilon to √v itself.
 
     Kingma & Ba 2015, the end of section 2.
     """
@@ -50,7 +50,7 @@ class NesterovMomentum(SGD):
 
 
 def sgd(model: Any, rate: Any) -> Optimizer:
-    """scikit-learn's SGD, whose momentum may be 1."""
+    """Return scikit-learn's SGD, whose momentum may be 1."""
     kind = NesterovMomentum if model.nesterovs_momentum and model.momentum > 0 else SGD
     optimizer = kind(rate, momentum=0.0)
     optimizer.momentum = float(model.momentum)
@@ -58,7 +58,7 @@ def sgd(model: Any, rate: Any) -> Optimizer:
 
 
 def adam(model: Any, rate: Any) -> Optimizer:
-    """scikit-learn's Adam."""
+    """Return scikit-learn's Adam."""
     corrected = CorrectedRate(rate, model.beta_1, model.beta_2)
     return Adam(corrected, model.beta_1, model.beta_2, model.epsilon, bias_correction=False)
 
@@ -71,14 +71,14 @@ OPTIMIZERS: dict[str, Callable[[Any, Any], Optimizer]] = {
     "rmsprop": lambda m, rate: RMSprop(rate, eps=m.epsilon),
     "adamw": lambda m, rate: AdamW(rate, m.beta_1, m.beta_2, m.epsilon, weight_decay=m.alpha),
 }
-SCHEDULED = ("sgd", "nesterov", "adagrad", "rmsprop")  # to these "invscaling" and "adaptive" apply
+SCHEDULED = ("sgd", "nesterov", "adagrad", "rmsprop")  # solvers to which "invscaling" and "adaptive" apply
 
 
 def optimizer_for(model: Any) -> Optimizer:
-    """The `optimizer` parameter, or the solver's."""
+    """Return the `optimizer` parameter, or the solver's optimizer."""
     if model.optimizer is not None:
-        given: Optimizer = model.optimizer
-        return given
+        optimizer: Optimizer = model.optimizer
+        return optimizer
     rate = model.learning_rate if callable(model.learning_rate) else float(model.learning_rate_init)
     return OPTIMIZERS[model.solver](model, rate)
 
@@ -116,7 +116,7 @@ class StoppingRules(Callback):
             self._give_up(run)
 
     def train_end(self, run: Run) -> None:
-        self.model._optimizer = run.optimizer  # for `partial_fit`, with the rate reached
+        self.model._optimizer = run.optimizer  # for `partial_fit`, with its current rate
 
     def _follow_score(self, run: Run) -> None:
         model, score = self.model, run.history["val_score"][-1]
@@ -128,7 +128,7 @@ class StoppingRules(Callback):
         model._no_improvement_count = model._no_improvement_count + 1 if worse else 0
         if score > model.best_validation_score_:
             model.best_validation_score_ = score
-            model._best = dict(run.net.params), dict(run.net.state)  # published arrays are never written to
+            model._best = dict(run.net.params), dict(run.net.state)  # later steps do not write to these
 
     def _follow_loss(self) -> None:
         model = self.model
@@ -160,7 +160,7 @@ class StoppingRules(Callback):
 def train(
     model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | None, stratify: Any, incremental: bool
 ) -> None:
-    """Train `net`, which takes x, for `max_iter` epochs, or for one if `incremental`."""
+    """Train `net` for `max_iter` epochs, or for one if `incremental`."""
     if model.early_stopping and incremental and model.stopped_early_:
         return
     if not hasattr(model, "loss_curve_"):  # fitted by "lbfgs" before
@@ -194,7 +194,7 @@ def train(
         callbacks=[rules, *(model.callbacks or ())],
         progress=model.progress,
     )
-    order.order = None  # as long as the data: not to be kept in the model
+    order.order = None  # an array as long as the data, which the model should not keep
     model.history_, model._slots = history, history.slots
     if model.early_stopping:
         model.stopped_early_ = rules.stopped
@@ -214,7 +214,7 @@ def train(
 def divisible(classes: np.ndarray, fraction: float, strict: bool) -> bool:
     """Whether a stratified split is possible, with a row of each class on both sides.
 
-    If `strict`, always true for two classes: scikit-learn then refuses classes that are too small, with its message.
+    With `strict`, always true for two classes, so that scikit-learn raises its own error if one is too small.
     """
     counts = np.unique(classes, return_counts=True)[1]
     held_out = math.ceil(fraction * len(classes))
@@ -225,18 +225,18 @@ def divisible(classes: np.ndarray, fraction: float, strict: bool) -> bool:
 def split(
     model: Any, net: Any, arrays: tuple[Any, ...], stratify: np.ndarray | None
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The rows held out, drawn as by scikit-learn, and the others."""
+    """Return the held-out rows of the arrays, drawn as by scikit-learn, and the other rows."""
     rows = np.arange(arrays[0].shape[0])
     train_rows, held_out = train_test_split(
         rows, test_size=model.validation_fraction, random_state=model._random_state, stratify=stratify
     )
     if len(held_out) < 2:
         raise ValueError("The validation set is too small. Increase 'validation_fraction' or the size of your dataset.")
-    return tuple(taken(net, a, held_out) for a in arrays), tuple(taken(net, a, train_rows) for a in arrays)
+    return tuple(take(net, a, held_out) for a in arrays), tuple(take(net, a, train_rows) for a in arrays)
 
 
-def taken(net: Any, a: Any, rows: np.ndarray) -> Any:
-    """Rows of an array of NumPy's or of the network's backend."""
+def take(net: Any, a: Any, rows: np.ndarray) -> Any:
+    """Return rows of an array of NumPy or of the network's backend; None stays None."""
     if a is None or isinstance(a, np.ndarray):
         return None if a is None else a[rows]
     with net.backend.scope():
@@ -244,12 +244,12 @@ def taken(net: Any, a: Any, rows: np.ndarray) -> Any:
 
 
 def score_of(model: Any, weight: Array | None) -> Callable[[Array, Array], float]:
-    """The estimator's score as a metric for validation rows with these weights."""
+    """Return the estimator's score as a metric, for validation rows with these weights."""
     return lambda prediction, target: float(model._validation_score(prediction, target, weight))
 
 
 def batch_size(model: Any, net: Any, rows: int) -> int:
-    """The batch size. With batch norm it is reduced until the last batch has more than one row."""
+    """Return the batch size. With batch norm, it is reduced until the last batch has more than one row."""
     norms = any(isinstance(layer, BatchNorm) and layer.trainable for _, layer in net.leaves())
     if norms and rows == 1:
         raise ValueError("batch norm needs the variance of a batch, and there is none with n_samples = 1 to train on")
