@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import xpnet as xn
 from support.cases import FEATURES, LAYERS, LOSSES, ready, seeds, some_inputs, tutorial_network
+from support.layers import assert_derivatives
 from xpnet.layers.container import Container
 
 
@@ -37,20 +38,12 @@ LAYOUTS = [f_ordered, strided, read_only]
 CONTAINERS = [name for name, make in LAYERS.items() if isinstance(make(), Container)]
 
 
-def assert_derivatives(lib, name, training, seed, n):
-    rng = np.random.default_rng(seed)
-    layer = ready(LAYERS[name](), lib, seed=seed)
-    x = lib.asarray(some_inputs(rng, n))
-    errors = xn.check_gradients(layer, x, training=training, seed=seed)
-    assert errors.keys() == {"x", *layer.params}
-    assert max(errors.values()) < 1e-6
-
-
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in CONTAINERS])
 @given(seed=seeds, n=st.integers(2, 6))
 def test_layer_derivatives_are_those_of_its_forward(strict_lib, name, training, seed, n):
-    assert_derivatives(strict_lib, name, training, seed, n)
+    x = some_inputs(np.random.default_rng(seed), n)
+    assert_derivatives(ready(LAYERS[name](), strict_lib, seed=seed), strict_lib, x, training, seed)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
@@ -59,7 +52,8 @@ def test_layer_derivatives_are_those_of_its_forward(strict_lib, name, training, 
 @given(seed=seeds, n=st.integers(2, 6))
 def test_a_containers_derivatives_are_those_of_its_forward(strict_lib, name, training, seed, n):
     """A tenth of the examples: what depends on the numbers is its layers', proved above."""
-    assert_derivatives(strict_lib, name, training, seed, n)
+    x = some_inputs(np.random.default_rng(seed), n)
+    assert_derivatives(ready(LAYERS[name](), strict_lib, seed=seed), strict_lib, x, training, seed)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
