@@ -213,8 +213,10 @@ def test_relus_derivative_at_zero_of_either_sign_is_one(norm, bench):
 # --- batch norm -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["own", "another's"])
-@pytest.mark.parametrize(("shape", "layout"), LYING)
+@pytest.mark.parametrize(("shape", "layout", "own"), [
+    *((shape, layout, own) for shape, layout in LYING[: len(SHAPES)] for own in (True, False)),
+    *((*case, own) for case, own in zip(LYING[len(SHAPES) :], itertools.cycle([False, True]))),
+])  # fmt: skip
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_batch_norm(name, shape, layout, own, bench):
     """Sums of N numbers of size 1 (rounding grows with N at most), over √(v + eps) >= 0.1."""
