@@ -1,23 +1,23 @@
-"""The training step, and the faster forms of it, each of which is tested against the plain one.
+"""The training step, and faster forms of it, each tested against the plain one.
 
     reference.py   the plain step, which calls the layers' own forward and backward
-    shared.py      the steps for one of several processes, or in shards
-    planner.py     the step in stages that write into arrays made once: NumPy, PyTorch, CuPy
-    stages.py      the stages: what they have in common, those of any layer, and the ones of every family
-    blocks.py      those about the branches of Residual and Branches
-    table.py       the pointwise functions and the optimizers' rules, as formulas
-    formulas.py    formulas made into array calls, Python for Numba, CUDA
-    cpu/           a family of stages in the calls of NumPy or PyTorch (calls.py), a file for each operation
+    shared.py      steps of one of several processes, or in shards
+    planner.py     the step in stages that write into preallocated arrays: NumPy, PyTorch, CuPy
+    stages.py      the stages: their base class, and those that all families share
+    blocks.py      stages for the branches of Residual and Branches
+    table.py       pointwise functions and optimizers' rules as formulas
+    formulas.py    translation of formulas to array calls, to Python for Numba, and to CUDA
+    cpu/           a family of stages in calls of NumPy or PyTorch (calls.py), a file for each operation
     cpu/torch/     a family for PyTorch: those calls, and its own convolution and products
-    cpu/numba/     a family in loops that Numba compiles, likewise
-    cuda/          a family in CUDA kernels (kernels.py), likewise
+    cpu/numba/     a family in loops that Numba compiles, a file for each operation
+    cuda/          a family in CUDA kernels (kernels.py), a file for each operation
     jit.py         the step compiled as a whole by jax.jit, from the layers' own code: JAX
 
-A fast path for a new layer is a class of stages in a file of its own, in a family's folder, and its place in the
+A fast path for a new layer is a subclass of Stage in a file of its own, in a family's folder, and an entry in the
 family's `stages`. A pointwise function is a row of table.py.
 
-The environment variable XPNET_KERNELS chooses: "auto", the default, takes the fastest that is installed; "generic"
-turns off what Numba or CUDA code compiles; "reference" is the plain step. jax.jit needs neither Numba nor CUDA code.
+The environment variable XPNET_KERNELS selects the step: "auto", the default, takes the fastest that is installed;
+"generic" turns off code compiled by Numba or for CUDA (on JAX, it changes nothing); "reference" takes the plain step.
 """
 
 import importlib
@@ -33,7 +33,7 @@ CHOICES = ("auto", "generic", "reference")
 
 
 def training_step(net: Placed, loss: Loss, optimizer: Optimizer, shape: Shape = ("N", "D")) -> Step:
-    """The fastest step there is for a network where it lives, and an x of this shape."""
+    """Return the fastest step for a network on its backend, and an x of this shape."""
     module, compiled = step_for(net)
     if module is None:
         return Step(net, loss, optimizer)
@@ -42,7 +42,7 @@ def training_step(net: Placed, loss: Loss, optimizer: Optimizer, shape: Shape = 
 
 
 def step_for(net: Placed) -> tuple[str | None, bool]:
-    """The module of a network's step, None for the plain one, and whether it may have compiled kernels."""
+    """Return the module of a network's step, None for the plain one, and whether it may use compiled kernels."""
     choice = os.environ.get("XPNET_KERNELS") or "auto"
     if choice not in CHOICES:
         raise ValueError(f"XPNET_KERNELS is {choice!r}, expected one of {', '.join(CHOICES)}")

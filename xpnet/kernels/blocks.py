@@ -1,10 +1,10 @@
-"""The stages about the branches of a container: chains that are each given x, and whose outputs it merges.
+"""Stages for the branches of a container: chains that all take x, and whose outputs are merged.
 
-In the list of stages, for two branches: a `Fork`, the first one's stages, a `Turn`, the second one's, a `Join`.
+For two branches the stages are: a `Fork`, those of the first branch, a `Turn`, those of the second, a `Join`.
 
-    forward:   the Fork hands on x, the Turn keeps the first output and hands on x again, the Join merges both
-    backward:  the Join keeps a copy of the first branch's part of dy and hands on the second's, the Turn keeps the
-               second's dx and hands on that copy, the Fork adds what the Turn kept to the first's dx
+    forward:   the Fork passes on x; the Turn keeps the first output and passes on x again; the Join merges both
+    backward:  the Join keeps a copy of the first branch's part of dy and passes back the second's; the Turn keeps the
+               second's dx and passes back that copy; the Fork adds the dx that the Turn kept to the first's
 
 `Residual` has two branches, the first without layers.
 """
@@ -20,18 +20,18 @@ from .stages import Part, Site, Stage, in_memory_order, reversed_images
 
 
 class Block:
-    """What the stages of one container have in common."""
+    """The data shared by the stages of one container."""
 
-    fork: Any  # the stage that begins it, bound to arrays once there are some
-    turns: list[Any]  # and those between its branches
+    fork: Any  # its Fork, bound to arrays once there are some
+    turns: list[Any]  # its Turns
 
     def __init__(self, layer: Layer, place: str):
         self.layer: Any = layer
-        self.place = place  # the name of its memory, of what other containers beside it may keep meanwhile
+        self.place = place  # in the names of its buffers, to keep them apart from those of other containers
 
 
 class Mark(Stage):
-    """The base of them. Among the parts, one has its class and block in place of a layer."""
+    """The base class of these stages. In the list of parts, (its class, its block) stands in place of a layer."""
 
     def __init__(self, site: Site, before: Stage | None, block: Block, axes: int):
         super().__init__(site, before)
@@ -49,14 +49,14 @@ class Mark(Stage):
 
     @property
     def features(self) -> int | None:  # type: ignore[override]
-        """Of x, which the next stage is given, too."""
+        """The features of x, which the next stage also gets."""
         return None if self.after is None else self.after.features
 
     def make_y(self, shape: tuple[int, ...]) -> None:
-        """Have a place of its own for y."""
+        """Allocate a buffer for y."""
         if len(shape) == 2:
             self.output(*shape)
-        elif self.images:  # which may become rows of features
+        elif self.images:  # a later stage may flatten them to rows of features
             *sizes, n = shape
             self.y = reversed_images(self.output(math.prod(sizes), n).reshape((*sizes[::-1], n)))
         else:
@@ -64,9 +64,9 @@ class Mark(Stage):
 
 
 class Fork(Mark):
-    """Hands on x if it is a stage's y, else a copy."""
+    """Passes on x if it is the y of a stage, else a copy."""
 
-    dx: Array  # what the branches but the first give
+    dx: Array  # of all branches but the first
 
     def __init__(self, site: Site, before: Stage | None, block: Block, axes: int):
         super().__init__(site, before, block, axes)
@@ -90,14 +90,14 @@ class Fork(Mark):
 
 
 class Turn(Mark):
-    """Between two branches: keeps the first one's y, and the dx of those behind."""
+    """Stands between two branches: keeps the y of the one before, and the dx of those after."""
 
     in_place = keeps = True
 
     def __init__(self, site: Site, before: Stage, block: Block, axes: int):
         super().__init__(site, before, block, axes)
         self.of_images, self.images, self.before = self.images, block.fork.images, block.fork
-        self.direct = before is block.fork  # nothing is computed before the Fork takes the dx
+        self.direct = before is block.fork  # the branch before has no stages
 
     def bind(self, x: Array, before: Stage | None) -> None:
         block = self.block
@@ -121,7 +121,7 @@ class Turn(Mark):
 
 
 class Join(Mark):
-    """Adds up the branches' outputs, in the last one's place where that is free, or puts them side by side."""
+    """Adds the branches' outputs, in the buffer of the last one if it is free, or concatenates them."""
 
     features = None
     y_read_once = True
@@ -134,12 +134,12 @@ class Join(Mark):
     def bind(self, x: Array, before: Stage | None) -> None:
         layer, self.turns = self.block.layer, self.block.turns
         shapes = [tuple(a.shape) for a in (*[turn.cache for turn in self.turns], x)]
-        shape = layer._merged([shape[::-1] for shape in shapes])[::-1]  # which refuses those that do not fit
+        shape = layer._merged([shape[::-1] for shape in shapes])[::-1]  # raises for shapes that do not fit
         if self.in_place and before:
             self.y, self.y_and_ones = x, before.y_and_ones
         else:
             self.make_y(shape)
-        self.places: list[Any] = [...] * len(shapes)  # of each branch in y
+        self.places: list[Any] = [...] * len(shapes)  # the index of each branch's output in y
         if not self.adds:
             axis = x.ndim - 1 - layer.axis % x.ndim
             ends = [0, *itertools.accumulate(shape[axis] for shape in shapes)]

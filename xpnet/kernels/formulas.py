@@ -1,9 +1,9 @@
-"""Formulas of single numbers, as `table.py` has them, compiled for each family of kernels.
+"""Translation of the formulas in `table.py` for each family of kernels.
 
 A formula is an expression in Python's syntax: names, numbers, arithmetic, functions such as `exp`, and
 `where(x >= 0, a, b)`. `normal(x)` is Φ(x), the normal distribution's probability of a value below x, and `density(x)`
-its derivative φ(x). `calls` makes array calls of some lines of them, `python` a function that Numba compiles, `cuda`
-CUDA's source.
+its derivative φ(x). `Program` translates lines of formulas to array calls, `python` a formula to an expression that
+Numba compiles, `cuda` to one of CUDA.
 """
 
 import ast
@@ -25,17 +25,17 @@ SYMBOLS: dict[type[ast.AST], str] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.GtE: ">=", ast.Lt: "<",
 }  # fmt: skip
 COMPARISONS = {"greater_equal", "less"}
-Operand = str | float | int  # a name, a number, or which of the operations before gives it
+Operand = str | float | int  # a name, a number, or the index of the operation that computes it
 
 
 def parsed(formula: str) -> Any:
-    """The formula's tree."""
+    """Return the formula's syntax tree."""
     return ast.parse(formula, mode="eval").body
 
 
 @functools.cache
 def names_in(formula: str) -> frozenset[str]:
-    """The names of the numbers in it."""
+    """Return the names of the variables in a formula."""
     tree = parsed(formula)
     functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in functions)
@@ -43,7 +43,7 @@ def names_in(formula: str) -> frozenset[str]:
 
 @functools.cache
 def functions_in(formula: str) -> frozenset[str]:
-    """The names of the functions in it."""
+    """Return the names of the functions in a formula."""
     return frozenset(n.func.id for n in ast.walk(parsed(formula)) if isinstance(n, ast.Call))  # type: ignore[attr-defined]
 
 
@@ -51,9 +51,11 @@ def functions_in(formula: str) -> frozenset[str]:
 
 
 def operations(formula: str) -> list[tuple[str, list[Operand]]]:
-    """A formula as operations one after another, of two operands the larger first: few results wait at a time."""
+    """Return a formula as a sequence of operations. The larger operand is computed first, to keep few results at a
+    time.
+    """
     found: list[tuple[str, list[Operand]]] = []
-    known: dict[str, int] = {}  # which of them gives a part of the formula that may stand there twice
+    known: dict[str, int] = {}  # the operation that computes a subexpression, which may occur twice
 
     def visit(node: Any) -> Operand:
         if isinstance(node, ast.Name):
@@ -82,11 +84,12 @@ def operations(formula: str) -> list[tuple[str, list[Operand]]]:
 
 
 class Program:
-    """Lines of formulas as the source of a function: array calls that write into arrays which are there.
+    """Lines of formulas as the source of a function of array calls that write into given arrays.
 
-    `places` are the arguments that the names of the lines are written to, `holds` those that other names stand in, and
-    `shared` the pairs of a place and a name that may be one array. What is computed on the way stands in that place
-    where nothing there is wanted any more, else in `spare` arrays. These and the `constants` are arguments, too.
+    `places` maps the names on the left of the lines to the arguments in which their values are written, `holds` maps
+    other names to the arguments that hold them, and `shared` are pairs of a place and an argument that may be the same
+    array. Intermediate results are written to the line's place as soon as its old content is not needed any more, else
+    to `spare` arrays. These and the `constants` are further arguments.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class Program:
             self.holds[name] = places[name]
 
     def function(self, lib: Any, *names: str, last: Iterable[str] = ()) -> Callable[..., None]:
-        """It as a function of these arguments, those in `spare`, the constants, and the `last`, in this order."""
+        """Return a function of these arguments, the spare arrays, the constants, and the `last` ones, in this order."""
         scope = {call: FUNCTIONS.get((lib.__name__, call)) or getattr(lib, call) for call in self._calls()}
         arguments = ", ".join([*names, *self.spare, *self.constants.values(), *last])
         exec(f"def program({arguments}):\n    " + "\n    ".join(self.source), scope)
@@ -119,7 +122,7 @@ class Program:
         steps = operations(formula)
         last = {ref: i for i, (_, refs) in enumerate(steps) for ref in refs if not isinstance(ref, float)}
         there = {name for name in names_in(formula) for at in [self._at(name)] if at == out or (out, at) in self.shared}
-        wanted = max((last[name] for name in there), default=-1)  # up to this operation `out` is read
+        wanted = max((last[name] for name in there), default=-1)  # the last operation that reads the old `out`
         held: dict[int, str] = {}
         for i, (function, refs) in enumerate(steps):
             operands = [self._operand(ref, held) for ref in refs]
@@ -145,7 +148,7 @@ class Program:
 
 
 def select(condition: Any, a: Any, b: Any, out: Any) -> None:
-    """NumPy's `where`, with an `out` that may be a or b."""
+    """As NumPy's `where`, with an `out` that may be a or b."""
     if out is not a:
         if out is not b:
             np.copyto(out, b)
@@ -155,7 +158,7 @@ def select(condition: Any, a: Any, b: Any, out: Any) -> None:
 
 
 HALF = 0.5**0.5
-DENSITY = HALF * math.pi**-0.5  # at 0
+DENSITY = HALF * math.pi**-0.5  # φ(0)
 # of Φ(x) = (1 + tanh(x Q(x²))) / 2, `ops.single_erf` of x / √2: arrays without axes, as `Workspace.filled` has them
 SINGLE = [np.array(c * HALF * 0.5**i, np.float32) for i, c in zip(range(6, -1, -1), ops.SINGLE, strict=True)]
 MINUS_HALF, PLUS_HALF, SINGLE_DENSITY = (np.array(c, np.float32) for c in (-0.5, 0.5, DENSITY))
@@ -189,16 +192,16 @@ def density(x: Any, out: Any) -> None:
 
 
 def normal_of_tensors(x: Any, out: Any) -> None:
-    """`normal` of PyTorch's."""
+    """As `normal`, of a PyTorch tensor."""
     out.copy_(x).mul_(HALF).erf_().add_(1.0).mul_(0.5)
 
 
 def density_of_tensors(x: Any, out: Any) -> None:
-    """`density` of PyTorch's, which takes a power of 2 in a third of the time of one of e."""
+    """As `density`, of a PyTorch tensor; PyTorch computes powers of 2 three times as fast as powers of e."""
     out.copy_(x).square_().mul_(-0.5 / math.log(2.0)).exp2_().mul_(DENSITY)
 
 
-# what a library lacks
+# functions that a library lacks
 FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "where"): select,
     **{("numpy", f.__name__): f for f in (normal, density)},
@@ -206,11 +209,11 @@ FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-# --- source of functions of single numbers ----------------------------------------------------------------------------
+# --- source code of functions of single numbers -----------------------------------------------------------------------
 
 
 def times(formula: str) -> str:
-    """dy times a slope, as a formula of dy too: dy or 0 where it is 1 or 0, even where dy is infinite."""
+    """Return a slope's formula times dy. If the slope is 1 or 0, it is dy or 0, even if dy is infinite."""
 
     def multiplied(node: Any) -> Any:
         if isinstance(node, ast.Call) and node.func.id == "where":  # type: ignore[attr-defined]
@@ -223,7 +226,7 @@ def times(formula: str) -> str:
 
 
 class Typed(ast.NodeTransformer):
-    """A formula as Python has it, its constants of the type of x."""
+    """Converts a formula to Python, with constants of the type T."""
 
     def visit_Constant(self, node: ast.Constant) -> Any:  # ast's name for it
         return parsed(f"T({float(node.value)})")  # type: ignore[arg-type]
@@ -234,12 +237,12 @@ class Typed(ast.NodeTransformer):
 
 
 def python(formula: str) -> str:
-    """A formula as a Python expression of single numbers, its constants of the type T."""
+    """Return a formula as a Python expression of single numbers, with constants of the type T."""
     return ast.unparse(Typed().visit(parsed(formula)))
 
 
 def cuda(formula: str) -> str:
-    """A formula as an expression of CUDA, its constants of the type T."""
+    """Return a formula as a CUDA expression, with constants of the type T."""
 
     def written(node: Any) -> str:
         if isinstance(node, ast.Name):

@@ -1,16 +1,16 @@
-"""The step compiled as a whole by jax.jit, from the same layers' code: JAX.
+"""The step for JAX, compiled as a whole by jax.jit from the layers' own code.
 
-What is traced are the layers' own forward and backward, the loss, and the optimizer's `limited` and `advance`. What
-changes from step to step comes in as an argument: the carry, frozen parameters, the rows of the batch, and the numbers
-of `Optimizer.coefficients`, which Python computes, so that any function may be a schedule.
+jax.jit traces the layers' forward and backward, the loss, and the optimizer's `limited` and `advance`. Everything that
+changes between steps is an argument: the carry, frozen parameters, the rows of the batch, and the numbers of
+`Optimizer.coefficients`, which are computed in Python, so that any function may be a schedule.
 
-A step compiled once serves every later fit in the process that has the same key. For this package's own layers, losses
-and optimizers the key is their types and settings, without the learning rate, and the names and shapes of parameters.
+A compiled step is reused by every later fit in the process with the same key. For xpnet's own layers, losses and
+optimizers, the key is their types and settings, without the learning rate, and the names and shapes of parameters.
 
-A user's own layers, losses and optimizers may do what a compiled step would not do again: count calls, draw numbers on
-the host, look at values. So they are traced twice, on copies. If both give the same program, and leave the settings as
-they were, it is compiled, and its text is the key; if not, the layers are called one by one, as `Step` does. What shows
-in neither, such as printing, or a global variable that changes later, is as it was when the step was traced.
+A user's own layers, losses and optimizers may do things that a compiled step would not repeat: count calls, draw
+numbers on the host, look at values. So they are traced twice, on copies. If both traces give the same program and leave
+the settings unchanged, it is compiled, and its text is the key; otherwise the layers are called one by one, as in
+`Step`. Effects that show in neither, such as printing, or global variables, stay as they were during tracing.
 """
 
 import copy
@@ -37,16 +37,16 @@ from .reference import Carry, Step
 jax: Any = importlib.import_module("jax")
 jnp: Any = jax.numpy
 
-Group = tuple[tuple[str, tuple[int, ...]], ...]  # names and shapes of the parameters that stand in one vector
+Group = tuple[tuple[str, tuple[int, ...]], ...]  # names and shapes of the parameters in one vector
 Function = Callable[..., Any]
-ALONE = 2**14  # entries from which a parameter is a vector of its own: joining it costs more than handing it over
-DONATE = 2**18  # entries of all parameters from which old ones are written over: fewer are not worth compiling twice
-PROGRAMS = 64  # compiled steps that are kept
-SIZE = 7  # the argument of `Recipe.step` that a program is compiled for, the others being arrays and numbers
+ALONE = 2**14  # entries: a parameter with at least so many is a vector of its own, since joining it would cost more
+DONATE = 2**18  # entries: with at least so many in all parameters, a second program overwrites old ones
+PROGRAMS = 64  # the number of compiled steps that are kept
+SIZE = 7  # the number of the static argument of `Recipe.step`
 
 
 def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool, shape: Shape) -> Step:
-    """The compiled step; `Step` for an optimizer with an `update` or `init` of its own, which may do anything."""
+    """Return the compiled step, or a `Step` for an optimizer that overrides `update` or `init`."""
     for name in ("update", "init"):
         if getattr(getattr(optimizer, name, None), "__func__", None) is not getattr(Optimizer, name):
             return Step(net, loss, optimizer)
@@ -54,29 +54,29 @@ def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool,
 
 
 class CompiledStep(Step):
-    """`Step` as one compiled function.
+    """A `Step` as one compiled function.
 
-    The `weights` of its carries are a tuple of vectors, large parameters each alone and the small ones in one; their
-    `slots` are the count of steps and, under "memory", what the optimizer keeps for each vector.
+    The `weights` of its carries are a tuple of vectors, one for each large parameter and one for all small ones; their
+    `slots` are the number of steps and, under "memory", the optimizer's arrays for each vector.
     """
 
     def __init__(self, net: Placed, loss: Loss, optimizer: Optimizer):
         super().__init__(net, loss, optimizer)
         self.parts = self.worker, loss, optimizer
         self.handed, self.of_loss = handed(optimizer), [getattr(part, "__dict__", {}) for part in losses_in(loss)]
-        self.compiles = True  # until a step turns out not to
+        self.compiles = True  # False once a step could not be compiled
         self.fixed = {name: a for name, a in self.worker.params.items() if name not in self.names}
         self.donates = sum(map(math.prod, self.shapes)) >= DONATE
         self._look()
 
     @functools.cached_property
     def by_layers(self) -> Step:
-        """`Step` itself: for steps that do not compile, for the gradient alone, and to find a fault."""
+        """The plain `Step`, for steps that do not compile, for the gradient alone, and to find a fault."""
         return Step(*self.parts)
 
     def _begin(self) -> Carry:
         pairs = tuple(zip(self.names, self.shapes, strict=True))
-        apart = is_ours(self.optimizer)  # its formulas are elementwise: they need not see all parameters at once
+        apart = is_ours(self.optimizer)  # xpnet's rules are elementwise, so that parameters may be in several vectors
         alone = [(p,) for p in pairs if apart and math.prod(p[1]) >= ALONE]
         rest = tuple(p for p in pairs if (p,) not in alone)
         self.groups: tuple[Group, ...] = (*alone, rest) if rest else tuple(alone)
@@ -86,13 +86,13 @@ class CompiledStep(Step):
         return Carry(weights, {"step": 0, "memory": memory}, dict(self.worker.state))
 
     def _look(self) -> None:
-        """See what there is to compile."""
+        """Note the attributes and the key of the step to compile."""
         self.seen = self._attributes()
         self.key = key_of(*self.parts, self.groups)
         self.functions: dict[tuple[Any, ...], Function] = {}
 
     def _attributes(self) -> list[Any]:
-        """Of loss and optimizer, which a callback may change."""
+        """Return the attributes of loss and optimizer, which a callback may change."""
         own = [a for name, a in vars(self.optimizer).items() if name not in self.handed]
         return own + [a for attributes in self.of_loss for a in attributes.values()]
 
@@ -113,7 +113,7 @@ class CompiledStep(Step):
         return self.by_layers(self._flat(carry), batch.rows(rows))
 
     def _function(self, donate: bool, args: tuple[Any, ...]) -> Function | None:
-        """The compiled step for such arguments; None where it cannot be compiled."""
+        """Return the compiled step for such arguments, None if it cannot be compiled."""
         now = self._attributes()
         if len(now) != len(self.seen) or not all(map(operator.is_, now, self.seen)):  # a callback has changed them
             if self.key is None:
@@ -128,10 +128,10 @@ class CompiledStep(Step):
             self.functions[signature] = program(recipe, donate)
         return self.functions[signature]
 
-    # --- what a carry holds ---
+    # --- carries ---
 
     def _flat(self, carry: Carry) -> Carry:
-        """As `Step` has it."""
+        """Return the carry in the form of `Step`, with one vector."""
         if not isinstance(carry.weights, tuple):
             return carry
         slots = {k: self._joined([own[k] for own in carry.slots["memory"]]) for k in carry.slots["memory"][0]}
@@ -142,7 +142,7 @@ class CompiledStep(Step):
         return ops.join([arrays[name] for name in self.names])
 
     def finite(self, carry: Carry) -> bool:
-        """Whether the parameters and statistics are; those written over are not. Waits for the device."""
+        """Whether the parameters and statistics are finite, and not overwritten. Waits for the device."""
         return are_finite(carry.weights, carry.state)
 
     def sound(self, carry: Carry) -> bool:
@@ -166,7 +166,7 @@ class CompiledStep(Step):
     def publish(self, carry: Carry, net: Placed, last: bool = False) -> None:
         if not isinstance(carry.weights, tuple):
             return super().publish(carry, net, last)
-        params, state = unpacked(carry.weights, carry.state, self.groups)  # copies: a later step may write over these
+        params, state = unpacked(carry.weights, carry.state, self.groups)  # copies, since a later step may overwrite it
         net.assign(params, state)
         return None
 
@@ -178,11 +178,11 @@ class CompiledStep(Step):
 
 
 class UntraceableError(Exception):
-    """A user's own part that does more than compute."""
+    """A user's own layer, loss or optimizer changes while it is traced."""
 
 
 class Recipe:
-    """The parts of a step that is compiled, without arrays; two with the same key are the same."""
+    """The network, loss and optimizer of a step to compile, without arrays; recipes with the same key are equal."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class Recipe:
         before: Any = None,
     ):
         self.key, self.groups, self.net, self.loss, self.optimizer = key, groups, net, loss, optimizer
-        self.before = before  # the settings that tracing must not change, where it might
+        self.before = before  # settings that tracing must not change; None for xpnet's own classes
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.key == other.key
@@ -213,9 +213,9 @@ class Recipe:
         first: Array,
         size: int,
     ) -> tuple[Array, tuple[Array, ...], tuple[Slots, ...], dict[str, Array]]:
-        """The step that is traced, on `size` rows of the batch from `first` on.
+        """The step to trace, on `size` rows of the batch from `first` on.
 
-        Gives the loss and the next weights, memory and state.
+        Returns the loss and the next weights, memory and state.
         """
         own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), batch)
         net, optimizer, groups = self.net.clone(), self.optimizer, self.groups
@@ -229,7 +229,7 @@ class Recipe:
         vectors = [ops.join([gradients[name] for name, _ in group]) for group in groups]
         if optimizer.clip_norm is None or len(vectors) == 1:
             limited = list(map(optimizer.limited, vectors))
-        else:  # the norm is that of all of them
+        else:  # the norm is over all vectors
             limited = ops.split(optimizer.limited(ops.join(vectors)), [g.shape for g in vectors])
         moved = [optimizer.advance(*each, numbers) for each in zip(weights, limited, memory, strict=True)]
         news = tuple(w + 0.0 * g for (w, _), g in zip(moved, vectors, strict=True))  # as `step.updated`
@@ -238,7 +238,7 @@ class Recipe:
 
 @functools.lru_cache(maxsize=PROGRAMS)
 def program(recipe: Recipe, donate: bool) -> Function:
-    """The compiled function of a recipe; where it may `donate`, it writes over the carry it is given."""
+    """Return the compiled function of a recipe; with `donate`, it overwrites the carry that it is given."""
     function: Function = jax.jit(recipe.step, static_argnums=SIZE, donate_argnums=(0, 1, 2) if donate else ())
     return function
 
@@ -246,7 +246,7 @@ def program(recipe: Recipe, donate: bool) -> Function:
 def recipe_of(
     key: Any, net: Placed, loss: Loss, optimizer: Optimizer, groups: tuple[Group, ...], args: tuple[Any, ...]
 ) -> Recipe | None:
-    """The recipe to compile; None where a user's own parts are not to be compiled."""
+    """Return the recipe to compile, None if a user's own classes cannot be compiled."""
     if key is not None:
         return Recipe(key, groups, without_arrays(net), copy.copy(loss), copy.copy(optimizer))
     try:
@@ -254,7 +254,7 @@ def recipe_of(
         recipe = Recipe(None, groups, *copy.deepcopy((without_arrays(net), loss, optimizer)), before)
         texts = [jax.jit(lambda *a: recipe.step(*a), static_argnums=SIZE).lower(*args).as_text() for _ in range(2)]
     except (UntraceableError, TypeError, AttributeError, LookupError, NotImplementedError):
-        return None  # what asks a tracer for its numbers, or cannot be copied; a fault comes again from `Step`
+        return None  # it reads values of tracers, or cannot be copied; a real error is raised again by `Step`
     if texts[0] != texts[1]:
         return None
     recipe.key = hashlib.sha256(texts[0].encode()).digest(), groups, jax.tree.structure(args)
@@ -265,31 +265,31 @@ def recipe_of(
 
 
 def is_ours(part: object) -> bool:
-    """Whether it is of a class of this package."""
+    """Whether the object's class is one of this package."""
     return type(part).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def is_plain(value: object) -> bool:
-    """Whether it is what `repr` shows, and cannot change."""
+    """Whether a value is immutable, and shown in full by its repr."""
     if type(value) is tuple:
         return all(map(is_plain, value))
     return value is None or type(value) in (bool, int, float, str)
 
 
 def losses_in(loss: Loss) -> list[Loss]:
-    """The loss, and the one within it."""
+    """Return the loss, and the one within it if it is an Objective."""
     return [loss, loss.loss] if isinstance(loss, Objective) else [loss]
 
 
 def handed(part: object) -> set[str]:
-    """The attributes of a part that a step is handed at each call, or does not depend on."""
+    """Return the names of attributes that a step gets as arguments, or on which it does not depend."""
     if isinstance(part, Layer):
         return {"params", "state", "rng", "_placement"}
     return {"learning_rate"} if isinstance(part, Optimizer) and is_ours(part) else set()  # in its `coefficients`
 
 
 def settings(net: Placed, loss: Loss, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The other attributes of every part."""
+    """Return the attributes, except those `handed`, of all layers, losses and the optimizer."""
     found = []
     for part in (*tree(net), *losses_in(loss), optimizer):
         own, rest = getattr(part, "__dict__", {}), handed(part)
@@ -297,13 +297,13 @@ def settings(net: Placed, loss: Loss, optimizer: Optimizer) -> list[dict[str, An
         if part is net:
             own["dtype"] = net.dtype
         if isinstance(part, Objective):
-            del own["loss"]  # which follows
+            del own["loss"]  # it follows by itself
         found.append({name: np.asarray(a).tobytes() if hasattr(a, "__array__") else a for name, a in own.items()})
     return found
 
 
 def key_of(net: Placed, loss: Loss, optimizer: Optimizer, groups: tuple[Group, ...]) -> Any:
-    """All that the compiled step depends on; None where types and settings do not tell, for a user's own parts."""
+    """Return all that the compiled step depends on; None for a user's own classes, of which settings do not say all."""
     parts, own = [*tree(net), *losses_in(loss), optimizer], settings(net, loss, optimizer)
     if not all(map(is_ours, parts)) or not all(is_plain(value) for each in own for value in each.values()):
         return None
@@ -311,7 +311,7 @@ def key_of(net: Placed, loss: Loss, optimizer: Optimizer, groups: tuple[Group, .
 
 
 def without_arrays(net: Placed) -> Placed:
-    """Its layers and settings alone."""
+    """Return a clone of the network without arrays."""
     twin = net.clone()
     for layer in tree(twin):
         for name in ("params", "state"):
@@ -323,7 +323,7 @@ def without_arrays(net: Placed) -> Placed:
 
 
 def named(vectors: Sequence[Array], groups: tuple[Group, ...]) -> dict[str, Array]:
-    """The parameters that stand in these vectors."""
+    """Return the parameters in these vectors, by name."""
     return {
         name: a
         for vector, group in zip(vectors, groups, strict=True)
@@ -334,13 +334,13 @@ def named(vectors: Sequence[Array], groups: tuple[Group, ...]) -> dict[str, Arra
 def _unpacked(
     weights: tuple[Array, ...], state: dict[str, Array], groups: tuple[Group, ...]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Copies of the parameters and of the state, by name."""
+    """Return copies of the parameters and the state, by name."""
     copies: tuple[dict[str, Array], dict[str, Array]] = jax.tree.map(jnp.copy, (named(weights, groups), state))
     return copies
 
 
 def are_finite(*trees: Any) -> bool:
-    """Whether no array in them has been written over, and all their entries are finite. Waits for the device."""
+    """Whether no array in these trees is overwritten, and all entries are finite. Waits for the device."""
     arrays = [a for a in jax.tree.leaves(trees) if isinstance(a, jax.Array)]
     return not any(a.is_deleted() for a in arrays) and bool(np.asarray(all_finite(arrays)))
 

@@ -1,4 +1,4 @@
-"""One training step as a pure function: forward, loss, backward, optimizer."""
+"""A training step as a pure function: forward, loss, backward, optimizer."""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from ..training.batches import Batch
 
 
 class Carry(NamedTuple):
-    """The state that steps hand on: the vector of trained parameters, the optimizer's memory, running statistics."""
+    """The state passed from step to step: trained parameters as a vector, the optimizer's slots, running statistics."""
 
     weights: Array
     slots: Slots
@@ -32,11 +32,11 @@ class Carry(NamedTuple):
 class Step:
     """`step(carry, batch) -> value of the loss, next carry`, for one network, loss and optimizer.
 
-    It works on a clone, so the network is as it was until a carry is published to it. All trained parameters stand in
-    one vector, of which the clone's layers hold views: the optimizer's work is then a handful of array calls.
+    It works on a clone, so that the network does not change until a carry is published to it. All trained parameters
+    are in one vector, of which the clone's layers hold views, so that the optimizer takes only a few array calls.
 
-    This one calls the layers one after another and is the reference for those in `kernels`, which take the same step
-    faster. They may write over the arrays of old carries; `on_rows` is told which to leave alone.
+    This class calls the layers in sequence and is the reference for the faster ones in `kernels`. Those may overwrite
+    the arrays of old carries, except for the carries that `on_rows` is told to keep.
     """
 
     def __init__(self, net: Placed, loss: Loss, optimizer: Optimizer):
@@ -47,7 +47,7 @@ class Step:
         self.checks_range = must_check_range(net, self.objective.loss)
         self.loss = self._within_range if self.checks_range else self.objective.reduced
         leaves = self.worker.leaves()
-        for _, layer in leaves:  # whose dicts are the step's to write to, and what stands there for JAX to trace
+        for _, layer in leaves:  # plain dicts, into which the step writes; under jax.jit their arrays are tracers
             vars(layer).update({name: dict(a) for name in ARRAYS if (a := vars(layer).get(name))})
         self.trained = {f"{p}.{k}": (layer, k) for p, layer in leaves if layer.trainable for k in layer.params}
         if not self.trained:
@@ -56,7 +56,7 @@ class Step:
             )
         self.names = list(self.trained)
         self.shapes = [tuple(layer.params[key].shape) for layer, key in self.trained.values()]
-        # the layers below need no gradient; a subclass's own backward_params may not take the number
+        # layers before this one need no gradient; the backward_params of a subclass may not take the argument
         self.lowest = [int(self.names[0].partition(".")[0])] if takes_lowest(net) else []
         self.stateful = [(layer, [(k, f"{p}.{k}") for k in layer.state]) for p, layer in leaves if layer.state]
         self.start = self._begin()
@@ -68,24 +68,24 @@ class Step:
         return Carry(weights, self.optimizer.init(weights), dict(self.worker.state))
 
     def _spared(self) -> Array:
-        """1 for each of the parameters that a decay of weights alone leaves out, else 0."""
+        """Return a vector with 1 for each parameter that `decays="weights"` excludes from weight decay, else 0."""
         leaves = [(layer.params[key], layer.decays) for layer, key in self.trained.values()]
         return ops.join([0.0 * a if decays and a.ndim > 1 else 0.0 * a + 1.0 for a, decays in leaves])
 
     def resume_with(self, slots: Slots) -> None:
-        """Start from a copy of the optimizer's memory of an earlier run."""
-        own = self.slots(self.start)
+        """Start from a copy of the optimizer's slots of an earlier run."""
+        initial = self.slots(self.start)
         if not isinstance(slots, Mapping):
             raise TypeError(
                 f"fit: slots must be an optimizer's memory by name, such as history.slots, got {brief(slots)}"
             )
-        if slots.keys() != own.keys():
+        if slots.keys() != initial.keys():
             raise ValueError(
-                f"fit: slots has {', '.join(slots) or 'nothing'}; {self.optimizer!r} keeps {', '.join(own)}: give an "
-                "earlier history's, slots=history.slots"
+                f"fit: slots has {', '.join(slots) or 'nothing'}; {self.optimizer!r} keeps {', '.join(initial)}: give "
+                "an earlier history's, slots=history.slots"
             )
         copies = dict(slots)
-        for name, fresh in own.items():
+        for name, fresh in initial.items():
             if not hasattr(fresh, "shape"):  # the count of steps
                 if type(fresh) is int and (isinstance(slots[name], bool) or not isinstance(slots[name], Integral)):
                     raise TypeError(f"fit: slots has {name} {slots[name]!r:.80}, expected a whole number")
@@ -103,11 +103,11 @@ class Step:
         self._remember(copies)
 
     def _remember(self, slots: Slots) -> None:
-        """Start with these slots, as `Optimizer.init` has them, which are this step's own."""
+        """Start with these slots, in the form of `Optimizer.init`; the step may write to their arrays."""
         self.start = self.start._replace(slots=slots)
 
     def slots(self, carry: Carry) -> Slots:
-        """The optimizer's memory as `Optimizer.init` has it, in arrays that later steps may write to."""
+        """Return the optimizer's slots in the form of `Optimizer.init`; later steps may write to their arrays."""
         return carry.slots
 
     def __call__(self, carry: Carry, batch: Batch) -> tuple[Array, Carry]:
@@ -117,25 +117,27 @@ class Step:
         return value, Carry(weights, slots, state)
 
     def gradient(self, weights: Array, batch: Batch) -> tuple[Array, Array]:
-        """The loss at these parameters, one vector, and its derivative, which the next call may write over."""
+        """Return the loss at a vector of parameters, and its derivative, which the next call may overwrite."""
         self._bind(self.start._replace(weights=weights))
         value, gradients, _ = self.passes(batch)
         return value, ops.join([*gradients.values()])
 
     def passes(self, batch: Batch) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-        """Forward, loss and backward: the loss, the gradients in the order of `names`, the next statistics."""
+        """Run forward, loss and backward; return the loss, the gradients in the order of `names`, and the next running
+        statistics.
+        """
         value, gradients, state = self.data_passes(batch)
         return *self.penalized(value, gradients, batch), state
 
     def penalized(self, value: Array, gradients: dict[str, Array], batch: Batch) -> tuple[Array, dict[str, Array]]:
-        """The loss and the gradients, with the penalty's added."""
+        """Return the loss and gradients plus those of the penalty."""
         if not self.objective.l2:
             return value, gradients
         params = {name: layer.params[key] for name, (layer, key) in self.trained.items()}
         return self.objective.penalized(value, gradients, params, batch.y, batch.weight)
 
     def data_passes(self, batch: Batch) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-        """`passes` without the penalty, which is no row's."""
+        """As `passes`, without the penalty, which does not depend on the rows."""
         x, *targets = batch
         prediction, cache = self.worker.forward(x, training=True)
         value, dy = self.loss(prediction, *targets)
@@ -149,45 +151,47 @@ class Step:
         return value, gradients, state
 
     def _within_range(self, prediction: Array, *targets: Array | None) -> tuple[Array, Array]:
-        """The loss and its derivative, the loss NaN where a prediction is no probability: nobody waits to find out."""
+        """Return the loss and its derivative, with NaN for the loss if a prediction is not a probability, so that the
+        host need not wait for the device.
+        """
         value, gradient = self.objective.reduced(prediction, *targets)
-        if 0 in prediction.shape:  # a share of a batch that has no row of it
+        if 0 in prediction.shape:  # a process's share of a batch may have no rows
             return value, gradient
         xp = namespace(prediction)
         furthest = xp.max(xp.abs(prediction - 0.5))
         return xp.where(furthest > 0.5 + ROUNDED, xp.nan, xp.zeros_like(furthest)) + value, gradient
 
     def on_rows(self, carry: Carry, batch: Batch, rows: slice, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
-        """The step on these rows of a batch. It may write over all arrays that earlier steps gave, except those of the
-        carries in `keep` and, until its own loss has turned out finite, those of the last two.
+        """Take the step on these rows of a batch. It may overwrite all arrays of earlier steps, except those of the
+        carries in `keep` and, until its own loss is known to be finite, those of the last two.
         """
         return self(carry, batch.rows(rows))
 
     def state(self, carry: Carry) -> dict[str, Array]:
-        """The running statistics by name."""
+        """Return the running statistics by name."""
         return carry.state
 
     def finite(self, carry: Carry) -> bool:
-        """Whether the parameters and statistics are. Waits for the device."""
+        """Whether the parameters and running statistics are finite. Waits for the device."""
         return ops.all_finite(carry.weights, *self._real_state(carry))
 
     def sound(self, carry: Carry) -> bool:
-        """Whether all that the step gave is finite, the optimizer's memory too. Waits for the device.
+        """Whether all results of the step are finite, including the optimizer's slots. Waits for the device.
 
-        That includes the gradient, since where it is not finite, neither are the new parameters: see `updated`.
+        This covers the gradient: if it is not finite, neither are the new parameters, see `updated`.
         """
         return ops.all_finite(carry.weights, *self._memory(carry), *self._real_state(carry))
 
     def _memory(self, carry: Carry) -> list[Array]:
-        """The optimizer's arrays; a user's own optimizer need not derive from ours, nor name them."""
+        """Return the optimizer's arrays; a user's optimizer that does not derive from Optimizer need not name them."""
         return [carry.slots[name] for name in getattr(self.optimizer, "memory", ()) if name in carry.slots]
 
     def _real_state(self, carry: Carry) -> list[Array]:
-        """The running statistics that are not whole numbers."""
+        """Return the running statistics that are not integers."""
         return [a for a in carry.state.values() if a.dtype == carry.weights.dtype]
 
     def _bind(self, carry: Carry) -> None:
-        """Give the clone the statistics, and the parameters at which the optimizer wants the gradient."""
+        """Assign to the clone the statistics, and the parameters at which the optimizer needs the gradient."""
         point, state = self.optimizer.lookahead(carry.weights, carry.slots), self.state(carry)
         for (layer, key), value in zip(self.trained.values(), ops.split(point, self.shapes), strict=True):
             layer.params[key] = value
@@ -195,19 +199,21 @@ class Step:
             vars(layer)["state"] = {key: state[name] for key, name in keys}
 
     def publish(self, carry: Carry, net: Placed, last: bool = False) -> None:
-        """Give the network what a carry has learned, in arrays that no later step writes to; the `last` has none."""
+        """Assign a carry's parameters and statistics to the network, in arrays to which later steps do not write; no
+        step follows the `last` one.
+        """
         params = dict(zip(self.names, ops.split(carry.weights, self.shapes), strict=True))
         net.assign(params, self.state(carry))
 
     def misfit(self, carry: Carry, x: Array) -> str:
-        """How the outputs for x do not suit the loss, in words; "" if they do."""
+        """Return why the outputs for x do not suit the loss, "" if they do."""
         if not self.checks_range:
             return ""
         self._bind(carry)
         return out_of_range(self.objective.loss, self.worker.forward(x, training=True)[0])
 
     def fault(self, carry: Carry, batch: Batch) -> str:
-        """Where a step that does not stay finite first fails, in words; "" if its forward and backward do not."""
+        """Return the first part of a step that is not finite, in words; "" if its forward and backward are finite."""
         self._bind(carry)
         x, *targets = batch
         parts, caches = self.worker.parts(), []
@@ -231,18 +237,18 @@ class Step:
 
 
 def updated(optimizer: Optimizer, w: Array, gradient: Array, slots: Slots) -> tuple[Array, Slots]:
-    """`optimizer.update`, with NaN in w where the gradient is not finite: a user's rule may take its sign alone."""
+    """As `optimizer.update`, with NaN in w if the gradient is not finite, since a user's rule may only use its sign."""
     w, slots = optimizer.update(w, gradient, slots)
     return w + 0.0 * gradient, slots
 
 
-# --- outputs and the loss that takes them -----------------------------------------------------------------------------
+# --- the range of outputs ---------------------------------------------------------------------------------------------
 
-ROUNDED = 1e-6  # beyond 0 and 1, up to which an output is a probability that was rounded
+ROUNDED = 1e-6  # how far outputs may exceed [0, 1] as rounded probabilities
 
 
 def squashing(net: Placed) -> Softmax | Sigmoid | None:
-    """The Softmax or Sigmoid that a network ends in, None without."""
+    """Return the Softmax or Sigmoid that a network ends in, None for others."""
     last = net.parts()[-1][1] if net.layers else None
     if isinstance(last, (Softmax, Sigmoid)) and type(last) in (Softmax, Sigmoid):  # a subclass may give anything
         return last
@@ -250,13 +256,13 @@ def squashing(net: Placed) -> Softmax | Sigmoid | None:
 
 
 def must_check_range(net: Placed, loss: Any) -> bool:
-    """Whether the loss is of probabilities, and the network's last layer does not tell that it gives them."""
+    """Whether the loss takes probabilities and the network does not end in a Softmax or Sigmoid."""
     return getattr(loss, "outputs", None) == "probabilities" and squashing(net) is None
 
 
 def out_of_range(loss: Any, prediction: Array) -> str:
-    """How a prediction is not the probabilities that a loss takes, with the remedy; "" if it is, or NaN. Waits for the
-    device.
+    """Return why a prediction is not the probabilities that a loss takes, with a remedy; "" if it is, or is NaN. Waits
+    for the device.
     """
     xp = namespace(prediction)
     low, high = backend_of(prediction).stack([xp.min(prediction), xp.max(prediction)])
@@ -270,16 +276,16 @@ def out_of_range(loss: Any, prediction: Array) -> str:
     )
 
 
-# --- what a layer gives -----------------------------------------------------------------------------------------------
+# --- results of layers ------------------------------------------------------------------------------------------------
 
 
 def takes_lowest(net: Placed) -> bool:
-    """Whether a network's `backward_params` is that of layers one after another."""
+    """Whether a network's `backward_params` takes the number of the lowest layer."""
     return type(net).backward_params is Chain.backward_params
 
 
 def is_within(name: str, prefix: str) -> bool:
-    """Whether an array of this name is one of the layer called `prefix`, "" being the network."""
+    """Whether an array of this name belongs to the layer named `prefix`, or "" for the network."""
     return not prefix or name.startswith(f"{prefix}.")
 
 
@@ -287,8 +293,8 @@ GIVES = {"backward": "gradient", "next_state": "statistic"}
 
 
 def checked(method: str, given: Mapping[str, Array], name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-    """The gradient or statistic of this name that a layer's `method` gave, if it has the shape and dtype of what it
-    belongs to: another might broadcast without a word.
+    """Return the gradient or statistic of this name from a layer's `method`. Raises ValueError for another shape or
+    dtype, which might broadcast silently.
     """
     kind = GIVES[method]
     if name not in given:

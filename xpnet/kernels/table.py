@@ -1,8 +1,8 @@
-"""The pointwise functions and the optimizers' rules as formulas, which each family of kernels compiles for itself.
+"""Pointwise functions and optimizers' rules as formulas, which each family of kernels compiles for itself.
 
-A function is y of x, and its slope dy/dx of x, of y, or of both; other names are the layer's settings. A rule's lines
-lead from the gradient g, limited already, and the slots to the next slots and the next w. They are in an order that
-needs few arrays beside those.
+A function has a formula for y from x, and one for its slope dy/dx from x, y or both; other names are the layer's
+settings. The lines of a rule compute the next slots and the next w from the clipped gradient g and the slots, in an
+order that needs few temporary arrays.
 """
 
 import re
@@ -16,27 +16,27 @@ from .formulas import names_in
 
 
 class Pointwise(NamedTuple):
-    """A function of single numbers and its derivative, and the layer that it is of."""
+    """A function of single numbers and its derivative, and the layer that computes it."""
 
     layer: Any
     value: str
     slope: str
-    of: tuple[tuple[str, object], ...] = ()  # settings that the layer has to have
-    common: str = ""  # what the formulas call `common`, a part of both
+    of: tuple[tuple[str, object], ...] = ()  # settings that the layer must have
+    common: str = ""  # a subexpression of both formulas, where it is called `common`
 
     @property
     def settings(self) -> list[str]:
-        """The names of the layer's settings that are in it."""
+        """The names of the layer's settings in the formulas."""
         return sorted(names_in(f"{self.value} + {self.slope} + {self.common or 0}") - {"x", "y", "common"})
 
     @property
     def formulas(self) -> tuple[str, str]:
-        """The value and the slope without the name `common`."""
+        """The formulas of value and slope, with `common` replaced by its expression."""
         value, slope = (re.sub(r"\bcommon\b", f"({self.common})", formula) for formula in (self.value, self.slope))
         return value, slope
 
 
-LINEAR, CUBED = 2.0 * ROOT, 2.0 * ROOT * CUBIC  # of 2 u in GELU's approximation; (1 + tanh u) / 2 = 1 / (1 + e⁻²ᵘ)
+LINEAR, CUBED = 2.0 * ROOT, 2.0 * ROOT * CUBIC  # coefficients of 2 u in GELU; (1 + tanh u) / 2 = 1 / (1 + e⁻²ᵘ)
 
 POINTWISE = {
     "Identity": Pointwise(None, "x", "1"),
@@ -49,7 +49,7 @@ POINTWISE = {
     "GELU": Pointwise(
         GELU, "x * common", "common + x * density(x)", (("approximate", False),), "normal(x)",
     ),
-    "GELUTanh": Pointwise(  # of a far x, whose powers overflow, the slope is 1 or 0
+    "GELUTanh": Pointwise(  # the slope is set to 1 or 0 for large |x|, whose powers could overflow
         GELU, "x / (1 + common)",
         "where(x >= 10, 1, where(x + 9 < 0, 0, (1 + x * (common / (1 + common)) * "
         f"({LINEAR} + {3.0 * CUBED} * (x * x))) / (1 + common)))",
@@ -60,14 +60,14 @@ POINTWISE = {
 
 
 def pointwise(layer: Layer | None) -> str | None:
-    """The name of the function in the table that a layer is; "Identity" of no layer, None where there is none."""
+    """Return the name of a layer's function in the table, None if it has none; "Identity" for no layer."""
     kind = None if layer is None else type(layer)
     fits = (name for name, row in POINTWISE.items() if row.layer is kind and has(layer, row.of))
     return next(fits, None)
 
 
 def has(layer: Layer | None, settings: tuple[tuple[str, object], ...]) -> bool:
-    """Whether a layer has these settings."""
+    """Whether a layer has these values of settings."""
     return all(getattr(layer, name) == value for name, value in settings)
 
 
@@ -75,11 +75,11 @@ Lines = tuple[tuple[str, str], ...]  # names and the formulas of their next valu
 
 
 class Rule(NamedTuple):
-    """An optimizer's step on each number: its lines, and the numbers in them as settings and coefficients give them."""
+    """An optimizer's step on each number: its lines, and a function that returns the coefficients in them."""
 
     lines: Lines
     numbers: Callable[..., dict[str, float]]
-    decay: str = "g + decay * w"  # the gradient with the weight decay in it, where there is any
+    decay: str = "g + decay * w"  # the gradient with weight decay; "" if the lines include it
 
 
 MOMENTUM: Lines = (("g", "rate * g"), ("velocity", "momentum * velocity + g"), ("w", "w - velocity"))
@@ -95,7 +95,7 @@ MOMENTS: Lines = (
 
 
 def of_adam(o: Adam, rate: float, size: float, shift: float) -> dict[str, float]:
-    """Adam's numbers; √(1 - β₂) (1 - β₁) g / (1 - β₁) is the root of what is added to v."""
+    """Return Adam's coefficients; the square of √(1 - β₂) / (1 - β₁) · (1 - β₁) g is what is added to v."""
     added = 1 - o.beta1
     root = (1 - o.beta2) ** 0.5 / added
     return {"kept_m": o.beta1, "added_m": added, "root": root, "kept_v": o.beta2, "size": size, "shift": shift}
@@ -119,14 +119,14 @@ RULES: dict[type[Optimizer], Rule] = {
 }
 
 
-# AdamW where some numbers are spared the decay, those whose `spared` is 1
+# AdamW for decays="weights": numbers whose `spared` is 1 do not decay
 SPARING: Lines = (*MOMENTS, ("w", "w - (lost - lost * spared) * w - m / (sqrt(v) + shift) * size"))
-SPARED = "spared"  # the vector of them, among the optimizer's slots, which no step changes
+SPARED = "spared"  # the name of that vector among the optimizer's slots, which steps do not change
 
 
 def lines_of(kind: type[Optimizer], decays: bool, spares: bool = False) -> Lines:
-    """The lines of an optimizer's rule, with the weight decay before them where it `decays`; of AdamW those where it
-    `spares` some.
+    """Return the lines of an optimizer's rule, after a line for weight decay if it `decays`; with `spares`, those of
+    AdamW for decays="weights".
     """
     if spares:
         return SPARING
@@ -135,12 +135,12 @@ def lines_of(kind: type[Optimizer], decays: bool, spares: bool = False) -> Lines
 
 
 def numbers_in(lines: Lines, slots: tuple[str, ...]) -> list[str]:
-    """The names of the numbers in them."""
+    """Return the names of the coefficients in the lines."""
     return sorted({name for _, formula in lines for name in names_in(formula)} - {"g", "w", SPARED, *slots})
 
 
 def numbers_of(optimizer: Optimizer, step: int) -> dict[str, float]:
-    """The numbers, by name, at a step."""
+    """Return the coefficients at a step, by name."""
     numbers: dict[str, Any] = RULES[type(optimizer)].numbers(optimizer, *optimizer.coefficients(step))
     numbers["decay"] = optimizer.weight_decay
     return numbers
