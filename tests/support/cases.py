@@ -1,4 +1,4 @@
-"""The table of layers and losses that the same tests run through. Axes: N batch, D features, K outputs."""
+"""Tables of layers, losses, optimizers and callbacks, all run through the same tests. Axes: N batch, K outputs."""
 
 import contextlib
 import math
@@ -12,7 +12,7 @@ import xpnet as xn
 
 
 class Scale(xn.Layer):
-    """A user's layer, in ten lines: y = a x²."""
+    """A user's layer in ten lines: y = a x²."""
 
     def __init__(self, features):
         self.features = features
@@ -28,14 +28,14 @@ class Scale(xn.Layer):
 
 
 class WrongScale(Scale):
-    """The same with a 2 forgotten."""
+    """The same with a factor of 2 forgotten."""
 
     def backward(self, dy, cache):
         return self.params["a"] * cache * dy, {"a": xn.ops.sum_over_batch(dy * cache * cache)}
 
 
 class Foreign:
-    """The least that passes for an array of some other library."""
+    """The minimum that passes for an array of another library."""
 
     def __init__(self, a):
         self.a = np.asarray(a)
@@ -121,7 +121,7 @@ def gpt(vocabulary, length, features, heads, blocks=2):
     return xn.Sequential(*layers, xn.LayerNorm(features), xn.Dense(features, vocabulary))
 
 
-SEQUENCES = {  # layers of other inputs than those of LAYERS, each with its own
+SEQUENCES = {  # layers that take other inputs than those in LAYERS, each with a function that draws its inputs
     "embedding": (lambda: xn.Embedding(7, 3), ids),
     "embedding, of one number a row": (lambda: xn.Embedding(7, 3), lambda rng, n, t: ids(rng, n, t)[:, 0]),
     "positional embedding": (lambda: xn.PositionalEmbedding(6, FEATURES), sequences),
@@ -136,10 +136,10 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def some_inputs(rng, n):
-    """Rows of every size, with exact zeros, where ReLU has its corner, among them."""
+    """Return rows of random scale, with some exact zeros, where ReLU has its corner."""
     x = rng.normal(size=(n, FEATURES)) * 10.0 ** rng.uniform(-1, 1)
     x[rng.random(x.shape) < 0.05] = 0.0
-    x[0, 0] = 1.0  # which ReLU lets pass: derivatives that are all 0 prove nothing
+    x[0, 0] = 1.0  # passes ReLU, since derivatives that are all 0 prove nothing
     return x
 
 
@@ -172,7 +172,7 @@ def probabilities(rng, n, k):
     return rng.uniform(0.05, 0.95, size=(n, k))
 
 
-LOSSES = {  # the loss, a prediction and a target for it
+LOSSES = {  # each with functions that draw a prediction and a target
     "softmax cross-entropy, classes": (xn.SoftmaxCrossEntropy, logits, classes),
     "softmax cross-entropy, soft targets": (xn.SoftmaxCrossEntropy, logits, soft),
     "categorical cross-entropy": (xn.CategoricalCrossEntropy, probabilities, one_hot),
@@ -194,7 +194,7 @@ OPTIMIZERS = {
     "adamw, warmed up": lambda: xn.AdamW(xn.WarmUp(xn.CosineDecay(0.002, 20), 5), clip_norm=1.0),
 }
 
-CALLBACKS = {  # of a folder; none of them has anything to do in a few epochs
+CALLBACKS = {  # functions of a folder; none of these callbacks acts within a few epochs
     "csv log": lambda folder: xn.CSVLog(folder / "log.csv"),
     "doctor": lambda folder: xn.Doctor(log=None),
     "early stopping": lambda folder: xn.EarlyStopping("loss", patience=100, restore_best=False),
@@ -216,7 +216,7 @@ class Given(xn.Loss):
 
 
 class Steep(xn.Layer):
-    """The identity, but for a derivative above 100: then that of column 0 is `dy`."""
+    """The identity, except that a derivative above 100 in column 0 is replaced by `dy`."""
 
     def __init__(self, dy):
         self.dy = dy
@@ -230,7 +230,7 @@ class Steep(xn.Layer):
 
 
 class Signs(xn.Optimizer):
-    """One's own, with a rule that makes a step of any gradient."""
+    """A user's optimizer, which takes a finite step for any gradient."""
 
     def rule(self, w, g, slots, rate):
         xp = xn.backends.namespace(w)
@@ -238,7 +238,7 @@ class Signs(xn.Optimizer):
 
 
 class Squares(xn.SGD):
-    """One's own, with a memory that no step depends on."""
+    """A user's optimizer with an array in its memory on which no step depends."""
 
     memory = ("velocity", "squares")
 
@@ -248,7 +248,7 @@ class Squares(xn.SGD):
 
 
 def bent(function, dy, norm=False):
-    """Layers of which column 0 gets that dy where u = -200, far below zero, or through a batch norm."""
+    """Return layers in which column 0 gets this dy at an activation's input of -200, or through a batch norm."""
     return xn.Dense(1, 2), *([xn.BatchNorm(2)] if norm else []), function(), Steep(dy), xn.Dense(2, 1)
 
 
@@ -257,7 +257,7 @@ def flat(*more):
 
 
 STEEP, SLOTS, UPDATE = "the gradient at layer", "the optimizer's slots", "the optimizer's update"
-EXTREMES = {  # what a step on a derivative of `size` in float32 comes to: layers, size, optimizer, loss, and the fault
+EXTREMES = {  # steps on a derivative of `size` in float32: layers, size, optimizer, loss, and the expected fault
     **{
         f"{f.__name__}, dy {dy}{', norm' * norm}": (lambda a=(f, dy, norm): bent(*a), 1e3, xn.SGD(1e-4), Given(), fault)
         for dy in (math.inf, math.nan)
@@ -285,7 +285,7 @@ EXTREMES = {  # what a step on a derivative of `size` in float32 comes to: layer
 
 
 def as_extreme(layers, backend):
-    """A network of them in float32 with parameters of 2, but what puts column 0 of `bent` far below zero."""
+    """Return a float32 network whose parameters are 2, except those that put column 0 of `bent` far below zero."""
     net = xn.Sequential(*layers()).initialize(backend, "float32")
     far = {"0.weight": [[-200.0, 200.0]], "1.gamma": [0.01, 0.01], "1.beta": [-200.0, 200.0]}
     params = {name: np.full(tuple(a.shape), 2.0) for name, a in net.params.items()}
@@ -294,7 +294,7 @@ def as_extreme(layers, backend):
 
 
 def assert_extreme(name, backend):
-    """That a fit to three batches, the second of them extreme, ends as EXTREMES has it."""
+    """Assert that a fit to three batches, of which the second is extreme, ends as in EXTREMES."""
     layers, size, optimizer, loss, fault = EXTREMES[name]
     net, twin = as_extreme(layers, backend), as_extreme(layers, backend)
     x, y = np.array([[1.0], [1.5]] * 3), np.array([[1.0]] * 2 + [[size]] * 2 + [[1.0]] * 2)
@@ -302,7 +302,7 @@ def assert_extreme(name, backend):
     ends = pytest.raises(xn.DivergenceError, match=f"in epoch 1, batch 2: {fault}")
     with ends if fault else contextlib.nullcontext():
         net.fit(x, y, **how, epochs=1 + bool(fault))
-    if fault and fault != "the loss":  # with which the parameters go that gave it, too
+    if fault and fault != "the loss":  # else the parameters that gave the loss are discarded as well
         twin.fit(x[:2], y[:2], **how)
     for name, a in (net.params | net.state).items():
         assert np.isfinite(backend.to_numpy(a)).all()
@@ -311,7 +311,7 @@ def assert_extreme(name, backend):
 
 
 def tutorial_network():
-    """The source tutorial's network."""
+    """Return the network of the tutorial."""
     return xn.Sequential(
         xn.Dense(64, 32),
         xn.BatchNorm(32),
@@ -325,7 +325,7 @@ def tutorial_network():
 
 
 def ready(layer, lib=None, dtype="float64", seed=0):
-    """The layer, on `lib` or NumPy, with parameters and statistics off the ones and zeros that would hide errors."""
+    """Return the layer on `lib` or NumPy, with random parameters and statistics, since ones and zeros hide errors."""
     backend = lib.backend if lib else xn.get_backend("numpy")
     net = xn.Sequential(layer).initialize(backend, dtype, seed=seed)
     rng = np.random.default_rng(seed)

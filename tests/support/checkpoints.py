@@ -1,4 +1,4 @@
-"""Runs that are cut off, and what tells two of them apart."""
+"""Interrupted runs, and comparisons of their results."""
 
 import numpy as np
 
@@ -10,11 +10,11 @@ N, D, K = 23, 4, 3
 LOSS = xn.SoftmaxCrossEntropy()
 
 
-BATCHES = 5  # of 5 rows, the last of 3
+BATCHES = 5  # the number of batches: of 5 rows, the last of 3
 
 
 class Best(xn.Callback):
-    """Remembers things of every kind that a checkpoint holds."""
+    """Remembers values of every kind that a checkpoint holds."""
 
     memory = ("lowest", "name", "values", "weights", "vector")
 
@@ -40,7 +40,7 @@ class StopError(Exception):
 
 
 class StopAt(xn.Callback):
-    """What a power cut is to a run, but for the process: after a step, or as an epoch ends."""
+    """Ends a run with an exception, as a power cut would, after a step or at the end of an epoch."""
 
     def __init__(self, step=0, epoch=0):
         self.step, self.epoch = step, epoch
@@ -62,8 +62,8 @@ def network(lib, seed=1, dtype="float32"):
 
 def fit(net, data, **options):
     x, y = data
-    given = {"optimizer": xn.Adam(0.01), "loss": LOSS, "epochs": 4, "batch_size": 5, "validation_data": (x, y)}
-    return net.fit(x, y, **(given | options))
+    defaults = {"optimizer": xn.Adam(0.01), "loss": LOSS, "epochs": 4, "batch_size": 5, "validation_data": (x, y)}
+    return net.fit(x, y, **(defaults | options))
 
 
 def arrays_of(lib, net):
@@ -76,7 +76,7 @@ def assert_same(lib, one, two):
 
 
 class Own(xn.Sequential):
-    """A network that JSON cannot describe: its argument is not kept."""
+    """A network that JSON cannot describe, since it does not keep its argument."""
 
     def __init__(self, *layers, taste=None):
         super().__init__(*layers)

@@ -1,4 +1,4 @@
-"""Threads in the place of processes, with what `fit` asks of an mpi4py communicator."""
+"""Threads in place of processes, with the methods of an mpi4py communicator that `fit` calls."""
 
 import copy
 import pickle
@@ -8,20 +8,20 @@ from support import HANG
 
 
 class Meeting:
-    """Where threads leave something each, and go on when all have."""
+    """Exchanges values between threads, which wait for one another."""
 
     def __init__(self, size):
-        self.left = [None] * size
+        self.values = [None] * size
         self.barrier = threading.Barrier(size)
         self.arrived = 0
         self.lock = threading.Lock()
 
     def exchange(self, rank, thing):
-        self.left[rank] = thing
+        self.values[rank] = thing
         self.barrier.wait(HANG)
-        found = list(self.left)
-        self.barrier.wait(HANG)  # before anyone leaves the next
-        return found
+        values = list(self.values)
+        self.barrier.wait(HANG)  # before the next exchange
+        return values
 
 
 class Communicator:
@@ -38,7 +38,7 @@ class Communicator:
 
     def Allreduce(self, a, total):
         given = self.meeting.exchange(self.rank, total.copy() if a is None else a)
-        assert len({(each.shape, each.dtype) for each in given}) == 1  # which MPI would not see
+        assert len({(each.shape, each.dtype) for each in given}) == 1  # MPI would not notice
         total[...] = sum(given[1:], given[0])
 
     def Allgather(self, a, met):
@@ -77,7 +77,7 @@ class Communicator:
 
 
 class NCCL:
-    """What `fit` calls of cupyx.distributed.NCCLBackend, with its signatures."""
+    """The methods of cupyx.distributed.NCCLBackend that `fit` calls, with their signatures."""
 
     def __init__(self, comm):
         self.comm, self.rank, self._n_devices = comm, comm.rank, comm.size
@@ -95,7 +95,7 @@ class NCCL:
 
 
 def processes(size, job):
-    """What `job(comm)` returns or raises in each of so many threads."""
+    """Return what `job(comm)` returns or raises in each of so many threads."""
     meetings = [Meeting(size), Meeting(size)]
     outcomes = [None] * size
 

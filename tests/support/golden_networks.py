@@ -1,7 +1,7 @@
-"""The networks whose files are in `tests/files/golden/`, written once and kept: what was saved must load for good.
+"""The networks whose files are stored in `tests/files/golden/`: a saved file must load with every later version.
 
-`PYTHONPATH=tests python -m support.golden_networks NAME` writes a new one, when the format gets a new version; those of
-the versions before stay as they are.
+`PYTHONPATH=tests python -m support.golden_networks NAME` writes a new one for a new version of the format; those of
+earlier versions are kept unchanged.
 """
 
 import sys
@@ -15,7 +15,7 @@ FOLDER = ROOT / "tests" / "files" / "golden"
 
 
 def filled(net, dtype):
-    """With numbers that both dtypes hold exactly, and that are told by a formula."""
+    """Return the network with numbers from a formula that both dtypes hold exactly."""
     net.initialize("numpy", dtype)
     net.set_params({name: numbers(i, a.shape) for i, (name, a) in enumerate(net.params.items())})
     state = {name: numbers(i, a.shape) ** 2 + 0.5 for i, (name, a) in enumerate(net.state.items())}

@@ -1,4 +1,4 @@
-"""A family's stages called like functions, each bound to a workspace and to the arrays that it is given."""
+"""A family's stages, called like functions: each is bound to a workspace and to its arguments."""
 
 import numpy as np
 
@@ -8,18 +8,18 @@ from xpnet.kernels.stages import Part, Site, Stage, Vector, Workspace, in_memory
 
 
 class Given(Stage):
-    """The stage before, of a Dense: its y is what a test made."""
+    """The stage before, of a Dense, whose y is a test's array."""
 
     y_read_once = True
 
     def take_bias(self):
-        """Add the bias, where the test gives none."""
+        """Take over the bias, if the test has none."""
         self.bias = "" if self.joins else self.bias
         return self.joins
 
 
 class Operations:
-    """Those of a family on arrays (H, N). A backward pass is that of the last forward pass; dz may be dy."""
+    """The stages of a family as functions of arrays (H, N). Backward belongs to the last forward; dz may be dy."""
 
     def __init__(self, family, dtype, backend):
         self.family, self.backend, self.dtype = family, backend, backend.dtype(dtype)
@@ -73,9 +73,9 @@ class Operations:
 
 
 def through_a_stage(backend, layer, x, dy, params):
-    """y of a layer's first stage, and its derivatives with respect to x and the parameters that it takes, by name.
+    """Return y of a layer's first stage, and the derivatives with respect to x and the stage's parameters, by name.
 
-    x, dy and `params` are NumPy's. The next stage adds a bias that the stage has left.
+    x, dy and `params` are NumPy arrays. A bias that the stage does not add is left to the next stage.
     """
     family, dtype = kernels_for(backend, True), backend.asarray(dy).dtype
 

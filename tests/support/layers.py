@@ -1,4 +1,4 @@
-"""Layers of one's own that several tests share, and a proof of any layer's derivatives."""
+"""Users' layers that several tests share, and a check of any layer's derivatives."""
 
 import copy
 
@@ -51,7 +51,7 @@ class Linear(xn.Layer):
 
 
 class SideBySide(xn.Sequential):
-    """A Sequential of one's own: its two layers stand side by side, (n, 4) to (n, 8), and its cache is its own."""
+    """A user's Sequential with two layers side by side, (n, 4) to (n, 8), and a cache of its own."""
 
     def forward(self, x, training=False):
         (a, first), (b, second) = (layer.forward(x, training) for layer in self.layers)
@@ -72,7 +72,7 @@ class SideBySide(xn.Sequential):
 
 
 class Twice(xn.Sequential):
-    """A Sequential of one's own: y = 2 inner(x)."""
+    """A user's Sequential: y = 2 inner(x)."""
 
     def forward(self, x, training=False):
         y, cache = super().forward(x, training)
@@ -83,11 +83,11 @@ class Twice(xn.Sequential):
 
 
 class Linked(xn.Sigmoid):
-    """A sigmoid of one's own: nothing but its outputs tells that they are probabilities."""
+    """A user's sigmoid; only its outputs show that they are probabilities."""
 
 
 class Table(xn.Layer):
-    """A user's layer: ids (N, ...) to their rows of a table, (N, ..., K)."""
+    """A user's layer from ids (N, ...) to rows of a table, (N, ..., K)."""
 
     takes = "integers"
 

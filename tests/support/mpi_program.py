@@ -1,4 +1,4 @@
-"""What each process of an mpiexec does for tests/training/test_processes.py, as its arguments say."""
+"""The program of each process of mpiexec for tests/training/test_processes.py; its arguments say what it does."""
 
 import pickle
 import signal
@@ -11,7 +11,7 @@ from support.together import CASES, Failing, broken, fit, sharded, trained
 
 
 def leave(comm, outcome, path):
-    """Write what all processes have to a file."""
+    """Write the outcomes of all processes to a file."""
     made = comm.gather(outcome)
     if comm.Get_rank() == 0:
         with open(path, "wb") as file:

@@ -11,7 +11,7 @@ from support.cases import FEATURES
 
 
 def snapshot(net):
-    """Everything that a failed call must leave alone."""
+    """Return everything that a failed call must not change."""
     arrays = net.params | net.state
     host = {name: net.backend.to_numpy(a) for name, a in arrays.items()}
     order = net.rng.bit_generator.state["state"]
@@ -35,7 +35,7 @@ def good(rows=ROWS):
 
 @contextlib.contextmanager
 def refused(net, error, *words):
-    """Exactly this error, all of these words in its message, and the network as it was, bit for bit."""
+    """Assert exactly this error, with all of these words in its message, and an unchanged network, bit for bit."""
     before = snapshot(net)
     with pytest.raises(error) as caught:
         yield

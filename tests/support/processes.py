@@ -1,4 +1,4 @@
-"""Programs in processes of their own."""
+"""Programs in separate processes."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from support import HANG, ROOT, cupy_on_host
 
 
 def python(code, *args, **env):
-    """What a fresh interpreter prints, with this xpnet, and with CuPy on the host if it is there here."""
+    """Return what a new interpreter prints, with this xpnet, and with CuPy on the host if this process has it."""
     folders = Path(xn.__file__).parents[1], ROOT / "tests", os.environ.get("PYTHONPATH", "")
     path = os.pathsep.join(map(str, folders))
     if cupy_on_host.installed():

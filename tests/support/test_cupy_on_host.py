@@ -1,4 +1,4 @@
-"""The host in a device's place: it counts what CuPy asks of a device, and says what CUDA keeps quiet about."""
+"""The host in place of a device: it counts CuPy's calls, and reports faults that CUDA does not."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def run(cupy, source, *arguments, name="reversed", grid=(1,), block=(64,)):
 
 
 def taken():
-    """The faults so far, which a test that provokes them takes away."""
+    """Return and clear the faults so far, for tests that provoke them."""
     faults = list(log.faults)
     log.faults.clear()
     return faults

@@ -1,4 +1,4 @@
-"""Trainings that several processes do together, whose results are those of one."""
+"""Training in several processes, with the results of one."""
 
 import itertools
 
@@ -14,7 +14,7 @@ T = np.eye(K)[Y]
 
 
 class OverBatch(xn.SoftmaxCrossEntropy):
-    """Divided by the weights of each batch."""
+    """A loss that is divided by the weights of each batch."""
 
     weights_over = "batch"
 
@@ -27,7 +27,7 @@ def images():
     return of_images((1, 2, 2), xn.Conv2d(1, 3, 2, padding="same"), xn.BatchNorm(3), xn.MaxPool2d(2)), xn.Dense(3, K)
 
 
-def probabilities():  # which the last layer does not tell
+def probabilities():  # though the last layer is no Sigmoid or Softmax
     return *layers(), xn.Sigmoid(), xn.Rescale(1.0, 0.0)
 
 
@@ -60,7 +60,9 @@ CASES = {  # layers, loss, and what is given to fit beside or in place of X, Y, 
 
 
 def fit(backend, comm, net=None, **options):
-    """What a training gives, arrays by name. Each process begins with other parameters; the first's count."""
+    """Return the results of a training, arrays by name. Processes start from different parameters, of which the first
+    one's count.
+    """
     if net is None:
         net = xn.Sequential(*layers()).initialize(backend, "float64", seed=comm.Get_rank() if comm else 0)
     given = {"x": X, "y": Y, "loss": xn.SoftmaxCrossEntropy(), "optimizer": xn.SGD(0.1), "batch_size": 5, "epochs": 2}
@@ -80,7 +82,7 @@ PARTS = 0, 9, 11, 23  # where the rows of three processes begin: 9 of them, 2 an
 
 
 class Shards:
-    """A process's own rows, in batches of its own."""
+    """A process's own rows, also as batches."""
 
     def __init__(self, rank, *parts, size=3):
         own = slice(*PARTS[rank : rank + 2])
@@ -97,24 +99,24 @@ class Shards:
 
     @staticmethod
     def whole(*parts, size=3):
-        """The batches that those of three processes make."""
+        """Return the whole batches, which the batches of three processes form."""
         shards = [Shards(rank, *parts, size=size).batches() for rank in range(3)]
         kth = itertools.zip_longest(*shards, fillvalue=tuple(part[:0] for part in parts))
         return [tuple(map(np.concatenate, zip(*each, strict=True))) for each in kth]
 
 
 class Failing:
-    """A source of which process 1 meets something in batch 3 of epoch 2."""
+    """A source that calls a function in process 1, in batch 3 of epoch 2."""
 
-    def __init__(self, comm, met):
-        self.here, self.epoch, self.met = comm.Get_rank() == 1, 0, met
+    def __init__(self, comm, fail):
+        self.here, self.epoch, self.fail = comm.Get_rank() == 1, 0, fail
 
     def __iter__(self):
         self.epoch += 1
         for number, batch in enumerate(batches(), 1):
             if self.here and (self.epoch, number) == (2, 3):
-                self.met()
-            yield batch[:2]  # weights would be gone through once more
+                self.fail()
+            yield batch[:2]  # with weights, the source would be read once more
 
 
 def broken():
@@ -131,7 +133,7 @@ def sharded(backend, comm=None):
 
 
 def assert_alike(one, many, atol=1e-12):
-    """That each of many processes has what one has, to within rounding, and all of them the same bits."""
+    """Assert that each of many processes has the results of one, to within rounding, and all the same bits."""
     for outcome in many:
         if isinstance(outcome, BaseException):
             raise outcome

@@ -1,4 +1,4 @@
-"""A small network, a small problem, and fits of the one to the other."""
+"""A small network, a small problem, and fits of the network to the problem."""
 
 import signal
 
@@ -60,7 +60,7 @@ def interrupt(step, times=1):
 
 
 class Recorder:
-    """A loss with `value_and_grad` alone, that writes down which rows came in which batch."""
+    """A loss with only `value_and_grad`, which records the rows of each batch."""
 
     def __init__(self):
         self.batches = []
@@ -72,7 +72,7 @@ class Recorder:
         return SQUARED.value_and_grad(prediction, target)
 
     def orders(self, lib, **options):
-        """The order of ten rows in each epoch of a fit, whose network returns its input."""
+        """Return the order of ten rows in each epoch of fits of a network that returns its input."""
         net = small(lib, xn.Dense(1, 1))
         net.set_params({"0.weight": np.ones((1, 1)), "0.bias": np.zeros(1)})
         rows = np.arange(10.0)[:, None]

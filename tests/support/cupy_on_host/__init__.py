@@ -1,17 +1,17 @@
-"""CuPy itself without a GPU: its calls to the runtime, the driver and the libraries are answered by the host.
+"""CuPy itself without a GPU: the host answers its calls of the runtime, the driver and the libraries.
 
-    device.h, engine.cpp   memory and threads, on the CPU; memory that was not written to is NaN
-    tables.py              the runtime's and the driver's functions, which CuPy reaches through tables of C functions
-    compiler.py            CuPy's kernels and ours compiled by the host's C++ compiler, and their launches
+    device.h, engine.cpp   memory and threads on the CPU; uninitialized memory is NaN
+    tables.py              functions of the runtime and the driver, which CuPy calls through tables of C functions
+    compiler.py            compilation of CuPy's and xpnet's kernels by the host's C++ compiler, and their launches
     libraries.py           cuBLAS's products and Thrust's sorts, by NumPy
-    log.py                 launches, waits and transfers, counted; faults
+    log.py                 counts of launches, waits and transfers; faults
 
-Faults are what CUDA would not say a word about: a barrier that some threads miss, memory written to outside an array or
-after it was freed, an array of another device, arguments of other types than a kernel's. A barrier that is missing and
-memory that is read before it is written to, or outside an array, show in the results.
+Faults are errors that CUDA does not report: a barrier that some threads miss, writes outside an array or after it was
+freed, an array of another device, arguments of types other than the kernel's. A missing barrier, and reads of memory
+that is uninitialized or outside an array, show in the results.
 
-`install()` before CuPy is first used. The devices are two, so that one of them is not the current one. What it cannot
-show: speed, cuBLAS's rounding, work that really runs at the same time, and CUB's reductions, which are switched off.
+Call `install()` before CuPy is imported. There are two devices, so that one of them is not the current one. It cannot
+show speed, cuBLAS's rounding, really concurrent work, or CUB's reductions, which are switched off.
 """
 
 import os
@@ -23,7 +23,7 @@ __all__ = ["install", "installed", "log"]
 
 
 def install() -> None:
-    """Answer CuPy's calls from here on. RuntimeError where CuPy has been used already or no compiler is there."""
+    """Answer CuPy's calls from now on. Raises RuntimeError if CuPy is already imported or there is no compiler."""
     if "cupy" in sys.modules:
         raise RuntimeError("cupy_on_host: install() comes before CuPy is imported")
     os.environ["CUPY_ACCELERATORS"] = ""  # CUB's reductions are written for the device's own warps
@@ -43,5 +43,5 @@ def install() -> None:
 
 
 def installed() -> bool:
-    """Whether the host answers in this process."""
+    """Whether the host answers CuPy's calls in this process."""
     return f"{__name__}.tables" in sys.modules

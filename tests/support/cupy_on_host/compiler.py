@@ -1,4 +1,4 @@
-"""Kernels compiled by the host's C++ compiler, each once and for all in a folder, and launched."""
+"""Compilation of kernels by the host's C++ compiler, cached in a folder, and their launches."""
 
 import ctypes
 import functools
@@ -26,7 +26,7 @@ BOUND = re.compile(r"__launch_bounds__\((\d+)\)\s+(\w+)\(")
 
 @functools.cache
 def compiler() -> str:
-    """The host's C++ compiler."""
+    """Return the host's C++ compiler."""
     found = shutil.which("g++") or shutil.which("clang++")
     if found is None:
         raise RuntimeError(
@@ -37,7 +37,7 @@ def compiler() -> str:
 
 
 def kept(name: str, make: Callable[[str], None]) -> Path:
-    """The file `name` in FOLDER, made unless it is there: under another name first, so that nobody sees half of it."""
+    """Return the file `name` in FOLDER; if missing, it is made under a temporary name and renamed."""
     path = FOLDER / name
     if not path.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def kept(name: str, make: Callable[[str], None]) -> Path:
 
 
 def compiled(name: str, text: str, *arguments: str) -> Path:
-    """The file `name` in FOLDER, which the compiler makes as the arguments say; it is given `text` to read."""
+    """Return the file `name` in FOLDER, compiled from `text` with these arguments if missing."""
 
     def make(path: str) -> None:
         done = subprocess.run(
@@ -66,17 +66,17 @@ def compiled(name: str, text: str, *arguments: str) -> Path:
 
 
 def signature(*texts: str | bytes) -> str:
-    """A name for what is compiled from these."""
+    """Return a name for the result of compiling these texts."""
     parts = [text.encode() if isinstance(text, str) else text for text in (*OPTIONS, *texts)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
 @functools.cache
 def build_engine() -> ctypes.CDLL:
-    """engine.cpp, whose names the kernels' libraries find."""
+    """Return the compiled engine.cpp, loaded so that the kernels' libraries find its symbols."""
     words = [(HERE / name).read_bytes() for name in ("device.h", "engine.cpp")]
     library = compiled(f"engine-{signature(*words)}.so", "", "-O2", "-shared", str(HERE / "engine.cpp"))
-    engine = ctypes.PyDLL(str(library), mode=ctypes.RTLD_GLOBAL)  # which lets no other thread in meanwhile
+    engine = ctypes.PyDLL(str(library), mode=ctypes.RTLD_GLOBAL)  # PyDLL keeps the GIL during calls
     engine.allocate.restype = ctypes.c_void_p
     engine.allocate.argtypes = [ctypes.c_size_t, ctypes.c_int]
     engine.release_memory.argtypes = [ctypes.c_void_p]
@@ -87,7 +87,7 @@ def build_engine() -> ctypes.CDLL:
 
 @functools.cache
 def include() -> list[str]:
-    """The options that name the folders of headers: ours before CuPy's."""
+    """Return the options for the folders of headers: xpnet's before CuPy's."""
     import cupy
 
     return [f"-I{HERE}/include", f"-I{Path(cupy.__file__).parent}/_core/include"]
@@ -95,7 +95,7 @@ def include() -> list[str]:
 
 @functools.cache
 def header(level: str, source: str = "") -> Path:
-    """A header, precompiled at this level of optimization, of what CuPy's kernels include, and of the source."""
+    """Return a header of what CuPy's kernels include, and of the source, precompiled at this optimization level."""
     text = f'#include "{HERE}/device.h"\n' + "".join(
         f"#include <cupy/{name}>\n" for name in ("complex.cuh", "carray.cuh", "atomics.cuh", "math_constants.h")
     )
@@ -108,7 +108,7 @@ def header(level: str, source: str = "") -> Path:
 
 
 class Module:
-    """A kernel's source, as CuPy would give it to NVRTC."""
+    """The source of kernels, as CuPy would give it to NVRTC."""
 
     def __init__(self, source: str, options: tuple[str, ...]):
         self.source = source
@@ -123,7 +123,7 @@ class Module:
 
 
 class Kernel:
-    """A kernel of a module; `types` are its arguments', as NumPy writes them."""
+    """A kernel of a module; `types` are those of its arguments, in NumPy's notation."""
 
     def __init__(self, module: Module, name: str):
         template = "<" in name  # one of our own many of one source, which are most of the work
@@ -156,7 +156,7 @@ class Kernel:
             log.faults.append(f"{self.name}: {found.decode()}")
 
     def fault(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: int) -> str | None:
-        """What CUDA would not say a word about, or refuse."""
+        """Return an error that CUDA would refuse or not report, None if there is none."""
         most = self.module.most_threads.get(self.name.partition("<")[0], 1024)
         if not (0 < grid[0] < 2**31 and 0 < grid[1] < 2**16 and 0 < grid[2] < 2**16):
             return f"a grid of {grid}"
@@ -189,14 +189,14 @@ NULL = "u8"  # a pointer to nothing, as a number
 
 
 def kind_of(argument: object) -> str:
-    """An argument's type as a kernel gets it from CuPy."""
+    """Return the type of an argument as CuPy passes it to a kernel."""
     pointer = "" if np.isscalar(argument) else "*"
     dtype = np.asarray(argument).dtype if np.isscalar(argument) else argument.dtype
     return f"{pointer}{'u' if dtype.kind == 'b' else dtype.kind}{dtype.itemsize}"
 
 
 def checked(kernel: Callable[..., None]) -> Callable[..., None]:
-    """A kernel that tells the types of its arguments, which the driver would take for whatever it expects."""
+    """Return a kernel that records the types of its arguments, which the driver does not check."""
 
     def call(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], **options: Any) -> None:
         current.arguments = tuple(map(kind_of, args))
@@ -212,7 +212,7 @@ modules: list[Module] = []
 
 
 def compile_module(source, options=(), *, name_expressions=None, **others):  # type: ignore[no-untyped-def]
-    """In place of CuPy's compilation: a module whose binary is its number in `modules`."""
+    """Replace CuPy's compilation: return a module whose binary is its number in `modules`."""
     from cupy.cuda import function
 
     modules.append(Module(source, tuple(options)))
@@ -224,7 +224,7 @@ def compile_module(source, options=(), *, name_expressions=None, **others):  # t
 
 
 def install() -> None:
-    """Have CuPy compile here, and check what is passed to kernels of our own as CUDA does not."""
+    """Make CuPy compile here, and check the arguments of xpnet's kernels, which CUDA does not do."""
     import cupy
     from cupy.cuda import compiler as cupys
 

@@ -1,4 +1,4 @@
-"""The libraries that CuPy calls: cuBLAS's products and Thrust's sorts, by NumPy's; small blocks for its reductions."""
+"""Replacements of libraries that CuPy calls: cuBLAS and Thrust by NumPy; and small blocks for CuPy's reductions."""
 
 import ctypes
 import math
@@ -16,12 +16,12 @@ OTHERS = "GEMM_DEFAULT", "GEMM_DEFAULT_TENSOR_OP", "TENSOR_OP_MATH", "DEFAULT_MA
 NAMES = [
     *(f"CUBLAS_COMPUTE_{name}" for name in COMPUTE),
     *(f"CUBLAS_{name}" for name in OTHERS),
-]  # their values are free
+]  # their values do not matter
 DTYPES = {0: np.dtype("f4"), 1: np.dtype("f8")}
 
 
 def at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """The array in the current device's memory, row by row."""
+    """Return an array in the current device's memory, in C order."""
     dtype = np.dtype(dtype)
     size = math.prod(shape)
     if size and not build_engine().holds(current.device, address, size * dtype.itemsize):
@@ -34,7 +34,7 @@ def at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def matrix(address: int, rows: int, columns: int, leading: int, dtype: np.dtype, transposed: int) -> np.ndarray:
-    """A matrix as cuBLAS is given it, column by column, `leading` numbers from one to the next."""
+    """Return a matrix in cuBLAS's layout: column by column, with `leading` entries from one to the next."""
     if transposed:
         rows, columns = columns, rows
     if leading < rows:
@@ -45,7 +45,7 @@ def matrix(address: int, rows: int, columns: int, leading: int, dtype: np.dtype,
 
 
 def product(handle, ta, tb, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta, c, c_type, ldc, *how):  # type: ignore[no-untyped-def]
-    """c = a @ b; CuPy asks for alpha = 1 and beta = 0."""
+    """Compute c = a @ b; CuPy always passes alpha = 1 and beta = 0."""
     log.launches.append("gemm")
     dtype = DTYPES[a_type]
     assert a_type == b_type == c_type
@@ -57,7 +57,7 @@ def product(handle, ta, tb, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta
 def products(  # type: ignore[no-untyped-def]
     handle, ta, tb, m, n, k, alpha, a, a_type, lda, sa, b, b_type, ldb, sb, beta, c, c_type, ldc, sc, batch, *how
 ):
-    """As `product`, of `batch` matrices."""
+    """As `product`, for `batch` matrices."""
     log.launches.append("gemm, batched")
     dtype = DTYPES[a_type]
     size = dtype.itemsize
@@ -69,7 +69,7 @@ def products(  # type: ignore[no-untyped-def]
 
 
 def install_cublas() -> None:
-    """Before CuPy imports it: the module links to a library that is not here."""
+    """Replace the module before CuPy imports it, since it links to a library that is missing here."""
     import cupy_backends.cuda.libs
 
     name = "cupy_backends.cuda.libs.cublas"
@@ -81,28 +81,28 @@ def install_cublas() -> None:
 
 
 def sort(dtype, data, keys, shape):  # type: ignore[no-untyped-def]
-    """Along the last axis, in place."""
+    """Sort along the last axis, in place."""
     log.launches.append("sort")
     at(data, tuple(shape), dtype).sort(axis=-1, kind="stable")
 
 
 def argsort(dtype, index, data, keys, shape):  # type: ignore[no-untyped-def]
-    """The order of the last axis."""
+    """Write the sorting order along the last axis to `index`."""
     log.launches.append("argsort")
     at(index, tuple(shape), "i8")[...] = at(data, tuple(shape), dtype).argsort(axis=-1, kind="stable")
 
 
 def install_thrust() -> None:
-    """After CuPy is imported."""
+    """Replace Thrust's functions, after CuPy is imported."""
     from cupy.cuda import thrust
 
     thrust.sort, thrust.argsort = sort, argsort
 
 
 def use_small_blocks() -> None:
-    """Give CuPy's own reductions of few numbers blocks of a warp instead of 512 threads, each of which costs the host.
+    """Give CuPy's own reductions of few numbers blocks of a warp instead of 512 threads, which are slow on the host.
 
-    CuPy asks its optimizer, in the main thread, how many threads and blocks to launch, and how many results a block.
+    CuPy's optimizer, used in the main thread, decides on the numbers of threads, blocks, and results of a block.
     """
     from cupy._core import _optimize_config
 

@@ -1,4 +1,4 @@
-"""Everything the device was asked for, and what it was asked for wrongly."""
+"""A log of the calls of the device, and of faults."""
 
 
 class Log:

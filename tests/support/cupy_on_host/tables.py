@@ -1,4 +1,4 @@
-"""CUDA's runtime and driver. CuPy's compiled code calls them through tables of C functions, which get ours."""
+"""CUDA's runtime and driver, replaced in the tables of C functions through which CuPy's compiled code calls them."""
 
 import atexit
 import ctypes
@@ -14,7 +14,7 @@ from .log import log
 
 DEVICES = 2
 VERSION = 13000
-ATTRIBUTES = {16: 132, 75: 9, 76: 0}  # by their numbers: multiprocessors, compute capability
+ATTRIBUTES = {16: 132, 75: 9, 76: 0}  # by number: multiprocessors, compute capability (major, minor)
 PROPERTIES = {
     "name": b"the host",
     "warpSize": 32,
@@ -35,7 +35,7 @@ TYPES = {
     "CUdevice": ctypes.c_int,
     "void": None,
 }
-OPTIONAL = "int __pyx_skip", "struct __pyx_opt"  # arguments of Cython's, which come last
+OPTIONAL = "int __pyx_skip", "struct __pyx_opt"  # the last arguments, added by Cython
 
 capsule = ctypes.pythonapi.PyCapsule_New
 capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
@@ -44,7 +44,7 @@ name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
 
 
 def replace(module: Any, name: str, function: Callable[..., Any]) -> None:
-    """Put a function of ours in the place of one that other compiled modules find in this module's table."""
+    """Replace a function in this module's table, where other compiled modules find it."""
     signature = name_of(module.__pyx_capi__[name])
     result, _, rest = signature.decode().partition("(")
     names = [argument.strip() for argument in rest.rstrip(")").split(",") if argument.strip() != "void"]
@@ -56,7 +56,7 @@ def replace(module: Any, name: str, function: Callable[..., Any]) -> None:
     def call(*arguments: Any) -> Any:
         try:
             return function(*arguments[:count])
-        except Exception as error:  # compiled code is above: it could not raise this
+        except Exception as error:  # the caller is compiled code, which could not raise it
             log.faults.append(f"{name}: {error!r}")
             return None if TYPES[result.strip()] is ctypes.py_object else 0
 
@@ -74,16 +74,16 @@ handles = itertools.count(16, 16)
 
 
 def nothing(*arguments: Any) -> None:
-    """An answer to what need not be done here."""
+    """Do nothing, for functions that have no effect here."""
 
 
 def always(value: Any) -> Callable[..., Any]:
-    """A function that gives this value."""
+    """Return a function that returns this value."""
     return lambda *arguments: value
 
 
 def handle(*arguments: Any) -> int:
-    """A stream's or an event's."""
+    """Return a handle for a stream, event, module or kernel."""
     return next(handles)
 
 
@@ -118,13 +118,13 @@ def free(address: int, *stream: Any, ended: list[bool] = ended) -> None:
 
 
 def told() -> None:
-    """Write down the fault that the engine has found, if any."""
+    """Log the fault that the engine has found, if any."""
     if fault := build_engine().take_fault():
         log.faults.append(fault.decode())
 
 
 def is_there(address: int, size: int) -> bool:
-    """Whether an array has these bytes of a device; if not, it is a fault."""
+    """Whether these bytes of a device are within an array; if not, log a fault."""
     there = not size or bool(build_engine().holds(-1, address, size))
     if not there:
         log.faults.append(f"{size} bytes were to be copied to or from where no array has them")
@@ -226,7 +226,7 @@ DRIVER: dict[str, Callable[..., Any]] = {
 
 
 def install() -> None:
-    """Replace all of these, before the modules that look them up are imported."""
+    """Replace all of these functions, before the modules that look them up are imported."""
     for module, functions_by_name in ((runtime, RUNTIME), (driver, DRIVER)):
         for name, function in functions_by_name.items():
             replace(module, name, function)
