@@ -14,8 +14,8 @@ import numpy as np
 
 from xpnet.training.history import counted
 
-WIDTH = 100  # of the terminal
-STUDIES = {  # each one's column in the table, axis in the picture, title
+WIDTH = 100  # columns of the terminal
+STUDIES = {  # by name: the column in the table, the axis label in the picture, the title
     "batch": ("batch", "rows in a batch", "batch: 64-32-16-10"),
     "width": ("width", "width H", "width: 64-H-H-10 in batches of 128"),
     "depth": ("pairs", "pairs of Dense and ReLU", "depth: 32 wide, in batches of 32"),
@@ -31,7 +31,7 @@ COLOURS = ("#2166ac", "#67a9cf", "#d6604d", "#5aae61", "#9970ab", "#e08214", "#7
 
 
 def machine() -> dict[str, Any]:
-    """Processor, usable cores, operating system, Python, and the BLAS that NumPy was built with."""
+    """Return the processor, usable cores, operating system, Python, and the BLAS that NumPy was built with."""
     try:
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     except OSError:
@@ -50,7 +50,7 @@ def machine() -> dict[str, Any]:
 
 
 def blas_kernels(environment: dict[str, str]) -> str | None:
-    """The processors that the kernels of NumPy's BLAS are made for, as it names them; None where nobody can tell.
+    """Return the processors for which the kernels of NumPy's BLAS are made, by its names; None if unknown.
 
     A new process is asked: BLAS chooses its kernels when it is loaded.
     """
@@ -66,7 +66,7 @@ def blas_kernels(environment: dict[str, str]) -> str | None:
 
 
 def text(out: dict[str, Any]) -> str:
-    """The whole report."""
+    """Return the whole report as text."""
     if "memory" in out:
         lines = [*head(out), "", *memory(out["memory"])]
     elif len(out["results"]) == 1:
@@ -83,7 +83,7 @@ def text(out: dict[str, Any]) -> str:
 
 
 def head(out: dict[str, Any]) -> list[str]:
-    """What was measured, where and with what."""
+    """Return lines on what was measured, on which machine and with which software."""
     m, results = out["machine"], out.get("results", [])
     setting = [out["dtype"]]
     if results:
@@ -111,7 +111,7 @@ def head(out: dict[str, Any]) -> list[str]:
 
 
 def warnings(m: dict[str, Any]) -> list[str]:
-    """What makes the machine slower than it is, and the remedy."""
+    """Return lines on settings that slow the machine down, with the remedy."""
     if not m["blas_kernels"]:
         text = "Which kernels NumPy's BLAS runs is not known: pip install threadpoolctl"
     elif m["blas_kernels_held_from"]:
@@ -125,7 +125,7 @@ def warnings(m: dict[str, Any]) -> list[str]:
 
 
 def contestants(results: dict[str, Any]) -> list[str]:
-    """A row for each: ms/step, and the ratios of medians."""
+    """Return a row for each contestant: ms/step, and the ratios of medians."""
     name = max(map(len, ["contestant", *results]))
     references = list(next(iter(results.values()))["ratios"])
     widths = [max(10, len(r) + 2) for r in references]
@@ -143,7 +143,7 @@ def contestants(results: dict[str, Any]) -> list[str]:
 
 
 def sizes(study: str, results: list[dict[str, Any]]) -> Iterator[str]:
-    """A row for each size: the multiplications in its matrix products, everyone's median ms/step."""
+    """Yield a row for each size: the multiplications in its matrix products, and the contestants' median ms/step."""
     names = list(results[0]["contestants"])
     width = max(map(len, [*names, "1,000.000"])) + 2
     at_once = (WIDTH - 20) // width
@@ -157,7 +157,7 @@ def sizes(study: str, results: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def overheads(slopes: dict[str, float]) -> list[str]:
-    """What a layer costs at batch 1, as a sentence, where that was measured."""
+    """Return the cost of a layer at batch 1 as a sentence, if that was measured."""
     if not slopes:
         return []
     each = ", ".join(f"{name} {slope:.1f} µs" for name, slope in slopes.items())
@@ -166,7 +166,7 @@ def overheads(slopes: dict[str, float]) -> list[str]:
 
 
 def per_layer(results: list[dict[str, Any]]) -> dict[str, float]:
-    """At batch 1, the microseconds that each further pair of Dense and ReLU adds to a step: a fit by least squares."""
+    """Return the microseconds that a pair of Dense and ReLU adds to a step at batch 1, by a least-squares fit."""
     results = by_study(results).get("depth-at-batch-1", [])
     if len(results) < 2:
         return {}
@@ -176,7 +176,7 @@ def per_layer(results: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def memory(rows: list[dict[str, Any]]) -> list[str]:
-    """What a step must hold, part by part; then what fits held at most, and its ratio to that. All in bytes."""
+    """Return the memory that a step needs, part by part; then the peak memory of fits, and its ratio to that."""
     parts, fits = list(rows[0]["parts"]), list(rows[0]["peaks"])
     lines = ["bytes that a step must hold; activations are the batch and every layer's output, each once", ""]
     lines.append(f"{'case':<12}{'batch':>8}" + "".join(f"{part:>13}" for part in [*parts, "sum"]))
@@ -191,17 +191,17 @@ def memory(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def left_out(absent: dict[str, str]) -> list[str]:
-    """A line for everyone who is not here: why, and the remedy."""
+    """Return a line for each contestant that is missing: why, and the remedy."""
     return [f"{name} is left out: {reason}" for name, reason in absent.items()]
 
 
 def size(result: dict[str, Any]) -> int:
-    """The size that a study's case has."""
+    """Return the size of a study's case."""
     return int(result["case"].partition(":")[2])
 
 
 def by_study(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The results of each study."""
+    """Return the results of each study, by its name."""
     studies: dict[str, list[dict[str, Any]]] = {}
     for r in results:
         studies.setdefault(r["case"].partition(":")[0], []).append(r)
@@ -212,7 +212,7 @@ def by_study(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def plot(out: dict[str, Any], path: Path) -> None:
-    """Bars of the medians, or a study's curves."""
+    """Draw bars of the medians, or the curves of a study."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -237,7 +237,7 @@ def plot(out: dict[str, Any], path: Path) -> None:
 
 
 def bars(ax: Any, results: dict[str, Any]) -> None:
-    """A bar for each contestant, from its fastest turn to its slowest a line, and its ratios."""
+    """Draw a bar for each contestant, with a line from its fastest to its slowest turn, and its ratios."""
     names, medians = list(results), [r["median"] for r in results.values()]
     spread = [[r["median"] - r["min"] for r in results.values()], [r["max"] - r["median"] for r in results.values()]]
     ax.barh(names, medians, color=["#2166ac" if name.startswith("xpnet") else "#b0b0b0" for name in names], height=0.65)
@@ -259,7 +259,7 @@ def bars(ax: Any, results: dict[str, Any]) -> None:
 
 
 def curves(ax: Any, study: str, results: list[dict[str, Any]]) -> None:
-    """Everyone's ms/step against the size, and how it would grow if it grew as the multiplications do."""
+    """Draw the contestants' ms/step against the size, and a line that grows as the multiplications do."""
     from matplotlib.ticker import LogLocator
 
     slopes, at = per_layer(results), [size(r) for r in results]

@@ -15,33 +15,33 @@ from train_text import network as gpt
 
 import xpnet as xn
 
-EPS, MOMENTUM = 0.01, 0.99  # batch norm's
-VOCABULARY = 65  # of the texts
+EPS, MOMENTUM = 0.01, 0.99  # of batch norm
+VOCABULARY = 65  # distinct characters of the texts
 Shape = tuple[int, ...]
-Product = tuple[int, int, int, int]  # how many, of (m, k) by (k, n)
+Product = tuple[int, int, int, int]  # count, m, k, n: so many products of (m, k) by (k, n)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, how many rows it trains on in batches of how many, and the shape of a row."""
+    """A network, the number of rows that it trains on, the batch size, and the shape of a row."""
 
     layers: tuple[xn.Layer, ...]
     rows: int
     batch: int
     inputs: Shape
     digits: bool = False
-    words: str = ""  # what the network is, where that is not a row of widths
+    words: str = ""  # a description of the network; "" for dense layers, described by their widths
 
     @property
     def kind(self) -> str:
-        """What its rows are: features for dense layers, images, or texts as ids of their characters."""
+        """The kind of rows: features for dense layers, images, or texts as ids of their characters."""
         if isinstance(self.layers[0], xn.Embedding):
             return "texts"
         return "images" if len(self.inputs) == 3 else "features"
 
     @property
     def optimizer(self) -> str:
-        """The class of its optimizer."""
+        """The class of the optimizer."""
         return "AdamW" if self.kind == "texts" else "Adam"
 
     @property
@@ -61,12 +61,12 @@ class Case:
 
     @property
     def batches(self) -> int:
-        """How many make an epoch; a single one is not shuffled."""
+        """The number of steps in an epoch; a single batch is not shuffled."""
         return self.rows // self.batch
 
     @property
     def outputs(self) -> Shape:
-        """The shape of what the network makes of a batch."""
+        """The shape of the network's output for a batch."""
         return functools.reduce(lambda shape, layer: layer.output_shape(shape), self.layers, (self.batch, *self.inputs))
 
     @functools.cached_property
@@ -79,25 +79,25 @@ class Case:
 
     @property
     def multiplications(self) -> int:
-        """Those of a step's matrix products."""
+        """The number of multiplications in a step's matrix products."""
         return sum(times * math.prod(product) for product, times in self.products)
 
     @property
     def activations(self) -> int:
-        """The numbers in a batch and in what every layer makes of it, each once; ids and reshaped arrays are none."""
+        """The number of entries of a batch and of all layers' outputs for it; ids and reshaped arrays do not count."""
         batch = 0 if self.kind == "texts" else self.batch * math.prod(self.inputs)
         return batch + sum(made(self.layers, (self.batch, *self.inputs)))
 
     def epochs(self, steps: int) -> int:
-        """The whole epochs nearest to so many steps."""
+        """Return the number of epochs closest to so many steps."""
         return max(1, round(steps / self.batches))
 
     def net(self, backend: str = "numpy", dtype: str = "float32", device: Any = None) -> xn.Sequential:
-        """The network with its initial weights."""
+        """Return the network with its initial weights."""
         return xn.Sequential(*self.layers).clone().initialize(backend, dtype, seed=0, device=device)
 
     def data(self, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-        """x (rows, ...) and the classes (rows,), of texts (rows, T): the digits, or random ones."""
+        """Return x (rows, ...) and classes (rows,), for texts (rows, T): the digits, or random data."""
         if self.digits:
             x, y = xn.data.load_digits()
             return x[: self.rows].astype(dtype), y[: self.rows]
@@ -108,7 +108,7 @@ class Case:
         return x, rng.integers(0, classes, self.rows)
 
     def shuffled(self, x: Any, y: Any, permutation: Callable[[int], Any]) -> Iterator[tuple[Any, Any]]:
-        """An epoch's batches of arrays of any library, one gather and then slices."""
+        """Return an epoch's batches of arrays of any library, by one gather and then slices."""
         if self.batches > 1:
             order = permutation(self.rows)
             x, y = x[order], y[order]
@@ -117,7 +117,7 @@ class Case:
 
 
 def leaves(layers: Sequence[xn.Layer], shape: Shape) -> Iterator[tuple[xn.Layer, Shape]]:
-    """The layers, those of a Residual one by one, and the shapes of what each is given."""
+    """Return the layers, those of a Residual one by one, with the shapes of their inputs."""
     for layer in layers:
         if isinstance(layer, xn.Residual):
             yield from leaves(layer.layers, shape)
@@ -127,7 +127,7 @@ def leaves(layers: Sequence[xn.Layer], shape: Shape) -> Iterator[tuple[xn.Layer,
 
 
 def products_of(layer: xn.Layer, shape: Shape) -> Iterator[Product]:
-    """The products in a layer's forward pass."""
+    """Return the matrix products in a layer's forward pass."""
     if isinstance(layer, xn.Dense):
         yield 1, math.prod(shape[:-1]), layer.in_features, layer.out_features
     elif isinstance(layer, xn.Conv2d):
@@ -160,7 +160,7 @@ def made(layers: Sequence[xn.Layer], shape: Shape) -> Iterator[int]:
 
 
 def mlp(sizes: Sequence[int], rows: int, batch: int, batch_norm: bool = False, digits: bool = False) -> Case:
-    """Dense layers with ReLU, and perhaps batch norm, between them."""
+    """Return dense layers with ReLU and, optionally, batch norm between them."""
     layers: list[xn.Layer] = []
     for n_in, n_out in itertools.pairwise(sizes[:-1]):
         norm = [xn.BatchNorm(n_out, MOMENTUM, EPS)] if batch_norm else []
@@ -216,7 +216,7 @@ STUDIES: dict[str, tuple[list[int], Callable[[int], Case]]] = {  # sizes of each
 
 
 def case(name: str) -> Case:
-    """The case of this name: a fixed one, or one of a study's, such as "width:128"."""
+    """Return the case of this name: a fixed one, or one of a study, such as "width:128"."""
     if name in FIXED:
         return FIXED[name]
     study, _, number = name.partition(":")

@@ -1,4 +1,4 @@
-"""What the scripts' command lines take, for argparse: what cannot be is refused before the work, not after it."""
+"""Options and types of the scripts' command lines, for argparse; impossible values are refused before the work."""
 
 import argparse
 import importlib.util
@@ -20,14 +20,14 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1."""
+    """Return a whole number of at least 1."""
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text}: it must be at least 1")
     return value
 
 
 def a_file(text: str) -> Path:
-    """A file that can be written."""
+    """Return the path of a file that can be written."""
     path = Path(text)
     if path.is_dir() or not path.resolve().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a directory, or in one that is not there")
@@ -35,7 +35,7 @@ def a_file(text: str) -> Path:
 
 
 def a_picture(text: str) -> Path:
-    """A file that matplotlib can draw into."""
+    """Return the path of a file into which matplotlib can draw."""
     path = a_file(text)
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise argparse.ArgumentTypeError(f"{text} must end in .png, .svg or .pdf")
@@ -45,7 +45,7 @@ def a_picture(text: str) -> Path:
 
 
 def above_0(text: str) -> float:
-    """A finite number above 0."""
+    """Return a finite number above 0."""
     if not 0 < (value := float(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: it must be above 0 and finite")
     return value
@@ -54,7 +54,7 @@ def above_0(text: str) -> float:
 def add_training(
     parser: argparse.ArgumentParser, dtype: str | None = "float32", dtype_help: str = "default: float32"
 ) -> None:
-    """Add the options that scripts which train have in common."""
+    """Add the options common to scripts that train."""
     add_backend(parser)
     parser.add_argument("--dtype", choices=["float32", "float64"], default=dtype, help=dtype_help)
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the data; default: 0")
@@ -64,7 +64,7 @@ def add_training(
 
 
 def checkpoint_of(options: argparse.Namespace) -> xn.Checkpoint | None:
-    """Where the run's state is saved, if anywhere; what it says names the script's own option."""
+    """Return the checkpoint for the run, if any; its messages name the script's own option."""
     if not options.checkpoint_dir:
         return None
     checkpoint = xn.Checkpoint(options.checkpoint_dir)
@@ -73,7 +73,7 @@ def checkpoint_of(options: argparse.Namespace) -> xn.Checkpoint | None:
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options given, those of `add_training` checked."""
+    """Return the parsed options, with those of `add_training` checked."""
     options = parser.parse_args()
     if options.resume and not options.checkpoint_dir:
         parser.error("--resume needs --checkpoint-dir DIR, the folder to go on from")

@@ -1,4 +1,4 @@
-"""Formulas as docstrings have them, in plain text for `help`, as tables with MathML for the reference.
+"""Translation of the formulas in docstrings, plain text for `help`, to tables with MathML for the reference.
 
 A block of them has lines of a label, a formula and a shape, with two spaces or more between them. A / between spaces
 becomes a fraction: the product before it over the factor behind it.
@@ -21,7 +21,7 @@ def is_formulas(block: str) -> bool:
 
 
 def as_table(block: str) -> str:
-    """The block as a table: labels, formulas, shapes."""
+    """Return the block as a table: labels, formulas, shapes."""
     rows: list[list[str]] = []
     for line in block.splitlines():
         rows.append(["", "", ""])
@@ -47,7 +47,7 @@ class Formula:
         self.rest = TOKEN.findall(text)
 
     def row(self, end: str = "") -> str:
-        """Everything up to a closing bracket, which is taken."""
+        """Read everything up to and including a closing bracket."""
         parts: list[str] = []
         start = 0  # of the product so far
         while self.rest and self.rest[0] != end:
@@ -71,7 +71,7 @@ class Formula:
         return "".join(parts)
 
     def divisor(self) -> list[str]:
-        """A factor, with what is summed by it or in brackets directly behind it."""
+        """Read a factor, with what it sums or what follows it in brackets."""
         parts = [self.factor()]
         if parts[0].startswith("<munder"):
             del self.rest[0]
@@ -81,7 +81,7 @@ class Formula:
         return parts
 
     def factor(self) -> str:
-        """A name, number, sign or bracket, with what is raised or lowered behind it."""
+        """Read a name, number, sign or bracket, with its superscripts and subscripts."""
         below = "munder" if self.rest[0] == "Σ" else "msub"
         whole = self.atom()
         while self.rest and self.rest[0] in ("_", "^"):
@@ -111,6 +111,6 @@ class Formula:
 
 
 def bare(parts: list[str]) -> str:
-    """One row of these, without the round brackets around the whole."""
+    """Return the parts as one row, without round brackets around the whole."""
     inner = re.fullmatch(r"<mrow><mo[^>]*>\(</mo>(.*)<mo[^>]*>\)</mo></mrow>", parts[0]) if len(parts) == 1 else None
     return f"<mrow>{inner[1] if inner else ''.join(parts)}</mrow>"

@@ -32,7 +32,7 @@ def taken_apart(file: bytes) -> tuple[Header, bytes]:
 
 
 def signed(text: bytes, data: bytes) -> bytes:
-    """A file of this header, whose SHA-256 is right where it has the place for one."""
+    """Return a file with this header, with a correct SHA-256 if the header has a place for it."""
     text += b" " * (-len(text) % 8)
     file = len(text).to_bytes(8, "little") + text + data
     if file[AT : AT + 64] != ZEROS.encode():
@@ -58,7 +58,7 @@ def some_array(rng: random.Random, header: Header) -> dict:
 
 
 def some_layer(rng: random.Random, header: Header) -> dict:
-    """One of the layers with settings, however deep it stands."""
+    """Return one of the layers with settings, at any depth."""
     found, waiting = [], [header["__metadata__"]["network"]]
     while waiting:
         layer = waiting.pop()
@@ -67,7 +67,7 @@ def some_layer(rng: random.Random, header: Header) -> dict:
     return rng.choice(found)
 
 
-# --- damaged after signing: each must be refused ----------------------------------------------------------------------
+# --- damage after signing: each must be refused -----------------------------------------------------------------------
 
 
 def flip(rng, header, data, file):
@@ -104,7 +104,7 @@ def repeat(rng, header, data, file):
 
 
 def claim(rng, header, data, file):
-    """A header said to be other than it is: of a gigabyte, of everything, of nothing."""
+    """Claim another length of the header: a gigabyte, the whole file, nothing."""
     length = rng.choice([10**9, 2**30, 2**62, 2**63, 2**64 - 1, len(file), len(file) - 7, 0, 1, rng.randrange(2**20)])
     changed = length.to_bytes(8, "little") + file[8:]
     return changed if changed != file else file[:-1]
@@ -125,7 +125,7 @@ def other_file(rng, header, data, file):
 
 
 def unsigned(rng, header, data, file):
-    """Sound in all else, but without a signature, or with another's."""
+    """Leave out the signature, or take that of another file; the rest is sound."""
     if rng.random() < 0.5:
         del header["__metadata__"]["sha256"]
         return together(header, data)
@@ -216,7 +216,7 @@ def wrong_name(rng, header, data, file):
 
 
 def lost_array(rng, header, data, file):
-    """Sound as a file, not as a network: the last array is not there, or one too many."""
+    """Leave out the last array, or add one: the file is sound, but not the network."""
     if rng.random() < 0.5:
         name, last = max(header.items(), key=lambda item: item[1].get("data_offsets", [0, 0])[1])
         del header[name]
@@ -270,7 +270,7 @@ def no_number(rng, header, data, file):
 
 
 def no_text(rng, header, data, file):
-    """Strings that are none: broken UTF-8, halves of characters, raw control characters."""
+    """Write invalid strings: broken UTF-8, lone surrogates, raw control characters."""
     raw = rng.choice([b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\\ud800", b"\n", b"\0", b"\\x41", b"\\"])
     header["__metadata__"]["@"] = "x"
     return signed(text_of(header).replace(b"@", raw, 1), data)
@@ -317,7 +317,7 @@ def no_setting(rng, header, data, file):
     name = rng.choice([*settings] or ["alpha"])
     settings[name] = rng.choice([2**40, 2**62, 10**300, -1, [], {}, None, "os.system", EVIL, [[1]], "9" * 100])
     if name in ("alpha", "eps", "rate", "momentum") and isinstance(settings[name], int):
-        settings[name] = [settings[name]]  # a number in the wrong place, where any number would do
+        settings[name] = [settings[name]]  # a list instead of a number, since other numbers may be valid
     return together(header, data)
 
 
@@ -338,7 +338,7 @@ def no_network(rng, header, data, file):
 
 
 def no_weights(rng, header, data, file):
-    """Not a number, or infinite, in one of the arrays of floating point."""
+    """Put NaN or infinity into one of the floating-point arrays."""
     names = [name for name in header if header[name].get("dtype") in ("F32", "F64")]
     array = header[rng.choice(names)]
     size = 4 if array["dtype"] == "F32" else 8

@@ -19,13 +19,13 @@ import numpy as np
 import xpnet as xn
 from parts.cases import EPS, MOMENTUM, Case
 
-RATE, DECAY = 0.001, 0.01  # the learning rate; AdamW's decay
+RATE, DECAY = 0.001, 0.01  # the learning rate; AdamW's weight decay
 
 # --- xpnet ------------------------------------------------------------------------------------------------------------
 
 
 class XpNet:
-    """One call of `fit` a turn, its start-up counted; the data lies on the backend, as the peers' does."""
+    """One call of `fit` a turn, including its start-up; the data is on the backend, as for the peers."""
 
     def __init__(self, case: Case, dtype: str, backend: str = "numpy", device: Any = None):
         self.case = case
@@ -58,7 +58,7 @@ class XpNetFast(XpNet):
 # --- products, plain NumPy --------------------------------------------------------------------------------------------
 
 
-STRETCH = 2**18  # numbers
+STRETCH = 2**18  # entries
 
 
 class Products:
@@ -92,7 +92,7 @@ class Products:
         self.products = min(rows, columns, stretches, key=self.seconds)
 
     def seconds(self, products: list[tuple[np.ndarray, ...]]) -> float:
-        """The median time of a step with these products."""
+        """Return the median time of a step with these products."""
         self.products, times = products, []
         for _ in range(5):
             began = time.perf_counter()
@@ -115,12 +115,12 @@ class Products:
 
 
 def turned(a: Any) -> Any:
-    """Matrices with their axes exchanged."""
+    """Return matrices with their axes exchanged."""
     return a.swapaxes(-1, -2)
 
 
 class Plain:
-    """The step as a tutorial would write it in NumPy, one line after the other."""
+    """The step as a tutorial would write it in NumPy, line by line."""
 
     device = "cpu"
 
@@ -272,7 +272,7 @@ class Jax:
 
 
 def jax_outputs(layers: Sequence[xn.Layer], prefix: str, params: Any, statistics: Any, new: Any, x: Any) -> Any:
-    """What layers make of x, by JAX's own functions; the next statistics go to `new`."""
+    """Return the layers' output for x by JAX's own functions; the next statistics are put into `new`."""
     from jax import lax, nn
     from jax import numpy as jnp
     from jax.scipy.special import erf
@@ -320,7 +320,7 @@ def jax_outputs(layers: Sequence[xn.Layer], prefix: str, params: Any, statistics
 
 
 class JaxScan(Jax):
-    """The same with a whole epoch compiled as one loop: nothing of the host's is left between its steps."""
+    """The same with a whole epoch compiled as one loop, without work of the host between its steps."""
 
     def epoch(self, x: Any, y: Any) -> None:
         self.carry = self.scan(self.carry, x, y)
@@ -342,7 +342,7 @@ class Torch:
         if device == "cuda" and not torch.cuda.is_available():
             raise xn.BackendUnavailableError("PyTorch sees no CUDA device; pytorch.org names its builds for CUDA")
         if compiled and device == "cuda":
-            import triton  # noqa: F401  # which torch.compile compiles with there
+            import triton  # noqa: F401  # torch.compile needs it on a GPU
         if compiled and device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
             raise xn.BackendUnavailableError("torch.compile needs a C++ compiler: g++, or the one that CXX names")
 
@@ -379,7 +379,7 @@ class Torch:
 
 
 def torch_module(layers: Sequence[xn.Layer], params: dict[str, Any], prefix: str = "") -> Any:
-    """PyTorch's modules for these layers, with the parameters that they have here."""
+    """Return PyTorch's modules for these layers, with xpnet's parameters."""
     import torch
     from torch import nn
 
@@ -474,17 +474,17 @@ class Sklearn:
             n_iter_no_change=epochs + 1,
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", self.unfinished)  # all the epochs asked for is what is wanted
+            warnings.simplefilter("ignore", self.unfinished)  # it shall run for exactly these epochs
             model.fit(self.x, self.y)
 
 
 class Peer(NamedTuple):
-    """How a contestant is built, the library it rests on beside NumPy, and how to come by that."""
+    """How to build a contestant, the library that it needs besides NumPy, and how to install that."""
 
     build: Callable[[Case, str], Any]
     library: str | None = None
-    install: str | None = None  # None: its error says it
-    kinds: tuple[str, ...] = ("features", "images", "texts")  # of cases that it can do
+    install: str | None = None  # None: the library's error message says it
+    kinds: tuple[str, ...] = ("features", "images", "texts")  # the kinds of cases that it can run
 
 
 FAST, JAX, TORCH = (f"pip install {package}" for package in ("numba", "jax", "torch"))

@@ -1,4 +1,4 @@
-"""What `torture.py` and its parts say when something did not hold, and how they kill a process."""
+"""Failures of `torture.py` and its parts, and how they kill a process."""
 
 import os
 import signal
@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable
 
 
-class BrokenPromise(Exception):  # noqa: N818  # what it is
-    """Something did not hold."""
+class BrokenPromise(Exception):  # noqa: N818
+    """A promise did not hold."""
 
 
 def must(holds: bool, what: str) -> None:
-    """Go on, or end this part with what did not hold."""
+    """Raise BrokenPromise with a message unless a condition holds."""
     if not holds:
         raise BrokenPromise(what)
 

@@ -1,10 +1,10 @@
-"""The account that scripts which train give at the end."""
+"""Reports at the end of scripts that train."""
 
 import xpnet as xn
 
 
 def time_taken(history: xn.History, seconds: float, backend: xn.Backend) -> str:
-    """The seconds and steps of a training, in a line."""
+    """Return a line with the seconds and steps of a training."""
     steps = history.steps - history.resumed
     each = 1000 * history.seconds / max(history.steps, 1)
     if history.resumed and not steps:  # `progress` says that nothing was left to train
@@ -15,7 +15,7 @@ def time_taken(history: xn.History, seconds: float, backend: xn.Backend) -> str:
 
 
 def picture(path, history, counts, images, predicted, true, title, names=None):
-    """Draw the training and what it came to: images (n, height, width), their classes as predicted and true."""
+    """Draw the training curves and errors: images (n, height, width) with their predicted and true classes."""
     import matplotlib
 
     matplotlib.use("Agg")

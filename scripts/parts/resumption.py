@@ -1,4 +1,4 @@
-"""Training runs that are killed and go on, for `torture.py`: they must end with the bits of one that was not."""
+"""Training runs that are killed and resumed, for `torture.py`: they must end with the same bits as one that was not."""
 
 import contextlib
 import importlib.util
@@ -27,19 +27,19 @@ ROWS, EPOCHS, BATCH, EVERY = 325, 25, 20, 7  # 15 steps to an epoch, the last of
 
 
 def network(backend: str) -> xn.Sequential:
-    """One with every source of randomness and every statistic there is."""
+    """Return a network with every source of randomness and every kind of statistic."""
     return xn.Sequential(
         xn.Dense(10, 24), xn.BatchNorm(24), xn.ReLU(), xn.Dropout(0.2), xn.Dense(24, 16), xn.Tanh(), xn.Dense(16, 4)
     ).initialize(backend, seed=3)
 
 
 def train(backend: str, optimizer: str, checkpoints: Path | None, result: Path) -> None:
-    """A run from its beginning or its newest checkpoint to its end, which goes to the file `result`."""
+    """Run from the beginning or the newest checkpoint to the end, and write the outcome to the file `result`."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(ROWS, 10)), rng.integers(4, size=ROWS)
     net = network(backend)
     best = xn.EarlyStopping("val_loss", patience=EPOCHS)
-    with threadpool_limits(limits=1):  # products this small take longer shared out over cores than on one
+    with threadpool_limits(limits=1):  # small products are faster on one core than divided over several
         history = net.fit(
             x[30:],
             y[30:],
@@ -57,9 +57,9 @@ def train(backend: str, optimizer: str, checkpoints: Path | None, result: Path) 
 
 
 def resume(folder: Path, count: int, seed: int) -> str:
-    """Kill `count` runs at random moments, some of them again and again, and compare their ends."""
+    """Kill `count` runs at random moments, some of them repeatedly, and compare their outcomes."""
     rng = random.Random(seed)
-    for backend in BACKENDS:  # a process that is forked from here has what training needs imported: kills meet training
+    for backend in BACKENDS:  # import what training needs, so that kills in forked processes hit the training itself
         training_step(network(backend), xn.SoftmaxCrossEntropy(), xn.SGD())
     expected: dict[tuple[str, str], tuple[int, bytes, bytes]] = {}
     kills, amid, checkpoints = 0, 0, folder / "checkpoints"
@@ -71,7 +71,7 @@ def resume(folder: Path, count: int, seed: int) -> str:
             expected[case] = calls, *read(folder / "whole")
         calls, weights, history = expected[case]
         shutil.rmtree(checkpoints, ignore_errors=True)
-        limit = rng.uniform(0.1, 0.9) * calls  # the first kill meets it, later ones may come too late
+        limit = rng.uniform(0.1, 0.9) * calls  # the first kill hits the run, later ones may come too late
         while not calls_of(lambda case=case: train(*case, checkpoints, folder / "cut"), int(limit)):
             kills += 1
             limit = rng.uniform(0.1, 1.5) * calls
@@ -88,12 +88,12 @@ def resume(folder: Path, count: int, seed: int) -> str:
 
 
 def read(result: Path) -> tuple[bytes, bytes]:
-    """What a run ended with: all weights and statistics, and the history."""
+    """Return the outcome of a run: all weights and statistics, and the history."""
     return result.read_bytes(), result.with_suffix(".json").read_bytes()
 
 
 def moved(result: Path) -> list[str]:
-    """The backends that are installed, on each of which the weights must be the same."""
+    """Return the installed backends, on each of which the weights must be the same."""
     expected = xn.load(result, backend="numpy").params
     done = []
     for name in ("numpy", "torch", "jax", "array_api_strict", "cupy"):
