@@ -54,8 +54,8 @@ class Workspace:
         return self.flat[name][:size].reshape(shape)
 
     def empty(self, size: int, dtype: Any) -> Array:
-        """Return a new array that begins at a cache line, as other libraries' do. A large one of NumPy's begins 16 bytes
-        behind it, and each vector of 64 bytes would lie in two lines.
+        """Return a new array that begins at a cache line, as other libraries' do. A large array of NumPy begins 16
+        bytes after one, so that each vector of 64 bytes would be in two lines.
         """
         a = self.xp.empty(size + LINE, dtype=dtype, device=self.device)
         start = -a.__array_interface__["data"][0] % LINE // a.itemsize if isinstance(a, np.ndarray) else 0
