@@ -76,9 +76,9 @@ class Site(NamedTuple):
 
     family: Any
     workspace: Callable[[], Workspace]
-    shared: Workspace  # for what no stage leaves there for later
+    shared: Workspace  # for temporary arrays, which no stage needs later
     offsets: dict[str, int] = {}  # noqa: RUF012  # the first entry of each parameter, by name
-    threads: int = 1  # that go through stages like these at the same time
+    threads: int = 1  # the number of threads that run such stages at the same time
 
 
 class Vector:
@@ -96,25 +96,25 @@ class Stage:
     into them. `backward` may write over its dy. Whoever is given y may read it until this stage's own backward.
     """
 
-    layers = 1  # how many layers it does
-    after: "Stage | None" = None  # the next one
-    rowwise = True  # whether it does each row of the batch by itself, wherever that stands and whatever the others are
-    numbers_rows = False  # whether it does, but asks `span` which numbers the rows have
-    meets = False  # whether stretches of a batch go through it if they meet within: see `forward_of_stretch`
-    features: int | None = None  # of x, where they are known beforehand
+    layers = 1  # the number of layers that it computes
+    after: "Stage | None" = None  # the next stage
+    rowwise = True  # whether each row of the batch is computed independently of its position and of the other rows
+    numbers_rows = False  # whether it is rowwise except that it asks `span` for the numbers of the rows
+    meets = False  # whether a batch may be divided into stretches that meet within it: see `forward_of_stretch`
+    features: int | None = None  # of x, if known beforehand
     axes = 2  # of x
-    foreign = False  # whether it runs a layer's own code, which may keep what it is given and gives arrays of its own
-    bias = ""  # the name of a bias that the next stage has to add to y
-    y_read_once = False  # whether only the next stage reads y, and may write over it
-    in_place = False  # whether y takes the place of x
-    has_ones = False  # whether a row of ones stands below y
-    images = False  # whether y is images (W, H, C, N), which lie in memory as (C, H, W, N)
+    foreign = False  # whether it runs a layer's own code, which may keep its arguments and returns arrays of its own
+    bias = ""  # the name of a bias that the next stage must add to y
+    y_read_once = False  # whether only the next stage reads y, and may overwrite it
+    in_place = False  # whether y overwrites x
+    has_ones = False  # whether a row of ones is below y
+    images = False  # whether y is images (W, H, C, N), in memory as (C, H, W, N)
     y_kept = False  # whether y goes to a foreign stage, which may keep it
-    lowest = False  # whether nothing needs dx
-    idle: tuple[str, ...] = ()  # of its parameters those whose gradient is always 0
-    averages: tuple[tuple[str, float], ...] = ()  # names of running averages, and the share of each new batch in them
-    batch: tuple[Array, ...] = ()  # the places for the batch's own, in this order
-    states: Sequence[Any] = ()  # the layers whose running statistics it gives in `next_state`
+    lowest = False  # whether no stage needs dx
+    idle: tuple[str, ...] = ()  # parameters whose gradient is always 0
+    averages: tuple[tuple[str, float], ...] = ()  # names of running averages, each with the weight of a new batch
+    batch: tuple[Array, ...] = ()  # buffers for the batch's statistics, in this order
+    states: Sequence[Any] = ()  # the layers whose running statistics `next_state` returns
     y: Array
     y_and_ones: Any = None  # y, with the row of ones below it if it has one; None of more axes
     turn: int  # which of two places its dx takes where it has none of its own: dy may stand in the other

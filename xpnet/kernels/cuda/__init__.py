@@ -1,1 +1,1 @@
-"""The kernels of CuPy, in CUDA."""
+"""Kernels for CuPy, in CUDA."""

@@ -11,12 +11,12 @@ from ..stages import Part, Site, Stage, Vector
 from .launching import C_TYPES, launch
 from .positions import PositionsStage, as_sequences, in_positions, of_sequences
 
-WIDEST = {4: 128, 8: 64}  # channels of a head, by the bytes of a number: their tiles fit into shared memory
+WIDEST = {4: 128, 8: 64}  # the most channels of a head, by bytes per number: larger tiles exceed shared memory
 
 
 class Attention(PositionsStage):
-    """Products with Wᵢ and Wₒ, and between them one kernel each way, which adds bᵢ. It keeps no P: backward computes it
-    anew, a part at a time. The next stage adds bₒ.
+    """Products with Wᵢ and Wₒ, and between them a kernel for forward and one for backward, which add bᵢ. P is not kept:
+    backward recomputes it, a part at a time. The next stage adds bₒ.
     """
 
     y_read_once = True

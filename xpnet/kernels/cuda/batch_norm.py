@@ -13,7 +13,7 @@ from .windows import takes_images
 
 
 class BatchNorm(stages.BatchNorm, RowsStage):
-    """Where several blocks share a row, each part of a kernel is a launch of its own."""
+    """If several blocks share a row, each part of a kernel is a separate launch."""
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:

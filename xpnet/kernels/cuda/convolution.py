@@ -18,7 +18,7 @@ BLOCK = 2**26  # entries of the patches gathered at a time
 class Convolution(WindowsStage):
     """z = W patches, (O, K) by (K, P Q N), with dW = dz patchesᵀ; dx adds up Wᵀ dz. The next stage adds the bias.
 
-    Backward gathers the patches again. There are as many rows P of them at a time as BLOCK allows.
+    Backward gathers the patches again. BLOCK limits how many rows P of them are gathered at a time.
     """
 
     images = y_read_once = True
@@ -61,7 +61,7 @@ class Convolution(WindowsStage):
         self.dx = None if self.lowest else self.shared(f"dx{self.turn}", images.shape)
 
     def blocks(self, x: Array) -> Iterator[tuple[slice, slice, Array]]:
-        """The rows of outputs, the columns of z that they are, and their patches, (G, K, M)."""
+        """Yield slices of the rows of outputs, their columns in z, and their patches, (G, K, M)."""
         images, p = as_images(x), self.outputs[0]
         strides = [stride // images.itemsize for stride in images.strides]
         for first in range(0, p, self.rows):

@@ -14,7 +14,7 @@ from .launching import in_rows, laid_out, over_vector
 
 
 class Dropout(stages.Dropout):
-    """The mask is drawn anew on the way back, and none is kept."""
+    """The mask is not kept: backward draws the same one again."""
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> "Stage | None":

@@ -1,4 +1,4 @@
-"""The kernels of CuPy, in CUDA."""
+"""The family of CuPy's kernels, in CUDA."""
 
 import importlib
 import math
@@ -24,7 +24,7 @@ from .softmax import SoftmaxCrossEntropy
 
 
 class CuPyKernels:
-    """The family: its classes of stages in the order of preference, and what they share."""
+    """The family: its classes of stages, in order of preference, and the functions that they share."""
 
     stages: tuple[Any, ...] = (
         *(BatchNorm, LayerNorm, Pointwise, Product, ProductOfPositions, Dropout, Convolution, Pool, Flatten),
@@ -52,9 +52,9 @@ class CuPyKernels:
         return new
 
     def loss(self, site: Site, loss: Loss, axes: int) -> Any:
-        """The stage of a loss, None where there is none."""
+        """Return the stage of a loss, None if there is none."""
         return SoftmaxCrossEntropy.of(site, loss, axes)
 
     def optimizer(self, optimizer: Optimizer) -> Update:
-        """The update of an optimizer."""
+        """Return the update of an optimizer."""
         return Update(self, optimizer)

@@ -1,4 +1,4 @@
-"""How CUDA kernels are compiled and launched, and stages that go through rows in them. Nothing waits for the device.
+"""Compilation and launches of CUDA kernels, and the base class of stages of rows. Nothing waits for the device.
 
 A method takes one launch; those of batch norm take several where `columns` lets several blocks share a row.
 """
@@ -17,20 +17,20 @@ from ..table import POINTWISE, pointwise
 from .source import source
 
 C_TYPES = {"float32": "float", "float64": "double"}
-THREADS = 512  # of a block, at most; the kernels count on it
-SHARED = 2**14  # numbers in a row from which on several blocks may share it
+THREADS = 512  # the most threads of a block, on which the kernels rely
+SHARED = 2**14  # entries: several blocks may share a row with at least so many
 
 
 @functools.cache
 def kernel(expression: str) -> Any:
-    """The kernel of this name with its template's arguments, compiled when it is first asked for."""
+    """Return the kernel of this name, with its template's arguments, compiled on first use."""
     cupy = importlib.import_module("cupy")
     module = cupy.RawModule(code=source(), options=("-std=c++17",), name_expressions=(expression,))
     return module.get_function(expression)
 
 
 def launch(expression: str, grid: tuple[int, ...], block: tuple[int, ...], dtype: Any, *arguments: Any) -> None:
-    """Hand a kernel to the device: floats in the kernel's type, None as a null pointer."""
+    """Launch a kernel: floats are passed in the kernel's type, None as a null pointer."""
     arguments = tuple(
         np.uintp(0) if a is None else np.int64(a) if type(a) is int else dtype.type(a) if type(a) is float else a
         for a in arguments
@@ -47,7 +47,7 @@ def over_vector(name: str, like: Array, most: int, *arguments: Any, part: str = 
 
 
 def threads(n: int) -> int:
-    """How many a block has whose threads share n numbers: whole warps."""
+    """Return the number of threads of a block that share n numbers: whole warps."""
     return min(THREADS, max(1, -(-n // 32)) * 32)
 
 
@@ -67,7 +67,7 @@ def columns(h: int, n: int, multiprocessors: int) -> int:
 
 
 def in_rows(a: Array, dtype: Any) -> Array:
-    """An array as the kernels take it, images as (C, ..., N), in C order: a copy where it lies otherwise."""
+    """Return an array as kernels take it, in C order, images as (C, ..., N): a copy if it is laid out otherwise."""
     if a.ndim > 2:
         a = reversed_images(a)
     if a.flags.c_contiguous and a.dtype == dtype:
@@ -82,7 +82,7 @@ def laid_out(y: Array, shape: tuple[int, ...]) -> Array:
 
 
 class RowsStage(Stage):
-    """The base of stages with a pointwise function f, whose kernels give each row a block or several."""
+    """The base class of stages with a pointwise function f, whose kernels use one or more blocks for each row."""
 
     f: Layer | None
 

@@ -13,7 +13,7 @@ from .source import rule_name
 
 
 class Update(optimizers.Update):
-    """One launch for the rule, and one for the gradient's norm where that is limited."""
+    """An update in one launch for the rule, and one for the gradient's norm if there is a `clip_norm`."""
 
     def look_ahead(self, w: Array, slots: Slots, point: Array) -> None:
         if type(self.optimizer) is not Nesterov:

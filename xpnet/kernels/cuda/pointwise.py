@@ -12,7 +12,7 @@ from .positions import PositionsStage, as_sequences, columns_grid, in_positions,
 
 
 class Pointwise(stages.Pointwise, RowsStage):
-    """Its x stays: backward takes the derivative there."""
+    """x is kept, since backward computes the derivative from it."""
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
@@ -42,7 +42,7 @@ class Pointwise(stages.Pointwise, RowsStage):
 
 
 class PointwiseOfPositions(stages.Pointwise, PositionsStage):
-    """The same of sequences."""
+    """The same for sequences."""
 
     def __init__(self, site: Site, before: Stage, f: Any):
         super().__init__(site, before, f)

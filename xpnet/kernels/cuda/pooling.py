@@ -1,4 +1,4 @@
-"""Pools, in CUDA."""
+"""Pooling, in CUDA."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ MEANS = pooling.AveragePool1d, pooling.AveragePool2d, pooling.GlobalAveragePool
 
 
 class Pool(WindowsStage):
-    """The maximum of each window, with dy to the first entry that is it; or the mean, with a share of dy to each."""
+    """The maximum of each window, whose dy goes to the first maximum, or the mean, whose dy is divided among all."""
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:

@@ -40,7 +40,7 @@ def of_sequences(before: Stage | None, parts: Sequence[Part]) -> bool:
 
 
 class PositionsStage(Stage):
-    """The base of them."""
+    """The base class of stages of sequences."""
 
     def place_of_y(self, x: Array, features: int) -> Array:
         """The place of y, (M, H); `given` is it as sequences."""

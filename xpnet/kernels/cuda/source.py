@@ -18,7 +18,7 @@ def source() -> str:
 
 
 def function(name: str, row: Pointwise) -> str:
-    """A pointwise function of the table as a struct of CUDA."""
+    """Return a pointwise function of the table as a CUDA struct."""
     (value, slope), setting = row.formulas, ", ".join(row.settings) or "none"  # one at most
     return f"""struct {name} {{
     template <typename T> static __device__ T value(T x, T {setting}) {{ return {cuda(value)}; }}
@@ -27,7 +27,7 @@ def function(name: str, row: Pointwise) -> str:
 
 
 def optimizer(name: str, kind: type[Optimizer], decays: bool, spares: bool) -> str:
-    """An optimizer's lines as a kernel of CUDA. next_w may be the gradient's own vector."""
+    """Return an optimizer's lines as a CUDA kernel, in which next_w may be the gradient's own vector."""
     lines, slots = lines_of(kind, decays, spares), kind.memory
     read = [SPARED] * spares + [*slots]
     before, after = "".join(f"const T* all_{s}, " for s in read), "".join(f"T* next_{s}, " for s in slots)
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(512) {name}(
 
 
 def rule_name(kind: type[Optimizer], decays: bool, spares: bool = False) -> str:
-    """The kernel of an optimizer, with weight decay or without, or with one that spares some numbers."""
+    """Return the name of an optimizer's kernel: with weight decay, without, or with one that spares some numbers."""
     return kind.__name__ + "Sparing" * spares + "Decayed" * (decays and bool(RULES[kind].decay))
 
 

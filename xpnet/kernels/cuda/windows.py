@@ -1,4 +1,4 @@
-"""Windows that slide over images, as the CUDA kernels take them. Images lie in memory as (C, H, W, N)."""
+"""Windows that slide over images, for the CUDA kernels. Images are in memory as (C, H, W, N)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from .launching import over_vector
 
 
 class WindowsStage(Stage):
-    """The base of convolutions and pools."""
+    """The base class of convolutions and pooling."""
 
     windows: tuple[np.int32, ...]
 
