@@ -34,7 +34,7 @@ def form_of(name):
 
 
 def windows(x, padding, p, q):
-    """x (C, H, W, N) as (3, 3, C, P, Q, N): what the outputs see at each tap."""
+    """x (C, H, W, N) as (3, 3, C, P, Q, N): the inputs of the outputs at each tap."""
     x = np.pad(x, [(0, 0), *((wide, wide) for wide in padding), (0, 0)])
     return np.asarray([[x[:, i : i + p, j : j + q] for j in range(3)] for i in range(3)])
 
@@ -50,17 +50,17 @@ def test_products_and_gradient(form, name, dtype):
     seen = windows(x, padding, p, q)
     z, dweight = np.einsum("ocij,ijcpqn->opqn", weight, seen), np.einsum("opqn,ijcpqn->ocij", dz, seen)
     room = Workspace(np, np.dtype(dtype), None)
-    for place in ("patches", "made", "padded", "half", "waste", "total", "terms"):
+    for place in ("patches", "products", "padded", "half", "scratch", "total", "terms"):
         room(place, (2**20,)).fill(np.nan)  # nothing is read that was not written
     given, ours, gradient = x.astype(dtype), np.full((p, o, q, n), np.nan, dtype), np.empty_like(weight, dtype)
     kernel = form_of(form)(room, x.shape, (3, 3), padding, (o, p, q), most, step)
     assert kernel.count % step == 0
 
     for again in (2.0, 1.0):
-        kernel.take(again * weight)
-        for rows, part in kernel.seen(given):
+        kernel.set_weight(again * weight)
+        for rows, part in kernel.patches(given):
             kernel.multiply(part, ours[rows])
-        for rows, part in kernel.seen(given):
+        for rows, part in kernel.patches(given):
             kernel.add(rows, part, again * dz.transpose(1, 0, 2, 3)[rows].astype(dtype))
         kernel.gradient(gradient)
 

@@ -1,4 +1,4 @@
-"""Batch norm, pointwise functions and pools of images, in NumPy's calls. Axes as in `.convolution`."""
+"""Batch norm, pointwise functions and max pools of images, in NumPy's calls. Axes as in `.convolution`."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ import numpy as np
 from ...backends import Array
 from ..stages import Meetings, Part, Site, Stage
 from . import batch_norm, pointwise
-from .convolution import Pool, as_given, as_images, pair, tiles
+from .convolution import Pool, as_given, as_images, is_tiling, pair
 
 
 class OfImages:
-    """Before a stage of rows (H, N) among the bases: the same stage of images, a row for each channel, (C, H W N)."""
+    """A mixin that turns the stage for matrices (H, N) behind it into one for images, as matrices (C, H W N)."""
 
     images = True
     y: Any
@@ -23,7 +23,7 @@ class OfImages:
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Any:
-        """A stage, where the one before gives images."""
+        """Return a stage for the first parts if the stage before outputs images, else None."""
         if not parts or parts[0].axes == 2 or not before or not before.images or before.bias:
             return None
         return super().take(site, before, [part._replace(axes=2) for part in parts[:2]])  # type: ignore[misc]
@@ -37,11 +37,11 @@ class OfImages:
         self.given = self.of_rows(self.y)
 
     def rows(self, a: np.ndarray) -> np.ndarray:
-        """Images as rows."""
+        """View images as a matrix (C, H W N)."""
         return as_images(a).reshape((self.shape[0], math.prod(self.shape[1:])), copy=False)
 
     def of_rows(self, a: np.ndarray) -> np.ndarray:
-        """`rows` undone."""
+        """Invert `rows`."""
         return as_given(a.reshape(self.shape), self.axes)
 
     def forward(self, x: np.ndarray, params: Any) -> Array:
@@ -60,17 +60,17 @@ class OfImages:
 
 
 class BatchNorm(OfImages, batch_norm.BatchNorm):
-    """Of images."""
+    """Batch norm of images."""
 
 
 class Pointwise(OfImages, pointwise.Pointwise):
-    """Of images."""
+    """A pointwise function of images."""
 
 
 class Pooling(Stage):
-    """The maxima of windows that lie side by side; dx is dy at the first of each, else 0.
+    """The maxima over windows that lie side by side; dx is dy at the first maximum of each window, else 0.
 
-    The images of all channels, one below the other, are one tall image.
+    The images of all channels, one below the other, are treated as one tall image.
     """
 
     images = y_read_once = True
@@ -78,44 +78,44 @@ class Pooling(Stage):
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
-        if not parts or not before or not before.images or before.bias or not tiles(parts[0].layer, parts[0].axes - 2):
+        if not parts or not before or not before.images or before.bias:
             return None
-        return cls(site, before, parts[0])
+        return cls(site, before, parts[0]) if is_tiling(parts[0].layer, parts[0].axes - 2) else None
 
     def __init__(self, site: Site, before: Stage, part: Part):
         super().__init__(site, before)
         self.layer, self.axes, self.turn = part.layer, part.axes, 1 - self.turn
 
     def bind(self, x: np.ndarray, before: Any) -> None:
-        self.layer.output_shape(tuple(x.shape)[::-1])  # which refuses an x that does not fit
+        self.layer.output_shape(tuple(x.shape)[::-1])  # raises ValueError for an x that does not fit
         c, h, w, n = self.shape = as_images(x).shape
         th, tw = window = pair(self.layer._kernel, 1)
         a, b = h // th, w // tw
-        self.seen = slice(None), slice(a * th), slice(b * tw)  # the last entries may fill no window
+        self.inside = slice(None), slice(a * th), slice(b * tw)  # without trailing entries that fill no window
         self.y = self.output(c * a * b, n).reshape((c, a, b, n))
         self.given = as_given(self.y, self.axes)
         self.dx = self.shared(f"dx{self.turn}", self.shape)
-        self.part = None if (a * th, b * tw) == (h, w) else self.shared("part", (c, a * th, b * tw, n))
+        self.cropped = None if (a * th, b * tw) == (h, w) else self.shared("cropped", (c, a * th, b * tw, n))
         self.pool = self.maxima(self.work, self.shared, window, self.tall(self.y))
 
     def tall(self, images: np.ndarray) -> np.ndarray:
-        """Images (C, H, W, N) as one, (C H, 1, W, N)."""
+        """View images (C, H, W, N) as a single one, (C H, 1, W, N)."""
         c, h, w, n = images.shape
         return images.reshape((c * h, 1, w, n), copy=False)
 
     def forward(self, x: np.ndarray, params: Any) -> Array:
         images = as_images(x)
-        if self.part is not None:
-            images = self.part
-            np.copyto(images, as_images(x)[self.seen])
+        if self.cropped is not None:
+            images = self.cropped
+            np.copyto(images, as_images(x)[self.inside])
         tall = self.tall(images)
         self.pool.forward(tall, slice(0, len(tall)))
         return self.given
 
     def backward(self, dy: np.ndarray, params: Any, grads: Any) -> Any:
-        tall = self.tall(self.dx if self.part is None else self.part)
+        tall = self.tall(self.dx if self.cropped is None else self.cropped)
         self.pool.backward(self.tall(as_images(dy)), slice(0, len(tall)), tall)
-        if self.part is not None:
+        if self.cropped is not None:
             self.dx.fill(0.0)
-            self.dx[self.seen] = self.part
+            self.dx[self.inside] = self.cropped
         return as_given(self.dx, self.axes)

@@ -1,6 +1,6 @@
 """A convolution with a pointwise function and a pool: bias, ReLU and pool in loops. Axes as in `..convolution`.
 
-Arrays of the pool's outputs are whole, (O, A, B, N), with the first of the rows of windows that are meant.
+Loops take the whole arrays of the pool's outputs, (O, A, B, N), and the number of the first row of windows.
 """
 
 import functools
@@ -20,46 +20,46 @@ from .compiling import compiled, compiling
 from .vectors import BYTE, FLOATS, constant, filled, in_vectors, load, store
 from .winograd import Winograd
 
-NONE = 255  # the number where no entry is given dy
+NO_ENTRY = 255  # the argmax of windows that ReLU cuts off: dz is 0 at all of their entries
 
 
-def maximum(window: Pair, relu: str) -> Any:
-    """A function for compiled code: y = max z + bias over a window, and the number of the entry that is first.
+def max_of_window(window: Pair, relu: str) -> Any:
+    """Return an intrinsic for compiled code: y = max z + bias over a window, and the argmax, its first such entry.
 
-    `relu` is "after" where y is ReLU of that, and "before" where each entry was to go through it first; "" without it.
-    Addresses are those of the first of n numbers next to each other, `down` and `across` the steps in bytes from entry
-    to entry.
+    `relu` is "after" for ReLU of that, "before" for the maximum of ReLU(z + bias), or "" without ReLU. `z`, `y` and
+    `argmax` are addresses of n adjacent numbers, z's of the window's first entry; `down` and `across` are the strides
+    between a window's entries, in bytes.
     """
 
     @intrinsic
-    def code_of(typing: Any, bias: Any, z: Any, down: Any, across: Any, y: Any, number: Any, n: Any) -> Any:
+    def code_of(typing: Any, bias: Any, z: Any, down: Any, across: Any, y: Any, argmax: Any, n: Any) -> Any:
         kind = FLOATS[bias]
 
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            bias, z, down, across, y, number, n = args
+            bias, z, down, across, y, argmax, n = args
             entries = [
                 builder.add(z, builder.add(builder.mul(down, n.type(i)), builder.mul(across, n.type(j))))
                 for i in range(window[0]) for j in range(window[1])
             ]  # fmt: skip
             for index, lanes in in_vectors(builder, signature.args[0].bitwidth // 8, n):
-                zero, none = constant(kind, 0.0, lanes), constant(BYTE, NONE, lanes)
-                most, first = load(builder, entries[0], index, kind, lanes), constant(BYTE, 0, lanes)
+                zero, none = constant(kind, 0.0, lanes), constant(BYTE, NO_ENTRY, lanes)
+                largest, first = load(builder, entries[0], index, kind, lanes), constant(BYTE, 0, lanes)
                 for i, entry in enumerate(entries[1:], 1):
                     new = load(builder, entry, index, kind, lanes)
-                    larger, nan = builder.fcmp_ordered(">", new, most), builder.fcmp_unordered("uno", new, new)
-                    taken = builder.or_(larger, nan)
-                    most = builder.select(taken, new, most)
-                    first = builder.select(taken, constant(BYTE, i, lanes), first)
-                most = builder.fadd(most, filled(builder, bias, lanes))
+                    larger, nan = builder.fcmp_ordered(">", new, largest), builder.fcmp_unordered("uno", new, new)
+                    replaces = builder.or_(larger, nan)
+                    largest = builder.select(replaces, new, largest)
+                    first = builder.select(replaces, constant(BYTE, i, lanes), first)
+                largest = builder.fadd(largest, filled(builder, bias, lanes))
                 if relu:
-                    below = builder.fcmp_ordered("<", most, zero)
-                    most, first = builder.select(below, zero, most), builder.select(below, none, first)
-                if relu == "before":  # then the first of all entries below 0 is 0 too, and ReLU's derivative there
-                    late = builder.icmp_unsigned("!=", first, constant(BYTE, 0, lanes))
-                    late = builder.and_(late, builder.fcmp_ordered("==", most, zero))
-                    first = builder.select(late, none, first)
-                store(builder, most, y, index, kind, lanes)
-                store(builder, first, number, index, BYTE, lanes)
+                    below = builder.fcmp_ordered("<", largest, zero)
+                    largest, first = builder.select(below, zero, largest), builder.select(below, none, first)
+                if relu == "before":  # ReLU made all entries 0: dy goes to the first, which was below 0, so its dz is 0
+                    later = builder.icmp_unsigned("!=", first, constant(BYTE, 0, lanes))
+                    later = builder.and_(later, builder.fcmp_ordered("==", largest, zero))
+                    first = builder.select(later, none, first)
+                store(builder, largest, y, index, kind, lanes)
+                store(builder, first, argmax, index, BYTE, lanes)
             return context.get_dummy_value()
 
         return types.void(bias, *[types.intp] * 6), code
@@ -67,23 +67,23 @@ def maximum(window: Pair, relu: str) -> Any:
     return code_of
 
 
-def chosen(window: Pair) -> Any:
-    """A function for compiled code: dz = dy at the entry of that number, else 0."""
+def scatter(window: Pair) -> Any:
+    """Return an intrinsic for compiled code: dz = dy at the entry `argmax` of a window, 0 at its others."""
 
     @intrinsic
-    def code_of(typing: Any, like: Any, dy: Any, number: Any, dz: Any, down: Any, across: Any, n: Any) -> Any:
+    def code_of(typing: Any, like: Any, dy: Any, argmax: Any, dz: Any, down: Any, across: Any, n: Any) -> Any:
         kind = FLOATS[like]
 
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _, dy, number, dz, down, across, n = args
+            _, dy, argmax, dz, down, across, n = args
             for index, lanes in in_vectors(builder, like.bitwidth // 8, n):
-                value, first = load(builder, dy, index, kind, lanes), load(builder, number, index, BYTE, lanes)
+                value, first = load(builder, dy, index, kind, lanes), load(builder, argmax, index, BYTE, lanes)
                 zero = constant(kind, 0.0, lanes)
                 for i in range(window[0]):
                     for j in range(window[1]):
-                        own = builder.icmp_unsigned("==", first, constant(BYTE, i * window[1] + j, lanes))
+                        chosen = builder.icmp_unsigned("==", first, constant(BYTE, i * window[1] + j, lanes))
                         step = builder.add(builder.mul(down, n.type(i)), builder.mul(across, n.type(j)))
-                        store(builder, builder.select(own, value, zero), builder.add(dz, step), index, kind, lanes)
+                        store(builder, builder.select(chosen, value, zero), builder.add(dz, step), index, kind, lanes)
             return context.get_dummy_value()
 
         return types.void(like, *[types.intp] * 6), code
@@ -93,72 +93,72 @@ def chosen(window: Pair) -> Any:
 
 @functools.cache
 def loops(window: Pair, relu: str) -> tuple[Any, Any]:
-    """The loops over all windows, forward and backward."""
+    """Return the loops over all windows, forward and backward."""
     height, width = window
-    of_window, to_entries = maximum(window, relu), chosen(window)
-    made = compiling({"reassoc", "contract"}, (window, relu))
+    write_max, write_dz = max_of_window(window, relu), scatter(window)
+    compiled_for = compiling({"reassoc", "contract"}, (window, relu))
 
-    @made
-    def forward(z, bias, first, y, number):
-        """y and number of z (P, O, Q, N)"""
+    @compiled_for
+    def forward(z, bias, first, y, argmax):
+        """Write y and argmax of z (P, O, Q, N)."""
         down, step, across, _ = z.strides
         for a in range(z.shape[0] // height):
             for o in range(z.shape[1]):
                 for b in range(y.shape[2]):
                     start = z.ctypes.data + a * height * down + o * step + b * width * across
-                    row, places = y[o, first + a, b], number[o, first + a, b]
-                    of_window(bias[o], start, down, across, row.ctypes.data, places.ctypes.data, row.size)
+                    y_row, entry = y[o, first + a, b], argmax[o, first + a, b]
+                    write_max(bias[o], start, down, across, y_row.ctypes.data, entry.ctypes.data, y_row.size)
 
-    @made
-    def backward(number, dy, first, dz):
-        """dz (P, O, Q, N)"""
+    @compiled_for
+    def backward(argmax, dy, first, dz):
+        """Write dz (P, O, Q, N)."""
         down, step, across, _ = dz.strides
         for a in range(dz.shape[0] // height):
             for o in range(dz.shape[1]):
                 for b in range(dy.shape[2]):
                     start = dz.ctypes.data + a * height * down + o * step + b * width * across
-                    row, places = dy[o, first + a, b], number[o, first + a, b]
-                    to_entries(dy.dtype.type(0.0), row.ctypes.data, places.ctypes.data, start, down, across, row.size)
+                    dy_row, entry = dy[o, first + a, b], argmax[o, first + a, b]
+                    write_dz(dy.dtype.type(0.0), dy_row.ctypes.data, entry.ctypes.data, start, down, across, entry.size)
 
     return forward, backward
 
 
 @compiled
-def sums(dy, number, total):
-    """total (O,) = Σ dy (O, R, N), of those that some entry is given"""
+def sums(dy, argmax, total):
+    """Write Σ dy (O, R, N), without windows that ReLU cuts off, to `total` (O,)."""
     zero = dy.dtype.type(0.0)
     for o in range(dy.shape[0]):
         of_rows = 0.0
         for r in range(dy.shape[1]):
             of_row = zero
             for n in range(dy.shape[2]):
-                of_row += dy[o, r, n] if number[o, r, n] != NONE else zero
+                of_row += dy[o, r, n] if argmax[o, r, n] != NO_ENTRY else zero
             of_rows += of_row
         total[o] = of_rows
 
 
 class Pool(convolution.Pool):
-    """Each window's maximum with bias and ReLU in one go."""
+    """The maxima with bias and ReLU, in one loop."""
 
-    relu = ""
+    relu = ""  # as for `max_of_window`
 
     def forward(self, z: np.ndarray, rows: slice, bias: np.ndarray | None = None) -> None:
         forward, _ = loops(self.window, self.relu)
         bias = np.zeros(z.shape[1], z.dtype) if bias is None else bias
-        forward(z, bias, self.windows(rows).start, self.y.transpose(1, 0, 2, 3), self.numbers)
+        forward(z, bias, self.windows(rows).start, self.y.transpose(1, 0, 2, 3), self.argmax)
 
     def backward(self, dy: np.ndarray, rows: slice, dz: np.ndarray) -> None:
         _, backward = loops(self.window, self.relu)
-        backward(self.numbers, dy.transpose(1, 0, 2, 3), self.windows(rows).start, dz)
+        backward(self.argmax, dy.transpose(1, 0, 2, 3), self.windows(rows).start, dz)
 
     def sums(self, dy: np.ndarray, total: np.ndarray) -> None:
-        """total = Σ dy (O, A B N), of those that some entry is given"""
-        o, a, b, n = self.numbers.shape
-        sums(dy.reshape((o, a * b, n)), self.numbers.reshape((o, a * b, n)), total)
+        """Write Σ dy (O, A B N), without windows that ReLU cuts off, to `total` (O,)."""
+        o, a, b, n = self.argmax.shape
+        sums(dy.reshape((o, a * b, n)), self.argmax.reshape((o, a * b, n)), total)
 
 
 class Convolution(convolution.Convolution):
-    """A pool and the transforms of tiles in loops; ReLU beside a pool is part of it."""
+    """With compiled pools and transforms of tiles. The pool also applies a ReLU before or after it."""
 
     correlations = Winograd, Gathered
     maxima = Pool
@@ -166,14 +166,14 @@ class Convolution(convolution.Convolution):
 
     def __init__(self, site: Site, before: Stage | None, part: Part, following: Sequence[Layer]):
         super().__init__(site, before, part, following)
-        if self.tiles and type(self.f) is activations.ReLU:
+        if self.pool_layer and type(self.f) is activations.ReLU:
             self.relu = "before" if self.f_before_pool else "after"
             self.f, self.f_before_pool, self.y_read_once = None, False, True
 
     def bind(self, x: np.ndarray, before: Stage | None) -> None:
         super().bind(x, before)
         pool, rows = self.pool, self.forward_rows
-        if isinstance(pool, Pool):  # which has added the bias
+        if isinstance(pool, Pool):  # it adds the bias
             pool.relu, self.forward_rows = self.relu, lambda stage, _: rows(stage, None)
             if self.f is None:
                 self.forward_rows, self.backward_rows = (lambda *_: None), (lambda _, dy, dbias: pool.sums(dy, dbias))

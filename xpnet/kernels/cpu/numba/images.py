@@ -1,18 +1,18 @@
-"""Batch norm, pointwise functions and pools of images, in loops."""
+"""Batch norm, pointwise functions and max pools of images, in loops."""
 
 from .. import images
 from . import batch_norm, convolution, pointwise
 
 
 class BatchNorm(images.OfImages, batch_norm.BatchNorm):
-    """Of images."""
+    """Batch norm of images."""
 
 
 class Pointwise(images.OfImages, pointwise.Pointwise):
-    """Of images."""
+    """A pointwise function of images."""
 
 
 class Pooling(images.Pooling):
-    """Each window's maximum in one go."""
+    """The maxima over windows, in one loop."""
 
     maxima = convolution.Pool

@@ -1,6 +1,6 @@
-"""The transforms of `..winograd`, a tile at a time, as vectors over the batch.
+"""The transforms of `..winograd`, one tile at a time, in vectors over the batch.
 
-Each is M D Mᵀ of a tile D, with a matrix M of 0, 1 and -1, in registers from the first sum to the last.
+Each is M D Mᵀ of a tile D, with a matrix M of 0, 1 and -1; all intermediate sums stay in registers.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ BT: Matrix = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1))
 
 
 def by(matrix: Matrix, rows: Sequence[Sequence[Any]], builder: Any) -> list[tuple[Any, ...]]:
-    """The instructions for matrix @ rows."""
+    """Emit the instructions for matrix @ rows, and return the rows of the result."""
 
     def total(line: Sequence[int], column: Sequence[Any]) -> Any:
-        first, *rest = sorted((-sign, i) for i, sign in enumerate(line) if sign)  # what is added comes first
+        first, *rest = sorted((-sign, i) for i, sign in enumerate(line) if sign)  # positive terms first
         result = column[first[1]]
         for sign, i in rest:
             result = (builder.fsub if sign > 0 else builder.fadd)(result, column[i])
@@ -36,25 +36,25 @@ def by(matrix: Matrix, rows: Sequence[Sequence[Any]], builder: Any) -> list[tupl
 
 
 def transform(matrix: Matrix) -> Any:
-    """A function for compiled code: target ← M D Mᵀ, D the tile at `source`, for n numbers in each entry.
+    """Return an intrinsic for compiled code that writes M D Mᵀ to `target`, with D the tile at `source`.
 
-    source and target are the addresses of a tile's first entry, followed by the steps, in bytes, from row to row and
-    from column to column, the numbers of the first row and column and how many there are: of entries beyond those
-    nothing is read but the zeros at `none`, and what belongs there goes to `nowhere`.
+    A tile's entries are vectors of n numbers. A tile is given by the address of its first entry, the strides in bytes
+    between its rows and between its columns, and twice the pair of its first row or column in an image and the image's
+    size. Entries outside of the image are read from `read_outside` and written to `write_outside`, two addresses.
     """
 
     @intrinsic
-    def code_of(typing: Any, zero: Any, source: Any, none: Any, target: Any, nowhere: Any, n: Any) -> Any:
+    def code_of(typing: Any, zero: Any, source: Any, read_outside: Any, target: Any, write_outside: Any, n: Any) -> Any:
         kind = FLOATS[zero]
 
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _, source, none, target, nowhere, n = args
+            _, source, read_outside, target, write_outside, n = args
             integer = n.type
 
-            def entries(tile: Any, count: int, other: Any) -> list[Any]:
-                """The addresses of a tile's entries, `other` of those that are not there."""
+            def entries(tile: Any, count: int, outside: Any) -> list[Any]:
+                """Return the addresses of a tile's entries, with `outside` for those outside of the image."""
                 start, down, across, top, height, left, width = cgutils.unpack_tuple(builder, tile)
-                found = []
+                addresses = []
                 for i in range(count):
                     row = builder.add(start, builder.mul(down, integer(i)))
                     for j in range(count):
@@ -63,10 +63,10 @@ def transform(matrix: Matrix) -> Any:
                             for first, k, end in ((top, i, height), (left, j, width))
                         ]
                         entry = builder.add(row, builder.mul(across, integer(j)))
-                        found.append(builder.select(builder.and_(*inside), entry, other))
-                return found
+                        addresses.append(builder.select(builder.and_(*inside), entry, outside))
+                return addresses
 
-            read, written = entries(source, len(matrix[0]), none), entries(target, len(matrix), nowhere)
+            read, written = entries(source, len(matrix[0]), read_outside), entries(target, len(matrix), write_outside)
             side = len(matrix[0])
             for index, lanes in in_vectors(builder, zero.bitwidth // 8, n):
                 values = [load(builder, entry, index, kind, lanes) for entry in read]
@@ -87,11 +87,11 @@ by_a, by_at, by_bt = (transform(matrix) for matrix in (A, AT, BT))
 
 @compiled
 def transform_images(images, top, left, zeros, tiles):
-    """tiles ← Bᵀ D B, (4, 4, C, R, S, N), of images (C, H, W, N) that begin so far behind the first tile"""
+    """Write Bᵀ D B of images (C, H, W, N) to `tiles` (4, 4, C, R, S, N); `top` and `left` are the padding."""
     _, _, c, r, s, n = tiles.shape
     _, h, w, _ = images.shape
     step, down, across, _ = images.strides
-    first, none, of = images.ctypes.data, zeros.ctypes.data, tiles.strides
+    first, outside, of = images.ctypes.data, zeros.ctypes.data, tiles.strides
     for k in range(c):
         for i in range(r):
             for j in range(s):
@@ -99,59 +99,59 @@ def transform_images(images, top, left, zeros, tiles):
                 x = 2 * j - left
                 by_bt(
                     images.dtype.type(0.0),
-                    (first + k * step + y * down + x * across, down, across, y, h, x, w), none,
-                    (tiles.ctypes.data + k * of[2] + i * of[3] + j * of[4], of[0], of[1], 0, 4, 0, 4), none, n,
+                    (first + k * step + y * down + x * across, down, across, y, h, x, w), outside,
+                    (tiles.ctypes.data + k * of[2] + i * of[3] + j * of[4], of[0], of[1], 0, 4, 0, 4), outside, n,
                 )  # fmt: skip
 
 
 @compiled
-def transform_products(made, waste, z):
-    """z ← Aᵀ made A, (P, O, Q, N); `waste` takes what is beyond it"""
-    _, _, o, r, s, n = made.shape
+def transform_products(tiles, scratch, z):
+    """Write Aᵀ tiles A to z (P, O, Q, N), and outputs outside of z to `scratch`."""
+    _, _, o, r, s, n = tiles.shape
     p, _, q, _ = z.shape
     down, step, across, _ = z.strides
-    first, nowhere, of = z.ctypes.data, waste.ctypes.data, made.strides
+    first, outside, of = z.ctypes.data, scratch.ctypes.data, tiles.strides
     for i in range(r):
         for k in range(o):
             for j in range(s):
                 by_at(
-                    made.dtype.type(0.0),
-                    (made.ctypes.data + k * of[2] + i * of[3] + j * of[4], of[0], of[1], 0, 4, 0, 4), nowhere,
-                    (first + 2 * i * down + k * step + 2 * j * across, down, across, 2 * i, p, 2 * j, q), nowhere, n,
+                    tiles.dtype.type(0.0),
+                    (tiles.ctypes.data + k * of[2] + i * of[3] + j * of[4], of[0], of[1], 0, 4, 0, 4), outside,
+                    (first + 2 * i * down + k * step + 2 * j * across, down, across, 2 * i, p, 2 * j, q), outside, n,
                 )  # fmt: skip
 
 
 @compiled
-def transform_slopes(dz, zeros, slopes):
-    """slopes ← A dZ Aᵀ, of dz (P, O, Q, N)"""
-    _, _, o, r, s, n = slopes.shape
+def transform_gradients(dz, zeros, tiles):
+    """Write A dZ Aᵀ of dz (P, O, Q, N) to `tiles`; `zeros` is read for outputs outside of dz."""
+    _, _, o, r, s, n = tiles.shape
     p, _, q, _ = dz.shape
     down, step, across, _ = dz.strides
-    first, none, of = dz.ctypes.data, zeros.ctypes.data, slopes.strides
+    first, outside, of = dz.ctypes.data, zeros.ctypes.data, tiles.strides
     for i in range(r):
         for k in range(o):
             for j in range(s):
                 by_a(
                     dz.dtype.type(0.0),
-                    (first + 2 * i * down + k * step + 2 * j * across, down, across, 2 * i, p, 2 * j, q), none,
-                    (slopes.ctypes.data + k * of[2] + i * of[3] + j * of[4], of[0], of[1], 0, 4, 0, 4), none, n,
+                    (first + 2 * i * down + k * step + 2 * j * across, down, across, 2 * i, p, 2 * j, q), outside,
+                    (tiles.ctypes.data + k * of[2] + i * of[3] + j * of[4], of[0], of[1], 0, 4, 0, 4), outside, n,
                 )  # fmt: skip
 
 
 class Winograd(winograd.Winograd):
-    """With tiles transformed in registers."""
+    """`..winograd`'s with the transforms in compiled loops."""
 
     least = 2**9
 
-    def bind(self, room: Any, sizes: Pair, padding: Pair) -> None:
-        self.padding, self.zeros = padding, room.filled(0.0, (self.n,))
-        self.waste: np.ndarray = room("waste", (self.n,))
+    def bind(self, workspace: Any, sizes: Pair, padding: Pair) -> None:
+        self.padding, self.zeros = padding, workspace.filled(0.0, (self.n,))
+        self.scratch: np.ndarray = workspace("scratch", (self.n,))
 
     def transform_images(self, images: np.ndarray, i: int, tiles: np.ndarray) -> None:
-        transform_images(images, self.padding[0] - self.stretches[i].start, self.padding[1], self.zeros, tiles)
+        transform_images(images, self.padding[0] - self.blocks[i].start, self.padding[1], self.zeros, tiles)
 
-    def transform_products(self, made: np.ndarray, z: np.ndarray) -> None:
-        transform_products(made, self.waste, z)
+    def transform_products(self, tiles: np.ndarray, z: np.ndarray) -> None:
+        transform_products(tiles, self.scratch, z)
 
-    def transform_slopes(self, dz: np.ndarray, slopes: np.ndarray) -> None:
-        transform_slopes(dz, self.zeros, slopes)
+    def transform_gradients(self, dz: np.ndarray, tiles: np.ndarray) -> None:
+        transform_gradients(dz, self.zeros, tiles)

@@ -29,8 +29,8 @@ class Convolution(convolution.Convolution):
     def bind(self, x: Array, before: Any) -> None:
         self.torch = self.site.family.lib
         _, o, *outputs = self.layer.output_shape(tuple(x.shape)[::-1])  # which refuses an x that does not fit
-        if self.tiles:
-            self.tiles.output_shape((o, *outputs))
+        if self.pool_layer:
+            self.pool_layer.output_shape((o, *outputs))
         n, c, *sizes = as_batch(x).shape
         layer, positions = self.layer, pair(outputs, 1)
         kernel, stride, dilation = (pair(each, 1) for each in (layer._kernel, layer._stride, layer._dilation))
@@ -38,8 +38,8 @@ class Convolution(convolution.Convolution):
         spans = [s * (m - 1) + d * (k - 1) + 1 for s, m, d, k in zip(stride, positions, dilation, kernel, strict=True)]
         last = [max(0, span - size - p) for span, size, p in zip(spans, sizes, first, strict=True)]
         self.padded = any(b > a for a, b in zip(first, last, strict=True))  # by more zeros behind: not the library's
-        self.own_x = before is None or self.padded
-        if self.own_x:
+        self.copies_x = before is None or self.padded
+        if self.copies_x:
             wide = [a + size + b if self.padded else size for a, size, b in zip(first, sizes, last, strict=True)]
             self.x = self.channels_inside(self.work, "x", (n, c, *wide))
             self.start = first if self.padded else (0, 0)
@@ -47,11 +47,11 @@ class Convolution(convolution.Convolution):
             self.x, self.start = as_batch(x), (0, 0)
         self.inside = (..., *(slice(start, start + size) for start, size in zip(self.start, sizes, strict=True)))
         self.how = stride, (0, 0) if self.padded else first, dilation, False, (0, 0), layer.groups
-        self.window = pair(self.tiles._kernel if self.tiles else (), 1)
+        self.window = pair(self.pool_layer._kernel if self.pool_layer else (), 1)
         a, b = (size // t for size, t in zip(positions, self.window, strict=True))
         self.batch_y = self.channels_inside(self.work, "y", (n, o, a, b))
         self.given = as_given(self.batch_y, self.axes)
-        if self.tiles:
+        if self.pool_layer:
             self.places = self.channels_inside(self.work, "places", (n, o, a, b), self.torch.int64)
             self.dz_of_pool = self.channels_inside(self.shared, "dz", (n, o, *positions))
             rows, columns = (self.torch.arange(m) * t for m, t in zip((a, b), self.window, strict=True))
@@ -70,10 +70,10 @@ class Convolution(convolution.Convolution):
 
     def forward(self, x: Array, params: Any) -> Array:
         torch, (weight, bias, _) = self.torch, params
-        if self.own_x:
+        if self.copies_x:
             self.x[self.inside].copy_(as_batch(x))
         z = torch.convolution(self.x, weight, bias, *self.how)
-        if self.tiles:
+        if self.pool_layer:
             out = {"out": self.batch_y, "indices": self.places}
             torch.ops.aten.max_pool2d_with_indices.out(z, self.window, self.window, **out)
         else:
@@ -92,7 +92,7 @@ class Convolution(convolution.Convolution):
         rows = as_rows(dz)
         self.times_slope(rows)
         torch.sum(rows, 0, out=grads[1])
-        if self.tiles:
+        if self.pool_layer:
             dz = aten.max_unpool2d.out(dz, self.places, self.dz_of_pool.shape[2:], out=self.dz_of_pool)
         wanted = not self.lowest, True, False
         dx, dweight, _ = aten.convolution_backward(dz, self.x, params[0], None, *self.how, wanted)
