@@ -578,8 +578,8 @@ def test_product(m, k, n, bench):
 @pytest.mark.parametrize(("m", "k", "n"), EDGE + LONG)
 def test_a_products_parts_are_small_and_nearly_equal(m, k, n):
     size, longest = m * k * n, max(m, k, n)
-    parts = products.stretches(m, k, n)
-    if not products.SMALL < size <= products.MOST:
+    parts = products.longest_axis_slices(m, k, n)
+    if not products.SMALL < size <= products.SPLIT_UP_TO:
         assert parts == ()
         return
     assert [i for part in parts for i in range(longest)[part]] == list(range(longest))

@@ -1,4 +1,4 @@
-"""The kernels of NumPy and PyTorch in their calls, whose functions write into arrays that are there."""
+"""The kernels for NumPy and PyTorch, in calls of their functions that write into given arrays."""
 
 import importlib
 from collections.abc import Callable
@@ -29,7 +29,7 @@ Sums = Callable[..., Array]
 
 
 class Calls:
-    """The family: its classes of stages in the order of preference, and the library's functions that they call."""
+    """The family of kernels in a library's calls: its classes of stages in order of preference, and functions."""
 
     stages: tuple[Any, ...] = (
         *(BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention),
@@ -37,19 +37,19 @@ class Calls:
     )
     loss_stage: Any = SoftmaxCrossEntropy
     update: type[Update] = Update
-    bias_joins_from: float = 0  # weights of a Dense from which on its bias may be the product's work
+    bias_joins_from: float = 0  # size of a Dense's weight from which its product may add the bias
     product: Callable[..., Array]
-    top: Callable[..., Array]
+    top: Callable[..., Array]  # the maximum over axis 0
 
     def __init__(self, backend: Backend):
         lib = self.lib = importlib.import_module(backend.name)
         self.xp = backend.xp
-        self.integers = {4: self.xp.int32, 8: self.xp.int64}  # as wide as a number of so many bytes
+        self.integers = {4: self.xp.int32, 8: self.xp.int64}  # by the size in bytes of a float
         self.row_dot = getattr(lib, "vecdot", None) or lib.linalg.vecdot
         self.threaded = backend.name == "numpy"  # PyTorch's calls have threads of their own
         self.immediate = backend.immediate
-        self.scalar: Callable[[Array], Any] = float if backend.immediate else lambda a: a  # else it stays on the device
-        if backend.name == "numpy":  # the same as below, in calls that cost less
+        self.scalar: Callable[[Array], Any] = float if backend.immediate else lambda a: a  # `a` stays on the device
+        if backend.name == "numpy":  # the same as below, with less overhead
             self.product, self.sums = product, lib.dot
             self.top = lambda z, out: lib.maximum.reduce(z, 0, None, out)
         else:
@@ -57,32 +57,32 @@ class Calls:
             self.top = lambda z, out: lib.amax(z, 0, out=out)
 
     def over_batch(self, n: int) -> tuple[Sums, Sums]:
-        """Of (H, N) matrices the product with a vector and the dot products of rows, long sums in spans."""
+        """Return functions for an (H, N) matrix times a vector and for dot products of rows; long sums go in spans."""
         return (spanned(self.sums), spanned(self.row_dot)) if n > ops.LONG else (self.sums, self.row_dot)
 
     def product_in(self, count: int) -> Callable[..., Array]:
-        """The product of two matrices in each of so many threads."""
+        """Return the function for matrix products in each of `count` threads."""
         alone = self.threaded and (count > 1 or threads.blas_threads() == 1)
         return in_stacks if alone and threads.multiplies_small() else self.product
 
     def averaged(self, old: Array, batch: Array, rates: Array) -> Array:
-        """(1 - rates) old + rates batch: at a rate of 1 the batch's, to the bit"""
+        """Return (1 - rates) old + rates batch; for a rate of 1 that is `batch`, bit for bit."""
         new = 1.0 - rates
         new *= old
         new += rates * batch
         return new
 
     def loss(self, site: Site, loss: Loss, axes: int) -> Any:
-        """The stage of a loss, None where there is none."""
+        """Return the stage of a loss, or None if it has none."""
         return self.loss_stage.of(site, loss, axes)
 
     def optimizer(self, optimizer: Optimizer) -> Update:
-        """The update of an optimizer."""
+        """Return the update of an optimizer."""
         return self.update(self, optimizer)
 
 
 def spanned(product: Sums) -> Sums:
-    """A product that sums over the last axis, as `ops.in_spans` sums."""
+    """Return this product, over the last axis, with long sums taken in spans by `ops.in_spans`."""
 
     def product_in_spans(a: Array, b: Array, out: Array) -> Array:
         out[...] = ops.in_spans(lambda span: product(a[:, span], b[..., span], out=None), a.shape[1])

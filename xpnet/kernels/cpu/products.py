@@ -1,31 +1,32 @@
-"""NumPy's matrix product, a middling one in parts, or one for a single thread in stacks."""
+"""NumPy's matrix product: medium-sized ones in parts and, in a single thread, others as a stack of small ones."""
 
 import functools
 
 import numpy as np
 
-SMALL, MOST = 10**6, 2**22  # multiplications
+SMALL = 10**6  # multiplications up to which OpenBLAS works without copies
+SPLIT_UP_TO = 2**22  # multiplications up to which a product is split into parts of at most SMALL
 
 
 def product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """a @ b of two matrices, as `products` has it."""
-    parts = stretches(*a.shape, b.shape[1])
+    """Write a @ b of two matrices to `out` as `products` does, and return it."""
+    parts = longest_axis_slices(*a.shape, b.shape[1])
     return in_parts(a, b, out, parts) if parts else np.dot(a, b, out=out)
 
 
 def products(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """a @ b of stacks of matrices; each of SMALL to MOST multiplications in several products, parted along its longest
-    axis.
+    """Write a @ b of stacks of matrices to `out`, and return it.
 
-    OpenBLAS multiplies up to SMALL without copying the matrices into blocks first, at nearly twice the speed, and in
-    the caller's thread: others would take the results into their own caches.
+    Products of SMALL to SPLIT_UP_TO multiplications are split along their longest axis. Up to SMALL, OpenBLAS works
+    without copying the matrices into blocks first, at nearly twice the speed, and in the caller's thread: other threads
+    would take the results into their own caches.
     """
-    parts = stretches(*a.shape[-2:], b.shape[-1])
+    parts = longest_axis_slices(*a.shape[-2:], b.shape[-1])
     return in_parts(a, b, out, parts) if parts else np.matmul(a, b, out=out)
 
 
 def in_parts(a: np.ndarray, b: np.ndarray, out: np.ndarray, parts: tuple[slice, ...]) -> np.ndarray:
-    """a @ b in the parts of its longest axis."""
+    """Write a @ b, computed in these parts of its longest axis, to `out`, and return it."""
     (m, k), n = a.shape[-2:], b.shape[-1]
     if n >= m and n >= k:
         for part in parts:
@@ -42,24 +43,24 @@ def in_parts(a: np.ndarray, b: np.ndarray, out: np.ndarray, parts: tuple[slice, 
 
 
 @functools.lru_cache
-def stretches(m: int, k: int, n: int) -> tuple[slice, ...]:
-    """The parts of the longest axis of an (m, k) by (k, n) product, nearly equal; none: it is best done in one."""
-    if not SMALL < m * k * n <= MOST:
+def longest_axis_slices(m: int, k: int, n: int) -> tuple[slice, ...]:
+    """Return nearly equal parts of the longest axis of an (m, k) by (k, n) product; none if it is not to be split."""
+    if not SMALL < m * k * n <= SPLIT_UP_TO:
         return ()
     longest = max(m, k, n)
-    most = SMALL * longest // (m * k * n)
-    stretch = -(-longest // -(-longest // most))
-    return tuple(slice(start, start + stretch) for start in range(0, longest, stretch))
+    longest_part = SMALL * longest // (m * k * n)
+    length = -(-longest // -(-longest // longest_part))
+    return tuple(slice(start, start + length) for start in range(0, longest, length))
 
 
 def in_stacks(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """a @ b of two matrices in one call, which multiplies a few rows of a, or columns of b, at a time.
+    """Write a @ b of two matrices to `out` in one call that multiplies a few rows of a, or columns of b, at a time.
 
-    In one thread, the kernels that OpenBLAS has for AVX-512 take 0.87 to 0.95 of the time of one product so: each of
-    up to SMALL multiplications is done without copies, see `products`.
+    In one thread, OpenBLAS's kernels for AVX-512 then take 0.87 to 0.95 of the time of one product, since they work
+    without copies up to SMALL multiplications, as `products` says.
     """
     (m, k), n = a.shape, b.shape[1]
-    rows, columns = stack(m, k, n, a.strides[0] < a.strides[1], b.strides[0] < b.strides[1])
+    rows, columns = stack_size(m, k, n, a.strides[0] < a.strides[1], b.strides[0] < b.strides[1])
     if rows:
         end = m - m % rows
         np.matmul(a[:end].reshape((-1, rows, k)), b, out=out[:end].reshape((-1, rows, n)))
@@ -77,11 +78,11 @@ def in_stacks(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache
-def stack(m: int, k: int, n: int, a_turned: bool, b_turned: bool) -> tuple[int, int]:
-    """How many rows, or columns, of an (m, k) by (k, n) product at a time; 0, 0 where it is best done in one.
+def stack_size(m: int, k: int, n: int, a_turned: bool, b_turned: bool) -> tuple[int, int]:
+    """Return how many rows or columns of an (m, k) by (k, n) product to compute at a time; (0, 0) for all in one.
 
-    Of matrices whose columns lie next to each other, which are `turned`, its kernels like those with many columns of b
-    and those with long sums and few numbers in the result.
+    A matrix in column-major order is `turned`. For such an a, the kernels are faster only with many columns of b; for
+    such a b, only with long sums and few numbers in the result.
     """
     if a_turned:
         return (0, 16) if not b_turned and 16 * m * k <= SMALL and n >= 32 else (0, 0)

@@ -1,4 +1,4 @@
-"""Work shared between threads, and BLAS kept to one thread meanwhile."""
+"""Work that is shared between threads, and BLAS limited to one thread meanwhile."""
 
 import contextlib
 import contextvars
@@ -9,22 +9,21 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-LARGE = 2**22  # numbers of an array from which threads pay: those of the products before linger on the cores
-FREE = 2**18  # and where there are none of these
-BLOCK = 2**18  # numbers of each array to go through at a time: fewer, and threads wait for Python's lock
-LIMIT = 8  # more threads than this add nothing: the work waits for memory
+LARGE = 2**22  # entries of an array from which threads are faster: BLAS's own keep the cores busy after a product
+LARGE_WITH_ONE_BLAS_THREAD = 2**18  # the same while BLAS has only one
+BLOCK = 2**18  # entries of each array in a block; in smaller ones, threads would wait for Python's lock
+LIMIT = 8  # threads at most: more would wait for memory
 
 
 def in_blocks(work: Callable[[slice], Any], size: int, block: int, shared: bool = True) -> list[Any]:
-    """The results of `work` for every block of range(size), if `shared` on several cores: array libraries release
-    Python's lock.
+    """Return the results of `work` for every block of range(size), in order.
 
-    The threads work in the caller's context, where NumPy keeps its `errstate`. None is at work any more when this
-    returns or raises.
+    If `shared`, several threads take the blocks; array libraries release Python's lock. The threads work in copies of
+    the caller's context, where NumPy keeps its `errstate`, and have finished when this returns or raises.
     """
     count = -(-size // block)
     helpers = min(cores(), count) - 1 if shared else 0
-    if helpers > 0:  # as many blocks for each of the threads
+    if helpers > 0:  # make the number of blocks a multiple of the number of threads
         count = min(size, -(-count // (helpers + 1)) * (helpers + 1))
         block = -(-size // count)
     parts = [slice(start, min(start + block, size)) for start in range(0, size, block)]
@@ -36,52 +35,52 @@ def in_blocks(work: Callable[[slice], Any], size: int, block: int, shared: bool 
         for i, part in blocks:  # an enumeration gives each block to one thread only
             results[i] = work(part)
 
-    tasks, there = workers()
-    others = [Task(functools.partial(contextvars.copy_context().run, run)) for _ in range(min(helpers, there))]
-    for other in others:
-        tasks.put(other)
+    queued, started = workers()
+    tasks = [Task(functools.partial(contextvars.copy_context().run, run)) for _ in range(min(helpers, started))]
+    for task in tasks:
+        queued.put(task)
     try:
         run()
-    finally:  # no block is left: who has not begun need not
-        begun = [other for other in others if not other.take()]
-        for other in begun:
-            other.end.acquire()
-    for other in begun:
-        if other.error is not None:
-            raise other.error
+    finally:  # withdraw the tasks that have not begun, and wait for the others
+        begun = [task for task in tasks if not task.claim()]
+        for task in begun:
+            task.running.acquire()
+    for task in begun:
+        if task.error is not None:
+            raise task.error
     return results
 
 
 class Task:
-    """Work for a helping thread. With two locks its caller goes on some 30 µs sooner than with a Future."""
+    """Work for a helper thread. Two locks wake the caller some 30 µs sooner than a Future does."""
 
     error: BaseException | None = None
 
     def __init__(self, work: Callable[[], None]):
         self.work = work
-        self.begin, self.end = threading.Lock(), threading.Lock()
-        self.end.acquire()
+        self.claimed, self.running = threading.Lock(), threading.Lock()
+        self.running.acquire()  # until the work is done
 
-    def take(self) -> bool:
-        """Take it to do, or back; False where it is taken already."""
-        return self.begin.acquire(blocking=False)
+    def claim(self) -> bool:
+        """Claim the task, to run or to withdraw it; return False if it is already claimed."""
+        return self.claimed.acquire(blocking=False)
 
 
 def cores() -> int:
-    """The cores this process may use, or as many as OMP_NUM_THREADS says, the first number of a list; up to LIMIT."""
-    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if told.isdecimal() and int(told):
-        return min(LIMIT, int(told))
+    """Return the first number in OMP_NUM_THREADS, or the number of cores this process may use; at most LIMIT."""
+    setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if setting.isdecimal() and int(setting):
+        return min(LIMIT, int(setting))
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(LIMIT, usable)
 
 
 @functools.cache
 def workers() -> tuple[queue.SimpleQueue[Task], int]:
-    """The queue that the threads beside the caller's take their work from, and how many they are, started when needed.
+    """Start the helper threads; return the queue from which they take tasks, and their number.
 
-    An executor's threads take no work once the main thread has ended, from other threads and what `atexit` runs. These
-    do; where no more of them can be started, there are fewer, or none.
+    Unlike an executor's threads, they take work after the main thread has ended, from other threads and from `atexit`.
+    If the system can start no more threads, there are fewer or none.
     """
     tasks = queue.SimpleQueue[Task]()
     for i in range(cores() - 1):
@@ -94,21 +93,21 @@ def workers() -> tuple[queue.SimpleQueue[Task], int]:
 
 
 def serve(tasks: queue.SimpleQueue[Task]) -> None:
-    """Do what comes, one after another."""
+    """Run tasks as they come."""
     while True:
         task = tasks.get()
-        if task.take():
+        if task.claim():
             try:
                 task.work()
-            except BaseException as error:  # which the caller raises
+            except BaseException as error:  # the caller raises it
                 task.error = error
-            task.end.release()
-        del task  # before the next one comes
+            task.running.release()
+        del task  # release its arrays before waiting for the next one
 
 
 @functools.cache
 def blas() -> list[Any]:
-    """threadpoolctl's controllers of the BLAS libraries that are loaded; none where it is not installed."""
+    """Return threadpoolctl's controllers of the loaded BLAS libraries; none if it is not installed."""
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:
@@ -117,22 +116,22 @@ def blas() -> list[Any]:
 
 
 class OneThread:
-    """The fits that keep BLAS to one thread at the moment, and the threads it had before the first of them."""
+    """The number of fits that currently limit BLAS to one thread, and the numbers of threads to restore after them."""
 
     lock = threading.Lock()
     users = 0
-    counts: list[int] = []  # noqa: RUF012  # of each library
+    counts: list[int] = []  # noqa: RUF012  # of the threads of each library
 
 
 def multiplies_small() -> bool:
-    """Whether BLAS has kernels that multiply small matrices as they lie: OpenBLAS, for processors with AVX-512."""
-    kinds = {"SkylakeX", "Cooperlake", "SapphireRapids"}
-    return bool(blas()) and all(getattr(library, "architecture", "") in kinds for library in blas())
+    """Whether BLAS has kernels that multiply small matrices without copying: OpenBLAS on processors with AVX-512."""
+    with_avx512 = {"SkylakeX", "Cooperlake", "SapphireRapids"}
+    return bool(blas()) and all(getattr(library, "architecture", "") in with_avx512 for library in blas())
 
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Within, BLAS works in the thread that calls it."""
+    """A context in which BLAS runs only in the calling thread."""
     with OneThread.lock:
         OneThread.users += 1
         if OneThread.users == 1:
@@ -150,22 +149,22 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def pays(size: int) -> bool:
-    """Whether threads pay for arrays of this size."""
-    return size > (FREE if OneThread.users else LARGE)
+    """Whether threads are faster for arrays of this size."""
+    return size > (LARGE_WITH_ONE_BLAS_THREAD if OneThread.users else LARGE)
 
 
 def blas_threads() -> int:
-    """The threads that BLAS works in, up to LIMIT; 1 where nobody can tell it to use fewer."""
+    """Return the number of BLAS's threads, at most LIMIT; 1 if it cannot be limited to one, without threadpoolctl."""
     with OneThread.lock:
         counts = OneThread.counts if OneThread.users else [library.num_threads for library in blas()]
     return min(LIMIT, max(counts, default=1))
 
 
-def begin_anew() -> None:
-    """Forget what the threads of a forked process's parent did: they do not survive the fork."""
+def reset_after_fork() -> None:
+    """Forget the parent's threads, which do not exist in a forked process."""
     workers.cache_clear()
     OneThread.lock, OneThread.users = threading.Lock(), 0
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has none
-    os.register_at_fork(after_in_child=begin_anew)
+    os.register_at_fork(after_in_child=reset_after_fork)

@@ -12,48 +12,48 @@ from .functions import Loops, LoopStage
 
 @compiled
 def averaged(old, batch, rates, new):
-    """new = (1 - rates) old + rates batch"""
+    """Write (1 - rates) old + rates batch to `new`."""
     one = new.dtype.type(1.0)
     for i in range(new.size):
         new[i] = (one - rates[i]) * old[i] + rates[i] * batch[i]
 
 
-def loops(value: Any, back: Any, made_of: Any) -> Loops:
-    """The loops with y of x in them, and dy times the slope."""
+def loops(value: Any, back: Any, compiled_loop: Any) -> Loops:
+    """Return the loops, given a pointwise function f as `value`, and dy times its slope as `back`."""
 
-    @made_of
-    def forward(z, bias, gamma, beta, eps, s, own, mean, var, scale, y, wide):
-        """y = f(γ (z - μ) scale + β), scale = 1 / √(v + eps); `own` is μ, and `mean` that of z + bias.
+    @compiled_loop
+    def forward(z, bias, gamma, beta, eps, s, mean, mean_with_bias, var, scale, y, wide):
+        """Write y = f(γ (z - μ) scale + β), scale = 1 / √(v + eps), `mean` μ, `mean_with_bias` μ + bias, and `var` v.
 
-        Without y it ends when μ and v are found; without `mean` they are there already.
+        If y is None, only write the mean and variance; if `mean_with_bias` is None, read them from `mean` and `var`.
         """
         n = z.shape[1]
         one = z.dtype.type(1.0)
-        none = z.dtype.type(0.0) if wide is None else wide
+        zero = z.dtype.type(0.0) if wide is None else wide
         share = one / z.dtype.type(n)
         for i in range(z.shape[0]):
-            if mean is None:
-                m = own[i]
+            if mean_with_bias is None:
+                m = mean[i]
                 v = var[i]
             else:
-                total = none
+                total = zero
                 for j in range(n):
                     total += z[i, j]
                 m = z.dtype.type(total * share)
-                rest = none
+                rest = zero
                 for j in range(n):
                     rest += z[i, j] - m
-                m += z.dtype.type(rest * share)  # what a sum of large numbers loses of its mean
-                total = none
-                rest = none
+                m += z.dtype.type(rest * share)  # corrects the mean's rounding error
+                total = zero
+                rest = zero
                 for j in range(n):
                     c = z[i, j] - m
                     total += c * c
                     rest += c
-                rest *= share  # what is less than the mean's last digit
+                rest *= share  # the remaining error, below the mean's last digit
                 v = z.dtype.type(total * share - rest * rest)
-                own[i] = m
-                mean[i] = m if bias is None else m + bias[i]
+                mean[i] = m
+                mean_with_bias[i] = m if bias is None else m + bias[i]
                 var[i] = v
             if y is not None:
                 scale[i] = one / np.sqrt(v + z.dtype.type(eps))
@@ -62,20 +62,20 @@ def loops(value: Any, back: Any, made_of: Any) -> Loops:
                 for j in range(n):
                     y[i, j] = value((z[i, j] - m) * gain + b, s)
 
-    @made_of
-    def backward(z, gamma, beta, s, mean, scale, y, d, dgamma, dbeta, dbias, wide, stop):
+    @compiled_loop
+    def backward(z, gamma, beta, s, mean, scale, y, d, dgamma, dbeta, dbias, wide, sums_only):
         """du = d f', dβ = Σ_n du, dγ = Σ_n du x̂, d ← γ scale (du - dβ / N - x̂ dγ / N) with x̂ = (z - μ) scale.
 
-        Unless `stop` is None it ends when du and the sums are found; without y they are there already.
+        Unless `sums_only` is None, only d ← du and the sums are computed; if y is None, they are read instead.
         """
         n = z.shape[1]
-        none = z.dtype.type(0.0) if wide is None else wide
+        zero = z.dtype.type(0.0) if wide is None else wide
         share = z.dtype.type(1.0) / z.dtype.type(n)
         for i in range(z.shape[0]):
             m = mean[i]
             gain = gamma[i] * scale[i]
-            sum_u = none
-            sum_ux = none
+            sum_u = zero
+            sum_ux = zero
             if y is None:
                 sum_u += dbeta[i]
                 sum_ux += dgamma[i]
@@ -92,7 +92,7 @@ def loops(value: Any, back: Any, made_of: Any) -> Loops:
                 dgamma[i] = sum_ux
                 if dbias is not None:
                     dbias[i] = z.dtype.type(0.0)
-            if stop is None:
+            if sums_only is None:
                 shift = z.dtype.type(sum_u * share)
                 slope = z.dtype.type(sum_ux * scale[i] * share)
                 for j in range(n):
@@ -102,7 +102,7 @@ def loops(value: Any, back: Any, made_of: Any) -> Loops:
 
 
 class BatchNorm(stages.BatchNorm, LoopStage):
-    """x stays as it is, and `scale` keeps 1 / √(v + eps)."""
+    """Batch norm in loops. x is not overwritten; `scale` holds 1 / √(v + eps) for backward."""
 
     loops = staticmethod(loops)
     meets = True
@@ -118,35 +118,35 @@ class BatchNorm(stages.BatchNorm, LoopStage):
     def forward(self, x: Array, params: Any) -> Array:
         gamma, beta, _, bias = params
         self.cache = x
-        made = self.mean, *self.batch, self.scale, self.y
-        self.forward_rows(x, bias, gamma, beta, self.eps, self.settings, *made, self.wide)
+        outputs = self.mean, *self.batch, self.scale, self.y
+        self.forward_rows(x, bias, gamma, beta, self.eps, self.settings, *outputs, self.wide)
         if self.finish:
             self.finish()
         return self.y
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Array:
         (gamma, beta, *_), (dgamma, dbeta, _, dbias) = params, grads
-        kept = self.settings, self.mean, self.scale, self.y
-        self.backward_rows(self.cache, gamma, beta, *kept, dy, dgamma, dbeta, dbias, self.wide, None)
+        saved = self.settings, self.mean, self.scale, self.y
+        self.backward_rows(self.cache, gamma, beta, *saved, dy, dgamma, dbeta, dbias, self.wide, None)
         return dy
 
     def begin_forward(self, x: Array, params: Any) -> None:
-        found = self.mean, self.mean, self.var, self.scale
-        self.forward_rows(x, None, *params[:2], self.eps, self.settings, *found, None, self.wide)
+        statistics = self.mean, self.mean, self.var, self.scale
+        self.forward_rows(x, None, *params[:2], self.eps, self.settings, *statistics, None, self.wide)
 
     def end_forward(self, x: Array, params: Any) -> Array:
-        found = self.mean, None, self.var, self.scale
-        self.forward_rows(x, None, *params[:2], self.eps, self.settings, *found, self.y, self.wide)
+        statistics = self.mean, None, self.var, self.scale
+        self.forward_rows(x, None, *params[:2], self.eps, self.settings, *statistics, self.y, self.wide)
         if self.finish:
             self.finish()
         return self.y
 
     def begin_backward(self, dy: Array, params: Any, grads: Any) -> None:
         dgamma, dbeta, _, dbias = grads
-        kept = self.settings, self.mean, self.scale, self.y
-        self.backward_rows(self.cache, *params[:2], *kept, dy, dgamma, dbeta, dbias, self.wide, True)
+        saved = self.settings, self.mean, self.scale, self.y
+        self.backward_rows(self.cache, *params[:2], *saved, dy, dgamma, dbeta, dbias, self.wide, True)
 
     def end_backward(self, dy: Array, params: Any, sums: Any) -> Array:
-        kept = self.settings, self.mean, self.scale, None
-        self.backward_rows(self.cache, *params[:2], *kept, dy, *sums, None, self.wide, None)
+        saved = self.settings, self.mean, self.scale, None
+        self.backward_rows(self.cache, *params[:2], *saved, dy, *sums, None, self.wide, None)
         return dy

@@ -1,7 +1,7 @@
-"""How loops are compiled by Numba, and functions of one number in arithmetic that becomes vector instructions.
+"""Compilation of loops by Numba, and functions of one number in arithmetic that becomes vector instructions.
 
-The compiled code is kept on disk, beside the loops' file or where NUMBA_CACHE_DIR says. Where it cannot be read or
-written, it is compiled anew in each process.
+The compiled code is cached on disk, beside the loops' file or in NUMBA_CACHE_DIR. If the cache cannot be read or
+written, each process compiles anew.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ if config.DISABLE_JIT:
 
 
 class Cache(FunctionCache):
-    """A function's compiled code on disk, which is made anew where files are damaged or the disk is full."""
+    """The cache of a function's compiled code on disk. If files are damaged or the disk is full, it compiles anew."""
 
-    formulas: object = None  # that are compiled into it beside its own source
+    formulas: object = None  # compiled into the function beside its own source, so that they are part of its key
 
     def _index_key(self, sig, codegen):
         return sig, codegen.magic_tuple(), repr(self.formulas)
@@ -34,15 +34,15 @@ class Cache(FunctionCache):
     def load_overload(self, sig, target_context):
         try:
             return super().load_overload(sig, target_context)
-        except Exception:  # a file that was cut short fails in as many ways as pickle has
+        except Exception:  # a truncated file can raise any error that pickle has
             with contextlib.suppress(OSError):
-                self.flush()  # else it could not be written anew either
+                self.flush()  # otherwise it could not be replaced either
             return None
 
     def save_overload(self, sig, data):
         try:
             super().save_overload(sig, data)
-        except Exception as error:  # no space, no right to write, or what Numba cannot write
+        except Exception as error:  # no space, no permission, or an object that Numba cannot store
             warn(
                 f"what Numba has compiled cannot be kept in {self.cache_path} ({type(error).__name__}: {error}): each "
                 "process compiles it anew. Make room there, or set NUMBA_CACHE_DIR",
@@ -51,36 +51,36 @@ class Cache(FunctionCache):
 
 
 def compiling(fastmath: Any, formulas: object = None) -> Callable[[Any], Any]:
-    """The decorator that has Numba compile a function when it is first called, to be kept in a `Cache`.
+    """Return a decorator with which Numba compiles a function at its first call, and keeps the code in a `Cache`.
 
-    A function of the same source may stand for several, which the `formulas` that are compiled into it tell apart.
+    `formulas` distinguish functions of the same source that have different formulas compiled into them.
     """
 
     def decorate(function: Any) -> Any:
         dispatcher = njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
-        dispatcher._cache = Cache(function)  # as cache=True sets Numba's own
+        dispatcher._cache = Cache(function)  # as `cache=True` sets Numba's own
         dispatcher._cache.formulas = formulas
         return dispatcher
 
     return decorate
 
 
-exact = compiling(False)  # in the order written, whoever calls it
-compiled = compiling({"reassoc", "contract"})  # sums in any order
+exact = compiling(False)  # operations stay as written, also when inlined into a caller
+compiled = compiling({"reassoc", "contract"})  # sums may be reordered
 
 # --- functions of one number, in arithmetic that becomes vector instructions ------------------------------------------
 
 
 @intrinsic
 def as_float(typing: Any, bits: Any) -> Any:
-    """The float32 or float64 that an int32 or int64 holds the bits of."""
+    """Reinterpret the bits of an int32 or int64 as a float32 or float64."""
     float_type, kind = {32: (types.float32, ir.FloatType()), 64: (types.float64, ir.DoubleType())}[bits.bitwidth]
     return float_type(bits), lambda context, builder, signature, args: builder.bitcast(args[0], kind)
 
 
 @intrinsic
 def is_negative(typing: Any, x: Any) -> Any:
-    """Whether the sign bit of x is set: of a number below 0, and of -0.0."""
+    """Whether the sign bit of x is set, as for numbers below 0 and for -0.0."""
 
     def code(context, builder, signature, args):
         kind = ir.IntType(x.bitwidth)
@@ -91,7 +91,7 @@ def is_negative(typing: Any, x: Any) -> Any:
 
 @exact
 def exp32(x):
-    """e^x = 2^n e^r with n whole and |r| <= ln 2 / 2, e^r a polynomial. Moshier's Cephes, expf; within 1 ulp."""
+    """Return e^x = 2^n e^r, n whole, |r| <= ln 2 / 2, e^r a polynomial, within 1 ulp. Moshier's Cephes, expf."""
     f = np.float32
     x = f(-87.0) if x < f(-87.0) else x  # a NaN stays
     x = f(88.0) if x > f(88.0) else x
@@ -107,7 +107,7 @@ def exp32(x):
 
 @exact
 def exp64(x):
-    """The same with e^r = 1 + 2 r P(r²) / (Q(r²) - r P(r²)). Moshier's Cephes, exp; within 2 ulp."""
+    """Return e^x with e^r = 1 + 2 r P(r²) / (Q(r²) - r P(r²)), within 2 ulp. Source: Moshier's Cephes, exp."""
     x = -708.0 if x < -708.0 else x
     x = 709.0 if x > 709.0 else x
     n = np.floor(x * 1.4426950408889634073599 + 0.5)
@@ -119,7 +119,7 @@ def exp64(x):
 
 
 def exp(x):
-    """Of the dtype that x has; for x beyond what it can hold, that of its ends."""
+    """Return e^x in the dtype of x, which is clipped to [-87, 88] in float32 and [-708, 709] in float64."""
 
 
 @overload(exp)
@@ -131,12 +131,12 @@ def _exp(x):
 
 
 def horner(x: str, coefficients: tuple[float, ...]) -> str:
-    """A polynomial as a formula, of the highest power first."""
+    """Return the formula of a polynomial, with the coefficient of the highest power first."""
     return functools.reduce(lambda y, c: f"({y} * {x} + {c})", coefficients[1:], str(coefficients[0]))
 
 
-# the form of Abramowitz & Stegun 1964, 26.2.17, to an absolute 4e-9 in place of 7.5e-8: a coefficient more, all of them
-# and RATIO found by iteratively reweighted least squares (Lawson's algorithm)
+# the form of Abramowitz & Stegun 1964, 26.2.17, with one more coefficient: an absolute error of 4e-9 instead of 7.5e-8;
+# the coefficients and RATIO were fitted by iteratively reweighted least squares (Lawson's algorithm)
 RATIO = 0.276
 TAIL = (-0.2843802512, 1.104950424, -0.7867201298, 0.8075076758, 0.1171160785, 0.2948403305)
 
@@ -169,7 +169,7 @@ normal32, normal64 = (njit(inline="always")(scope[name]) for name in ("normal32"
 
 
 def normal(x):
-    """Φ(x): Φ(-|x|) = φ(x) t P(t) with t = 1 / (1 + RATIO |x|), or in float64 by `ops.rational_erf`."""
+    """Return Φ(x), from Φ(-|x|) = φ(x) t P(t) with t = 1 / (1 + RATIO |x|), or in float64 by `ops.rational_erf`."""
 
 
 @overload(normal)
