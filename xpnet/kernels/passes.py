@@ -122,7 +122,7 @@ class Passes:
         return self.plan.stages[-1].backward(dy, (), ()) if self.end < len(self.stages) else dy
 
     def backward(self, dy: Array, at: Vector, gradient: Vector) -> None:
-        """Write the gradient into `gradient`, given the dy that `checked_dy` returned, which is overwritten."""
+        """Write the gradient into `gradient`, given the dy that `checked_dy` returned. May overwrite dy."""
         assert self.plan is not None
         part = self.backwards
         for stage, params, grads in zip(self.plan.stages[part], at.views[part], gradient.views[part], strict=True):

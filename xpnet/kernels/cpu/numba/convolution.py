@@ -158,7 +158,7 @@ class Pool(convolution.Pool):
 
 
 class Convolution(convolution.Convolution):
-    """With compiled pools and transforms of tiles. The pool also applies a ReLU before or after it."""
+    """`..convolution.Convolution` with compiled pools and transforms of tiles. A ReLU beside a pool is part of it."""
 
     correlations = Winograd, Gathered
     maxima = Pool

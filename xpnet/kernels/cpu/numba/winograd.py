@@ -38,9 +38,9 @@ def by(matrix: Matrix, rows: Sequence[Sequence[Any]], builder: Any) -> list[tupl
 def transform(matrix: Matrix) -> Any:
     """Return an intrinsic for compiled code that writes M D Mᵀ to `target`, with D the tile at `source`.
 
-    A tile's entries are vectors of n numbers. A tile is given by the address of its first entry, the strides in bytes
-    between its rows and between its columns, and twice the pair of its first row or column in an image and the image's
-    size. Entries outside of the image are read from `read_outside` and written to `write_outside`, two addresses.
+    A tile's entries are vectors of n numbers. A tile is a tuple: the address of its first entry; the strides in bytes
+    between its rows and between its columns; its first row in an image, and the image's height; its first column, and
+    the width. Entries outside of the image are read at the address `read_outside`, and written at `write_outside`.
     """
 
     @intrinsic
@@ -139,7 +139,7 @@ def transform_gradients(dz, zeros, tiles):
 
 
 class Winograd(winograd.Winograd):
-    """`..winograd`'s with the transforms in compiled loops."""
+    """`..winograd.Winograd` with the transforms in compiled loops."""
 
     least = 2**9
 
