@@ -518,7 +518,7 @@ def test_a_file_that_holds_no_batches_is_named(strict_lib, data, tmp_path):
     net, two = network(strict_lib), network(strict_lib)
     for damage, words in (
         (lambda path: np.savez(path, a=data[0]), r"1\.npz holds a, expected x and y"),
-        (lambda path: path.write_bytes(b"PK not a zip"), r"1\.npz' is no \.npz file"),
+        (lambda path: path.write_bytes(b"PK not a zip"), r"1\.npz' is not an \.npz file"),
     ):
         damage(files[1])
         with pytest.raises(ValueError, match=words):
