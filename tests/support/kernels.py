@@ -1,10 +1,31 @@
 """A family's stages, called like functions: each is bound to a workspace and to its arguments."""
 
+import itertools
+
 import numpy as np
 
 import xpnet as xn
 from xpnet.kernels.planner import kernels_for
 from xpnet.kernels.stages import Part, Site, Stage, Vector, Workspace, in_memory_order
+
+# of matrix products (m, k) by (k, n)
+EDGES = [
+    (1, 1, 1),
+    (3, 5, 1),
+    (1, 200, 1),
+    (128, 128, 128),
+    (100, 100, 100),
+    (100, 100, 101),
+    (101, 100, 100),
+    (100, 101, 100),
+]
+LONG = [
+    (m, k, n)
+    for long in (2003, 4194, 4195)  # of one axis, beside two that make it less, about and more than 2²² in all
+    for m, k, n in itertools.permutations((long, 20, 50))
+    if m != 50 and k != 50
+] + [(1, 2000, 1999), (1999, 1, 1500), (128, 64, 1500), (64, 128, 600), (1500, 64, 32), (64, 1500, 32), (32, 1500, 64)]
+SIZES = EDGES + LONG
 
 
 class Given(Stage):

@@ -146,7 +146,7 @@ def test_pytorchs_tensors_without_numbers_are_refused(lib, net):
     x, y = good()
     bare = lambda a: lib.asarray(a, "float32").to("meta")  # noqa: E731
     for call in CALLS:
-        with refused(net, TypeError, f'{call}x is a tensor on the device "meta"', 'make it on "cpu"'):
+        with refused(net, TypeError, f'{call}x is a tensor on the device "meta"', 'create it on "cpu"'):
             CALLS[call](net, bare(x), y)
     with refused(net, TypeError, 'SoftmaxCrossEntropy: the target is a tensor on the device "meta"'):
         fit(net, x, bare(HOT))

@@ -4,15 +4,14 @@ import itertools
 import math
 import threading
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import xpnet as xn
 from support import HANG
-from support.kernels import Operations
-from xpnet.kernels.cpu import products, threads
+from support.kernels import SIZES, Operations
+from xpnet.kernels.cpu import threads
 
 pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only, pytest.mark.usefixtures("small_blocks")]
 
@@ -543,25 +542,8 @@ def test_what_is_not_finite_shows_wherever_it_stands(bench, request):
 
 # --- products ---------------------------------------------------------------------------------------------------------
 
-EDGE = [
-    (1, 1, 1),
-    (3, 5, 1),
-    (1, 200, 1),
-    (128, 128, 128),
-    (100, 100, 100),
-    (100, 100, 101),
-    (101, 100, 100),
-    (100, 101, 100),
-]
-LONG = [
-    (m, k, n)
-    for long in (2003, 4194, 4195)  # of one axis, beside two that make it less, about and more than 2²² in all
-    for m, k, n in itertools.permutations((long, 20, 50))
-    if m != 50 and k != 50
-] + [(1, 2000, 1999), (1999, 1, 1500), (128, 64, 1500), (64, 128, 600), (1500, 64, 32), (64, 1500, 32), (32, 1500, 64)]
 
-
-@pytest.mark.parametrize(("m", "k", "n"), EDGE + LONG)
+@pytest.mark.parametrize(("m", "k", "n"), SIZES)
 def test_product(m, k, n, bench):
     """Of turned matrices too; each entry is a sum of k numbers of size 1, whose rounding grows with k at most."""
     a, b = bench.draw(m, k), bench.draw(k, n)
@@ -572,43 +554,6 @@ def test_product(m, k, n, bench):
         given = bench.kernels.product(bench.put(a, layout), bench.put(b, layout), out=out)
         assert given is out
         bench.agrees(out, expected, 10 + k, 5.0)
-
-
-@pytest.mark.numpy_only
-@pytest.mark.parametrize(("m", "k", "n"), EDGE + LONG)
-def test_a_products_parts_are_small_and_nearly_equal(m, k, n):
-    size, longest = m * k * n, max(m, k, n)
-    parts = products.longest_axis_slices(m, k, n)
-    if not products.SMALL < size <= products.SPLIT_UP_TO:
-        assert parts == ()
-        return
-    assert [i for part in parts for i in range(longest)[part]] == list(range(longest))
-    lengths = [len(range(longest)[part]) for part in parts]
-    assert max(lengths) * (size // longest) <= products.SMALL
-    assert max(lengths) - min(lengths) < len(parts) == -(-longest // (products.SMALL // (size // longest)))
-
-
-@pytest.mark.numpy_only
-@pytest.mark.parametrize("turned", ["a", "b", ""])
-@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (13, 30, 45), (21, 200, 70), (37, 128, 600), (9, 300, 3000)])
-def test_a_product_in_stacks(m, k, n, turned, bench):
-    a, b = bench.draw(m, k), bench.draw(k, n)
-    out = bench.empty(m, n)
-    lying = [bench.put(x, "turned" if name == turned else "as it is") for name, x in (("a", a), ("b", b))]
-    assert products.in_stacks(*lying, out=out) is out
-    bench.agrees(out, a.astype("float64") @ b.astype("float64"), 10 + k, 5.0)
-
-
-@pytest.mark.numpy_only
-def test_stacks_are_for_one_thread_of_a_blas_with_kernels_for_them(bench, monkeypatch):
-    family = bench.kernels.family
-    for architecture, count, expected in [("SkylakeX", 1, True), ("SkylakeX", 2, False), ("Haswell", 1, False)]:
-        library = SimpleNamespace(architecture=architecture, num_threads=count)
-        monkeypatch.setattr(threads, "blas", lambda library=library: [library])
-        assert (family.product_in(1) is products.in_stacks) == expected
-    assert family.product_in(2) is not products.in_stacks
-    monkeypatch.setattr(threads, "blas", list)
-    assert family.product_in(1) is family.product
 
 
 # --- workspaces and threads -------------------------------------------------------------------------------------------
