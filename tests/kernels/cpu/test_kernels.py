@@ -702,3 +702,16 @@ def test_exp_is_within_2_ulp_over_its_whole_range_and_ends_there(dtype, low, hig
     assert y[0] == y[1] == y[2] > 0
     assert y[3] == y[4] == y[5] < np.inf
     assert np.isnan(y[6])
+
+
+@pytest.mark.numba_only
+@pytest.mark.parametrize("name", ["SOURCES", "SOURCE"])
+def test_loops_are_compiled_anew_where_what_they_call_has_changed(name, monkeypatch):
+    from xpnet.kernels.cpu.numba import batch_norm, compiling
+
+    loop = batch_norm.averaged
+    codegen, key = loop.targetctx.codegen(), loop._cache._index_key
+    before = key((), codegen)
+    assert key((), codegen) == before
+    monkeypatch.setattr(compiling, name, "of another version")
+    assert key((), codegen) != before

@@ -6,7 +6,9 @@ written, each process compiles anew.
 
 import contextlib
 import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,9 @@ from ...formulas import DENSITY, HALF, python
 if config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, so it compiles nothing")
 
+# What loops call of other files is compiled into them, while Numba's cache knows only the file of the loop itself.
+SOURCES = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+
 
 class Cache(FunctionCache):
     """The cache of a function's compiled code on disk. If files are damaged or the disk is full, it compiles anew."""
@@ -29,7 +34,7 @@ class Cache(FunctionCache):
     formulas: object = None  # compiled into the function beside its own source, so that they are part of its key
 
     def _index_key(self, sig, codegen):
-        return sig, codegen.magic_tuple(), repr(self.formulas)
+        return sig, codegen.magic_tuple(), repr(self.formulas), SOURCES, SOURCE
 
     def load_overload(self, sig, target_context):
         try:
