@@ -1,8 +1,8 @@
 """A stage: the forward and backward of a run of layers, in arrays that are made once for each shape of a batch.
 
-Each operation has a class of stages in a file of its own, for each family of kernels; here are those that all families
-share, and the base. Axes: N batch, D features in, H features out. Inside, arrays are (H, N): the batch of a feature is
-one row of memory. Arrays of more axes are the layers' own, with all their axes the other way round.
+In each family of kernels, an operation has a stage class in a file of its own. This file holds the base class, and the
+classes that the families share. Axes: N batch, D features in, H features out. Stages work on (H, N) arrays, in which
+the batch of a feature is contiguous. Arrays of more axes are those of the layers with the order of the axes reversed.
 """
 
 import copy
@@ -22,13 +22,14 @@ from ..losses.losses import Loss
 from .reference import checked
 from .table import pointwise
 
-# The way of a stretch of a batch through stages. Where it needs the other stretches, it yields a function, to be called
-# once with what all of them yield beside theirs before it goes on; and None in the end, with what it comes to.
+# The pass of a stretch of a batch, some of its rows, through stages. Where it needs the other stretches, it yields a
+# function and an object, and resumes after the function has been called once with the objects of all stretches. At the
+# end it yields None and its result.
 Meetings = Generator[tuple[Callable[[Sequence[Any]], None] | None, Any], None, Any]
 
 
 class Part(NamedTuple):
-    """A layer of the network, its name, the axes of the x that it is given, and the layers within it, each named."""
+    """A layer of the network: its name, the number of axes of its x, and the layers within it with their names."""
 
     prefix: str
     layer: Any
@@ -40,31 +41,31 @@ LINE = 64  # bytes of a cache line
 
 
 class Workspace:
-    """Memory by name, as much of each as the largest array asked for; smaller arrays are parts of it."""
+    """Named buffers, each as large as the largest array requested under its name; smaller arrays are parts of it."""
 
     def __init__(self, xp: Any, dtype: Any, device: Any):
         self.xp, self.dtype, self.device = xp, dtype, device
         self.flat: dict[str, Array] = {}
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: Any = None) -> Array:
-        """An array of that shape, with whatever numbers are in it."""
+        """Return an uninitialized array of this shape."""
         size = math.prod(shape)
         if name not in self.flat or self.flat[name].shape[0] < size:
             self.flat[name] = self.empty(size, dtype or self.dtype)
         return self.flat[name][:size].reshape(shape)
 
     def empty(self, size: int, dtype: Any) -> Array:
-        """Return a new array that begins at a cache line, as other libraries' do. A large array of NumPy begins 16
-        bytes after one, so that each vector of 64 bytes would be in two lines.
+        """Return a new array that starts on a cache line, as other libraries' arrays do. A large array of NumPy starts
+        16 bytes after one, so that each vector of 64 bytes would cross a cache line.
         """
         a = self.xp.empty(size + LINE, dtype=dtype, device=self.device)
         start = -a.__array_interface__["data"][0] % LINE // a.itemsize if isinstance(a, np.ndarray) else 0
         return a[start : start + size]
 
     def filled(self, value: float, shape: tuple[int, ...] = ()) -> Array:
-        """An array of one value, which nobody writes to.
+        """Return a constant array, which nobody writes to.
 
-        NumPy takes an array without axes in half the time of Python's number; a product with ones is a sum.
+        NumPy handles a 0-d array in half the time of a Python number; a product with a vector of ones is a sum.
         """
         a = self(repr(value), shape)
         a[...] = value
@@ -72,17 +73,17 @@ class Workspace:
 
 
 class Site(NamedTuple):
-    """The surroundings of stages: a family of kernels, memory, and where parameters stand in their vector."""
+    """What stages share: the family of kernels, memory, and the place of each parameter in the flat vector."""
 
     family: Any
     workspace: Callable[[], Workspace]
-    shared: Workspace  # for temporary arrays, which no stage needs later
+    shared: Workspace  # for temporary arrays, which any stage may overwrite
     offsets: dict[str, int] = {}  # noqa: RUF012  # the first entry of each parameter, by name
-    threads: int = 1  # the number of threads that run such stages at the same time
+    threads: int = 1  # the number of threads that run copies of these stages at the same time
 
 
 class Vector:
-    """A vector of all parameters or of their gradients, with the views of it: by name, and those of each stage."""
+    """A flat vector of all parameters or all gradients, with its views by name, and those of each stage."""
 
     def __init__(self, flat: Array, arrays: dict[str, Array], stages: Sequence["Stage"]):
         self.flat, self.arrays = flat, arrays
@@ -90,36 +91,36 @@ class Vector:
 
 
 class Stage:
-    """The base of every stage. `take` says what a class does; the planner asks the rest of these attributes.
+    """The base class of stages. `take` decides which layers a class computes; the planner reads the other attributes.
 
-    For each shape of a batch the planner has a copy `bind` the arrays that it needs; forward and backward then write
-    into them. `backward` may write over its dy. Whoever is given y may read it until this stage's own backward.
+    For each batch shape, the planner makes a copy and has it `bind` the arrays that forward and backward write into.
+    `backward` may overwrite its dy. Whoever receives y may read it until this stage's own backward.
     """
 
     layers = 1  # the number of layers that it computes
     after: "Stage | None" = None  # the next stage
     rowwise = True  # whether each row of the batch is computed independently of its position and of the other rows
-    numbers_rows = False  # whether it is rowwise except that it asks `span` for the numbers of the rows
-    meets = False  # whether a batch may be divided into stretches that meet within it: see `forward_of_stretch`
+    numbers_rows = False  # whether rows are independent, but need their numbers, from `span`
+    meets = False  # whether stretches of a batch have to meet within it: see `forward_of_stretch`
     features: int | None = None  # of x, if known beforehand
     axes = 2  # of x
-    foreign = False  # whether it runs a layer's own code, which may keep its arguments and returns arrays of its own
+    foreign = False  # whether it runs a layer's own code, which may keep its arguments and returns new arrays
     bias = ""  # the name of a bias that the next stage must add to y
-    y_read_once = False  # whether only the next stage reads y, and may overwrite it
+    y_read_once = False  # whether only the next stage reads y, which may overwrite it
     in_place = False  # whether y overwrites x
-    has_ones = False  # whether a row of ones is below y
-    images = False  # whether y is images (W, H, C, N), in memory as (C, H, W, N)
-    y_kept = False  # whether y goes to a foreign stage, which may keep it
-    lowest = False  # whether no stage needs dx
-    idle: tuple[str, ...] = ()  # parameters whose gradient is always 0
-    averages: tuple[tuple[str, float], ...] = ()  # names of running averages, each with the weight of a new batch
+    has_ones = False  # whether a row of ones follows y
+    images = False  # whether y holds images (W, H, C, N), stored in memory as (C, H, W, N)
+    y_kept = False  # whether y must stay unchanged until the end of the step
+    lowest = False  # whether no stage before it needs dx
+    idle: tuple[str, ...] = ()  # names of parameters whose gradient is always 0
+    averages: tuple[tuple[str, float], ...] = ()  # names of running averages, and the weight of a new batch
     batch: tuple[Array, ...] = ()  # buffers for the batch's statistics, in this order
     states: Sequence[Any] = ()  # the layers whose running statistics `next_state` returns
     y: Array
-    y_and_ones: Any = None  # y, with the row of ones below it if it has one; None of more axes
-    turn: int  # which of two places its dx takes where it has none of its own: dy may stand in the other
-    cache: Any = None  # what forward leaves for backward that is not the stage's own; let go after each step
-    keeps = False  # whether it does
+    y_and_ones: Any = None  # y, with the row of ones if there is one; None for more axes
+    turn: int  # which of two shared buffers its dx takes, if it has none of its own; dy may be in the other
+    cache: Any = None  # what backward needs beside the stage's own arrays; released after each step
+    keeps = False  # whether forward sets `cache`
 
     def __init__(self, site: Site, before: "Stage | None", *names: str):
         self.site, self.before, self.names = site, before, names
@@ -128,50 +129,50 @@ class Stage:
 
     @classmethod
     def take(cls, site: Site, before: "Stage | None", parts: Sequence[Part]) -> "Stage | None":
-        """A stage for the first `layers` of these parts; None where it does not do them."""
+        """Return a stage for the first `layers` of these parts, or None if it does not support them."""
         raise NotImplementedError
 
     def views(self, vector: Vector) -> tuple[Any, ...]:
-        """The views of a vector that forward and backward are given."""
+        """Return the views of a vector that forward and backward receive."""
         return tuple(vector.arrays[name] for name in self.names)
 
     def add_ones(self) -> None:
-        """Have a row of ones stand below y."""
+        """Store a row of ones after y."""
         if self.in_place and self.before:
             self.before.add_ones()
         self.has_ones = not self.in_place
 
     def keep_y(self) -> None:
-        """Keep y as it is until the step has ended."""
+        """Leave y unchanged until the end of the step."""
         if self.in_place and self.before:
             self.before.keep_y()
         self.y_kept = True
 
     def take_bias(self) -> bool:
-        """Add the bias that is the next stage's to add, if that is possible and pays."""
+        """Take over the bias that the next stage would add, if possible and faster; return whether it did."""
         return False
 
     def has_averages(self) -> bool:
-        """Whether the running averages are of a batch already: the first one sets them."""
+        """Return whether the running averages have seen a batch; the first one sets them."""
         return False
 
     def bound(self, x: Array, before: "Stage | None") -> "Stage":
-        """A copy for arrays like this x, which is the y of the stage `before`, or anybody's where that is None."""
+        """Return a copy bound to arrays like this x, the y of the stage `before`; x may come from elsewhere if None."""
         twin = copy.copy(self)
         twin.bind(x, before)
         return twin
 
     def bind(self, x: Array, before: "Stage | None") -> None:
-        """Find the arrays for an x of this shape; x itself is to be kept only as the y of the stage before."""
+        """Set the arrays for an x of this shape. x itself may be kept only if it is the y of the stage before."""
 
     def output(self, h: int, n: int) -> Array:
-        """The place of y, (H, N)."""
+        """Return the array for y, (H, N)."""
         self.y_and_ones = self.work("y", (h + self.has_ones, n))
         self.y = self.y_and_ones[:h]
         return self.y
 
     def fill(self) -> None:
-        """Write what the arrays of another shape, in the same memory, may have written over."""
+        """Restore constants that a batch of another shape, in the same memory, may have overwritten."""
         if self.has_ones:
             self.y_and_ones[-1] = 1.0
 
@@ -180,20 +181,20 @@ class Stage:
         raise NotImplementedError
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Any:
-        """(H, N) -> (D, N), None where it is the lowest. The gradients go to `grads`."""
+        """(H, N) -> (D, N), None for the lowest stage. Writes the gradients into `grads`."""
         raise NotImplementedError
 
     def forward_of_stretch(self, x: Array, params: Any) -> Meetings:
-        """`forward` of a stretch of a batch, which meets the others."""
+        """`forward` for a stretch of a batch, which meets the others: see `Meetings`."""
         raise NotImplementedError
 
     def backward_of_stretch(self, dy: Array, params: Any, grads: Any) -> Meetings:
-        """`backward` of a stretch; the gradients are its own."""
+        """`backward` for a stretch; `grads` are its own."""
         raise NotImplementedError
 
 
 class LayerStage(Stage):
-    """Any layer, by its own forward and backward."""
+    """Any layer, computed by its own forward and backward."""
 
     foreign = keeps = True
 
@@ -207,16 +208,16 @@ class LayerStage(Stage):
         return f"layer {self.prefix}, {self.layer!r}" if self.prefix else f"the network, {self.layer!r}"
 
     def named(self, method: str, given: Any) -> dict[str, Array]:
-        """The arrays that a method of the layer gave, under the network's names."""
+        """Return the arrays that a method of the layer returned, under their names in the network."""
         return {f"{self.prefix}.{key}".lstrip("."): a for key, a in mapping_from(self.layer, method, given).items()}
 
     def set_state(self, state: dict[str, Array]) -> None:
-        """Take the running statistics."""
+        """Set the running statistics."""
         for leaf, names in self.states:
             vars(leaf)["state"] = {key: state[name] for key, name in names.items()}
 
     def next_state(self) -> dict[str, Array]:
-        """The running statistics after this step, by name."""
+        """Return the running statistics after this step, by name."""
         given = self.layer.state, self.layer.next_state(self.cache)
         before, after = (self.named("next_state", arrays) for arrays in given)
         return {k: checked("next_state", after, k, tuple(a.shape), a.dtype) for k, a in before.items()}
@@ -239,7 +240,7 @@ class LayerStage(Stage):
 
 
 class Entry(Stage):
-    """Between a foreign stage and one that trusts what it is given: refuses a y that does not fit."""
+    """Between a foreign stage and a kernel's: refuses a y of another shape or dtype, since kernels do not check."""
 
     foreign = True
 
@@ -260,7 +261,7 @@ class Entry(Stage):
 
 
 class Exit(Stage):
-    """Between a stage and a foreign one, or a loss: refuses a dy that does not fit, and copies it, to be written to."""
+    """Between a stage and a foreign one or a loss: refuses a dy that does not fit, and copies it into a buffer."""
 
     def __init__(self, site: Site, before: Stage, who: str, place: str):
         super().__init__(site, before)
@@ -275,7 +276,7 @@ class Exit(Stage):
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Array:
         check_fit(self.who, dy, self.shape, self.work.dtype)
-        if self.dy is None:  # made when it is needed: a loss of the family's own gives an array that may be written to
+        if self.dy is None:  # made on demand: the dy of a fused loss does not pass here
             images = self.before is not None and self.before.images
             self.dy = in_memory_order(self.shared, self.place, self.shape, images)
         self.dy[...] = dy
@@ -283,7 +284,7 @@ class Exit(Stage):
 
 
 def check_fit(who: str, a: Array, shape: tuple[int, ...], dtype: Any) -> None:
-    """Refuse an array of a user's layer or loss that does not fit: the kernels trust what they are given."""
+    """Raise ValueError if an array from a user's layer or loss does not fit; the kernels do not check theirs."""
     if tuple(a.shape) != shape:
         got, expected = tuple(a.shape)[::-1], shape[::-1]
         raise ValueError(f"fit: {who} gave an array of shape {got}, expected {expected}")
@@ -292,8 +293,9 @@ def check_fit(who: str, a: Array, shape: tuple[int, ...], dtype: Any) -> None:
 
 
 def reversed_axes(a: Array) -> Array:
-    """(N, H) as (H, N) and back; of more axes, all the other way round: by NumPy's `T`, or PyTorch's `permute`, at a
-    fifth or half of the cost of the standard's function.
+    """Return an array with the order of its axes reversed, such as (N, H) as (H, N).
+
+    NumPy's `T` and PyTorch's `permute` take a fifth and half the time of the standard's function.
     """
     if a.ndim == 2 or isinstance(a, np.ndarray):
         return a.T
@@ -302,14 +304,14 @@ def reversed_axes(a: Array) -> Array:
 
 
 def reversed_images(a: Array) -> Array:
-    """(C, ..., N) as (..., C, N), with the other axes the other way round, and back."""
+    """Return an array with the order of all axes but the last reversed, such as (C, H, W, N) as (W, H, C, N)."""
     return namespace(a).permute_dims(a, (*range(a.ndim - 1)[::-1], a.ndim - 1))
 
 
 def in_memory_order(
     room: Callable[[str, tuple[int, ...]], Array], name: str, shape: tuple[int, ...], images: bool
 ) -> Array:
-    """An array of that shape: a matrix as it is, images as their stages have them, others as the layers' own code."""
+    """Return an array from `room`: images in the memory order of their stages, other arrays in that of the layers."""
     if images:
         return reversed_images(room(name, (*shape[-2::-1], shape[-1])))
     return room(name, shape) if len(shape) == 2 else reversed_axes(room(name, shape[::-1]))
@@ -321,8 +323,8 @@ def in_memory_order(
 class Product(Stage):
     """The matrix product of a Dense, z = Wᵀ x, with dW = x dzᵀ and dx = W dz.
 
-    The next stage adds the bias; or the product does, where x is another stage's y: it then takes x̃ (D + 1, N), with a
-    row of ones below it, and W̃ = [W; b], as they stand in the vector of parameters. W̃ᵀ x̃ = Wᵀ x + b and
+    The next stage adds the bias. Where x is the y of another stage, the product may add it instead: it then takes
+    x̃ = [x; 1], (D + 1, N), and W̃ = [W; b], adjacent in the vector of parameters. W̃ᵀ x̃ = Wᵀ x + b and
     [dW; db] = x̃ dzᵀ.
     """
 
@@ -344,14 +346,14 @@ class Product(Stage):
         offsets, size, before = self.site.offsets, math.prod(self.shape), self.before
         if before is None or before.foreign or size < self.site.family.bias_joins_from:
             return False
-        if offsets[self.bias] != offsets[self.names[0]] + size:  # a network may have been given them in another order
+        if offsets[self.bias] != offsets[self.names[0]] + size:  # the parameters may have been set in another order
             return False
         self.adds_bias, self.bias = True, ""
         before.add_ones()
         return True
 
     def views(self, vector: Vector) -> tuple[Any, ...]:
-        """W, W̃ and its transpose; W̃ is W where the bias is not in it."""
+        """Return W, W̃ and the transpose of W̃, which is W if the product does not add the bias."""
         weight = joint = vector.arrays[self.names[0]]
         if self.adds_bias:
             start, (d, h) = self.site.offsets[self.names[0]], self.shape
@@ -377,7 +379,7 @@ class Product(Stage):
 
 
 def function_in(parts: Sequence[Part]) -> Layer | None:
-    """The first of these layers, if it is a pointwise function of the table, of a matrix."""
+    """Return the first of these layers if it is a pointwise function of the table and takes matrices."""
     return parts[0].layer if parts and parts[0].axes == 2 and pointwise(parts[0].layer) else None
 
 
@@ -399,7 +401,7 @@ class Pointwise(Stage):
         self.y_read_once = f is None
 
     def views(self, vector: Vector) -> tuple[Any, ...]:
-        """The bias and it as a column; None where it is the product's."""
+        """Return the bias as a vector and a column; None if the product adds it."""
         if not self.names:
             return None, None
         bias = vector.arrays[self.names[0]]
@@ -407,12 +409,12 @@ class Pointwise(Stage):
 
 
 class BatchNorm(Stage):
-    """A BatchNorm and perhaps a pointwise function, y = f(γ (z - μ) / √(v + eps) + β), with μ and v the batch's.
+    """A BatchNorm and an optional pointwise function, y = f(γ (z - μ) / √(v + eps) + β), μ and v those of the batch.
 
     With du = dy f': dβ = Σ_n du, dγ = Σ_n du x̂, dz = γ / √(v + eps) (du - dβ / N - x̂ dγ / N).
 
-    The bias of a Dense before it moves the mean and nothing else: it is left out of the sum, added to the running mean,
-    and its gradient is 0, as `Sequential.idle_parameters` says.
+    The bias of a Dense before it shifts only the mean. So it is left out of z and added to the running mean, and its
+    gradient is 0: see `idle_parameters`.
     """
 
     rowwise = False
@@ -431,7 +433,7 @@ class BatchNorm(Stage):
         self.averages = tuple((f"{part.prefix}.{key}", 1.0 - layer.momentum) for key in ("mean", "var"))
 
     def views(self, vector: Vector) -> tuple[Any, ...]:
-        """γ, β as a vector and a column, and the bias before it or None."""
+        """Return γ, β as a vector and a column, and the bias of the Dense before it or None."""
         gamma, beta, *bias = (vector.arrays[name] for name in self.names)
         return gamma, beta, beta[:, None], bias[0] if bias else None
 
@@ -439,20 +441,20 @@ class BatchNorm(Stage):
         mean, var = (self.layer.state[key] for key in ("mean", "var"))
         return not bool(self.work.xp.all((mean == 0.0) & (var == 1.0)))
 
-    # --- a stretch of a batch, for the families that have threads ---
+    # --- stretches of a batch, for the families that use threads ---
 
-    n: int  # entries of a feature
-    mean: Array  # μ and v, the stretch's until it meets the others, and the batch's from there on
+    n: int  # entries of each feature
+    mean: Array  # μ and v of the stretch; after the meeting, of the batch
     var: Array
-    shift: Array  # the stretch's μ less the batch's
-    totals: tuple[Array, Array]  # dγ and dβ, the stretch's, and then the batch's times the stretch's share of the rows
-    begin_forward: Callable[[Array, Any], None]  # finds μ and v
-    end_forward: Callable[[Array, Any], Array]  # finds y, with the batch's
-    begin_backward: Callable[[Array, Any, Any], None]  # makes du of dy, and the gradients
-    end_backward: Callable[[Array, Any, Any], Array]  # makes dz of du, with `totals` in the gradients' place
+    shift: Array  # μ of the stretch minus μ of the batch
+    totals: tuple[Array, Array]  # dγ and dβ of the stretch; after the meeting, the batch's times its share of the rows
+    begin_forward: Callable[[Array, Any], None]  # computes μ and v
+    end_forward: Callable[[Array, Any], Array]  # computes y from those of the batch
+    begin_backward: Callable[[Array, Any, Any], None]  # computes du and the gradients
+    end_backward: Callable[[Array, Any, Any], Array]  # computes dz, given `totals` as the gradients
 
     def own_statistics(self, h: int) -> tuple[Array, ...]:
-        """The places for μ and v."""
+        """Return the arrays for μ and v of the stretch."""
         return self.batch if self.site.threads == 1 else (self.work("mean", (h,)), self.work("var", (h,)))
 
     def forward_of_stretch(self, x: Array, params: Any) -> Meetings:
@@ -461,9 +463,9 @@ class BatchNorm(Stage):
         return self.end_forward(x, params)
 
     def meet_forward(self, bias: Array | None, stretches: Sequence[Self]) -> None:
-        """With r_i the share that stretch i has of the rows, μ = Σ_i r_i μ_i and v = Σ_i r_i (v_i + (μ_i - μ)²).
+        """μ = Σ_i r_i μ_i and v = Σ_i r_i (v_i + (μ_i - μ)²), with r_i the share of stretch i of the rows.
 
-        Source: Chan, Golub & LeVeque 1983, there for two parts.
+        Source: Chan, Golub & LeVeque 1983, for two parts.
         """
         shares, first = shares_of(stretches), self.mean
         mean = first + sum(r * (each.mean - first) for r, each in zip(shares, stretches, strict=True))
@@ -481,20 +483,20 @@ class BatchNorm(Stage):
         return self.end_backward(dy, params, self.totals)
 
     def meet_backward(self, stretches: Sequence[Self]) -> None:
-        """r_i Σ_i dγ_i and r_i Σ_i dβ_i, which over the stretch's entries are dγ / N and dβ / N."""
+        """r_i Σ_i dγ_i and r_i Σ_i dβ_i: divided by the entries of the stretch, they are dγ / N and dβ / N."""
         dgamma, dbeta = map(sum, zip(*[each.totals for each in stretches], strict=True))
         for r, each in zip(shares_of(stretches), stretches, strict=True):
             each.totals = r * dgamma, r * dbeta
 
 
 def shares_of(stretches: Sequence[BatchNorm]) -> list[float]:
-    """What each has of their rows."""
+    """Return the share of each stretch of the rows."""
     rows = sum(each.n for each in stretches)
     return [each.n / rows for each in stretches]
 
 
 class Dropout(Stage):
-    """As the layer has it, y = x m and dx = dy m."""
+    """y = x m and dx = dy m, with the mask m of the layer."""
 
     rowwise, numbers_rows = False, True
     next_key: Array
@@ -506,16 +508,16 @@ class Dropout(Stage):
         self.name, self.states = f"{part.prefix}.key", [part.layer]
 
     def set_state(self, state: dict[str, Array]) -> None:
-        """Take the key."""
+        """Set the key."""
         vars(self.layer)["state"] = {"key": state[self.name]}
 
     def next_state(self) -> dict[str, Array]:
-        """The next key."""
+        """Return the next key, by name."""
         return {self.name: self.next_key}
 
 
 class Embedding(Stage):
-    """An Embedding, and perhaps the PositionalEmbedding behind it, as the first layers of a network."""
+    """An Embedding as the first layer of a network, with the PositionalEmbedding after it, if any."""
 
     keeps = True
 
@@ -535,21 +537,19 @@ class Embedding(Stage):
         self.of_places = rest[0] if rest else None
 
     def views(self, vector: Vector) -> tuple[Any, ...]:
-        """The weights; None for that of a layer that is not there."""
+        """Return the weights of the two layers, None for one that is not there."""
         weight, *places = (vector.arrays[name] for name in self.names)
         return weight, places[0] if places else None
 
 
 class SoftmaxCrossEntropy(Stage):
-    """The loss from logits, for rows of t that add up to 1: with s = z - max z, Σ_n [log Σ_k e^s - Σ_k t s] and
-    dz = softmax(z) - t, or their means.
-
-    z and t are (K, N). `forward` gives both at once.
+    """The cross-entropy of logits z and targets t that sum to 1, both (K, N): Σ_n [log Σ_k e^s - Σ_k t s] with
+    s = z - max_k z, and dz = softmax(z) - t; for "mean", both divided by N. `forward` returns both.
     """
 
     @classmethod
     def of(cls, site: Site, loss: Loss, axes: int) -> "SoftmaxCrossEntropy | None":
-        """The stage of this loss, of outputs with so many axes; None where it does not do it."""
+        """Return the stage for this loss and outputs of so many axes, or None if it does not support them."""
         fits = type(loss) is losses.SoftmaxCrossEntropy and loss.ignore is None and axes == 2
         return cls(site, loss) if fits else None
 
@@ -558,5 +558,5 @@ class SoftmaxCrossEntropy(Stage):
         self.reduction = loss.reduction
 
     def share(self, n: int) -> float:
-        """The factor of the sum, by the reduction."""
+        """Return the factor of the sum: 1, or 1 / N for "mean"."""
         return 1.0 if self.reduction == "sum" else 1.0 / n
