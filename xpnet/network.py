@@ -121,7 +121,7 @@ class Sequential(Placed):
         >>> xn.load("net.safetensors").parameter_count
         9
         """
-        from .files.save import save
+        from .files.format import save
 
         save(self, path)
 

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from ..common import checks
 from ..common.publication import published
 from ..common.settings import arguments_name, takes_arguments
 from ..layers.base import Layer, mapped
 from ..layers.container import Container
 from ..layers.placed import Placed, streams
-from . import strict_json
+from . import safetensors, strict_json
+from .safetensors import Path
 from .strict_json import only
 
 FORMAT = "xpnet"
@@ -28,6 +30,12 @@ VERSION = "1"
 UNSOUND = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError, MemoryError,
 )  # fmt: skip
+
+
+def save(net: Placed, path: Path) -> None:
+    """Write `net` to `path` atomically; OSError if the file system refuses."""
+    path = checks.path("save: path", path)
+    safetensors.write(path, arrays_of(net), metadata_of(net, net.rng))
 
 
 # --- description of a network -----------------------------------------------------------------------------------------

@@ -1,16 +1,18 @@
 """The header of a safetensors file: composing it, and parsing it from untrusted files."""
 
+import itertools
 import math
-import re
-from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+
+from . import strict_json
 
 HEADER_LIMIT = 2**20  # bytes
 ARRAY_LIMIT = 2**14  # arrays in a file
 AXES_LIMIT = 32  # axes of an array
-NUMBER_LIMIT = 2**63  # bytes: an array has fewer
+NUMBER_LIMIT = 2**63  # sizes and bytes of an array are less
 
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BOOL": "bool",
@@ -18,12 +20,6 @@ DTYPES = {
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
 }  # fmt: skip
 CODES = {name: code for code, name in DTYPES.items()}
-
-TOKEN = (  # compiled on first use, since this takes a millisecond
-    rb'[ \t\r\n]*+(?:(?P<string>"(?:[^"\\\x00-\x1f]++|\\.)*+")'
-    rb"|(?P<number>(?:0|[1-9][0-9]{0,18}+)(?![0-9.eE]))|(?P<mark>[{}\[\]:,]))"
-)
-HALF = "[\ud800-\udfff]"  # a lone surrogate
 
 Entry = tuple[str, tuple[int, ...], int, int]  # dtype, shape, begin and end of the data
 
@@ -87,7 +83,7 @@ def parse(header: bytearray, size: int) -> tuple[list[tuple[str, Entry]], dict[s
 
     Raises UnsoundError unless the header is sound and the data fill `size` bytes without gaps or overlaps.
     """
-    entries, metadata = _Parser(header).parse()
+    entries, metadata = _described(header)
     layout = sorted(entries.items(), key=lambda item: item[1][2:])
     at = 0
     for name, (dtype, shape, begin, end) in layout:
@@ -108,106 +104,41 @@ def parse(header: bytearray, size: int) -> tuple[list[tuple[str, Entry]], dict[s
     return layout, metadata
 
 
-class _Parser:
-    """A parser of headers only: it refuses any other JSON at the first byte that differs, before allocating memory."""
+def _described(header: bytearray) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Return the arrays and the metadata that a header describes."""
+    if not header.startswith(b"{"):
+        raise UnsoundError("its header is not a JSON object")
+    try:
+        members = strict_json.loads(header.decode(), parts=HEADER_LIMIT)
+        metadata = members.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("its metadata are not strings by name")
+        "".join(itertools.chain.from_iterable(metadata.items())).encode()  # raises for half a surrogate pair
+    except ValueError as error:
+        raise UnsoundError(f"in its header, {error}") from None
+    if len(members) > ARRAY_LIMIT:
+        raise UnsoundError(f"it holds more than {ARRAY_LIMIT} arrays")
+    return {name: _entry(name, described) for name, described in members.items()}, metadata
 
-    def __init__(self, text: bytearray):
-        self.text, self.at, self.token = text, 0, re.compile(TOKEN)
 
-    def parse(self) -> tuple[dict[str, Entry], dict[str, str]]:
-        entries: dict[str, Entry] = {}
-        metadata: dict[str, str] = {}
-        if not self.text.startswith(b"{"):
-            raise UnsoundError("its header is not a JSON object")
-        for name in self._members():
-            if name == "__metadata__":
-                metadata = {key: self._string() for key in self._members()}
-            elif problem := _problem(name):
-                raise UnsoundError(f"the name {name!r:.80} {problem}")
-            elif len(entries) == ARRAY_LIMIT:
-                raise UnsoundError(f"it holds more than {ARRAY_LIMIT} arrays")
-            else:
-                entries[name] = self._entry(name)
-        if self.text[self.at :].strip(b" \t\r\n"):
-            raise UnsoundError(f"its header goes on after its end, at byte {self.at}")
-        return entries, metadata
+def _entry(name: str, described: Any) -> Entry:
+    """Return what a header says of an array."""
+    if problem := _problem(name):
+        raise UnsoundError(f"the name {name!r:.80} {problem}")
+    try:
+        strict_json.only(f"{name!r:.80}", described, {"dtype", "shape", "data_offsets"})
+    except ValueError as error:
+        raise UnsoundError(error) from None
+    code, shape, offsets = described["dtype"], described["shape"], described["data_offsets"]
+    if not isinstance(code, str) or code not in DTYPES:
+        raise UnsoundError(f"{name!r:.80} has dtype {code!r:.80}; convert it to one of {', '.join(DTYPES)}")
+    if not _are_sizes(shape) or len(shape) > AXES_LIMIT:
+        raise UnsoundError(f"{name!r:.80} has shape {shape!r:.80}, expected a list of up to {AXES_LIMIT} whole numbers")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise UnsoundError(f"{name!r:.80} has data_offsets {offsets!r:.80}, expected two whole numbers")
+    return DTYPES[code], tuple(shape), *offsets
 
-    def _entry(self, name: str) -> Entry:
-        dtype, shape, offsets = "", None, None
-        for key in self._members():
-            if key == "dtype":
-                code = self._string()
-                if code not in DTYPES:
-                    raise UnsoundError(f"{name!r} has dtype {code!r:.80}; convert it to one of {', '.join(DTYPES)}")
-                dtype = DTYPES[code]
-            elif key == "shape":
-                shape = self._numbers(AXES_LIMIT)
-            elif key == "data_offsets":
-                offsets = self._numbers(2)
-            else:
-                raise UnsoundError(f"{name!r} has the unknown entry {key!r:.80}")
-        if not dtype or shape is None or offsets is None or len(offsets) != 2:
-            raise UnsoundError(f"{name!r} lacks a dtype, a shape or two data_offsets")
-        return dtype, shape, *offsets
 
-    def _members(self) -> Iterator[str]:
-        """Iterate over the keys of an object; the caller reads each value before it takes the next key."""
-        keys = set()
-        self._mark(b"{")
-        if self._next_is(b"}"):
-            return
-        while True:
-            key = self._string()
-            if key in keys:
-                raise UnsoundError(f"its header has {key!r:.80} twice")
-            keys.add(key)
-            self._mark(b":")
-            yield key
-            if self._next_is(b"}"):
-                return
-            self._mark(b",")
-
-    def _numbers(self, most: int) -> tuple[int, ...]:
-        numbers: list[int] = []
-        self._mark(b"[")
-        if self._next_is(b"]"):
-            return ()
-        while len(numbers) < most:
-            numbers.append(int(self._take("number", "a whole number of 0 or above")))
-            if self._next_is(b"]"):
-                return tuple(numbers)
-            self._mark(b",")
-        raise UnsoundError(f"its header has a list of more than {most} numbers before byte {self.at}")
-
-    def _string(self) -> str:
-        import json
-
-        try:
-            value: str = json.loads(self._take("string", "a string").decode())
-        except ValueError as error:
-            raise UnsoundError(f"its header has an invalid string before byte {self.at}: {error}") from None
-        if re.search(HALF, value):
-            raise UnsoundError(f"its header has an invalid string before byte {self.at}: it has a lone surrogate")
-        return value
-
-    def _mark(self, mark: bytes) -> None:
-        if not self._next_is(mark):
-            self._fail(repr(mark.decode()))
-
-    def _next_is(self, mark: bytes) -> bool:
-        found = self.token.match(self.text, self.at)
-        if found is None or found["mark"] != mark:
-            return False
-        self.at = found.end()
-        return True
-
-    def _take(self, kind: str, what: str) -> bytes:
-        found = self.token.match(self.text, self.at)
-        if found is None or found[kind] is None:
-            self._fail(what)
-        self.at = found.end()
-        return bytes(found[kind])
-
-    def _fail(self, expected: str) -> NoReturn:
-        here = bytes(self.text[self.at : self.at + 20])
-        raise UnsoundError(f"its header has {here!r} at byte {self.at}, expected {expected}")
+def _are_sizes(value: object) -> bool:
+    """Whether `value` is a list of whole numbers of at least 0."""
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < NUMBER_LIMIT for n in value)

@@ -184,7 +184,7 @@ def read(path: Path, signed: bool = True) -> tuple[dict[str, np.ndarray], dict[s
     buffer, in the order of the data; the buffer lives as long as any of them.
 
     Raises FormatError unless every byte is sound, OSError if `path` cannot be read or is not a regular file. Takes no
-    more memory than the size of the file and 16 MiB.
+    more memory than the size of the file and 32 MiB.
     """
     with open(path, "rb", buffering=0, opener=_open) as file:
         status = os.fstat(file.fileno())
