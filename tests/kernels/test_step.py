@@ -337,7 +337,9 @@ IMAGES = {
     "groups": lambda: images(C(2, 4, 2, groups=2), xn.ReLU(), C(4, 4, 3, padding=1), xn.MaxPool2d(2)),
     "wide padding": lambda: images(C(2, 4, 3, padding=1), xn.ReLU(), C(4, 4, 2, padding=3), C(4, 2, 5, padding=4)),
     "frozen": lambda: images(C(2, 4, 3, trainable=False), xn.ReLU(), C(4, 4, 3), C(4, 3, 1, trainable=False)),
-    "norm and dropout": lambda: images(C(2, 4, 3), xn.BatchNorm(4), xn.ReLU(), xn.Dropout(0.2), C(4, 2, 3)),
+    "norm and dropout": lambda: images(
+        C(2, 4, 3), xn.BatchNorm(4), xn.ReLU(), xn.Dropout(0.2), C(4, 2, 3), xn.Dropout(0.1)
+    ),
     "residual": lambda: images(C(2, 3, 3), xn.Residual(C(3, 3, 3, padding=1), xn.ReLU()), xn.Tanh()),
     "sequence": lambda: images(
         *(xn.Conv1d(2, 4, 3, padding="same"), xn.ReLU(), xn.MaxPool1d(2), xn.Conv1d(4, 3, 5, padding=2), xn.Tanh()),

@@ -28,10 +28,11 @@ class Dropout(stages.Dropout):
     def bind(self, x: Array, before: Stage | None) -> None:
         shape, size, shared = tuple(x.shape), math.prod(x.shape), self.shared
         self.threshold, self.scale = np.uint32(round(self.layer.rate * 2**24)), 1.0 / (1.0 - self.layer.rate)
-        if len(shape) == 2:
-            self.output(*shape)
+        if len(shape) == 2 or self.images:  # a later stage may flatten images to rows of features
+            y = self.output(math.prod(shape[:-1]), shape[-1])
+            self.y = in_memory_order(lambda _, like: y.reshape(like), "", shape, self.images)
         else:
-            self.y = in_memory_order(self.work, "y", shape, self.images)
+            self.y = in_memory_order(self.work, "y", shape, images=False)
         mask = self.work("mask", (size,))
         first, rows = span(shape[-1])
         name = f"indices {shape} {self.images} {first} {rows}"
