@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from .backends import Array, class_of, device_of, floating, is_compiled, is_plain, namespace, scans
+from .backends import Array, class_of, device_of, floating, is_compiled, namespace
 
 __all__ = [
     "all_finite", "clip", "dot_over_batch", "erf", "linear", "matrix", "namespace", "one_hot", "random_keep",
@@ -219,7 +219,7 @@ def linear(x: Array, weight: Array) -> Array:
     array([[21.]])
     """
     namespace(weight, "linear")
-    return x @ weight if is_plain(namespace(x, "linear")) else (weight.T @ x.T).T
+    return x @ weight if class_of(namespace(x, "linear")).plain else (weight.T @ x.T).T
 
 
 def sum_over_batch(x: Array) -> Array:
@@ -232,7 +232,7 @@ def sum_over_batch(x: Array) -> Array:
     array([4., 6.])
     """
     xp, n = floating(x, "sum_over_batch"), x.shape[0]
-    if is_plain(xp):
+    if class_of(xp).plain:
         return _plain_sum(x)
     if n > LONG:
         return in_spans(lambda span: sum_over_batch(x[span, ...]), n)
@@ -250,7 +250,7 @@ def dot_over_batch(x: Array, y: Array) -> Array:
     """
     xp, n = floating(x, "dot_over_batch"), x.shape[0]
     floating(y, "dot_over_batch")
-    if is_plain(xp):
+    if class_of(xp).plain:
         return _plain_sum(x * y)
     if n > LONG:
         return in_spans(lambda span: dot_over_batch(x[span, ...], y[span, ...]), n)
@@ -353,7 +353,7 @@ def all_finite(*arrays: Array) -> bool:
     False
     """
     xp = namespace(arrays[0], "all_finite")
-    if scans(xp):
+    if class_of(xp).scans:
         finite = [xp.all(xp.isfinite(a)) for a in arrays]
     else:  # the maximum is NaN if any entry is
         finite = [xp.isfinite(xp.max(xp.abs(a))) for a in arrays if 0 not in a.shape] or [True]

@@ -12,6 +12,7 @@ class Strict(Backend):
     """array_api_strict; its "device1" refuses host access, as a GPU would."""
 
     name, install = "array_api_strict", "pip install array-api-strict"
+    scans = True
 
     def __init__(self, device: Any = None):
         super().__init__(device)

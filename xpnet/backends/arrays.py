@@ -18,20 +18,18 @@ DTYPES = ("float32", "float64")
 
 
 class Library(NamedTuple):
-    """The module of a library's array functions, the name of its Backend class, and properties of the functions."""
+    """The module of a library's array functions, and the name of its Backend class."""
 
     module: str
     backend: str
-    plain: bool = False  # see `is_plain`
-    scans: bool = False  # see `scans`
 
 
 LIBRARIES = {
-    "numpy": Library("array_api_compat.numpy", "NumPy", scans=True),
-    "cupy": Library("array_api_compat.cupy", "CuPy", plain=True),
+    "numpy": Library("array_api_compat.numpy", "NumPy"),
+    "cupy": Library("array_api_compat.cupy", "CuPy"),
     "torch": Library("array_api_compat.torch", "Torch"),
-    "jax": Library("jax.numpy", "JAX", plain=True),
-    "array_api_strict": Library("array_api_strict", "Strict", scans=True),
+    "jax": Library("jax.numpy", "JAX"),
+    "array_api_strict": Library("array_api_strict", "Strict"),
 }
 
 _namespaces: dict[type, Namespace] = {}
@@ -91,22 +89,6 @@ def library_of(x: Array, who: str = "xpnet") -> str:
 def is_compiled(xp: Namespace) -> bool:
     """Whether a compiler fuses calls of these functions (JAX)."""
     return bool(xp.__name__ == LIBRARIES["jax"].module)
-
-
-@functools.cache
-def is_plain(xp: Namespace) -> bool:
-    """Whether the simplest formula is the fastest, because a compiler fuses the calls (JAX), or because each call
-    launches a kernel and returns C order for arguments in any order (CuPy).
-    """
-    name = library(xp)
-    return name is not None and LIBRARIES[name].plain
-
-
-@functools.cache
-def scans(xp: Namespace) -> bool:
-    """Whether `all(isfinite(x))` is as fast as `max(abs(x))`."""
-    name = library(xp)
-    return name is not None and LIBRARIES[name].scans
 
 
 @functools.cache

@@ -42,6 +42,8 @@ class Backend:
     install: str
     device: Any
     immediate: bool = False  # whether calls are synchronous, so that reading a result does not wait
+    plain: bool = False  # whether the simplest formula is the fastest: calls are fused, or each returns C order
+    scans: bool = False  # whether `all(isfinite(x))` is as fast as `max(abs(x))`
 
     def __init__(self, device: Any = None):
         self.requested_device = device
@@ -241,8 +243,11 @@ def _class_named(name: str) -> type[Backend]:
 
 @functools.cache
 def class_of(xp: Namespace) -> type[Backend]:
-    """Return the Backend class of the library with these functions, with what the library has beyond the standard."""
-    return _class_named(str(library(xp)))
+    """Return the Backend class of the library with these functions, with what the library has beyond the standard;
+    Backend itself for a library that is not supported.
+    """
+    name = library(xp)
+    return Backend if name is None else _class_named(name)
 
 
 def backend_of(x: Array, who: str = "xpnet") -> Backend:

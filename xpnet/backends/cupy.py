@@ -19,6 +19,7 @@ class CuPy(Backend):
 
     name = "cupy"
     install = "pip install 'cupy-cuda13x[ctk]' (or cupy-cuda12x: nvidia-smi names your driver's CUDA)"
+    plain = True
 
     def __init__(self, device: Any = None):
         super().__init__(device)

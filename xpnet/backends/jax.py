@@ -16,6 +16,7 @@ class JAX(Backend):
     """JAX, on one of its devices."""
 
     name, install = "jax", "pip install jax"
+    plain = True
 
     def __init__(self, device: Any = None):
         super().__init__(device)

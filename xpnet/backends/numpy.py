@@ -12,7 +12,7 @@ class NumPy(Backend):
     """NumPy."""
 
     name, install = "numpy", "pip install array-api-compat"
-    immediate = True
+    immediate = scans = True
 
     def __init__(self, device: Any = None):
         super().__init__(device)

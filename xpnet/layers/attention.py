@@ -96,11 +96,16 @@ class MultiHeadAttention(Layer):
         qkv = ops.matrix(x) @ params["qkv_weight"]
         qkv += params["qkv_bias"]
         qkv = xp.reshape(qkv, (*x.shape[:2], 3 * self.features))
+        if self.causal:
+            position = xp.arange(x.shape[1], device=device_of(x))
+            visible = position[:, None] >= position  # (T, T)
         outputs = []
         for rows in self._blocks(x):
             q, k, v = self._split(qkv[rows, ...], 3)  # (n, h, T, d)
             s = q * self._scale @ xp.matrix_transpose(k)  # (n, h, T, T)
-            p = ops.softmax(self._masked(s) if self.causal else s)
+            if self.causal:
+                s = xp.where(visible, s, -xp.inf)
+            p = ops.softmax(s)
             outputs.append(self._joined([p @ v]))
             if kept is not None:
                 kept.append(p)
@@ -153,12 +158,6 @@ class MultiHeadAttention(Layer):
     def _scale(self) -> float:
         """1 / √d."""
         return float((self.features // self.heads) ** -0.5)
-
-    def _masked(self, s: Array) -> Array:
-        """Return S with -∞ above the diagonal."""
-        xp = namespace(s)
-        position = xp.arange(s.shape[-1], device=device_of(s))
-        return xp.where(position[:, None] >= position, s, -xp.inf)
 
     def _split(self, a: Array, parts: int) -> list[Array]:
         """Split (n, T, parts D) into arrays (n, h, T, d), as views where the library has them."""

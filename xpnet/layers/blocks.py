@@ -4,7 +4,7 @@ from numbers import Integral
 from typing import Any
 
 from ..backends import Array, namespace
-from ..common.checks import brief, choice, mapping_from, pair_from
+from ..common.checks import brief, choice, pair_from
 from .base import Layer, Shape, check_shape
 from .container import Chain, Container, check_fit
 
@@ -119,15 +119,6 @@ class Branches(Container):
             start += length
         return parts
 
-    def next_state(self, cache: Any) -> dict[str, Array]:
-        caches, _ = self.kept(cache)
-        states = {
-            str(i): mapping_from(layer, "next_state", layer.next_state(inner))
-            for i, (layer, inner) in enumerate(zip(self.layers, caches, strict=True))
-            if layer.state
-        }
-        return self.prefixed(**states)
-
     def output_shape(self, input_shape: Shape) -> Shape:
         check_shape(self, input_shape)
         batch = bool(input_shape) and not isinstance(input_shape[0], int)
@@ -151,24 +142,9 @@ class Branches(Container):
         return first
 
     @property
-    def takes(self) -> str:  # type: ignore[override]
-        """The kind of x that the first layer takes."""
-        return self.layers[0].takes
-
-    @property
     def vocabulary(self) -> int | None:  # type: ignore[override]
         """The number of ids that all of the layers know, if they take integers."""
         return min((layer.vocabulary for layer in self.layers if layer.vocabulary is not None), default=None)
-
-    @property
-    def input_shape(self) -> Shape | None:  # type: ignore[override]
-        """The shape of a row of x, from the first layer that has one; None if none has."""
-        return next((layer.input_shape for layer in self.layers if layer.input_shape is not None), None)
-
-    @property
-    def further_axes(self) -> int | None:  # type: ignore[override]
-        """The `further_axes` of the layer that determines `input_shape`."""
-        return next((layer.further_axes for layer in self.layers if layer.input_shape is not None), None)
 
 
 def along(name: str, axis: object) -> int:

@@ -52,6 +52,33 @@ class Container(Layer):
         """Return the layers, also if a subclass's constructor takes other arguments."""
         return self.layers
 
+    def _first_with_shape(self) -> Layer | None:
+        """Return the layer that determines `input_shape`: the first that has one."""
+        return next((layer for layer in self.layers if layer.input_shape is not None), None)
+
+    @property
+    def input_shape(self) -> Shape | None:  # type: ignore[override]
+        """The shape of a row of x; None if it takes any."""
+        return None if (first := self._first_with_shape()) is None else first.input_shape
+
+    @property
+    def further_axes(self) -> int | None:  # type: ignore[override]
+        """The `further_axes` of the layer that determines `input_shape`."""
+        return None if (first := self._first_with_shape()) is None else first.further_axes
+
+    @property
+    def takes(self) -> str:  # type: ignore[override]
+        """The kind of x that the first layer takes."""
+        return self.layers[0].takes if self.layers else "floats"
+
+    def next_state(self, cache: Any) -> dict[str, Array]:
+        states = {
+            str(i): mapping_from(layer, "next_state", layer.next_state(inner))
+            for i, (layer, inner) in enumerate(zip(self.layers, self.kept(cache)[0], strict=True))
+            if layer.state
+        }
+        return self.prefixed(**states)
+
 
 class Chain(Container):
     """Layers in sequence.
@@ -129,14 +156,6 @@ class Chain(Container):
             grads |= {name: namespace(grads[name]).zeros_like(grads[name]) for name in idle}
         return dy, grads
 
-    def next_state(self, cache: Any) -> dict[str, Array]:
-        states = {
-            str(i): mapping_from(layer, "next_state", layer.next_state(self.kept(cache)[0][i]))
-            for i, layer in enumerate(self.layers)
-            if layer.state
-        }
-        return self.prefixed(**states)
-
     def output_shape(self, input_shape: Shape) -> Shape:
         check_shape(self, input_shape)
         shortest = self.input_shape
@@ -146,27 +165,12 @@ class Chain(Container):
             input_shape = layer.output_shape(input_shape)
         return input_shape
 
-    @property
-    def input_shape(self) -> Shape | None:  # type: ignore[override]
-        """The shape of a row of x, from the first layer that has one or changes the shape; None if it takes any."""
-        return None if (first := self._first_with_shape()) is None else first.input_shape
-
-    @property
-    def further_axes(self) -> int | None:  # type: ignore[override]
-        """The `further_axes` of the layer that determines `input_shape`."""
-        return None if (first := self._first_with_shape()) is None else first.further_axes
-
     def _first_with_shape(self) -> Layer | None:
         """Return the first layer that has an `input_shape` or changes the shape."""
         for _, layer in self._flat():
             if layer.input_shape is not None or type(layer).output_shape is not Layer.output_shape:
                 return layer
         return None
-
-    @property
-    def takes(self) -> str:  # type: ignore[override]
-        """The kind of x that the first layer takes."""
-        return self.layers[0].takes if self.layers else "floats"
 
     @property
     def vocabulary(self) -> int | None:  # type: ignore[override]

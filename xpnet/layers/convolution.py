@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import ops
-from ..backends import Array, device_of, is_plain, namespace
+from ..backends import Array, class_of, device_of, namespace
 from ..common.checks import choice, integer
 from ..initializers import INITIALIZERS
 from .base import Shape
@@ -209,7 +209,7 @@ def blocks(
     taps = math.prod(map(len, starts))
     a_row = groups * math.prod(counts[1:]) * n
     most = (math.prod(x.shape) + a_row * outputs * counts[0]) // 2
-    most = most if is_plain(xp) else min(most, BLOCK)
+    most = most if class_of(xp).plain else min(most, BLOCK)
     size = max(1, most // max(1, a_row * taps * channels))
     for first in range(0, counts[0], size):
         rows = slice(first, min(first + size, counts[0]))

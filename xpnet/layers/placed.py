@@ -18,6 +18,7 @@ from .container import Chain, Container, shapes_of
 if TYPE_CHECKING:
     from numpy.random import Generator
 
+HEAD = "", "layer", "output shape", "parameters"  # of a summary
 GAPS = 6  # spaces in all between a summary's four columns
 NARROWEST = 16  # the least width of a summary's column of layers
 NO_LEAST: Mapping[str, float] = {}
@@ -158,9 +159,12 @@ class Placed(Chain):
         ------------------------------------------
                                     650 parameters
         """
-        rows = [("", "layer", "output shape", "parameters"), *self._rows(input_shape)]
+        import shutil
+
+        rows = [HEAD, *self._rows(input_shape)]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        if 0 < (columns := terminal_columns()) < sum(widths) + GAPS:
+        columns = shutil.get_terminal_size((0, 0)).columns  # 0 if the output is not a terminal
+        if 0 < columns < sum(widths) + GAPS:
             room = max(columns - GAPS - widths[0] - widths[2] - widths[3], NARROWEST)
             rows = [line for row in rows for line in wrapped(row, room)]
             widths[1] = max(len(row[1]) for row in rows)
@@ -187,7 +191,7 @@ class Placed(Chain):
         placement = self._find_placement()
         place = f"{placement[1]} on {placement[0].describe()}" if placement else "not initialized"
         caption = f"{self._counts()}, {place}"
-        return table(("", "layer", "output shape", "parameters"), self._rows(), caption, left=2)
+        return table(HEAD, self._rows(), caption, left=2)
 
     # --- backend and dtype ------------------------------------------------------------------------------------------
 
@@ -210,28 +214,28 @@ class Placed(Chain):
         """
         if self._placement is not None:
             return self._placement
-        layers = [layer for _, layer in self.leaves()]
-        arrays = [a for layer in layers for a in (*layer.params.values(), *layer.state.values())]
-        bare = [layer for layer in layers if not (layer.params or layer.state)]
-        if not arrays or any(layer.param_shapes() or layer.state_shapes() for layer in bare):
-            return None
-        placement = placement_of(arrays)
+        arrays = [*self.params.values(), *self.state.values()]
+        placement = None if not arrays or self._undrawn() else placement_of(arrays)
         return None if placement is None or placement[1] is None else (placement[0], placement[1])
+
+    def _undrawn(self) -> list[tuple[str, Layer]]:
+        """Return the layers that still lack their arrays, each with its name."""
+        bare = [(name, layer) for name, layer in self.leaves() if not (layer.params or layer.state)]
+        return [(name, layer) for name, layer in bare if layer.param_shapes() or layer.state_shapes()]
 
     def _missing_arrays(self) -> str:
         """Return the error message for arrays that are missing or on different backends, with a remedy that keeps
         trained parameters.
         """
-        leaves = self.leaves()
-        if not any(layer.params or layer.state for _, layer in leaves):
+        if not (self.params or self.state):
             return "this network has no parameters yet: call net.initialize(backend=...) first"
-        for name, layer in leaves:
-            if not (layer.params or layer.state) and (layer.param_shapes() or layer.state_shapes()):
-                return (
-                    f"layer {name}, {layer!r}, has no parameters yet: net.initialize() draws what is missing and keeps "
-                    "the others'"
-                )
-        return APART
+        if not (undrawn := self._undrawn()):
+            return APART
+        name, layer = undrawn[0]
+        return (
+            f"layer {name}, {layer!r}, has no parameters yet: net.initialize() draws what is missing and keeps the "
+            "others'"
+        )
 
     def initialize(
         self,
@@ -396,13 +400,6 @@ def rows_of(prefix: str, layer: Layer, shape: Shape | None) -> list[tuple[str, s
         if isinstance(layer, Chain) and shape is not None:
             shape = child.output_shape(shape)
     return rows
-
-
-def terminal_columns() -> int:
-    """Return the terminal's width; 0 if the output is not a terminal."""
-    import shutil
-
-    return shutil.get_terminal_size((0, 0)).columns
 
 
 def wrapped(row: tuple[str, str, str, str], room: int) -> list[tuple[str, str, str, str]]:

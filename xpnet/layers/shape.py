@@ -10,33 +10,6 @@ from .base import Layer, Shape, check_shape
 from .windows import reshaped
 
 
-class Flatten(Layer):
-    """(N, ...) as (N, D), the entries of each row in C order of its shape: of (C, H, W) the last axis the fastest.
-
-    forward:   y  = x in the shape (N, D)
-    backward:  dx = dy in the shape of x
-
-    >>> xn.Flatten().output_shape(("N", 3, 4, 4))
-    ('N', 48)
-    """
-
-    formula = "y = x in the shape (N, D)", "dx = dy in the shape of x"
-
-    def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
-        floating(x, self)
-        y = reshaped(x, (math.prod(x.shape[1:]),))
-        return y, (self, y.shape, x.shape)
-
-    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
-        (shape,) = self.saved(cache, dy)
-        return reshaped(dy, shape[1:]), {}
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        """As in `Layer`; a shape with one axis is taken to lack the batch."""
-        check_shape(self, input_shape)
-        return input_shape if len(input_shape) < 2 else (input_shape[0], entries(input_shape[1:]))
-
-
 class Reshape(Layer):
     """Each row of x in another shape, without the batch: `Reshape(1, 8, 8)` makes (N, 64) an (N, 1, 8, 8).
 
@@ -81,6 +54,22 @@ class Reshape(Layer):
             wanted = f"a multiple of {known}" if -1 in self.shape else f"{known}"
             raise ValueError(f"{self!r}: expected {wanted} entries a row, got an x of shape {tuple(shape)}")
         return tuple((None if n is None else n // known) if size == -1 else size for size in self.shape)
+
+
+class Flatten(Reshape):
+    """(N, ...) as (N, D), the entries of each row in C order of its shape: of (C, H, W) the last axis the fastest.
+
+    forward:   y  = x in the shape (N, D)
+    backward:  dx = dy in the shape of x
+
+    >>> xn.Flatten().output_shape(("N", 3, 4, 4))
+    ('N', 48)
+    """
+
+    formula = "y = x in the shape (N, D)", "dx = dy in the shape of x"
+
+    def __init__(self) -> None:
+        super().__init__(-1)
 
 
 class Transpose(Layer):

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from ..backends import Array, Namespace, device_of, floating, is_plain, namespace
+from ..backends import Array, Namespace, class_of, device_of, floating, namespace
 from ..common.checks import brief, integer
 from .base import Layer, Shape, check_shape
 
@@ -144,7 +144,7 @@ def reshaped(x: Array, shape: Sizes) -> Array:
     innermost, as in `ops.linear`, unless the library is best in C order.
     """
     xp = namespace(x)
-    if is_plain(xp):
+    if class_of(xp).plain:
         return xp.reshape(x, (x.shape[0], *shape))
     return batch_first(xp.reshape(batch_last(x), (*shape, x.shape[0])))
 
