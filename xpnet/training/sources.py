@@ -9,8 +9,8 @@ import contextlib
 import itertools
 import math
 import os
+import queue
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -198,8 +198,14 @@ class Reader:
         inputs.check_weights(self.net, f"{self.who}, {name}", weights)
         return weights
 
-    def set_mean(self, mean: Any) -> None:
-        """Set the mean of all weights. Raises ValueError unless it is positive."""
+    def set_mean(self, source: Any, weights: Iterable[np.ndarray]) -> None:
+        """Set the mean of all `weights`, which are read unless the source has a `mean_weight`.
+
+        Raises ValueError unless the mean is positive.
+        """
+        mean = getattr(source, "mean_weight", None)
+        if mean is None:
+            mean = inputs.mean_weight(weights, self.group)
         self.mean = positive(f"{self.who}: the mean of the weights of {self.source}", mean)
 
     def needs_mean(self, given: Any) -> bool:
@@ -331,10 +337,8 @@ class Rows(Arrays):
         entries = max(1, math.prod(self.sample.x.shape[1:]))
         self.rows_at_once = max(GATHER // entries, min(LARGE // entries, READ * slices[0].stop))
         if weighted:
-            mean = getattr(source, "mean_weight", None)
             groups = (slice(group[0].start, group[-1].stop) for group in chunks(slices, self.rows_at_once))
-            weights = (reader.weights(self._read_rows(rows, rows), self._name(rows)) for rows in groups)
-            reader.set_mean(inputs.mean_weight(weights, reader.group) if mean is None else mean)
+            reader.set_mean(source, (reader.weights(self._read_rows(rows, rows), self._name(rows)) for rows in groups))
             self.sample = self._batch_of(given, slices[0])
 
     def facts(self) -> dict[str, Any]:
@@ -393,7 +397,29 @@ class Rows(Arrays):
                     yield parts_of(take, [rows])
 
 
-class Stream(Feed):
+class Passing(Feed):
+    """Batches that are not read again: those since the host last waited for the device are kept, to be repeated."""
+
+    def begin(self) -> None:
+        """Begin an epoch."""
+        self.kept: list[tuple[int, Batch, slice]] = []
+        self.over = False  # whether the latest batch is the last of the epoch
+        self.wait_after = 0
+
+    def keep(self, number: int, batch: Batch, rows: slice) -> tuple[Batch, slice]:
+        """Keep a batch and return it; the host waits after it if it is the last one, or if no more are to be kept."""
+        if len(self.kept) == KEPT:
+            self.kept.clear()
+        self.kept.append((number, batch, rows))
+        if self.over or len(self.kept) == KEPT:
+            self.wait_after = number
+        return batch, rows
+
+    def ends_epoch(self, number: int) -> bool:
+        return self.over
+
+
+class Stream(Passing):
     """Batches of an iterable, in its own sizes and order."""
 
     def __init__(self, reader: Reader, source: Iterable[Any], epochs: int, prefetch: int):
@@ -407,15 +433,13 @@ class Stream(Feed):
                 "begins anew each time, a list, or a DataLoader"
             )
         self.batch_rows = 0  # of the latest batch
-        self.kept: deque[tuple[int, Batch]] = deque(maxlen=KEPT)
-        self.over = False  # whether the latest batch is the last of its epoch
         self.counted = False  # whether `steps` is from a whole epoch rather than from the source's length
         started = self._begin(0)
-        _, first = next(numbered(reader.who, source, started), (0, None))
+        _, first = next(numbered(who, source, started), (0, None))
         if first is None:
             raise no_batches(who, source)
         if reader.needs_mean(first):
-            reader.set_mean(self._mean())
+            reader.set_mean(source, self._weights())
         self.sample = reader(first, "batch 1")
         self.waiting: Iterator[Any] | None = itertools.chain([first], started)
         with contextlib.suppress(TypeError):
@@ -429,25 +453,20 @@ class Stream(Feed):
                 each.set_epoch(epoch)
         return iter(self.source)
 
-    def _mean(self) -> Any:
-        """Return the mean weight over all rows, which takes a pass over a source without a `mean_weight`."""
-        mean = getattr(self.source, "mean_weight", None)
-        if mean is not None:
-            return mean
+    def _weights(self) -> Iterator[np.ndarray]:
+        """Yield the weights of all batches, which takes a pass over the source."""
         if self.one_pass:
             raise ValueError(
                 f"{self.reader.who}: weights are divided by their mean over all rows, which takes a pass of its own, "
                 "and a generator gives one: give a class with an __iter__ and, to spare the pass, a mean_weight"
             )
-        batches = numbered(self.reader.who, self.source, self._begin(0))
-        weights = (self.reader.weights(given, f"batch {number}") for number, given in batches)
-        return inputs.mean_weight(weights, self.reader.group)
+        for number, given in numbered(self.reader.who, self.source, self._begin(0)):
+            yield self.reader.weights(given, f"batch {number}")
 
     def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
         raw = self.waiting if self.waiting is not None and self.epoch == 0 else self._begin(self.epoch)
         self.waiting = None
-        self.over, self.wait_after = False, 0
-        self.kept.clear()
+        self.begin()
         reader, count = self.reader, 0
 
         def read() -> Iterator[Batch]:
@@ -476,23 +495,13 @@ class Stream(Feed):
             except Exception as error:  # raised again after the step on `batch`
                 fault = error
             number, self.over = number + 1, following is None and fault is None
-            yield self._step(number, batch)
+            self.batch_rows = batch.x.shape[0]
+            rows = slice(0, self.batch_rows)
+            yield self.keep(number, batch, rows if self.group is None else self.group.share(rows))
             if fault is not None:
                 raise fault
             batch = following
         self._count(count)
-
-    def _step(self, number: int, batch: Batch) -> tuple[Batch, slice]:
-        self.batch_rows = batch.x.shape[0]
-        if len(self.kept) == KEPT:
-            self.kept.clear()
-        self.kept.append((number, batch))
-        self.wait_after = number if self.over or len(self.kept) == KEPT else 0
-        return batch, self._share(batch)
-
-    def _share(self, batch: Batch) -> slice:
-        rows = slice(0, batch.x.shape[0])
-        return rows if self.group is None else self.group.share(rows)
 
     def size(self, number: int) -> int:
         return self.batch_rows
@@ -513,20 +522,16 @@ class Stream(Feed):
         self.steps, self.counted = number, True
 
     def replay(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
-        for number, batch in list(self.kept):
-            rows = self._share(batch)
+        for number, batch, rows in self.kept:
             if self.group is not None:
                 self.group.begin_step(rows.stop - rows.start, batch.x.shape[0])
             yield number, batch, rows
-
-    def ends_epoch(self, number: int) -> bool:
-        return self.over
 
     def facts(self) -> dict[str, Any]:
         return {"source": f"batches of {kinds_in_words(self.reader.kinds)} from {type(self.source).__name__}"}
 
 
-class Shards(Feed):
+class Shards(Passing):
     """Batches whose rows come from a separate source in each process."""
 
     def __init__(self, feed: Rows | Stream, group: Group):
@@ -535,18 +540,15 @@ class Shards(Feed):
         steps, rows = ([n for n in each if n is not None] for each in zip(*counts, strict=True))
         self.steps = max(steps) if len(steps) == group.size else None
         self.rows = sum(rows) if len(rows) == group.size else None
-        self.kept: deque[tuple[int, Batch, slice, bool]] = deque(maxlen=KEPT)
-        self.over = False
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
         seed = int(rng.integers(2**63))  # the same in all processes, as is the state of `rng` afterwards
         return self.feed.order(np.random.default_rng([seed, self.shards.rank]))
 
     def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
-        self.feed.epoch, self.over, self.wait_after, number = self.epoch, False, 0, done
-        self.kept.clear()
+        self.begin()
+        self.feed.epoch, number, ended = self.epoch, done, False
         batches = self.feed.read(order, done, epochs)
-        ended = False
         while not self.over:
             number += 1
             if ended or (local := next(batches, None)) is None:
@@ -554,27 +556,18 @@ class Shards(Feed):
             elif self.feed.ends_epoch(number):
                 ended = True
                 next(batches, None)  # run the rest of the generator: it counts the epoch's batches
-            yield self._step(number, *local, ended)
+            batch, rows = local
+            self.over = self.shards.begin_shards_step(rows.stop - rows.start, ended)
+            yield self.keep(number, batch, rows)
         self.steps = number
 
-    def _step(self, number: int, batch: Batch, rows: slice, ended: bool) -> tuple[Batch, slice]:
-        self.over = self.shards.begin_shards_step(rows.stop - rows.start, ended)
-        if len(self.kept) == KEPT:
-            self.kept.clear()
-        self.kept.append((number, batch, rows, ended))
-        self.wait_after = number if self.over or len(self.kept) == KEPT else 0
-        return batch, rows
-
     def replay(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
-        for number, batch, rows, ended in list(self.kept):
-            self.shards.begin_shards_step(rows.stop - rows.start, ended)
+        for number, batch, rows in self.kept:
+            self.shards.begin_shards_step(rows.stop - rows.start, self.over)
             yield number, batch, rows
 
     def size(self, number: int) -> int:
         return self.shards.rows
-
-    def ends_epoch(self, number: int) -> bool:
-        return self.over
 
     def facts(self) -> dict[str, Any]:
         kinds = kinds_in_words(self.feed.reader.kinds)
@@ -597,49 +590,43 @@ def prefetched(items: Iterator[Any], count: int) -> Iterator[Any]:
     if not count:
         yield from items
         return
-    ready: deque[tuple[Any, BaseException | None]] = deque()  # the last is END, with the exception that came, if any
-    changed = threading.Condition()
-    wanted = True
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(count)
+    wanted, item = True, None
 
     def fill() -> None:
         error: BaseException | None = None
         try:
             for item in items:
-                with changed:
-                    changed.wait_for(lambda: len(ready) < count or not wanted)
-                    if not wanted:
-                        return
-                    ready.append((item, None))
-                    changed.notify_all()
+                ready.put((item, None))
                 del item
+                if not wanted:
+                    break
         except BaseException as raised:  # raised again in the thread that takes the items
             error = raised
         finally:
-            close = getattr(items, "close", None)
-            if close is not None:
-                close()
-            with changed:
-                ready.append((END, error))
-                changed.notify_all()
+            if hasattr(items, "close"):
+                items.close()
+            ready.put((END, error))
 
     thread = threading.Thread(target=fill, name="xpnet-prefetch", daemon=True)
     thread.start()
     try:
         while True:
-            with changed:
-                while not ready:
-                    if not changed.wait(timeout=1.0) and not ready and not thread.is_alive():
-                        raise RuntimeError("fit: the thread that reads the source has died")
-                item, error = ready.popleft()
-                changed.notify_all()
+            try:
+                item, error = ready.get(timeout=1.0)
+            except queue.Empty:
+                if not thread.is_alive():
+                    raise RuntimeError("fit: the thread that reads the source has died") from None
+                continue
             if error is not None:
                 raise error
             if item is END:
                 return
             yield item
-            del item
+            item = None  # before the next one comes
     finally:
-        with changed:
-            wanted = False
-            changed.notify_all()
+        wanted = False
+        with contextlib.suppress(queue.Empty):  # if the source hangs
+            while item is not END and thread.is_alive():
+                item, _ = ready.get(timeout=5.0)
         thread.join(timeout=5.0)
