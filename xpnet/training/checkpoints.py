@@ -41,9 +41,10 @@ NAME = re.compile(r"step-(\d{12})\.safetensors")
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in a repr: differs between processes
 TEXT = 2**15  # characters of JSON for one attribute in a callback's memory: all of it must fit into a file's header
 CODED = {"network", "loss", "optimizer", "metrics"}  # facts that may include the user's code
-KEYS = {  # of the entry "training" in a file's metadata
-    "xpnet", "facts", "epoch", "step", "done", "loss", "rows", "begins", "stopped", "seconds", "threads", "optimizer",
-    "rng", "slots", "history", "callbacks",
+TYPES = {  # of the entries under "training" in a file's metadata
+    "xpnet": str, "facts": dict, "epoch": int, "step": int, "done": int, "loss": float, "rows": int, "begins": str,
+    "stopped": bool, "seconds": float, "threads": dict, "optimizer": dict, "rng": dict, "slots": dict, "history": dict,
+    "callbacks": list,
 }  # fmt: skip
 
 
@@ -90,9 +91,6 @@ class Checkpoint(Configured, Callback):
         self.folder = Path(checks.path("Checkpoint: folder", folder))
         by_epoch = isinstance(every, str) and every == "epoch"
         self.every = "epoch" if by_epoch else integer('Checkpoint: every, if not "epoch",', every)
-        self._facts: dict[str, str] = {}
-        self._callbacks: Sequence[Callback] = ()
-        self._saved = -1, -1  # epoch and step
 
     # --- before the run ---
 
@@ -124,9 +122,12 @@ class Checkpoint(Configured, Callback):
         self, net: Placed, facts: dict[str, str], optimizer: Any, callbacks: Sequence[Callback],
         steps_per_epoch: int | None, resume: bool,
     ) -> "Saved | None":  # fmt: skip
-        """Return the checkpoint to resume from, or None; `facts` is what the run depends on, from `facts_of`."""
-        self._callbacks, self._facts = with_memory(callbacks), facts
-        self._saved = -1, -1
+        """Return the checkpoint to resume from, or None; `facts` is what the run depends on, from `facts_of`.
+
+        `callbacks` are those with a `memory`.
+        """
+        self._callbacks, self._facts = callbacks, facts
+        self._saved = -1, -1  # epoch and step
         files = self._files()
         if not resume and files:
             raise ValueError(
@@ -136,8 +137,8 @@ class Checkpoint(Configured, Callback):
         for i, path in enumerate(reversed(files)):
             try:
                 saved = Saved(path, net.backend)
-                saved.check_facts(self._facts)
-                saved.check(optimizer, self._callbacks, steps_per_epoch)
+                saved.check_facts(facts)
+                saved.check(optimizer, callbacks, steps_per_epoch)
                 return saved
             except FormatError as error:
                 if i == len(files) - 1:
@@ -239,30 +240,24 @@ class Saved:
             saved = plain_json.loads(metadata["training"])
             if isinstance(saved, dict) and "done" not in saved:
                 raise FormatError(path, "an earlier xpnet wrote it, with the loss of every step: resume it with that")
-            self._read(only("it", saved, KEYS), arrays, backend)
+            self._read(only("it", saved, set(TYPES)), arrays, backend)
         except UNSOUND as error:
             raise self._unsound(error) from None
         self.params, self.state = under("params", arrays), under("state", arrays)
 
     def _read(self, saved: dict[str, Any], arrays: dict[str, np.ndarray], backend: Backend) -> None:
         """Read the training's state; raises one of `UNSOUND` if it is not sound."""
-        self.facts = saved["facts"]
-        if not isinstance(saved["xpnet"], str):
-            raise ValueError(f"its version of xpnet is {saved['xpnet']!r:.80}")
-        if not isinstance(self.facts, dict) or not all(isinstance(fact, str) for fact in self.facts.values()):
+        for name, kind in TYPES.items():
+            if type(saved[name]) is not kind:
+                raise ValueError(f"its {name} is {saved[name]!r:.80}, expected a {kind.__name__}")
+        self.facts, self.rng_state, self.stopped = saved["facts"], saved["rng"], saved["stopped"]
+        if not all(isinstance(fact, str) for fact in self.facts.values()):
             raise ValueError(f"its facts are {self.facts!r:.80}")
-        self.epoch, self.step = (count(name, saved[name]) for name in ("epoch", "step"))
-        self.stopped, seconds = saved["stopped"], saved["seconds"]
-        if not isinstance(self.stopped, bool) or type(seconds) is not float or seconds < 0:
-            raise ValueError(f"it has stopped={self.stopped!r:.80} and seconds={seconds!r:.80}")
+        if saved["seconds"] < 0:
+            raise ValueError(f"its seconds are {saved['seconds']}")
+        self.epoch, self.step, self.done, rows = (count(k, saved[k]) for k in ("epoch", "step", "done", "rows"))
         self.threads = {str(api): count("threads", n, 1, 1024) for api, n in saved["threads"].items()}
-        self.rng_state = saved["rng"]
         restored_order(self.rng_state)
-        self.done, rows = (count(name, saved[name]) for name in ("done", "rows"))
-        if type(saved["loss"]) is not float or not math.isfinite(saved["loss"]):
-            raise ValueError(f"its loss is {saved['loss']!r:.80}")
-        if not isinstance(saved["begins"], str):
-            raise ValueError(f"the digest of its first batch is {saved['begins']!r:.80}")
         self.under_way = self.done, saved["loss"], rows, saved["begins"]
         self.losses = arrays["training.losses"]
         shape = (min(self.done, RECENT),)
@@ -273,36 +268,24 @@ class Saved:
             if isinstance(value, int):
                 count(name, value)
         self.history = History()
-        measures = unpack("training.history", saved["history"], arrays, backend)
-        self.history.update(measures)
-        if not isinstance(measures, dict) or not all(
-            type(v) is list and all(type(n) in (bool, int, float) for n in v) for v in self.history.values()
-        ):
+        self.history.update(unpack("training.history", saved["history"], arrays, backend))
+        if not all(type(v) is list and {type(n) for n in v} <= {bool, int, float} for v in self.history.values()):
             raise ValueError("its history is not a dict of lists of numbers")
-        self.history.seconds = seconds
+        self.history.seconds = saved["seconds"]
         self.settings = {k: v if "same" in v else unpack("", v, {}) for k, v in saved["optimizer"].items()}
-        self.callbacks = [
-            {
-                name: unpack(f"training.callbacks.{i}.{as_name(name)}", packed, arrays, backend)
-                for name, packed in memory.items()
-            }
-            for i, memory in enumerate(saved["callbacks"])
-        ]
+        self.callbacks: list[dict[str, Any]] = []
+        for i, memory in enumerate(saved["callbacks"]):
+            names = {name: f"training.callbacks.{i}.{as_name(name)}" for name in memory}
+            self.callbacks.append({k: unpack(name, memory[k], arrays, backend) for k, name in names.items()})
 
     def _unsound(self, error: object) -> FormatError:
         return FormatError(self.path, f"its account of the training is unsound: {error!r}")
 
     def check_facts(self, now: dict[str, str]) -> None:
         """Raise ValueError with the list of differences if the run depends on anything else."""
-        names = [name for name in self.facts | now if self.facts.get(name) != now.get(name)]
-        if names:
-            then, now = ({k: printable(v, 600) for k, v in facts.items()} for facts in (self.facts, now))
-            lines = [
-                f"\n  {printable(k, 80)}: {then.get(k, 'nothing')} then, {now.get(k, 'nothing')} now"
-                for k in names[:20]
-            ]
+        if lines := differences(self.facts, "then", now, "now"):
             raise ValueError(
-                f"fit: {self.path} is of another run, from which this one differs in {''.join(lines)}\n"
+                f"fit: {self.path} is of another run, from which this one differs in {''.join(lines[:20])}\n"
                 "Give what it was given, or begin anew in another folder."
             )
 
@@ -328,7 +311,7 @@ class Saved:
             twin.set_state(self.state)
             step = begin(twin)
             step.resume_with(self.slots)
-            for callback, memory in zip(with_memory(callbacks), self.callbacks, strict=True):
+            for callback, memory in zip(callbacks, self.callbacks, strict=True):
                 callback.check_memory(memory, twin.clone())
         except (ValueError, TypeError) as error:
             raise self._unsound(error) from None
@@ -357,7 +340,7 @@ class Saved:
                     f"fit: the optimizer's {name} was {printable(value['same'], 200)} in {self.path} and is "
                     f"{description.get('same', now)} now; a checkpoint keeps numbers alone: have train_begin set it"
                 )
-        for callback, memory in zip(with_memory(callbacks), self.callbacks, strict=True):
+        for callback, memory in zip(callbacks, self.callbacks, strict=True):
             for name, value in memory.items():
                 setattr(callback, name, value)
 
@@ -375,18 +358,12 @@ def fault_in(optimizer: Any, name: str, value: Any, current: Any) -> str | None:
         sound = [*map(type, value.values())] == [str] and (callable(current) or name == "learning_rate")
     elif isinstance(current, bool):
         sound = type(value) is bool
-    elif isinstance(value, float):
-        sound = math.isfinite(value)
     else:
-        sound = True
+        sound = not isinstance(value, float) or math.isfinite(value)
     if not sound:
         return f"expected one like {current!r:.80}"
-    if (
-        isinstance(value, dict)
-        or value == current
-        or (name == "learning_rate" and value == 0.0)
-        or not isinstance(optimizer, Configured)
-    ):
+    may_be_set = isinstance(value, dict) or value == current or (name == "learning_rate" and value == 0.0)
+    if may_be_set or not isinstance(optimizer, Configured):
         return None
     try:
         type(optimizer)(**(settings_of(optimizer) | {name: value}))
@@ -399,10 +376,10 @@ def fault_in(optimizer: Any, name: str, value: Any, current: Any) -> str | None:
 
 
 def facts_of(
-    net: Placed, data: Mapping[str, Array | str], settings: Mapping[str, Any], callbacks: Sequence[Callback]
+    net: Placed, data: Mapping[str, Array | str], settings: Mapping[str, Any], callbacks: list[Callback]
 ) -> dict[str, str]:
     """Return what a run depends on, by name: the network, data and settings, each as its repr or a digest."""
-    depends = {"network": net, "dtype": net.dtype, **settings, "callbacks with a memory": with_memory(callbacks)}
+    depends = {"network": net, "dtype": net.dtype, **settings, "callbacks with a memory": callbacks}
     facts = {}
     for name, value in depends.items():
         facts[name] = shortened(ADDRESS.sub("", repr(list(value) if isinstance(value, dict) else value)))
@@ -413,9 +390,14 @@ def facts_of(
     return facts
 
 
-def with_memory(callbacks: Sequence[Callback]) -> list[Callback]:
-    """Return the callbacks that have a `memory`."""
-    return [callback for callback in callbacks if callback.memory]
+def differences(some: dict[str, str], where: str, others: dict[str, str], there: str) -> list[str]:
+    """Return a line for each fact that is not the same in `some` and in `others`."""
+    lines = []
+    for name in some | others:
+        if some.get(name) != others.get(name):
+            one, other = (printable(facts.get(name, "nothing"), 600) for facts in (some, others))
+            lines.append(f"\n  {printable(name, 80)}: {one} {where}, {other} {there}")
+    return lines
 
 
 def shortened(text: str) -> str:

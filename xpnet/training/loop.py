@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -144,6 +145,7 @@ def fit(
         held_out.group = group
     arguments.warn_of_squashed_logits(net, "fit", loss)
     shown = [Progress()] if progress else []
+    remembering = [callback for callback in user_callbacks if callback.memory]
     hooks: list[Callback] = [*shown, *user_callbacks, *([checkpoint] if checkpoint else [])]
     first = group is None or group.first  # only the first process calls callbacks and writes files
     if group or shards:
@@ -169,7 +171,7 @@ def fit(
             data = feed.facts() | (held_out.facts() if held_out else {})
             settings = {"loss": loss, "l2": l2, "optimizer": optimizer, "batch_size": batch_size or feed.rows}
             settings |= {"shuffle": shuffle, "metrics": dict(metrics or {})} | ({"shards": shards} if shards else {})
-            facts = facts_of(net, data, settings, user_callbacks)
+            facts = facts_of(net, data, settings, remembering)
         if group:
             names = [type(callback).__name__ for callback in user_callbacks]
             more = {"backend": net.backend.name, "epochs": epochs, "callbacks": names}
@@ -178,14 +180,11 @@ def fit(
             group.share_network(net)
             slots = group.from_first(lambda: slots)
         if checkpoint:
-
-            def newest() -> Any:
-                return checkpoint.open(net, facts, optimizer, user_callbacks, feed.steps, resume)
-
+            newest = functools.partial(checkpoint.open, net, facts, optimizer, remembering, feed.steps, resume)
             saved = group.from_first(newest) if group else newest()
         if saved:
             threads.enter_context(with_threads(saved.threads))
-            step = saved.begin(net, user_callbacks, step_for)
+            step = saved.begin(net, remembering, step_for)
         else:
             step = step_for(net)
             if slots is not None:
@@ -207,7 +206,7 @@ def fit(
                     begun.append(callback)
                     callback.train_begin(run)
                 if saved:
-                    saved.restore_callbacks(run, user_callbacks)
+                    saved.restore_callbacks(run, remembering)
                 while not run.over:
                     if not run.amid_epoch:  # else `epoch_begin` was called before the interruption
                         for callback in hooks:
@@ -236,8 +235,8 @@ def fit(
                 with contextlib.ExitStack() as ends:  # calls every `train_end`, even if another one raises
                     for callback in reversed(begun):
                         ends.callback(callback.train_end, run)
-        for each in shown if first else ():
-            each.tell_end(run)
+        if progress and first:
+            shown[0].tell_end(run)
         if first and not any(isinstance(callback, Doctor) for callback in user_callbacks):
             warn_of_constant_outputs(run)
     net.rng = run.rng

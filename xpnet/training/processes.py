@@ -4,19 +4,19 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from ..backends import Array, namespace
-from ..common.checks import brief, integer, printable
+from ..common.checks import brief, integer
 from ..common.share import OverNCCL, tree_sum
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from .arguments import own_hook
 from .callback import Callback
-from .checkpoints import settings_of
+from .checkpoints import differences, settings_of
 from .history import History
 from .run import DivergenceError, Run
 
@@ -148,8 +148,7 @@ class Processes:
         return [each for _, each in gathered]
 
     def gather(self, value: Any) -> list[Any] | None:
-        values: list[Any] | None = self.comm.gather(value)
-        return values
+        return self.comm.gather(value)  # type: ignore[no-any-return]
 
     def end_epoch(self) -> None:
         self._check_equal(self._meet(0, ENDED))
@@ -161,10 +160,9 @@ class Processes:
         """Exchange the number of local rows, a value and the signal received; return the values of all processes."""
         received = np.empty((self.size, 3), np.int64)
         self.comm.Allgather(np.array([local, value, self.received], np.int64), received)
-        columns: list[list[int]] = received.T.tolist()
-        rows, values, signals = columns
+        rows, values, signals = received.T.tolist()
         self.signal, self.before, self.rows = max(signals), sum(rows[: self.rank]), sum(rows)
-        return values
+        return values  # type: ignore[no-any-return]
 
     def _check_equal(self, sizes: list[int]) -> None:
         if len(set(sizes)) > 1:
@@ -190,14 +188,12 @@ class Processes:
         self.comm.Allreduce(a, total)
         return total
 
-    def check_same(self, facts: Mapping[str, str]) -> None:
+    def check_same(self, facts: dict[str, str]) -> None:
         """Raise ValueError with a list of the differences unless the facts are the same in all processes."""
-        all_facts = self.comm.allgather(dict(facts))
-        first, lines = all_facts[0], []
-        for rank, other in enumerate(all_facts):
-            for name in [name for name in first | other if first.get(name) != other.get(name)]:
-                expected, got = (printable(each.get(name, "nothing"), 600) for each in (first, other))
-                lines.append(f"\n  {printable(name, 80)}: {got} in process {rank}, {expected} in process 0")
+        first, *others = self.comm.allgather(facts)
+        lines: list[str] = []
+        for rank, other in enumerate(others, 1):
+            lines += differences(other, f"in process {rank}", first, "in process 0")
         if lines:
             raise ValueError(
                 f"fit: the processes differ in what they were given:{''.join(lines[:20])}\nGive all of them the same "
@@ -240,12 +236,8 @@ class Processes:
 
     def share_network(self, net: Placed) -> None:
         """Give all processes the first one's parameters, statistics and random generator."""
-
-        def content() -> tuple[Any, ...]:
-            to_numpy = net.backend.to_numpy
-            return *({k: to_numpy(a) for k, a in arrays.items()} for arrays in (net.params, net.state)), net.rng
-
-        params, state, rng = self.from_first(content)
+        params, state = ({k: net.backend.to_numpy(a) for k, a in each.items()} for each in (net.params, net.state))
+        params, state, rng = self.from_first(lambda: (params, state, net.rng))
         if not self.first:
             net.set_params(params)
             net.set_state(state)
@@ -262,22 +254,13 @@ class Following(Callback):
         self.group = group
         self.step_by_step = any(own_hook(callback, "step_end") for callback in callbacks)
 
-    def train_begin(self, run: Run) -> None:
-        self._follow(run)
-
     def step_end(self, run: Run) -> None:
         if self.group.signal:
             run.interrupt(self.group.signal)
         if self.step_by_step:
-            self._follow(run)
+            self.follow(run)
 
-    def epoch_begin(self, run: Run) -> None:
-        self._follow(run)
-
-    def epoch_end(self, run: Run) -> None:
-        self._follow(run)
-
-    def _follow(self, run: Run) -> None:
+    def follow(self, run: Run) -> None:
         settings = settings_of(run.optimizer)
         numbers = {k: v for k, v in settings.items() if isinstance(v, bool | int | float | str | None)}
         decided = self.group.comm.bcast((run.stopped, run.history.interrupted, numbers))
@@ -286,3 +269,5 @@ class Following(Callback):
             for name, value in numbers.items():
                 if getattr(run.optimizer, name) != value:
                     setattr(run.optimizer, name, value)
+
+    train_begin = epoch_begin = epoch_end = follow
