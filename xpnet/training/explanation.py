@@ -112,10 +112,7 @@ class Explanation(Mapping[str, Trace]):
         return statistics(self.net.backend.to_numpy(a))
 
     def plot(self, row: int = 0, columns: int = 4) -> "Figure":
-        """Plot every layer's output and its gradient, as `xpnet.plots.explanation` does; returns matplotlib's figure.
-
-        In a notebook, end the line with a semicolon, or the figure is shown twice.
-        """
+        """Plot every layer's output and gradient, as `xpnet.plots.explanation` does; returns matplotlib's figure."""
         from .. import plots
 
         return plots.explanation(self, row, columns)
@@ -146,13 +143,15 @@ class Explanation(Mapping[str, Trace]):
             yield self._section(trace, 1, arrays)
 
     def _section(self, trace: Trace, way: int, arrays: dict[str, Array]) -> Section:
-        depth = trace.depth - self.outermost[0].depth
-        note = ""
+        layer, depth, note = trace.layer, trace.depth - self.outermost[0].depth, ""
         if way and trace.dy is None:
             note = "no gradient reaches it"
-        elif way and trace.dx is None and trace.layer.takes == "integers":
+        elif way and trace.dx is None and layer.takes == "integers":
             note = "no dx: its x is of integers"
-        return Section(depth, trace.name, title_of(trace.layer), formula_of(trace.layer, way), arrays, note)
+        title = textwrap.shorten(repr(layer), LONGEST, placeholder=" ...")
+        if isinstance(layer, Container):  # its layers follow
+            title = type(layer).__name__
+        return Section(depth, trace.name, title, formula_of(layer, way), arrays, note)
 
     def _loss_formula(self, way: int) -> str:
         formula = formula_of(self.loss, way, "terms")
@@ -209,10 +208,10 @@ class Explanation(Mapping[str, Trace]):
         rows = []
         for name, a in section.arrays.items():
             s = self.statistics(a)
-            zeros = share(s.zeros)
-            shape = "×".join(map(str, s.shape)) if s.shape else "1"
+            shape = "×".join(map(str, s.shape)) or "1"
             numbers = [number(v) for v in (s.mean, s.std, s.min, s.max)]
-            rows.append([f"{'  ' * (section.depth + 1)}{name}", shape, *numbers, zeros, str(s.not_finite or "")])
+            label = f"{'  ' * (section.depth + 1)}{name}"
+            rows.append([label, shape, *numbers, share(s.zeros), str(s.not_finite or "")])
         return rows
 
     def _repr_html_(self) -> str:
@@ -220,10 +219,9 @@ class Explanation(Mapping[str, Trace]):
         for title, sections in self._passes():
             rows = []
             for section in sections:
-                name = "\u2003" * section.depth + section.name
                 formula = "; ".join(filter(None, [section.formula, section.note]))
-                first = (name, section.title, formula)
-                for cells in self._cells(section) or [["", *[""] * 7]]:
+                first = ("\u2003" * section.depth + section.name, section.title, formula)
+                for cells in self._cells(section) or [[""] * 8]:
                     rows.append((*first, cells[0].strip(), *cells[1:]))
                     first = ("", "", "")
             summary = f"{self._heading()}; {self._verdict()}"
@@ -239,13 +237,6 @@ def walk(traces: list[Trace], back: bool = False) -> Iterator[Trace]:
     for trace in reversed(traces) if back else traces:
         yield trace
         yield from walk(trace.inner, back)
-
-
-def title_of(layer: Layer) -> str:
-    """Return a layer's repr, shortened; of a container, whose layers follow, only the class name."""
-    if isinstance(layer, Container):
-        return type(layer).__name__
-    return textwrap.shorten(repr(layer), LONGEST, placeholder=" ...")
 
 
 def formula_of(thing: Layer | Loss, way: int, *methods: str) -> str:

@@ -93,18 +93,16 @@ class Walk:
         if hasattr(value, "dtype") and hasattr(value, "shape"):
             a = on_host(value)
             return (a.tolist(),) if a.dtype.hasobject else (fingerprint(a),)
-        if isinstance(value, types.FunctionType):
+        if isinstance(value, (types.FunctionType, type)):
             if of_a_library(value.__module__):
                 return value.__module__, value.__qualname__
             self.has_user_code = True
+        if isinstance(value, types.FunctionType):
             cells = tuple(contents(cell) for cell in value.__closure__ or ())
             names = sorted(global_names(value.__code__) & value.__globals__.keys())
             global_values = tuple((name, value.__globals__[name]) for name in names)
             return value.__code__, value.__defaults__, value.__kwdefaults__, cells, global_values
         if isinstance(value, type):
-            if of_a_library(value.__module__):
-                return value.__module__, value.__qualname__
-            self.has_user_code = True
             members = tuple((name, a) for name, a in sorted(vars(value).items()) if not describes_class(name, a))
             return value.__qualname__, value.__bases__, members
         if isinstance(value, Configured):

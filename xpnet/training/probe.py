@@ -95,8 +95,8 @@ class Probe:
             for name, layer in layers:
                 vars(layer).update(
                     forward=self._forward_of(name, layer),
-                    backward=self._backward_of(layer, layer.backward),
-                    backward_params=self._backward_params_of(layer, layer.backward_params),
+                    backward=self._backward_of(layer, "backward"),
+                    backward_params=self._backward_of(layer, "backward_params"),
                 )
             yield
         finally:
@@ -120,26 +120,18 @@ class Probe:
 
         return recorded
 
-    def _backward_of(self, layer: Layer, backward: Callable[..., Any]) -> Callable[..., tuple[Array, dict[str, Array]]]:
-        def recorded(dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
-            trace = self._call_of(layer, cache)
-            dx, gradients = pair_from(layer, "backward", backward(dy, cache))
+    def _backward_of(self, layer: Layer, method: str) -> Callable[[Array, Any], Any]:
+        backward = getattr(layer, method)
+
+        def recorded(dy: Array, cache: Any) -> Any:
+            # the latest call of this layer that returned this cache and has had no backward yet
+            calls = (t for t in reversed(self.traces) if t.layer is layer and t.cache is cache and t.dy is None)
+            trace = next(calls, None)
+            given = backward(dy, cache)
             if trace is not None:
-                trace.dy, trace.dx, trace.gradients = dy, dx, gradients
-            return dx, gradients
+                trace.dy, trace.gradients = dy, given
+                if method == "backward":
+                    trace.dx, trace.gradients = pair_from(layer, method, given)
+            return given
 
         return recorded
-
-    def _backward_params_of(self, layer: Layer, backward_params: Callable[..., Any]) -> Callable[..., dict[str, Array]]:
-        def recorded(dy: Array, cache: Any) -> dict[str, Array]:
-            trace = self._call_of(layer, cache)
-            gradients: dict[str, Array] = backward_params(dy, cache)
-            if trace is not None:
-                trace.dy, trace.gradients = dy, gradients
-            return gradients
-
-        return recorded
-
-    def _call_of(self, layer: Layer, cache: Any) -> Trace | None:
-        """Return the latest call of this layer that returned this cache and has had no backward yet."""
-        return next((t for t in reversed(self.traces) if t.layer is layer and t.cache is cache and t.dy is None), None)

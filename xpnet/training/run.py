@@ -40,20 +40,6 @@ class DivergenceError(ArithmeticError):
         return DivergenceError, (*self.args, self.epoch, self.batch, self.history)
 
 
-class EpochLoss:
-    """The loss of an epoch, updated with that of each batch: their sum, or the mean over all rows,
-    m ← m + (l − m) n / N for a batch of n rows with loss l, where N counts the rows so far, these n included.
-    """
-
-    def __init__(self, reduction: str, value: float = 0.0, rows: int = 0):
-        self.sums, self.value, self.rows = reduction == "sum", value, rows
-
-    def add(self, loss: float, rows: int) -> None:
-        """Add the loss of a batch of so many rows."""
-        self.rows += rows
-        self.value += loss if self.sums else (loss - self.value) * (rows / self.rows)
-
-
 class Run:
     """A training run, as callbacks see it.
 
@@ -81,7 +67,7 @@ class Run:
         self._resumed = 0  # steps of the current epoch before the run was resumed
         self._done = 0  # steps of the current epoch so far
         self._losses: deque[float] = deque(maxlen=RECENT)  # the epoch's latest losses that are on the host
-        self._epoch_loss = EpochLoss(self.loss.reduction)  # of all losses that are on the host
+        self._epoch_loss, self._rows = 0.0, 0  # the epoch's loss, and its number of rows, of the losses on the host
         self._values: list[tuple[Any, int]] = []  # later losses, on the device, with the numbers of rows of the batches
         self._slots_moved = False  # whether a step that was not finite has updated the optimizer's slots
         self._began = 0.0  # when the time started that `history.seconds` does not include yet
@@ -151,7 +137,7 @@ class Run:
         batch, as `resume_from` takes them. Waits for the device.
         """
         self._fetch()
-        return self._done, self._epoch_loss.value, self._epoch_loss.rows, self._feed.first_digest
+        return self._done, self._epoch_loss, self._rows, self._feed.first_digest
 
     def _fetch(self) -> None:
         """Fetch the losses of all steps to the host."""
@@ -162,16 +148,19 @@ class Run:
             self._values.clear()
 
     def _add_loss(self, loss: Any, rows: int) -> None:
-        """Record the loss of a step on so many rows."""
+        """Record the loss l of a step on n rows. The epoch's loss is the sum, or the mean m over all N rows so far,
+        m ← m + (l − m) n / N.
+        """
         self._losses.append(loss := float(loss))
-        self._epoch_loss.add(loss, rows)
+        self._rows += rows
+        self._epoch_loss += loss if self.loss.reduction == "sum" else (loss - self._epoch_loss) * (rows / self._rows)
 
     @property
     def finite(self) -> bool:
         """Whether everything is finite so far. Waits for the device."""
         sound = self._step_function.sound(self._carry)  # before the losses are fetched, so that the host waits once
         self._fetch()
-        return sound and math.isfinite(self._epoch_loss.value)
+        return sound and math.isfinite(self._epoch_loss)
 
     def resume_from(
         self, epoch: int, step: int, history: History, rng_state: Any,
@@ -179,10 +168,9 @@ class Run:
     ) -> None:  # fmt: skip
         """Continue from the position and history of an earlier run; `under_way` and `losses` are those properties."""
         self.epoch, self.step, self.history = epoch, step, history
-        done, loss, rows, self._feed.expected_digest = under_way
-        self._resumed = self._done = done
+        self._done, self._epoch_loss, self._rows, self._feed.expected_digest = under_way
+        self._resumed = self._done
         self._losses.extend(losses.tolist())
-        self._epoch_loss = EpochLoss(self.loss.reduction, loss, rows)
         history.steps = history.resumed = step
         self.rng.bit_generator.state = rng_state
 
@@ -195,7 +183,7 @@ class Run:
         """Count the epoch as finished."""
         self.epoch += 1
         self.rng_before, self._resumed, self._done = None, 0, 0
-        self._epoch_loss = EpochLoss(self.loss.reduction)
+        self._epoch_loss, self._rows = 0.0, 0
         self._losses.clear()
         self._values.clear()
 
@@ -253,7 +241,7 @@ class Run:
             self._check_finite(before if number == feed.wait_after else self._start, order, epochs)
         self._count()
         self._fetch()
-        return list(self._losses) if feed.steps == 1 else [self._epoch_loss.value]
+        return list(self._losses) if feed.steps == 1 else [self._epoch_loss]
 
     def _count(self) -> None:
         """Update the history's number of steps, and its seconds."""
