@@ -67,7 +67,11 @@ def top_k_accuracy(prediction: Array, target: Any, k: int = 5, loss: Any = None)
     >>> float(xn.top_k_accuracy(np.asarray([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]), [1, 2], k=2))
     0.5
     """
-    prediction, classes = _classes("top_k_accuracy", prediction, target, loss)
+    prediction, classes, limit = _truth("top_k_accuracy", prediction, target, None, loss)
+    if limit is not None:
+        raise ValueError(
+            "top_k_accuracy: it needs one class a row, of two or more outputs; here each output is a yes or no"
+        )
     outputs = prediction.shape[1]
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= outputs:
         raise ValueError(f"top_k_accuracy: k must lie between 1 and the {outputs} outputs, got {brief(k)}")
@@ -261,7 +265,12 @@ def _truth(
             ignore = getattr(loss, "ignore", None)
             classes = xp.astype(as_classes(who, target, prediction, ignore), xp.asarray(0).dtype)
             if ignore is not None:
-                prediction, classes = _counted(who, prediction, classes, ignore)
+                counted = classes >= 0
+                if not bool(xp.any(counted)):
+                    raise ValueError(
+                        f"{who}: every row is of class {ignore}, which the loss ignores; leave that metric out"
+                    )
+                prediction, classes = prediction[counted], classes[counted]
             return prediction, classes, None
         if k > 1 and not labels:
             return prediction, xp.argmax(as_shares(who, target, prediction, True, SEVERAL), axis=1), None
@@ -275,14 +284,6 @@ def _truth(
         return prediction, as_shares(who, target, prediction, False, SEVERAL) > 0.5, limit
 
 
-def _counted(who: str, prediction: Array, classes: Array, ignore: int) -> tuple[Array, Array]:
-    """Return predictions (N, K) and classes (N,) without the rows that the loss ignores, whose class is -1."""
-    counted = classes >= 0
-    if not bool(namespace(counted).any(counted)):
-        raise ValueError(f"{who}: every row is of class {ignore}, which the loss ignores; leave that metric out")
-    return prediction[counted], classes[counted]
-
-
 def _as_rows(who: str, prediction: Array, target: Any) -> tuple[Array, Any]:
     """Return a prediction (N, ..., K) as (N ..., K), and its target in the corresponding shape."""
     if prediction.ndim == 2:
@@ -293,14 +294,6 @@ def _as_rows(who: str, prediction: Array, target: Any) -> tuple[Array, Any]:
     if shape[: len(positions)] != positions:
         raise ValueError(f"{who}: target of shape {shape} does not fit the prediction's {tuple(prediction.shape)}")
     return ops.matrix(prediction), backend.xp.reshape(target, (-1, *shape[len(positions) :]))
-
-
-def _classes(who: str, prediction: Array, target: Any, loss: Any) -> tuple[Array, Array]:
-    """Return the prediction as (N, K) and the target as classes (N,). Raises ValueError for labels."""
-    prediction, truth, limit = _truth(who, prediction, target, None, loss)
-    if limit is not None:
-        raise ValueError(f"{who}: it needs one class a row, of two or more outputs; here each output is a yes or no")
-    return prediction, truth
 
 
 def _pair_of_classes(who: str, prediction: Array, target: Any) -> tuple[Array, Array, int]:

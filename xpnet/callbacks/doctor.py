@@ -3,7 +3,7 @@
 import copy
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -156,53 +156,44 @@ class Doctor(Configured, Callback):
         probe = Probe(net)
         probe.forward(x, training=True)
         value, _ = probe.backward(loss, *targets)
-        traces = probe.parts()
-        ratios = self._ratios(run, traces)
-        host = run.net.backend.to_numpy
+        traces, host, after = probe.parts(), run.net.backend.to_numpy, run.net.params
         outputs = [host(trace.y).reshape(trace.y.shape[0], -1) for trace in traces]
-        slopes = [self._slope(trace, host) for trace in traces]
-        gradients = [size_of(trace.gradients, matrices=True) for trace in traces]
-        shut = [None if s is None else float((s < SHUT).mean()) for s in slopes]
-        numbers = zip(traces, shut, gradients, ratios, strict=True)
-        self.vitals = [Vitals(f"{trace.name or 'network'}  {trace.layer!r}", *rest) for trace, *rest in numbers]
+        self.vitals = []
+        for trace in traces:
+            gradient = size_of(trace.gradients, matrices=True)
+            vitals = self._shut(trace, host), gradient, self._ratio(trace, after)
+            self.vitals.append(Vitals(f"{trace.name or 'network'}  {trace.layer!r}", *vitals))
+        self.before = {}
         if fault := probe.first_fault(value):
             remedy = "Lower the learning rate, set the optimizer's clip_norm, or scale the inputs"
             self._find(run, str(fault[0] or "the loss"), "not finite", fault[1], remedy)
             return
-        for trace, output, share in zip(traces, outputs, shut, strict=True):
-            self._check_units(run, trace, output, share, last=trace is traces[-1])
+        for trace, vital, output in list(zip(traces, self.vitals, outputs, strict=True))[:-1]:
+            self._check_units(run, trace, vital.shut, output)  # not of the last layer: outputs may saturate
         constant = self._check_constant(run, traces, outputs)
-        self._check_gradients(run, traces, gradients, constant)
-        self._check_ratios(run, traces, ratios, constant)
+        self._check_gradients(run, traces, constant)
+        self._check_ratios(run, traces, constant)
 
-    def _slope(self, trace: Trace, host: Callable[[Array], np.ndarray]) -> np.ndarray | None:
-        """Return the steepest slope of each unit over the rows, relative to the activation's steepest; None for other
-        layers.
-        """
+    def _shut(self, trace: Trace, host: Callable[[Array], np.ndarray]) -> float | None:
+        """Return the fraction of shut units of an activation; None for other layers."""
         steepest = next((top for kind, top in STEEPEST.items() if isinstance(trace.layer, kind)), None)
         if steepest is None:
             return None
         slope, _ = trace.layer.backward(namespace(trace.y).ones_like(trace.y), trace.cache)
-        steep: np.ndarray = np.abs(host(slope)).reshape(slope.shape[0], -1).max(axis=0)
-        return steep / steepest
+        steep = np.abs(host(slope)).reshape(slope.shape[0], -1).max(axis=0)
+        return float((steep / steepest < SHUT).mean())
 
-    def _ratios(self, run: Run, traces: list[Trace]) -> list[float | None]:
-        """Return how far the epoch's last step moved each layer, relative to its size; None if it has no parameters."""
-        before, after = self.before, run.net.params
-        self.before = {}
-        ratios: list[float | None] = []
-        for trace in traces:
-            prefix = f"{trace.name}." if trace.name else ""
-            names = [n for n in before if n.startswith(prefix)] if trace.layer.trainable else []
-            size = size_of({n: before[n] for n in names})
-            moved = size_of({n: after[n] - before[n] for n in names})
-            ratios.append(moved / size if size and moved is not None else None)
-        return ratios
+    def _ratio(self, trace: Trace, after: dict[str, Array]) -> float | None:
+        """Return how far the epoch's last step moved a layer, relative to its size; None if it has no parameters."""
+        prefix = f"{trace.name}." if trace.name else ""
+        before = {n: a for n, a in self.before.items() if trace.layer.trainable and n.startswith(prefix)}
+        size, moved = size_of(before), size_of({n: after[n] - a for n, a in before.items()})
+        return moved / size if size and moved is not None else None
 
     # --- checks ---------------------------------------------------------------------------------------------------
 
-    def _check_units(self, run: Run, trace: Trace, output: np.ndarray, share: float | None, last: bool) -> None:
-        if share is None or len(output) < 2 or last:  # the network's outputs may saturate
+    def _check_units(self, run: Run, trace: Trace, share: float | None, output: np.ndarray) -> None:
+        if share is None or len(output) < 2:
             return
         units = output.shape[1]
         if share >= SHARE:
@@ -226,8 +217,8 @@ class Doctor(Configured, Callback):
             self._find(run, str(traces[first]), "constant outputs", text, remedy)
         return constant[-1]
 
-    def _check_gradients(self, run: Run, traces: list[Trace], gradients: list[float | None], constant: bool) -> None:
-        known = [(trace, g) for trace, g in zip(traces, gradients, strict=True) if g is not None]
+    def _check_gradients(self, run: Run, traces: list[Trace], constant: bool) -> None:
+        known = [(t, v.gradient) for t, v in zip(traces, self.vitals, strict=True) if v.gradient is not None]
         if len(known) < 2 or not known[-1][1]:
             return
         end, last = known[-1]
@@ -247,8 +238,8 @@ class Doctor(Configured, Callback):
                 self._find(run, str(trace), "exploding gradient", text, remedy)
                 return
 
-    def _check_ratios(self, run: Run, traces: list[Trace], ratios: list[float | None], constant: bool) -> None:
-        known = [(trace, ratio) for trace, ratio in zip(traces, ratios, strict=True) if ratio is not None]
+    def _check_ratios(self, run: Run, traces: list[Trace], constant: bool) -> None:
+        known = [(t, v.ratio) for t, v in zip(traces, self.vitals, strict=True) if v.ratio is not None]
         if not known:
             return
         for trace, ratio in known:
@@ -278,19 +269,16 @@ class Doctor(Configured, Callback):
             self.log(text)
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())
-
-    def _lines(self) -> Iterator[str]:
-        yield f"Doctor: {counted(len(self.findings), 'finding') if self.findings else 'nothing found'}"
-        for finding in self.findings:
-            yield f"  epoch {finding.epoch:>3}  {finding.kind}: {finding.layer}"
+        lines = [f"Doctor: {counted(len(self.findings), 'finding') if self.findings else 'nothing found'}"]
+        lines += [f"  epoch {finding.epoch:>3}  {finding.kind}: {finding.layer}" for finding in self.findings]
         if self.vitals:
             width = max(len(v.layer) for v in self.vitals)
-            yield f"  {'layer':<{width}}  {'shut units':>10}  {'gradient':>8}  {'step/size':>9}"
-            for v in self.vitals:
-                shut = "" if v.shut is None else f"{v.shut:.0%}"
-                gradient, ratio = ("" if n is None else f"{n:.1e}" for n in (v.gradient, v.ratio))
-                yield f"  {v.layer:<{width}}  {shut:>10}  {gradient:>8}  {ratio:>9}".rstrip()
+            lines.append(f"  {'layer':<{width}}  {'shut units':>10}  {'gradient':>8}  {'step/size':>9}")
+        for v in self.vitals:
+            shut = "" if v.shut is None else f"{v.shut:.0%}"
+            gradient, ratio = ("" if n is None else f"{n:.1e}" for n in (v.gradient, v.ratio))
+            lines.append(f"  {v.layer:<{width}}  {shut:>10}  {gradient:>8}  {ratio:>9}".rstrip())
+        return "\n".join(lines)
 
 
 def size_of(arrays: dict[str, Array], matrices: bool = False) -> float | None:

@@ -61,8 +61,8 @@ def learning_curves(history: Mapping[str, Sequence[float]], measure: str = "loss
 
     ax = axes(ax)
     for values, label, colour in curves:
-        alone = np.isfinite(values) & ~np.isfinite(np.pad(values, 1, constant_values=np.nan)[:-2])
-        alone &= ~np.isfinite(np.pad(values, 1, constant_values=np.nan)[2:])  # a point between gaps needs a marker
+        known = np.pad(np.isfinite(values), 1)
+        alone = known[1:-1] & ~known[:-2] & ~known[2:]  # a point between gaps needs a marker
         epochs = np.arange(1, len(values) + 1)
         style: dict[str, Any] = {"drawstyle": "steps-post"} if measure == RATES else {"label": label}
         if alone.any():
