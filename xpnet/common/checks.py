@@ -18,29 +18,20 @@ PAIRS = {  # the pairs that methods of custom classes must return
 }
 
 
-def integer(name: str, value: object, least: int = 1) -> int:
-    """Return `value` as an int, from `least` to the largest length of an array. Raises ValueError for anything else."""
-    number = -1 if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) else int(value)
-    if not least <= number <= sys.maxsize:
-        most = f" and at most {sys.maxsize}" if number > sys.maxsize else ""
-        raise ValueError(f"{name} must be a whole number of at least {least}{most}, got {brief(value)}")
+def integer(name: str, value: object, least: int = 1, most: float = sys.maxsize) -> int:
+    """Return `value` as an int from `least` to `most`, by default the largest length of an array. Raises ValueError for
+    anything else.
+    """
+    number = least - 1 if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
+    if not least <= number <= most:
+        limit = f" and at most {most}" if number > most else ""
+        raise ValueError(f"{name} must be a whole number of at least {least}{limit}, got {brief(value)}")
     return number
 
 
-def whole(name: str, value: object) -> int:
-    """Return `value` as an int of at most 32 bits, which may be negative."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) or not -(2**31) <= int(value) < 2**31:
-        raise ValueError(f"{name} must be a whole number from {-(2**31)} to {2**31 - 1}, got {brief(value)}")
-    return int(value)
-
-
-def seed(name: str, value: Any) -> int | None:
+def seed(name: str, value: object) -> int | None:
     """Return the seed of a random generator: an int of at least 0, of any size, or None."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
-        raise ValueError(f"{name} must be a whole number of at least 0, got {brief(value)}")
-    return int(value)
+    return None if value is None else integer(name, value, 0, math.inf)
 
 
 def choice(name: str, value: object, options: Collection[str]) -> str:

@@ -10,14 +10,13 @@ from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 from sklearn import get_config, neural_network
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, is_regressor
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ..backends import Array, Backend, backend_of, get_backend, is_array, namespace
-from ..files.safetensors import Path
 from ..layers.activations import Sigmoid, Softmax
 from ..layers.base import Layer
 from ..layers.dense import Dense
@@ -227,17 +226,16 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
                 )
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Self:
-        with unchanged_on_error(self):
-            return self._fit_or_raise(X, y, sample_weight, incremental)
-
-    def _fit_or_raise(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Self:
         architecture = self._architecture
         first = not hasattr(self, "net_") or not (self.warm_start or incremental)
         X, y, sample_weight = as_array(X), as_array(y), as_array(sample_weight)
         if not first:
             self._check_architecture(architecture)
             self._check_namespace(X, "partial_fit" if incremental else "fit")
-        X, y = self._validated(X, y, reset=first)
+        X, y = validate_data(
+            self, X, y, accept_sparse=["csr", "csc"], multi_output=True, y_numeric=is_regressor(self),
+            dtype=float_dtypes(X), reset=first,
+        )  # fmt: skip
         backend = backend_of(X) if is_array(X) else get_backend("numpy", "cpu")
         dtype = "float32" if "float32" in str(X.dtype) else "float64"
         weight = sample_weight
@@ -302,12 +300,6 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         self.best_validation_score_ = -np.inf if early else None
         self._no_improvement_count = 0
 
-    def _validated(self, X: Any, y: Any, reset: bool, **options: Any) -> tuple[Any, Any]:
-        X, y = validate_data(
-            self, X, y, accept_sparse=["csr", "csc"], multi_output=True, dtype=float_dtypes(X), reset=reset, **options
-        )
-        return X, y
-
     @property
     def _takes_logits(self) -> bool:
         """Whether the loss takes logits; otherwise it takes probabilities."""
@@ -319,13 +311,15 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
         y is labels (n,), or (n, n_labels) of 0 and 1; for MLPRegressor numbers (n,) or (n, n_outputs).
         """
-        return self._fit(X, y, sample_weight, incremental=False)
+        with unchanged_on_error(self):
+            return self._fit(X, y, sample_weight, incremental=False)
 
     @available_if(lambda model: model._check_solver())
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train for one more epoch on these arrays: of data larger than memory, call it for one part after another."""
-        return self._fit(X, y, sample_weight, incremental=True)
+        with unchanged_on_error(self):
+            return self._fit(X, y, sample_weight, incremental=True)
 
     def _check_solver(self) -> bool:
         if self.solver == "lbfgs" and self.optimizer is None:
@@ -346,7 +340,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     @coefs_.setter
     def coefs_(self, arrays: Sequence[Any]) -> None:
-        self._set_dense("coefs_", "weight", arrays)
+        self.coefs_[:] = arrays
 
     @property
     def intercepts_(self) -> list[Array]:
@@ -355,14 +349,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     @intercepts_.setter
     def intercepts_(self, arrays: Sequence[Any]) -> None:
-        self._set_dense("intercepts_", "bias", arrays)
-
-    def _set_dense(self, who: str, key: str, arrays: Sequence[Any]) -> None:
-        """Copy an array into each Dense layer; an error changes none of them."""
-        if len(arrays) != len(self._dense):
-            raise ValueError(f"{who}: {len(arrays)} arrays for {len(self._dense)} Dense layers; give one for each")
-        new = {f"{prefix}.{key}": a for (prefix, _), a in zip(self._dense, arrays, strict=True)}
-        self.net_.set_params(self.net_.params | new)
+        self.intercepts_[:] = arrays
 
     def _raw(self, X: Any, method: str, layers: slice = slice(None)) -> Array:
         """Return the outputs of the network, or of some of its layers, for X."""
@@ -430,14 +417,14 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     def transform(self, X: Any) -> Array:
         """Return the last hidden layer's activations, (n, n_hidden), which the last Dense layer takes."""
-        check_is_fitted(self)
-        last = max(i for i, layer in enumerate(self.net_.layers) if has_dense(layer))
-        if not isinstance(self.net_.layers[last], Dense):
-            raise TypeError(f"transform: the last Dense layer must not be within another, {self.net_.layers[last]!r}")
-        if last == 0:
+        number, _, inner = self._dense[-1][0].partition(".")
+        if inner:
+            outer = self.net_.layers[int(number)]
+            raise TypeError(f"transform: the last Dense layer must not be within another, {outer!r}")
+        if number == "0":
             X = self._checked(X, "transform")
             return namespace(X).asarray(X, copy=True) if is_array(X) else X
-        return self._raw(X, "transform", slice(0, last))
+        return self._raw(X, "transform", slice(0, int(number)))
 
     @property
     def _n_features_out(self) -> int:
@@ -453,30 +440,8 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             gradient: Array = net.backward(dy(y), cache)[0]
         return gradient
 
-    def to_sklearn(self) -> Any:
-        """Return scikit-learn's estimator of the same name with these weights; predictions agree to 1e-12.
-
-        Batch norm after a Dense is folded into its weights, dropout is left out. Raises TypeError for layers that
-        scikit-learn does not have.
-        """
-        return convert.to_sklearn(self)
-
-    @classmethod
-    def from_sklearn(cls, model: Any) -> Self:
-        """Return an estimator with the parameters and weights of scikit-learn's fitted estimator of the same name."""
-        twin: Self = convert.from_sklearn(cls, model)
-        return twin
-
-    def to_onnx(self, path: Path) -> None:
-        """Write the predictions to an ONNX file; needs the extra `onnx`.
-
-        The input is "X" (N, n_features), in the dtype that was fitted. The outputs are named as in skl2onnx's files: a
-        classifier's "label" (N,), integers or strings, or (N, n_labels), and "probabilities" (N, n_classes); a
-        regressor's "variable" (N, n_outputs). To export a pipeline by skl2onnx, put `to_sklearn()` in the estimator's
-        place. Raises TypeError for a custom layer and for classes that are neither numbers nor strings, OSError if the
-        file cannot be written.
-        """
-        convert.to_onnx(self, path)
+    to_sklearn, to_onnx = convert.to_sklearn, convert.to_onnx  # with their docstrings
+    from_sklearn = classmethod(convert.from_sklearn)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -487,7 +452,9 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
 
 class OfLayers(list[Array]):
-    """A list of an array of each Dense layer, of fixed length. Assigning to an entry assigns to the network."""
+    """A list of an array of each Dense layer, of fixed length. Assigned arrays are copied into the network, all or
+    none.
+    """
 
     def __init__(self, model: BaseMLP, who: str, key: str):
         self.model, self.who, self.key = model, who, key
@@ -497,9 +464,12 @@ class OfLayers(list[Array]):
         return [layer.params[self.key] for _, layer in self.model._dense]
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        arrays = list(self)
+        arrays, dense, net = list(self), self.model._dense, self.model.net_
         arrays[index] = value
-        self.model._set_dense(self.who, self.key, arrays)
+        if len(arrays) != len(dense):
+            raise ValueError(f"{self.who}: {len(arrays)} arrays for {len(dense)} Dense layers; give one for each")
+        new = {f"{prefix}.{self.key}": a for (prefix, _), a in zip(dense, arrays, strict=True)}
+        net.set_params(net.params | new)
         super().__setitem__(slice(None), self._current())
 
     def refuse(self, *given: Any, **named: Any) -> NoReturn:
@@ -514,11 +484,6 @@ class OfLayers(list[Array]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
-
-
-def has_dense(layer: Layer) -> bool:
-    """Whether the layer is a Dense or contains one."""
-    return any(isinstance(leaf, Dense) for _, leaf in layer._leaves())
 
 
 def float_dtypes(X: Any) -> Any:

@@ -82,14 +82,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         if len(np.setdiff1d(classes, known)):
             raise ValueError(f"`y` has classes not in `self.classes_`. `self.classes_` has {known}. 'y' has {classes}.")
 
-    @property
-    def _matrix_loss(self) -> bool:
-        """Whether the loss is a custom one for which a row is one class of K."""
-        return bool(getattr(self.loss, "matrix", False))
-
     def _outputs(self, targets: Any) -> tuple[int, str]:
         kind, outputs = self._labels.kind, self._labels.outputs
-        if self._matrix_loss:
+        if getattr(self.loss, "matrix", False):  # a loss for which a row is one class of K
             if kind == "multilabel":
                 raise ValueError(f"{self.loss!r} is for one class a row; several labels at once need another loss")
             return max(2, outputs), "softmax"

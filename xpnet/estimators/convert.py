@@ -18,7 +18,7 @@ from ..layers.normalization import BatchNorm
 from .labels import Labels
 from .networks import plain_network
 
-NAMES: dict[type[Layer], str] = {Sigmoid: "logistic", Tanh: "tanh", ReLU: "relu"}
+NAMES: dict[type, str] = {Sigmoid: "logistic", Tanh: "tanh", ReLU: "relu"}
 # fitted attributes that xpnet's and scikit-learn's estimators share
 FITTED = (
     *("n_iter_", "t_", "loss_", "best_loss_", "loss_curve_", "validation_scores_", "best_validation_score_"),
@@ -31,7 +31,11 @@ OWN = {  # parameters that scikit-learn lacks
 
 
 def to_sklearn(model: Any) -> Any:
-    """Return scikit-learn's estimator with xpnet's weights. Raises TypeError for layers that it does not have."""
+    """Return scikit-learn's estimator of the same name with these weights; predictions agree to 1e-12.
+
+    Batch norm after a Dense is folded into its weights, dropout is left out. Raises TypeError for layers that
+    scikit-learn does not have.
+    """
     check_is_fitted(model)
     coefs, intercepts, activation = folded_weights(model)
     classifier = hasattr(model, "_labels")
@@ -49,8 +53,7 @@ def to_sklearn(model: Any) -> Any:
         if labels.kind == "binary" and coefs[-1].shape[1] == 2:  # softmax of two logits: sigmoid of their difference
             coefs[-1] = coefs[-1][:, 1:] - coefs[-1][:, :1]
             intercepts[-1] = intercepts[-1][1:] - intercepts[-1][:1]
-        example = np.eye(len(labels.classes), dtype=int) if labels.kind == "multilabel" else labels.classes
-        twin._label_binarizer = LabelBinarizer().fit(example)
+        twin._label_binarizer = LabelBinarizer().fit(example(labels.classes, labels.kind == "multilabel"))
         twin.classes_ = labels.classes
     copy_fitted(model, twin)
     if classifier and coefs[-1].shape[1] == 1:
@@ -59,6 +62,11 @@ def to_sklearn(model: Any) -> Any:
     twin.coefs_, twin.intercepts_ = coefs, intercepts
     twin._best_coefs, twin._best_intercepts = [w.copy() for w in coefs], [b.copy() for b in intercepts]
     return twin
+
+
+def example(classes: np.ndarray, multilabel: bool) -> np.ndarray:
+    """Return a target with these classes."""
+    return np.eye(len(classes), dtype=int) if multilabel else classes
 
 
 def copy_fitted(source: Any, target: Any) -> None:
@@ -87,7 +95,7 @@ def folded_weights(model: Any) -> tuple[list[np.ndarray], list[np.ndarray], str]
         kind = type(layer)
         if kind is Dense:
             if coefs:
-                between.append(between_name(before))
+                between.append(NAMES.get(type(before), "identity"))
             coefs.append(host(layer.params["weight"]).copy())  # scikit-learn trains in place
             intercepts.append(host(layer.params["bias"]).copy())
         elif kind is BatchNorm and type(before) is Dense:
@@ -106,20 +114,15 @@ def folded_weights(model: Any) -> tuple[list[np.ndarray], list[np.ndarray], str]
     return coefs, intercepts, between[0] if between else "relu"
 
 
-def between_name(before: Layer | None) -> str:
-    """Return the name of the activation before a Dense, which `before` is or not."""
-    return NAMES.get(type(before), "identity")  # type: ignore[arg-type]
-
-
 def from_sklearn(cls: Any, theirs: Any) -> Any:
-    """Return xpnet's estimator with the parameters, weights and fitted attributes of scikit-learn's of that name."""
+    """Return an estimator with the parameters and weights of scikit-learn's fitted estimator of the same name."""
     if not isinstance(theirs, getattr(neural_network, cls.__name__)):
         raise TypeError(f"from_sklearn: expected scikit-learn's {cls.__name__}, got {theirs!r}")
     check_is_fitted(theirs)
     model = cls(**theirs.get_params(deep=False))
     if hasattr(theirs, "classes_"):
         model.classes_ = np.asarray(theirs.classes_)
-        model._labels = Labels.known(model.classes_, theirs._label_binarizer.y_type_)
+        model._labels = Labels(example(model.classes_, theirs._label_binarizer.y_type_ == "multilabel-indicator"))
     copy_fitted(theirs, model)
     units = [theirs.coefs_[0].shape[0], *(w.shape[1] for w in theirs.coefs_)]
     net = plain_network(units, theirs.activation, False, 0.0, None)
@@ -143,7 +146,14 @@ def from_sklearn(cls: Any, theirs: Any) -> Any:
 
 
 def to_onnx(model: Any, path: Path) -> None:
-    """Write the estimator's predictions to an ONNX file, with the input and output names of skl2onnx."""
+    """Write the predictions to an ONNX file; needs the extra `onnx`.
+
+    The input is "X" (N, n_features), in the dtype that was fitted. The outputs are named as in skl2onnx's files: a
+    classifier's "label" (N,), integers or strings, or (N, n_labels), and "probabilities" (N, n_classes); a regressor's
+    "variable" (N, n_outputs). To export a pipeline by skl2onnx, put `to_sklearn()` in the estimator's place. Raises
+    TypeError for a custom layer and for classes that are neither numbers nor strings, OSError if the file cannot be
+    written.
+    """
     check_is_fitted(model)
     net = model.net_
     if hasattr(model, "_labels"):

@@ -28,13 +28,6 @@ class Labels:
             self.classes = unique_labels(on_host(y))
             self.kind = "binary" if len(self.classes) <= 2 else "multiclass"
 
-    @classmethod
-    def known(cls, classes: np.ndarray, kind: str) -> "Labels":
-        """Return Labels with these classes; `kind` is scikit-learn's `y_type_`."""
-        labels = cls.__new__(cls)
-        labels.kind, labels.classes, labels.sparse = kind.removesuffix("-indicator"), classes, None
-        return labels
-
     @property
     def outputs(self) -> int:
         """The number of outputs, K."""

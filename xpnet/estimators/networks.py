@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable
 from numbers import Integral
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,8 @@ class RowOrder:
     Each order shuffles the one before. A copy is the same object, so that the user's RandomState advances.
     """
 
+    bit_generator = SimpleNamespace(state=None)  # the state that checkpoints save: estimators have none
+
     def __init__(self, random_state: Any):
         self.random_state = random_state
         self.order: np.ndarray | None = None
@@ -114,13 +117,6 @@ class RowOrder:
         self.random_state.shuffle(shuffled)
         self.order = shuffled if self.order is None else self.order[shuffled]
         return self.order
-
-    @property
-    def bit_generator(self) -> "RowOrder":
-        """An object with the `state` that checkpoints save, here None: estimators have no checkpoints."""
-        return self
-
-    state = None
 
     def __deepcopy__(self, memo: Any) -> "RowOrder":
         return self

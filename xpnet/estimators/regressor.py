@@ -50,9 +50,6 @@ class MLPRegressor(RegressorMixin, BaseMLP):
 
     # --- targets --------------------------------------------------------------------------------------------------
 
-    def _validated(self, X: Any, y: Any, reset: bool, **options: Any) -> tuple[Any, Any]:
-        return super()._validated(X, y, reset, y_numeric=True, **options)
-
     def _targets(self, y: Any, backend: Backend, incremental: bool, first: bool) -> Array:
         if hasattr(y, "tocsr"):
             raise TypeError("Sparse y was passed to MLPRegressor, but dense numbers are required. Use y.toarray().")

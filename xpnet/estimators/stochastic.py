@@ -74,15 +74,6 @@ OPTIMIZERS: dict[str, Callable[[Any, Any], Optimizer]] = {
 SCHEDULED = ("sgd", "nesterov", "adagrad", "rmsprop")  # solvers to which "invscaling" and "adaptive" apply
 
 
-def optimizer_for(model: Any) -> Optimizer:
-    """Return the `optimizer` parameter, or the solver's optimizer."""
-    if model.optimizer is not None:
-        optimizer: Optimizer = model.optimizer
-        return optimizer
-    rate = model.learning_rate if callable(model.learning_rate) else float(model.learning_rate_init)
-    return OPTIMIZERS[model.solver](model, rate)
-
-
 # --- when to stop -----------------------------------------------------------------------------------------------------
 
 
@@ -167,14 +158,20 @@ def train(
         model.loss_curve_ = []
     if not hasattr(model, "best_loss_") or model.early_stopping == (model.best_loss_ is not None):
         model._begin_measure()  # early stopping was switched on or off
-    held_out = None
+    held_out: Any = None
     if model.early_stopping:
         if stratify is not None and not divisible(stratify, model.validation_fraction, strict=not incremental):
             stratify = None
         held_out, (x, y, weight) = split(model, net, (x, y, weight), stratify)
     rows = x.shape[0]
     if not incremental or model._optimizer is None:
-        model._optimizer, model._slots = optimizer_for(model), None
+        rate = model.learning_rate if callable(model.learning_rate) else float(model.learning_rate_init)
+        model._optimizer = OPTIMIZERS[model.solver](model, rate) if model.optimizer is None else model.optimizer
+        model._slots = None
+
+    def score(prediction: Array, target: Array) -> float:
+        return float(model._validation_score(prediction, target, held_out[2]))
+
     order = net.rng = RowOrder(model._random_state)
     rules = StoppingRules(model, rows)
     model.n_iter_ = 0
@@ -190,7 +187,7 @@ def train(
         l2=0.0 if model.solver == "adamw" and model.optimizer is None else float(model.alpha),
         slots=model._slots,
         validation_data=None if held_out is None else held_out[:2],
-        metrics=None if held_out is None else {"score": score_of(model, held_out[2])},
+        metrics=None if held_out is None else {"score": score},
         callbacks=[rules, *(model.callbacks or ())],
         progress=model.progress,
     )
@@ -241,11 +238,6 @@ def take(net: Any, a: Any, rows: np.ndarray) -> Any:
         return None if a is None else a[rows]
     with net.backend.scope():
         return net.backend.xp.take(a, net.backend.asarray(rows), axis=0)
-
-
-def score_of(model: Any, weight: Array | None) -> Callable[[Array, Array], float]:
-    """Return the estimator's score as a metric, for validation rows with these weights."""
-    return lambda prediction, target: float(model._validation_score(prediction, target, weight))
 
 
 def batch_size(model: Any, net: Any, rows: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from .. import ops
 from ..backends import Array, backend_of, namespace, shape_of
 from ..common import share
-from ..common.checks import choice, fraction, pair_from, positive, whole
+from ..common.checks import choice, fraction, integer, pair_from, positive
 from ..common.settings import Adjustable
 from .targets import as_classes, as_rows, as_shares, check_prediction
 
@@ -235,7 +235,7 @@ class SoftmaxCrossEntropy(ClassLoss):
 
     def __init__(self, reduction: str = "mean", ignore: int | None = None, label_smoothing: float = 0.0):
         super().__init__(reduction)
-        self.ignore = None if ignore is None else whole("SoftmaxCrossEntropy: ignore", ignore)
+        self.ignore = None if ignore is None else integer("SoftmaxCrossEntropy: ignore", ignore, -(2**31), 2**31 - 1)
         self.label_smoothing = fraction("SoftmaxCrossEntropy: label_smoothing", label_smoothing)
 
     def encode(self, target: Any, prediction: Array) -> Array:

@@ -328,7 +328,7 @@ def test_whether_all_is_finite_is_one_wait(shape, cupy):
 
 
 def test_labels_are_looked_up_without_a_wait(cupy):
-    labels = importlib.import_module("xpnet.estimators.labels").Labels.known(np.arange(3), "multiclass")
+    labels = importlib.import_module("xpnet.estimators.labels").Labels(np.arange(3))
     choices, classes = cupy.asarray(np.array([0, 5, 1])), cupy.asarray(np.array([3.0, 4.0, 7.0]))
     log.clear()
     predicted = labels.predicted(choices, classes)
