@@ -30,7 +30,7 @@ def form_of(name):
         from xpnet.kernels.cpu.numba.winograd import Winograd
 
         return Winograd
-    return {"gathered": correlation.Gathered, "tiles": winograd.Winograd}[name]
+    return {"gathered": correlation.Correlation, "tiles": winograd.Winograd}[name]
 
 
 def windows(x, padding, p, q):

@@ -6,24 +6,22 @@ from typing import Any
 
 from ... import ops
 from ...backends import Array, Backend
-from ...losses.losses import Loss
 from ...optimizers import Optimizer
-from ..stages import Product, Site
+from ..stages import Product
 from . import threads
 from .attention import Attention
 from .batch_norm import BatchNorm
-from .convolution import Convolution, Flatten
+from .convolution import Convolution, Flatten, Pool
 from .dropout import Dropout
 from .embedding import Embedding
-from .images import BatchNorm as BatchNormOfImages
-from .images import Pointwise as PointwiseOfImages
-from .images import Pooling
+from .images import Pooling, of_images
 from .layer_norm import LayerNorm
 from .optimizers import Update
 from .pointwise import Pointwise
 from .positions import Dense
 from .products import in_stacks, product
 from .softmax import SoftmaxCrossEntropy
+from .winograd import Winograd
 
 Sums = Callable[..., Array]
 
@@ -33,10 +31,11 @@ class Calls:
 
     stages: tuple[Any, ...] = (
         *(BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention),
-        *(Convolution, Flatten, BatchNormOfImages, PointwiseOfImages, Pooling, Embedding, Dropout),
+        *(Convolution, Flatten, of_images(BatchNorm), of_images(Pointwise), Pooling, Embedding, Dropout),
     )
-    loss_stage: Any = SoftmaxCrossEntropy
+    loss: Any = SoftmaxCrossEntropy.of  # returns the stage of a loss, or None if it has none
     update: type[Update] = Update
+    pool, winograd = Pool, Winograd  # of convolutions
     bias_joins_from: float = 0  # size of a Dense's weight from which its product may add the bias
     product: Callable[..., Array]
     top: Callable[..., Array]  # the maximum over axis 0
@@ -71,10 +70,6 @@ class Calls:
         new *= old
         new += rates * batch
         return new
-
-    def loss(self, site: Site, loss: Loss, axes: int) -> Any:
-        """Return the stage of a loss, or None if it has none."""
-        return self.loss_stage.of(site, loss, axes)
 
     def optimizer(self, optimizer: Optimizer) -> Update:
         """Return the update of an optimizer."""

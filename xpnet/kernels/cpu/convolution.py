@@ -15,7 +15,7 @@ from ...layers import activations, convolution, pooling, shape
 from ...layers.base import Layer
 from ..stages import Part, Site, Stage, Vector
 from ..table import pointwise
-from .correlation import Correlation, Gathered, Pair, Spread
+from .correlation import Correlation, Pair, Spread
 from .functions import RowsStage
 from .winograd import Winograd
 
@@ -97,8 +97,6 @@ class Convolution(RowsStage):
     """
 
     images = True
-    correlations: tuple[type[Correlation], ...] = Winograd, Gathered
-    maxima = Pool
     dz: np.ndarray | None = None  # all rows of dz, if there are a pool and a dx
 
     @classmethod
@@ -169,13 +167,14 @@ class Convolution(RowsStage):
         self.ahead = ahead(self.shared, shape, kernel, padding, (o, p, q), max_rows, window[0], self.stride, factor)
         self.pool: Pool | None = None
         if self.pool_layer:
-            self.pool = self.maxima(self.work, self.shared, window, self.rows)
+            self.pool = self.site.family.pool(self.work, self.shared, window, self.rows)
             self.z = self.shared("z", (self.ahead.count, o, q, n))
             self.dz = None if self.lowest else self.shared("dz", (p, o, q, n))
 
     def correlation(self, *case: Any) -> type[Correlation]:
-        """Return the first of `correlations` whose `does(*case)` is true."""
-        return next(kind for kind in self.correlations if kind.does(*case))
+        """Return the fastest form of a correlation: see `Winograd.does`."""
+        winograd: type[Winograd] = self.site.family.winograd
+        return winograd if winograd.does(*case) else Correlation
 
     def forward(self, x: np.ndarray, params: Any) -> np.ndarray:
         self.ahead.set_weight(params[0])

@@ -15,57 +15,18 @@ Pair = tuple[int, int]
 
 
 class Correlation:
-    """The base class of z[o, p] = Σ_i W[o, i] x[s p + i - padding] and dW[o, i] = Σ_p dz[o, p] x[s p + i - padding].
+    """z[o, p] = Σ_i W[o, i] x[s p + i - padding] and dW[o, i] = Σ_p dz[o, p] x[s p + i - padding], by matrix products.
 
     x is images of `shape` (C, H, W, N), z has `outputs` (O, P, Q), and s is `stride`. Outputs are computed in blocks of
-    up to `max_rows` rows, rounded up to a multiple of `step`. In `Gathered`, a block of patches has up to
-    `block_factor` times BLOCK entries.
-    """
-
-    count: int  # rows of outputs at a time
-
-    @classmethod
-    def does(cls, kernel: Pair, stride: Pair, inputs: int, outputs: Sequence[int]) -> bool:
-        """Whether this class is fast for such a kernel, so many input channels, and outputs (O, P, Q)."""
-        raise NotImplementedError
-
-    def __init__(
-        self, workspace: Any, shape: Sequence[int], kernel: Pair, padding: Pair, outputs: Sequence[int], max_rows: int,
-        step: int = 1, stride: Pair = (1, 1), block_factor: int = 1,
-    ):  # fmt: skip
-        raise NotImplementedError
-
-    def set_weight(self, weight: np.ndarray) -> None:
-        """Set the weight (O, C, KH, KW) for `multiply`."""
-        raise NotImplementedError
-
-    def patches(self, images: np.ndarray) -> Iterator[tuple[slice, Any]]:
-        """Iterate over blocks of rows of outputs and their patches, which are valid until the next block."""
-        raise NotImplementedError
-
-    def multiply(self, patches: Any, z: np.ndarray) -> None:
-        """Write z (P, O, Q, N) of the rows that these patches belong to."""
-        raise NotImplementedError
-
-    def add(self, rows: slice, patches: Any, dz: np.ndarray) -> None:
-        """Add these rows of dz (P, O, Q, N) to the sum for dW, which the rows from 0 on start anew."""
-        raise NotImplementedError
-
-    def gradient(self, place: np.ndarray) -> None:
-        """Write dW (O, C, KH, KW) to `place`."""
-        raise NotImplementedError
-
-
-class Gathered(Correlation):
-    """Correlation by matrix products with patches that are gathered from the images.
+    up to `max_rows` rows, rounded up to a multiple of `step`; a block of patches has up to `block_factor` times BLOCK
+    entries.
 
     The patches of a row of outputs are a matrix (KH KW C, Q N). Entries are copied only KW times, not KH KW times: a
     gathered row is (KW, C, Q, N), and KH of these, adjacent in memory, are such a matrix.
     """
 
-    @classmethod
-    def does(cls, kernel: Pair, stride: Pair, inputs: int, outputs: Sequence[int]) -> bool:
-        return True
+    count: int  # rows of outputs at a time
+    blocks: list[Any]  # the rows of each block, and how its patches are made
 
     def __init__(
         self, workspace: Any, shape: Sequence[int], kernel: Pair, padding: Pair, outputs: Sequence[int], max_rows: int,
@@ -84,7 +45,7 @@ class Gathered(Correlation):
             inside = gathered[low - start : max(low, high) - start]
             empty = [gathered[: low - start], gathered[max(low, high) - start : stop - start]]
             copies = []
-            for j, (within, image_columns) in enumerate(zip(*tap_slices(kw, left, columns, sw, w), strict=True)):
+            for j, (within, image_columns) in enumerate(tap_slices(kw, left, columns, sw, w)):
                 empty += [inside[:, j, :, : within.start], inside[:, j, :, within.stop :]]
                 if inside.size and within.start < within.stop:
                     copies.append((inside[:, j, :, within], (slice(None), slice(low, high), image_columns)))
@@ -95,9 +56,11 @@ class Gathered(Correlation):
         self.terms: np.ndarray = workspace("terms", (self.count, *self.total.shape))
 
     def set_weight(self, weight: np.ndarray) -> None:
+        """Set the weight (O, C, KH, KW) for `multiply`."""
         np.copyto(self.weight, weight.transpose(0, 2, 3, 1))
 
     def patches(self, images: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """Iterate over blocks of rows of outputs and their patches, which are valid until the next block."""
         for rows, empty, copies, matrices in self.blocks:
             for place in empty:
                 place.fill(0.0)
@@ -106,9 +69,11 @@ class Gathered(Correlation):
             yield rows, matrices
 
     def multiply(self, patches: np.ndarray, z: np.ndarray) -> None:
+        """Write z (P, O, Q, N) of the rows that these patches belong to."""
         products(self.weight.reshape((len(self.weight), -1)), patches, out=as_matrices(z))
 
     def add(self, rows: slice, patches: np.ndarray, dz: np.ndarray) -> None:
+        """Add these rows of dz (P, O, Q, N) to the sum for dW, which the rows from 0 on start anew."""
         terms = products(patches, as_matrices(dz).transpose(0, 2, 1), out=self.terms[: len(patches)])
         if rows.start:
             self.total += np.add.reduce(terms)
@@ -116,25 +81,25 @@ class Gathered(Correlation):
             np.add.reduce(terms, out=self.total)
 
     def gradient(self, place: np.ndarray) -> None:
+        """Write dW (O, C, KH, KW) to `place`."""
         o, c, *kernel = place.shape
         place[...] = self.total.reshape((*kernel, c, o)).transpose(3, 2, 0, 1)
 
 
-def tap_slices(taps: int, padding: int, outputs: int, stride: int, size: int) -> tuple[list[slice], list[slice]]:
+def tap_slices(taps: int, padding: int, outputs: int, stride: int, size: int) -> list[tuple[slice, slice]]:
     """Return, for each tap along an axis, the outputs for which it lies inside the images, and the entries it meets."""
-    positions, entries = [], []
+    pairs = []
     for i in range(taps):
         first = min(max(-(-(padding - i) // stride), 0), outputs)
         last = max(min((size - 1 + padding - i) // stride + 1, outputs), first)
-        positions.append(slice(first, last))
-        entries.append(
-            slice(start := stride * first + i - padding, max(start, stride * (last - 1) + i - padding + 1), stride)
-        )
-    return positions, entries
+        start = stride * first + i - padding
+        entries = slice(start, max(start, stride * (last - 1) + i - padding + 1), stride)
+        pairs.append((slice(first, last), entries))
+    return pairs
 
 
 class Spread:
-    """The transpose of `Gathered` for strides other than 1: adds up patches where they lie in the images."""
+    """The transpose of `Correlation` for strides other than 1: adds up patches where they lie in the images."""
 
     def __init__(
         self, workspace: Any, shape: Sequence[int], kernel: Pair, padding: Pair, outputs: Sequence[int], stride: Pair
@@ -149,8 +114,8 @@ class Spread:
             last = min(first + self.count, rows)
             adds = []
             down = tap_slices(kh, padding[0] - stride[0] * first, last - first, stride[0], h)
-            for i, (inner_rows, image_rows) in enumerate(zip(*down, strict=True)):
-                for j, (inner, image_columns) in enumerate(zip(*across, strict=True)):
+            for i, (inner_rows, image_rows) in enumerate(down):
+                for j, (inner, image_columns) in enumerate(across):
                     if inner_rows.start < inner_rows.stop and inner.start < inner.stop:
                         term = parts[inner_rows, i, j, :, inner].transpose(1, 0, 2, 3)
                         adds.append(((slice(None), image_rows, image_columns), term))

@@ -8,8 +8,7 @@ import numpy as np
 
 from ...backends import Array
 from ..stages import Meetings, Part, Site, Stage
-from . import batch_norm, pointwise
-from .convolution import Pool, as_given, as_images, is_tiling, pair
+from .convolution import as_given, as_images, is_tiling, pair
 
 
 class OfImages:
@@ -59,12 +58,9 @@ class OfImages:
         return self.of_rows((yield from super().backward_of_stretch(self.rows(dy), params, grads)))  # type: ignore[misc]
 
 
-class BatchNorm(OfImages, batch_norm.BatchNorm):
-    """Batch norm of images."""
-
-
-class Pointwise(OfImages, pointwise.Pointwise):
-    """A pointwise function of images."""
+def of_images(stage: type[Stage]) -> Any:
+    """Return the class of stages for images, given that for matrices."""
+    return type(f"{stage.__name__}OfImages", (OfImages, stage), {})
 
 
 class Pooling(Stage):
@@ -74,7 +70,6 @@ class Pooling(Stage):
     """
 
     images = y_read_once = True
-    maxima = Pool
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
@@ -96,7 +91,7 @@ class Pooling(Stage):
         self.given = as_given(self.y, self.axes)
         self.dx = self.shared(f"dx{self.turn}", self.shape)
         self.cropped = None if (a * th, b * tw) == (h, w) else self.shared("cropped", (c, a * th, b * tw, n))
-        self.pool = self.maxima(self.work, self.shared, window, self.tall(self.y))
+        self.pool = self.site.family.pool(self.work, self.shared, window, self.tall(self.y))
 
     def tall(self, images: np.ndarray) -> np.ndarray:
         """View images (C, H, W, N) as a single one, (C H, 1, W, N)."""

@@ -36,6 +36,7 @@ class Winograd(Correlation):
 
     @classmethod
     def does(cls, kernel: Pair, stride: Pair, inputs: int, outputs: Sequence[int]) -> bool:
+        """Whether this is fast for such a kernel, so many input channels, and outputs (O, P, Q)."""
         o, p, q = outputs
         tiles = -(-p // 2) * -(-q // 2)
         return kernel == (3, 3) and stride == (1, 1) and inputs * o * p * q >= cls.least * 4 * tiles
@@ -69,10 +70,10 @@ class Winograd(Correlation):
         self.padded: np.ndarray = workspace("padded", (c, r + 1, 2, 2, self.s + 1, self.n))  # pairs of rows and columns
         self.half: np.ndarray = workspace("half", (4, c, r, 2, self.s + 1, self.n))
         self.copies = []
-        across = list(zip(*tap_slices(2, padding[1], self.s + 1, 2, sizes[1]), strict=True))
+        across = tap_slices(2, padding[1], self.s + 1, 2, sizes[1])
         for rows in self.blocks:
             pairs = -(-(rows.stop - rows.start) // 2) + 1
-            down = zip(*tap_slices(2, padding[0] - rows.start, pairs, 2, sizes[0]), strict=True)
+            down = tap_slices(2, padding[0] - rows.start, pairs, 2, sizes[0])
             self.copies.append([
                 (self.padded[:, r, i, j, s], (slice(None), image_rows, image_columns))
                 for i, (r, image_rows) in enumerate(down) for j, (s, image_columns) in enumerate(across)

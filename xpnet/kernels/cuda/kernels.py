@@ -5,10 +5,9 @@ import math
 from typing import Any
 
 from ...backends import Array, Backend
-from ...losses.losses import Loss
 from ...optimizers import Optimizer
 from ..cpu.convolution import Flatten
-from ..stages import Product, Site
+from ..stages import Product
 from .attention import Attention
 from .batch_norm import BatchNorm
 from .convolution import Convolution
@@ -30,6 +29,7 @@ class CuPyKernels:
         *(BatchNorm, LayerNorm, Pointwise, Product, ProductOfPositions, Dropout, Convolution, Pool, Flatten),
         *(Attention, Embedding),
     )
+    loss = SoftmaxCrossEntropy.of  # returns the stage of a loss, or None if it has none
     threaded = False
     bias_joins_from = math.inf  # no GPU has told whether it pays
 
@@ -50,10 +50,6 @@ class CuPyKernels:
         new = self.cupy.empty_like(old)
         over_vector("averaged", old, 2048, old, batch, rates, old.shape[0], new)
         return new
-
-    def loss(self, site: Site, loss: Loss, axes: int) -> Any:
-        """Return the stage of a loss, None if there is none."""
-        return SoftmaxCrossEntropy.of(site, loss, axes)
 
     def optimizer(self, optimizer: Optimizer) -> Update:
         """Return the update of an optimizer."""

@@ -9,18 +9,17 @@ from ...stages import Product
 from ..calls import Calls
 from ..convolution import Flatten
 from ..dropout import Dropout
+from ..images import Pooling, of_images
 from .attention import Attention
 from .batch_norm import BatchNorm, averaged
-from .convolution import Convolution
+from .convolution import Convolution, Pool
 from .embedding import Embedding
-from .images import BatchNorm as BatchNormOfImages
-from .images import Pointwise as PointwiseOfImages
-from .images import Pooling
 from .layer_norm import LayerNorm
 from .optimizers import Update
 from .pointwise import Pointwise
 from .positions import Dense
 from .softmax import SoftmaxCrossEntropy, higher
+from .winograd import Winograd
 
 
 class NumbaKernels(Calls):
@@ -28,10 +27,10 @@ class NumbaKernels(Calls):
 
     stages: tuple[Any, ...] = (
         *(BatchNorm, Pointwise, Product, LayerNorm, Dense, Attention),
-        *(Convolution, Flatten, BatchNormOfImages, PointwiseOfImages, Pooling, Embedding, Dropout),
+        *(Convolution, Flatten, of_images(BatchNorm), of_images(Pointwise), Pooling, Embedding, Dropout),
     )
-    loss_stage = SoftmaxCrossEntropy
-    update = Update
+    loss, update = SoftmaxCrossEntropy.of, Update
+    pool, winograd = Pool, Winograd
     bias_joins_from = 2**16  # the loop adds a bias on its way, and a small product takes longer with one row more
 
     def __init__(self, backend: Backend):

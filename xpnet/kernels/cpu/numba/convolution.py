@@ -1,7 +1,4 @@
-"""A convolution with a pointwise function and a pool: bias, ReLU and pool in loops. Axes as in `..convolution`.
-
-Loops take the whole arrays of the pool's outputs, (O, A, B, N), and the number of the first row of windows.
-"""
+"""A convolution with a pointwise function and a pool: bias, ReLU and pool in loops. Axes as in `..convolution`."""
 
 import functools
 from collections.abc import Sequence
@@ -15,112 +12,86 @@ from ....layers import activations
 from ....layers.base import Layer
 from ...stages import Part, Site, Stage
 from .. import convolution
-from ..correlation import Gathered, Pair
+from ..correlation import Pair
 from .compiling import compiled, compiling
 from .vectors import BYTE, FLOATS, constant, filled, in_vectors, load, store
-from .winograd import Winograd
 
 NO_ENTRY = 255  # the argmax of windows that ReLU cuts off: dz is 0 at all of their entries
 
 
-def max_of_window(window: Pair, relu: str) -> Any:
-    """Return an intrinsic for compiled code: y = max z + bias over a window, and the argmax, its first such entry.
+def write_max(
+    builder: Any, index: Any, kind: Any, lanes: int, entries: Any, bias: Any, y: Any, argmax: Any, relu: str
+) -> None:
+    """Emit y = max z + bias over a window, and the argmax, its first such entry, of adjacent numbers.
 
-    `relu` is "after" for ReLU of that, "before" for the maximum of ReLU(z + bias), or "" without ReLU. `z`, `y` and
-    `argmax` are addresses of n adjacent numbers, z's of the window's first entry; `down` and `across` are the strides
-    between a window's entries, in bytes.
+    `relu` is "after" for ReLU of that, "before" for the maximum of ReLU(z + bias), or "" without ReLU.
     """
+    zero, none = constant(kind, 0.0, lanes), constant(BYTE, NO_ENTRY, lanes)
+    largest, first = load(builder, entries[0], index, kind, lanes), constant(BYTE, 0, lanes)
+    for i, entry in enumerate(entries[1:], 1):
+        new = load(builder, entry, index, kind, lanes)
+        larger, nan = builder.fcmp_ordered(">", new, largest), builder.fcmp_unordered("uno", new, new)
+        replaces = builder.or_(larger, nan)
+        largest = builder.select(replaces, new, largest)
+        first = builder.select(replaces, constant(BYTE, i, lanes), first)
+    largest = builder.fadd(largest, filled(builder, bias, lanes))
+    if relu:
+        below = builder.fcmp_ordered("<", largest, zero)
+        largest, first = builder.select(below, zero, largest), builder.select(below, none, first)
+    if relu == "before":  # ReLU made all entries 0: dy goes to the first, which was below 0, so its dz is 0
+        later = builder.icmp_unsigned("!=", first, constant(BYTE, 0, lanes))
+        later = builder.and_(later, builder.fcmp_ordered("==", largest, zero))
+        first = builder.select(later, none, first)
+    store(builder, largest, y, index, kind, lanes)
+    store(builder, first, argmax, index, BYTE, lanes)
+
+
+def write_dz(
+    builder: Any, index: Any, kind: Any, lanes: int, entries: Any, bias: Any, dy: Any, argmax: Any, relu: str
+) -> None:
+    """Emit dz = dy at the entry `argmax` of a window, and 0 at its others."""
+    value, first = load(builder, dy, index, kind, lanes), load(builder, argmax, index, BYTE, lanes)
+    for i, entry in enumerate(entries):
+        chosen = builder.icmp_unsigned("==", first, constant(BYTE, i, lanes))
+        store(builder, builder.select(chosen, value, constant(kind, 0.0, lanes)), entry, index, kind, lanes)
+
+
+@functools.cache
+def over_windows(window: Pair, emit: Any, relu: str = "") -> Any:
+    """Return a loop over all windows of z (P, O, Q, N), whose code is that of `emit`, in vectors over the batch.
+
+    `y` and `argmax` are (O, A, B, N); `first` is the number of z's first row of windows; `bias` may be None.
+    """
+    height, width = window
 
     @intrinsic
     def code_of(typing: Any, bias: Any, z: Any, down: Any, across: Any, y: Any, argmax: Any, n: Any) -> Any:
         kind = FLOATS[bias]
 
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            bias, z, down, across, y, argmax, n = args
+            shift, z, down, across, y, argmax, n = args
             entries = [
                 builder.add(z, builder.add(builder.mul(down, n.type(i)), builder.mul(across, n.type(j))))
-                for i in range(window[0]) for j in range(window[1])
+                for i in range(height) for j in range(width)
             ]  # fmt: skip
-            for index, lanes in in_vectors(builder, signature.args[0].bitwidth // 8, n):
-                zero, none = constant(kind, 0.0, lanes), constant(BYTE, NO_ENTRY, lanes)
-                largest, first = load(builder, entries[0], index, kind, lanes), constant(BYTE, 0, lanes)
-                for i, entry in enumerate(entries[1:], 1):
-                    new = load(builder, entry, index, kind, lanes)
-                    larger, nan = builder.fcmp_ordered(">", new, largest), builder.fcmp_unordered("uno", new, new)
-                    replaces = builder.or_(larger, nan)
-                    largest = builder.select(replaces, new, largest)
-                    first = builder.select(replaces, constant(BYTE, i, lanes), first)
-                largest = builder.fadd(largest, filled(builder, bias, lanes))
-                if relu:
-                    below = builder.fcmp_ordered("<", largest, zero)
-                    largest, first = builder.select(below, zero, largest), builder.select(below, none, first)
-                if relu == "before":  # ReLU made all entries 0: dy goes to the first, which was below 0, so its dz is 0
-                    later = builder.icmp_unsigned("!=", first, constant(BYTE, 0, lanes))
-                    later = builder.and_(later, builder.fcmp_ordered("==", largest, zero))
-                    first = builder.select(later, none, first)
-                store(builder, largest, y, index, kind, lanes)
-                store(builder, first, argmax, index, BYTE, lanes)
+            for index, lanes in in_vectors(builder, bias.bitwidth // 8, n):
+                emit(builder, index, kind, lanes, entries, shift, y, argmax, relu)
             return context.get_dummy_value()
 
         return types.void(bias, *[types.intp] * 6), code
 
-    return code_of
-
-
-def scatter(window: Pair) -> Any:
-    """Return an intrinsic for compiled code: dz = dy at the entry `argmax` of a window, 0 at its others."""
-
-    @intrinsic
-    def code_of(typing: Any, like: Any, dy: Any, argmax: Any, dz: Any, down: Any, across: Any, n: Any) -> Any:
-        kind = FLOATS[like]
-
-        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _, dy, argmax, dz, down, across, n = args
-            for index, lanes in in_vectors(builder, like.bitwidth // 8, n):
-                value, first = load(builder, dy, index, kind, lanes), load(builder, argmax, index, BYTE, lanes)
-                zero = constant(kind, 0.0, lanes)
-                for i in range(window[0]):
-                    for j in range(window[1]):
-                        chosen = builder.icmp_unsigned("==", first, constant(BYTE, i * window[1] + j, lanes))
-                        step = builder.add(builder.mul(down, n.type(i)), builder.mul(across, n.type(j)))
-                        store(builder, builder.select(chosen, value, zero), builder.add(dz, step), index, kind, lanes)
-            return context.get_dummy_value()
-
-        return types.void(like, *[types.intp] * 6), code
-
-    return code_of
-
-
-@functools.cache
-def loops(window: Pair, relu: str) -> tuple[Any, Any]:
-    """Return the loops over all windows, forward and backward."""
-    height, width = window
-    write_max, write_dz = max_of_window(window, relu), scatter(window)
-    compiled_for = compiling({"reassoc", "contract"}, (window, relu))
-
-    @compiled_for
-    def forward(z, bias, first, y, argmax):
-        """Write y and argmax of z (P, O, Q, N)."""
+    @compiling({"reassoc", "contract"}, (window, emit.__name__, relu))
+    def loop(z, bias, first, y, argmax):
         down, step, across, _ = z.strides
         for a in range(z.shape[0] // height):
             for o in range(z.shape[1]):
+                shift = z.dtype.type(0.0) if bias is None else bias[o]
                 for b in range(y.shape[2]):
                     start = z.ctypes.data + a * height * down + o * step + b * width * across
                     y_row, entry = y[o, first + a, b], argmax[o, first + a, b]
-                    write_max(bias[o], start, down, across, y_row.ctypes.data, entry.ctypes.data, y_row.size)
+                    code_of(shift, start, down, across, y_row.ctypes.data, entry.ctypes.data, y_row.size)
 
-    @compiled_for
-    def backward(argmax, dy, first, dz):
-        """Write dz (P, O, Q, N)."""
-        down, step, across, _ = dz.strides
-        for a in range(dz.shape[0] // height):
-            for o in range(dz.shape[1]):
-                for b in range(dy.shape[2]):
-                    start = dz.ctypes.data + a * height * down + o * step + b * width * across
-                    dy_row, entry = dy[o, first + a, b], argmax[o, first + a, b]
-                    write_dz(dy.dtype.type(0.0), dy_row.ctypes.data, entry.ctypes.data, start, down, across, entry.size)
-
-    return forward, backward
+    return loop
 
 
 @compiled
@@ -140,16 +111,15 @@ def sums(dy, argmax, total):
 class Pool(convolution.Pool):
     """The maxima with bias and ReLU, in one loop."""
 
-    relu = ""  # as for `max_of_window`
+    relu = ""  # as for `write_max`
 
     def forward(self, z: np.ndarray, rows: slice, bias: np.ndarray | None = None) -> None:
-        forward, _ = loops(self.window, self.relu)
-        bias = np.zeros(z.shape[1], z.dtype) if bias is None else bias
-        forward(z, bias, self.windows(rows).start, self.y.transpose(1, 0, 2, 3), self.argmax)
+        loop = over_windows(self.window, write_max, self.relu)
+        loop(z, bias, self.windows(rows).start, self.y.transpose(1, 0, 2, 3), self.argmax)
 
     def backward(self, dy: np.ndarray, rows: slice, dz: np.ndarray) -> None:
-        _, backward = loops(self.window, self.relu)
-        backward(self.argmax, dy.transpose(1, 0, 2, 3), self.windows(rows).start, dz)
+        loop = over_windows(self.window, write_dz)
+        loop(dz, None, self.windows(rows).start, dy.transpose(1, 0, 2, 3), self.argmax)
 
     def sums(self, dy: np.ndarray, total: np.ndarray) -> None:
         """Write Σ dy (O, A B N), without windows that ReLU cuts off, to `total` (O,)."""
@@ -160,8 +130,6 @@ class Pool(convolution.Pool):
 class Convolution(convolution.Convolution):
     """`..convolution.Convolution` with compiled pools and transforms of tiles. A ReLU beside a pool is part of it."""
 
-    correlations = Winograd, Gathered
-    maxima = Pool
     relu = ""
 
     def __init__(self, site: Site, before: Stage | None, part: Part, following: Sequence[Layer]):

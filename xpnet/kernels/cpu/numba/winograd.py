@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from .. import winograd
 from ..correlation import Pair
-from .compiling import compiled
+from .compiling import compiling
 from .vectors import FLOATS, in_vectors, load, store
 
 Matrix = Sequence[Sequence[int]]
@@ -40,18 +40,18 @@ def transform(matrix: Matrix) -> Any:
 
     A tile's entries are vectors of n numbers. A tile is a tuple: the address of its first entry; the strides in bytes
     between its rows and between its columns; its first row in an image, and the image's height; its first column, and
-    the width. Entries outside of the image are read at the address `read_outside`, and written at `write_outside`.
+    the width. Entries outside of the image are read or written at the address `outside`.
     """
 
     @intrinsic
-    def code_of(typing: Any, zero: Any, source: Any, read_outside: Any, target: Any, write_outside: Any, n: Any) -> Any:
+    def code_of(typing: Any, zero: Any, source: Any, target: Any, outside: Any, n: Any) -> Any:
         kind = FLOATS[zero]
 
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _, source, read_outside, target, write_outside, n = args
+            _, source, target, outside, n = args
             integer = n.type
 
-            def entries(tile: Any, count: int, outside: Any) -> list[Any]:
+            def entries(tile: Any, count: int) -> list[Any]:
                 """Return the addresses of a tile's entries, with `outside` for those outside of the image."""
                 start, down, across, top, height, left, width = cgutils.unpack_tuple(builder, tile)
                 addresses = []
@@ -66,8 +66,8 @@ def transform(matrix: Matrix) -> Any:
                         addresses.append(builder.select(builder.and_(*inside), entry, outside))
                 return addresses
 
-            read, written = entries(source, len(matrix[0]), read_outside), entries(target, len(matrix), write_outside)
             side = len(matrix[0])
+            read, written = entries(source, side), entries(target, len(matrix))
             for index, lanes in in_vectors(builder, zero.bitwidth // 8, n):
                 values = [load(builder, entry, index, kind, lanes) for entry in read]
                 rows = by(matrix, [values[i : i + side] for i in range(0, len(values), side)], builder)
@@ -77,65 +77,37 @@ def transform(matrix: Matrix) -> Any:
             return context.get_dummy_value()
 
         tile = types.UniTuple(types.intp, 7)
-        return types.void(zero, tile, types.intp, tile, types.intp, types.intp), code
+        return types.void(zero, tile, tile, types.intp, types.intp), code
 
     return code_of
 
 
-by_a, by_at, by_bt = (transform(matrix) for matrix in (A, AT, BT))
+def over_tiles(matrix: Matrix, to_images: bool = False) -> Any:
+    """Return a loop that transforms the tiles of images (C, H, W, N) into `tiles` (4, 4, C, R, S, N), or back.
 
+    `top` and `left` are the images' padding; numbers outside of them are read from or written to `outside`.
+    """
+    transformed = transform(matrix)
 
-@compiled
-def transform_images(images, top, left, zeros, tiles):
-    """Write Bᵀ D B of images (C, H, W, N) to `tiles` (4, 4, C, R, S, N); `top` and `left` are the padding."""
-    _, _, c, r, s, n = tiles.shape
-    _, h, w, _ = images.shape
-    step, down, across, _ = images.strides
-    first, outside, of = images.ctypes.data, zeros.ctypes.data, tiles.strides
-    for k in range(c):
-        for i in range(r):
-            for j in range(s):
+    @compiling({"reassoc", "contract"}, (matrix, to_images))
+    def loop(images, top, left, outside, tiles):
+        _, h, w, n = images.shape
+        step, down, across, _ = images.strides
+        first, start, of = images.ctypes.data, tiles.ctypes.data, tiles.strides
+        for k in range(tiles.shape[2]):
+            for i in range(tiles.shape[3]):
                 y = 2 * i - top
-                x = 2 * j - left
-                by_bt(
-                    images.dtype.type(0.0),
-                    (first + k * step + y * down + x * across, down, across, y, h, x, w), outside,
-                    (tiles.ctypes.data + k * of[2] + i * of[3] + j * of[4], of[0], of[1], 0, 4, 0, 4), outside, n,
-                )  # fmt: skip
+                for j in range(tiles.shape[4]):
+                    x = 2 * j - left
+                    part = first + k * step + y * down + x * across, down, across, y, h, x, w
+                    tile = start + k * of[2] + i * of[3] + j * of[4], of[0], of[1], 0, 4, 0, 4
+                    source, target = (tile, part) if to_images else (part, tile)
+                    transformed(images.dtype.type(0.0), source, target, outside.ctypes.data, n)
+
+    return loop
 
 
-@compiled
-def transform_products(tiles, scratch, z):
-    """Write Aᵀ tiles A to z (P, O, Q, N), and outputs outside of z to `scratch`."""
-    _, _, o, r, s, n = tiles.shape
-    p, _, q, _ = z.shape
-    down, step, across, _ = z.strides
-    first, outside, of = z.ctypes.data, scratch.ctypes.data, tiles.strides
-    for i in range(r):
-        for k in range(o):
-            for j in range(s):
-                by_at(
-                    tiles.dtype.type(0.0),
-                    (tiles.ctypes.data + k * of[2] + i * of[3] + j * of[4], of[0], of[1], 0, 4, 0, 4), outside,
-                    (first + 2 * i * down + k * step + 2 * j * across, down, across, 2 * i, p, 2 * j, q), outside, n,
-                )  # fmt: skip
-
-
-@compiled
-def transform_gradients(dz, zeros, tiles):
-    """Write A dZ Aᵀ of dz (P, O, Q, N) to `tiles`; `zeros` is read for outputs outside of dz."""
-    _, _, o, r, s, n = tiles.shape
-    p, _, q, _ = dz.shape
-    down, step, across, _ = dz.strides
-    first, outside, of = dz.ctypes.data, zeros.ctypes.data, tiles.strides
-    for i in range(r):
-        for k in range(o):
-            for j in range(s):
-                by_a(
-                    dz.dtype.type(0.0),
-                    (first + 2 * i * down + k * step + 2 * j * across, down, across, 2 * i, p, 2 * j, q), outside,
-                    (tiles.ctypes.data + k * of[2] + i * of[3] + j * of[4], of[0], of[1], 0, 4, 0, 4), outside, n,
-                )  # fmt: skip
+b_of_images, products_by_a, a_of_gradients = over_tiles(BT), over_tiles(AT, to_images=True), over_tiles(A)
 
 
 class Winograd(winograd.Winograd):
@@ -148,10 +120,10 @@ class Winograd(winograd.Winograd):
         self.scratch: np.ndarray = workspace("scratch", (self.n,))
 
     def transform_images(self, images: np.ndarray, i: int, tiles: np.ndarray) -> None:
-        transform_images(images, self.padding[0] - self.blocks[i].start, self.padding[1], self.zeros, tiles)
+        b_of_images(images, self.padding[0] - self.blocks[i].start, self.padding[1], self.zeros, tiles)
 
     def transform_products(self, tiles: np.ndarray, z: np.ndarray) -> None:
-        transform_products(tiles, self.scratch, z)
+        products_by_a(z.transpose(1, 0, 2, 3), 0, 0, self.scratch, tiles)
 
     def transform_gradients(self, dz: np.ndarray, tiles: np.ndarray) -> None:
-        transform_gradients(dz, self.zeros, tiles)
+        a_of_gradients(dz.transpose(1, 0, 2, 3), 0, 0, self.zeros, tiles)
