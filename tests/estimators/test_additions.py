@@ -20,7 +20,7 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 
 import xpnet as xn
 from xpnet.estimators import MLPClassifier, MLPRegressor
-from xpnet.estimators.losses import HalfPoissonDeviance
+from xpnet.estimators.regressor import HalfPoissonDeviance
 
 pytestmark = [
     pytest.mark.numpy_only,

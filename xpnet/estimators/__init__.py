@@ -1,12 +1,11 @@
 """scikit-learn's MLPClassifier and MLPRegressor with what they lack, on any library's arrays.
 
 networks.py     the network for an estimator's parameters, initial weights, a first layer for sparse X
-losses.py       half squared error, half Poisson deviance
 labels.py       encoding of class labels as rows of 0 and 1
 stochastic.py   training by minibatches: optimizers, and scikit-learn's stopping rules
 lbfgs.py        full-batch training by SciPy's L-BFGS
 convert.py      conversion to and from scikit-learn's estimators, and to ONNX files
-base.py         the base class of the two estimators, in classifier.py and regressor.py
+base.py         the base class of the two estimators, in classifier.py and regressor.py, which has its losses
 """
 
 try:

@@ -124,40 +124,36 @@ class RowOrder:
 
 # --- sparse X ---------------------------------------------------------------------------------------------------------
 
-HALF = 2**20  # row numbers are split into quotient and remainder by this, each of which is exact in float32
-
 
 class SparseDense(Dense):
-    """A Dense on rows of a sparse matrix. Its input (N, 2) is the row numbers, split as first · 2²⁰ + second.
+    """A Dense on rows of a sparse matrix. Its input (N,) is the row numbers.
 
     forward:   y  = A W + b             A the batch's rows, sparse
     backward:  dW = Aᵀ dy, db = Σ_n dy
     """
 
-    def __init__(self, matrix: Any, dense: Dense):
-        super().__init__(dense.in_features, dense.out_features, dense.trainable, dense.initializer)
-        self.matrix, self.dense = matrix, dense
-        self.input_shape = (2,)
+    takes = "integers"
 
-    def _children(self) -> dict[str, Layer]:
-        return {}  # not `dense`, whose arrays this layer has
+    def __init__(self, matrix: Any, out_features: int, trainable: bool = True):
+        super().__init__(matrix.shape[1], out_features, trainable)
+        self.matrix = matrix
+        self.input_shape = ()
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
-        numbers = (x[:, 0] * float(HALF)).astype(np.int64) + x[:, 1].astype(np.int64)
-        rows = self.matrix[numbers]
+        rows = self.matrix[x]
         y = rows @ self.params["weight"]
         y += self.params["bias"]
         return y, (self, y.shape, rows)
 
-    def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
-        raise RuntimeError("SparseDense: row numbers have no gradient")
+    def backward(self, dy: Array, cache: Any) -> tuple[None, dict[str, Array]]:
+        return None, self.backward_params(dy, cache)
 
     def backward_params(self, dy: Array, cache: Any) -> dict[str, Array]:
         (rows,) = self.saved(cache, dy)
         return {"weight": rows.T @ dy, "bias": dy.sum(axis=0)}
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        return (*input_shape[:-1], self.out_features)
+        return (*input_shape, self.out_features)
 
 
 def for_sparse(net: Sequential, matrix: Any) -> tuple[Sequential, np.ndarray]:
@@ -167,9 +163,8 @@ def for_sparse(net: Sequential, matrix: Any) -> tuple[Sequential, np.ndarray]:
     first = net.layers[0]
     if type(first) is not Dense:
         raise TypeError(f"sparse X needs a Dense as the first layer, got {first!r}; pass X.toarray()")
-    sparse = SparseDense(matrix.tocsr(), first)
+    sparse = SparseDense(matrix.tocsr(), first.out_features, first.trainable)
     sparse.assign_params(first.params)
     twin = Sequential(sparse, *net.layers[1:])
     twin._set_placement(net.backend, net.dtype)
-    numbers = np.arange(matrix.shape[0])
-    return twin, np.stack([numbers // HALF, numbers % HALF], axis=1).astype(net.dtype)
+    return twin, np.arange(matrix.shape[0])

@@ -114,11 +114,6 @@ def operator(name: str, *arrays: str, **attributes: Callable[[Any], Any]) -> Wri
     return write
 
 
-def dense(nodes: Nodes, layer: Dense, x: str) -> str:
-    """x W + b, on the last axis"""
-    return nodes.Add(nodes.MatMul(x, nodes.array("weight")), nodes.array("bias"))
-
-
 def gelu(nodes: Nodes, layer: GELU, x: str) -> str:
     """x Φ(x), or its form with tanh"""
     if layer.approximate:
@@ -131,8 +126,8 @@ def gelu(nodes: Nodes, layer: GELU, x: str) -> str:
 
 def convolution(nodes: Nodes, layer: Any, x: str) -> str:
     """W * x + b, a convolution"""
-    more = {"dilations": list(layer._dilation), "group": layer.groups}
-    return nodes.add("Conv", [x, nodes.array("weight"), nodes.array("bias")], windows(layer) | more)
+    arrays = nodes.array("weight"), nodes.array("bias")
+    return nodes.Conv(x, *arrays, dilations=layer._dilation, group=layer.groups, **windows(layer))
 
 
 def windows(layer: Any) -> dict[str, Any]:
@@ -141,43 +136,23 @@ def windows(layer: Any) -> dict[str, Any]:
     if layer.padding != "same":
         each = layer._per_axis(0 if layer.padding == "valid" else layer.padding)
         padding = {"pads": [*each, *each]}
-    return {"kernel_shape": list(layer._kernel), "strides": list(layer._stride)} | padding
+    return {"kernel_shape": layer._kernel, "strides": layer._stride} | padding
 
 
 def max_pool(nodes: Nodes, layer: Any, x: str) -> str:
     """The maximum of each window."""
-    return nodes.add("MaxPool", [x], windows(layer))
+    return nodes.MaxPool(x, **windows(layer))
 
 
 def average_pool(nodes: Nodes, layer: Any, x: str) -> str:
     """The mean of each window, without padding."""
-    return nodes.add("AveragePool", [x], windows(layer) | {"count_include_pad": 0})
-
-
-def global_average_pool(nodes: Nodes, layer: Layer, x: str) -> str:
-    """(N, C, ...) -> (N, C)"""
-    return nodes.Flatten(nodes.GlobalAveragePool(x), axis=1)
-
-
-def reshape(nodes: Nodes, layer: Reshape, x: str) -> str:
-    """x in a new shape, in which 0 stands for an unchanged axis, here the batch"""
-    return nodes.Reshape(x, np.array([0, *layer.shape]))
-
-
-def rescale(nodes: Nodes, layer: Rescale, x: str) -> str:
-    """scale x + offset"""
-    return nodes.Add(nodes.Mul(x, layer.scale), layer.offset)
+    return nodes.AveragePool(x, count_include_pad=0, **windows(layer))
 
 
 def over_root(nodes: Nodes, x: str, eps: float) -> str:
     """x / √(mean x² + eps), over the last axis"""
     squares = nodes.ReduceMean(nodes.Mul(x, x), np.array([-1]), keepdims=1)
     return nodes.Div(x, nodes.Sqrt(nodes.Add(squares, eps)))
-
-
-def rms_norm(nodes: Nodes, layer: RMSNorm, x: str) -> str:
-    """γ x / √(mean x² + eps)"""
-    return nodes.Mul(over_root(nodes, x, layer.eps), nodes.array("gamma"))
 
 
 def group_norm(nodes: Nodes, layer: GroupNorm, x: str) -> str:
@@ -188,11 +163,6 @@ def group_norm(nodes: Nodes, layer: GroupNorm, x: str) -> str:
     channels = nodes.Reshape(over_root(nodes, grouped, layer.eps), np.array([0, layer.channels, -1]))
     gamma, beta = (nodes.array(name, lambda a: a[:, None]) for name in ("gamma", "beta"))
     return nodes.Reshape(nodes.Add(nodes.Mul(channels, gamma), beta), nodes.Shape(x))
-
-
-def embedding(nodes: Nodes, layer: Embedding, x: str) -> str:
-    """W[x]"""
-    return nodes.Gather(nodes.array("weight"), x, axis=0)
 
 
 def positional_embedding(nodes: Nodes, layer: PositionalEmbedding, x: str) -> str:
@@ -230,23 +200,23 @@ def branches(nodes: Nodes, layer: Branches, x: str) -> str:
 
 
 OPERATORS: dict[type[Layer], Writer] = {
-    Dense: dense,
+    Dense: lambda nodes, layer, x: nodes.Add(nodes.MatMul(x, nodes.array("weight")), nodes.array("bias")),
     Conv1d: convolution,
     Conv2d: convolution,
     MaxPool1d: max_pool,
     MaxPool2d: max_pool,
     AveragePool1d: average_pool,
     AveragePool2d: average_pool,
-    GlobalAveragePool: global_average_pool,
+    GlobalAveragePool: lambda nodes, layer, x: nodes.Flatten(nodes.GlobalAveragePool(x), axis=1),
     Flatten: operator("Flatten", axis=lambda layer: 1),
-    Reshape: reshape,
+    Reshape: lambda nodes, layer, x: nodes.Reshape(x, np.array([0, *layer.shape])),  # 0 is x's own size, the batch's
     Transpose: operator("Transpose", perm=lambda layer: [0, *layer.axes]),
-    Rescale: rescale,
+    Rescale: lambda nodes, layer, x: nodes.Add(nodes.Mul(x, layer.scale), layer.offset),
     BatchNorm: operator("BatchNormalization", "gamma", "beta", "mean", "var", epsilon=lambda layer: layer.eps),
     LayerNorm: operator("LayerNormalization", "gamma", "beta", axis=lambda layer: -1, epsilon=lambda layer: layer.eps),
-    RMSNorm: rms_norm,
+    RMSNorm: lambda nodes, layer, x: nodes.Mul(over_root(nodes, x, layer.eps), nodes.array("gamma")),
     GroupNorm: group_norm,
-    Embedding: embedding,
+    Embedding: lambda nodes, layer, x: nodes.Gather(nodes.array("weight"), x, axis=0),
     PositionalEmbedding: positional_embedding,
     MultiHeadAttention: attention,
     Residual: residual,

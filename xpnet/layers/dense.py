@@ -39,11 +39,7 @@ class Dense(Layer):
     further_axes = 1
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        trainable: bool = True,
-        initializer: str = "fan_in_uniform",
+        self, in_features: int, out_features: int, trainable: bool = True, initializer: str = "fan_in_uniform"
     ):
         self.in_features = integer("Dense: in_features", in_features)
         self.out_features = integer("Dense: out_features", out_features)

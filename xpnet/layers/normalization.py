@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from numpy.random import Generator
 
 
-class BatchNorm(Layer):
+class Norm(Layer):
+    """The base class of norms, with a parameter for each of the features in `input_shape`."""
+
+    input_shape: tuple[int]
+    starts: ClassVar[Mapping[str, float]] = {"gamma": 1.0, "beta": 0.0}  # the initial value of each parameter
+
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(self.starts, self.input_shape)
+
+    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
+        return {name: np.full(self.input_shape, start) for name, start in self.starts.items()}
+
+
+class BatchNorm(Norm):
     """Each feature, on axis 1, normalised over all other axes, then scaled and shifted.
 
     x is (N, C), (N, C, L), (N, C, H, W) or of more axes, and M is how many entries a feature has: N, N L, N H W.
@@ -67,14 +80,8 @@ class BatchNorm(Layer):
         dx = f"{slope} (dy - dβ / M - x̂ dγ / M)" if self.trainable else f"{slope} dy"
         return forward, f"dβ = Σ dy, dγ = Σ dy x̂, dx = {dx}"
 
-    def param_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"gamma": (self.features,), "beta": (self.features,)}
-
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"mean": (self.features,), "var": (self.features,)}
-
-    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
-        return {"gamma": np.ones(self.features), "beta": np.zeros(self.features)}
 
     def initial_state(self, rng: "Generator") -> dict[str, np.ndarray]:
         return {"mean": np.zeros(self.features), "var": np.ones(self.features)}
@@ -133,23 +140,16 @@ class BatchNorm(Layer):
         return as_channels(self, input_shape, self.features)
 
 
-class FeatureNorm(Layer):
+class FeatureNorm(Norm):
     """The base class of norms over the features of a position, the last axis; the same in training and inference."""
 
     further_axes = 1
-    starts: ClassVar[Mapping[str, float]]  # the initial value of each parameter
 
     def __init__(self, features: int, eps: float = 1e-5, trainable: bool = True):
         self.features = integer(f"{type(self).__name__}: features", features)
         self.eps = positive(f"{type(self).__name__}: eps", eps)
         self.trainable = trainable
         self.input_shape = (self.features,)
-
-    def param_shapes(self) -> dict[str, tuple[int, ...]]:
-        return dict.fromkeys(self.starts, (self.features,))
-
-    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
-        return {name: np.full(self.features, start) for name, start in self.starts.items()}
 
     def output_shape(self, input_shape: Shape) -> Shape:
         self.check_features(input_shape, self.features)
@@ -180,7 +180,6 @@ class LayerNorm(FeatureNorm):
         "y = γ x̂ + β, x̂ = (x - μ) / √(v + eps)",
         "dβ = Σ dy, dγ = Σ dy x̂, dx = (g - mean(g) - x̂ mean(g x̂)) / √(v + eps), g = γ dy",
     )
-    starts: ClassVar[Mapping[str, float]] = {"gamma": 1.0, "beta": 0.0}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         xp = self.check_input(x, self.features)
@@ -247,7 +246,7 @@ def mean_of_last(x: Array) -> Array:
     return namespace(x).mean(x, axis=-1, keepdims=True)
 
 
-class GroupNorm(Layer):
+class GroupNorm(Norm):
     """Each row's channels, on axis 1, normalised in groups over all positions, then scaled and shifted by channel.
 
     x is (N, C, ...), μ and v are the mean and the biased variance of a group's entries in a row, and the means over
@@ -278,12 +277,6 @@ class GroupNorm(Layer):
         self.eps = positive("GroupNorm: eps", eps)
         self.trainable = trainable
         self.input_shape = (self.channels,)
-
-    def param_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"gamma": (self.channels,), "beta": (self.channels,)}
-
-    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
-        return {"gamma": np.ones(self.channels), "beta": np.zeros(self.channels)}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         xp = self.check_input(x, self.channels, axis=1)

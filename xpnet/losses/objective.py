@@ -86,12 +86,7 @@ class Objective(Loss):
         return 0.5 * scale * sum(map(ops.sum_of_squares, weights.values())), {k: scale * w for k, w in weights.items()}
 
     def penalized(
-        self,
-        value: Array,
-        grads: dict[str, Array],
-        params: Mapping[str, Array],
-        target: Array,
-        weight: Array | None,
+        self, value: Array, grads: dict[str, Array], params: Mapping[str, Array], target: Array, weight: Array | None
     ) -> tuple[Array, dict[str, Array]]:
         """Return the value and gradients of the data term with those of the penalty added."""
         more, slopes = self.penalty(params, target, weight)
