@@ -12,6 +12,7 @@ from ..backends import Array, Backend
 from ..data import minibatches
 
 GATHER = 2**17  # entries of x that are shuffled at a time, but at least one batch
+ENDED = -1  # stands for the end of an epoch, in place of a batch's number of rows
 LARGE = 2**20  # entries: an x of this size or more may stay where it is, and is then cast batch by batch
 
 Gather = Callable[[Array, slice, int], Array]  # as `Backend.gatherer` gives it
@@ -84,14 +85,13 @@ class Group(Protocol):
     def share(self, rows: slice) -> slice:
         """Return the part of a batch's rows that this process works on."""
 
+    def meet(self, local: int, value: int) -> list[int]:
+        """Begin a step on `local` rows of a batch; return the values of all processes."""
+
     def begin_step(self, local: int, rows: int) -> None:
-        """Begin a step on `local` of a batch's `rows`; raise RuntimeError if `rows` differs between processes."""
-
-    def begin_shards_step(self, local: int, over: bool) -> bool:
-        """Begin a step on `local` rows of a batch; return whether `over` is true in all processes."""
-
-    def end_epoch(self) -> None:
-        """End an epoch; raise RuntimeError if another process begins a step instead."""
+        """Begin a step on `local` of a batch's `rows`, or end an epoch (0 of `ENDED`). Raises RuntimeError if `rows`
+        differs between processes.
+        """
 
     def allgather(self, what: str, value: Any) -> list[Any]:
         """Return the values of all processes; raise ValueError unless all of them name the same `what`."""
@@ -132,7 +132,7 @@ class Feed(ABC):
         for number, (batch, rows) in enumerate(batches, done + 1):
             group.begin_step(rows.stop - rows.start, self.size(number))
             yield batch, rows
-        group.end_epoch()
+        group.begin_step(0, ENDED)
 
     @abstractmethod
     def read(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[Batch, slice]]:
@@ -172,8 +172,10 @@ class Arrays(Feed):
         slices = (self.slices * epochs)[done:]
         if self.group is not None:
             slices = [self.group.share(rows) for rows in slices]
-            if order is not None and slices:
-                order, slices = joined_parts(slices, order)
+            if order is not None and slices:  # concatenate these parts of the order
+                order = np.concatenate([order[rows] for rows in slices])
+                ends = [0, *itertools.accumulate(rows.stop - rows.start for rows in slices)]
+                slices = list(map(slice, ends, ends[1:]))
         return self._read(slices, order)
 
     def size(self, number: int) -> int:
@@ -207,12 +209,6 @@ class Arrays(Feed):
             for rows in parts:
                 yield batch, rows
             del batch  # before the next one comes
-
-
-def joined_parts(slices: Sequence[slice], order: np.ndarray) -> tuple[np.ndarray, list[slice]]:
-    """Return these parts of an order concatenated, and the slice of each in the result."""
-    ends = [0, *itertools.accumulate(rows.stop - rows.start for rows in slices)]
-    return np.concatenate([order[rows] for rows in slices]), list(map(slice, ends, ends[1:]))
 
 
 def parts_of(take: Callable[[slice], Batch], slices: Sequence[slice]) -> tuple[Batch, list[slice]]:

@@ -15,6 +15,7 @@ from ..common.share import OverNCCL, tree_sum
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from .arguments import own_hook
+from .batches import ENDED
 from .callback import Callback
 from .checkpoints import differences, settings_of
 from .history import History
@@ -26,7 +27,6 @@ R = TypeVar("R")
 NEEDED = "Get_rank", "Get_size", "Allreduce", "Allgather", "allgather", "gather", "bcast", "Dup", "Ibarrier", "Abort"
 PATIENCE = 3.0  # seconds that a failed process waits for the others to fail as well
 DELIVERY = 2.0  # seconds that mpiexec gets to pass on printed output before the job is aborted
-ENDED = -1  # stands for the end of an epoch, in place of a batch's number of rows
 
 
 def communicator(comm: Any) -> Any:
@@ -135,10 +135,13 @@ class Processes:
         return slice(first, last)
 
     def begin_step(self, local: int, rows: int) -> None:
-        self._check_equal(self._meet(local, rows))
-
-    def begin_shards_step(self, local: int, over: bool) -> bool:
-        return all(self._meet(local, over))
+        sizes = self.meet(local, rows)
+        if len(set(sizes)) > 1:
+            got = ", ".join("an end of the epoch" if n == ENDED else f"{n} rows" for n in sizes)
+            raise RuntimeError(
+                f"fit: the processes were given different batches, in their order: {got}. Each needs the same whole "
+                "data: a source that shuffles must do so from the same seed in all of them"
+            )
 
     def allgather(self, what: str, value: Any) -> list[Any]:
         gathered = self.comm.allgather((what, value))
@@ -150,27 +153,15 @@ class Processes:
     def gather(self, value: Any) -> list[Any] | None:
         return self.comm.gather(value)  # type: ignore[no-any-return]
 
-    def end_epoch(self) -> None:
-        self._check_equal(self._meet(0, ENDED))
-
     def place(self, local: int) -> tuple[int, int]:
         return self.before, self.rows
 
-    def _meet(self, local: int, value: int) -> list[int]:
-        """Exchange the number of local rows, a value and the signal received; return the values of all processes."""
+    def meet(self, local: int, value: int) -> list[int]:
         received = np.empty((self.size, 3), np.int64)
         self.comm.Allgather(np.array([local, value, self.received], np.int64), received)
         rows, values, signals = received.T.tolist()
         self.signal, self.before, self.rows = max(signals), sum(rows[: self.rank]), sum(rows)
         return values  # type: ignore[no-any-return]
-
-    def _check_equal(self, sizes: list[int]) -> None:
-        if len(set(sizes)) > 1:
-            got = ", ".join("an end of the epoch" if n == ENDED else f"{n} rows" for n in sizes)
-            raise RuntimeError(
-                f"fit: the processes were given different batches, in their order: {got}. Each needs the same whole "
-                "data: a source that shuffles must do so from the same seed in all of them"
-            )
 
     def first_text(self, text: str) -> str:
         return next(filter(None, self.comm.allgather(text)), "")

@@ -330,16 +330,13 @@ class Rows(Arrays):
         self.any_order = getattr(source, "any_order", False)  # whether row numbers need not increase
         self.starts = [rows.start for rows in slices]  # first rows of the batches being read, to name them in errors
         self.done = 0  # the number of batches before those
-        given = self._read_rows(slices[0], slices[0])
-        if weighted := reader.needs_mean(given):
-            reader.mean = 1.0  # until it is known
-        super().__init__(reader.net.backend, self._batch_of(given, slices[0]), slices)
-        entries = max(1, math.prod(self.sample.x.shape[1:]))
+        given, name = self._read_rows(slices[0], slices[0]), self._name(slices[0])
+        entries = max(1, math.prod(reader.parts(given, name)[0].shape[1:]))
         self.rows_at_once = max(GATHER // entries, min(LARGE // entries, READ * slices[0].stop))
-        if weighted:
+        if reader.needs_mean(given):
             groups = (slice(group[0].start, group[-1].stop) for group in chunks(slices, self.rows_at_once))
             reader.set_mean(source, (reader.weights(self._read_rows(rows, rows), self._name(rows)) for rows in groups))
-            self.sample = self._batch_of(given, slices[0])
+        super().__init__(reader.net.backend, self._batch_of(given, slices[0]), slices)
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"source": f"{self.rows} rows in {kind_of(self.source)}; arrays are the first batch's"}
@@ -432,7 +429,6 @@ class Stream(Passing):
                 f"{who}: a generator gives one epoch, and epochs is {epochs}: give a class with an __iter__ that "
                 "begins anew each time, a list, or a DataLoader"
             )
-        self.batch_rows = 0  # of the latest batch
         self.counted = False  # whether `steps` is from a whole epoch rather than from the source's length
         started = self._begin(0)
         _, first = next(numbered(who, source, started), (0, None))
@@ -495,8 +491,7 @@ class Stream(Passing):
             except Exception as error:  # raised again after the step on `batch`
                 fault = error
             number, self.over = number + 1, following is None and fault is None
-            self.batch_rows = batch.x.shape[0]
-            rows = slice(0, self.batch_rows)
+            rows = slice(0, batch.x.shape[0])
             yield self.keep(number, batch, rows if self.group is None else self.group.share(rows))
             if fault is not None:
                 raise fault
@@ -504,7 +499,7 @@ class Stream(Passing):
         self._count(count)
 
     def size(self, number: int) -> int:
-        return self.batch_rows
+        return int(self.kept[-1][1].x.shape[0])
 
     def _count(self, number: int) -> None:
         """Set `steps` to the number of batches of a finished epoch; warn if it was another before."""
@@ -557,13 +552,13 @@ class Shards(Passing):
                 ended = True
                 next(batches, None)  # run the rest of the generator: it counts the epoch's batches
             batch, rows = local
-            self.over = self.shards.begin_shards_step(rows.stop - rows.start, ended)
+            self.over = all(self.shards.meet(rows.stop - rows.start, ended))
             yield self.keep(number, batch, rows)
         self.steps = number
 
     def replay(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
         for number, batch, rows in self.kept:
-            self.shards.begin_shards_step(rows.stop - rows.start, self.over)
+            self.shards.meet(rows.stop - rows.start, self.over)
             yield number, batch, rows
 
     def size(self, number: int) -> int:
