@@ -29,8 +29,9 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits as load
     except ImportError as error:
-        remedy = "pip install scikit-learn threadpoolctl"
-        raise ImportError(f"load_digits needs scikit-learn, where the images are: {remedy}") from error
+        raise ImportError(
+            "load_digits needs scikit-learn, where the images are: pip install scikit-learn threadpoolctl"
+        ) from error
     digits = load()
     return digits.data / 16.0, digits.target
 
@@ -128,20 +129,19 @@ class ArraySource:
     repeats = True  # the rows are the same in each epoch
 
     def __init__(self, x: Any, y: Any, weight: Any = None):
-        self.parts = [part for part in (x, y, weight) if part is not None]
-        for name, part in zip(("x", "y", "weight"), (x, y, weight), strict=True):
-            if not (hasattr(part, "shape") and hasattr(part, "__getitem__")) and (part is not None or name != "weight"):
+        parts = {"x": x, "y": y} | ({} if weight is None else {"weight": weight})
+        for name, part in parts.items():
+            if not (hasattr(part, "shape") and hasattr(part, "__getitem__")):
                 raise TypeError(f"ArraySource: {name} is {kind_of(part)}, expected something with a shape and rows")
-        shapes = [tuple(part.shape) for part in self.parts]
+        shapes = [tuple(part.shape) for part in parts.values()]
         if len({shape[:1] for shape in shapes}) > 1 or not shapes[0]:
             found = ", ".join(map(str, shapes))
             raise ValueError(f"ArraySource: x, y and weight must have as many rows each, got the shapes {found}")
-        self.rows: int = shapes[0][0]
-        self.parts = [part.view(np.ndarray) if type(part) is np.memmap else part for part in self.parts]  # faster
+        self.parts = [a.view(np.ndarray) if type(a) is np.memmap else a for a in parts.values()]  # faster
         self.any_order = all(type(part) is np.ndarray for part in self.parts)
 
     def __len__(self) -> int:
-        return self.rows
+        return int(self.parts[0].shape[0])
 
     def __getitem__(self, rows: Any) -> tuple[Any, ...]:
         if self.any_order and isinstance(rows, np.ndarray):

@@ -118,12 +118,12 @@ class Doctor(Configured, Callback):
                 remedy = "Look at the validation data's scale, and lower the learning rate"
                 self._find(run, f"history[{name!r}]", "not finite", f"it is {values[-1]}", remedy)
         if (run.epoch - 1) % self.every == 0:
-            self._safely(self._inspect, run)
+            self._safely_inspect(run)
 
     def train_end(self, run: Run) -> None:
         self.before = {}
         if run.step > self.inspected_at:  # the run ended within an epoch
-            self._safely(self._inspect, run)
+            self._safely_inspect(run)
         error = sys.exception()
         if getattr(error, "history", None) is run.history:  # the DivergenceError of this run
             text, _, remedy = str(error).removeprefix("fit: ").removesuffix(".").partition(". ")
@@ -134,11 +134,11 @@ class Doctor(Configured, Callback):
 
     # --- inspection -----------------------------------------------------------------------------------------------
 
-    def _safely(self, inspect: Callable[[Run], None], run: Run) -> None:
-        """Call `inspect`; an error, which custom layers may raise, becomes a finding and does not end the training."""
+    def _safely_inspect(self, run: Run) -> None:
+        """Inspect; an error, which custom layers may raise, becomes a finding and does not end the training."""
         if self.working:
             try:
-                inspect(run)
+                self._inspect(run)
             except Exception as error:
                 self.working = False
                 text = f"it could not be inspected ({type(error).__name__}: {error})"

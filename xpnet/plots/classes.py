@@ -48,7 +48,9 @@ def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
     ax = axes(ax, (side + 0.6 + beside, side + beside * upright))
     wrong = counts - np.diag(np.diag(counts))
     image = ax.imshow(wrong, cmap="Reds", vmin=0, vmax=(1 + written) * float(np.nanmax(wrong, initial=0)) or 1)
-    ax.imshow(_right(counts), cmap="Blues", vmin=0, vmax=3)  # pale, so that counts can be read
+    with np.errstate(invalid="ignore", divide="ignore"):
+        right = np.where(np.eye(k), counts / counts.sum(axis=1, keepdims=True), np.nan)  # the share of each class
+    ax.imshow(right, cmap="Blues", vmin=0, vmax=3)  # pale, so that counts can be read
     if written:
         for (row, column), text in texts.items():
             if counts[row, column]:
@@ -63,14 +65,6 @@ def confusion_matrix(counts: Any, ax: Any = None, names: Any = None) -> Any:
     ax.set(xlabel="predicted\nblue: right, red: wrong", ylabel="true", title="Confusion matrix")
     ax.spines[:].set_visible(False)
     return ax
-
-
-def _right(counts: np.ndarray) -> np.ndarray:
-    """Return the share of each class that was predicted right, on the diagonal; NaN elsewhere."""
-    shares = np.full(counts.shape, np.nan)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        np.fill_diagonal(shares, np.diag(counts) / counts.sum(axis=1))
-    return shares
 
 
 def misclassified(images: Any, predicted: Any, true: Any, most: int = 24, columns: int = 6, ax: Any = None) -> Any:

@@ -137,8 +137,7 @@ class Checkpoint(Configured, Callback):
         for i, path in enumerate(reversed(files)):
             try:
                 saved = Saved(path, net.backend)
-                saved.check_facts(facts)
-                saved.check(optimizer, callbacks, steps_per_epoch)
+                saved.check(facts, optimizer, callbacks, steps_per_epoch)
                 return saved
             except FormatError as error:
                 if i == len(files) - 1:
@@ -281,20 +280,20 @@ class Saved:
     def _unsound(self, error: object) -> FormatError:
         return FormatError(self.path, f"its account of the training is unsound: {error!r}")
 
-    def check_facts(self, now: dict[str, str]) -> None:
-        """Raise ValueError with the list of differences if the run depends on anything else."""
-        if lines := differences(self.facts, "then", now, "now"):
+    def check(
+        self, facts: dict[str, str], optimizer: Any, callbacks: Sequence[Callback], steps_per_epoch: int | None
+    ) -> None:
+        """Raise ValueError, with a list of the differences, if the run depends on other `facts`, and FormatError if the
+        state does not fit the other arguments; `steps_per_epoch` may be unknown, None.
+        """
+        if lines := differences(self.facts, "then", facts, "now"):
             raise ValueError(
                 f"fit: {self.path} is of another run, from which this one differs in {''.join(lines[:20])}\n"
                 "Give what it was given, or begin anew in another folder."
             )
-
-    def check(self, optimizer: Any, callbacks: Sequence[Callback], steps_per_epoch: int | None) -> None:
-        """Raise FormatError if the state does not fit these arguments; `steps_per_epoch` may be unknown, None."""
-        done, current = self.done, settings_of(optimizer)
-        whole = self.step - done if steps_per_epoch is None else self.epoch * steps_per_epoch
-        if (steps_per_epoch is not None and done > steps_per_epoch) or self.step != whole + done:
-            raise self._unsound(f"step {self.step} is not the step after {done} of {steps_per_epoch} in its epoch")
+        done, steps, current = self.done, steps_per_epoch, settings_of(optimizer)
+        if steps is not None and (done > steps or self.step != self.epoch * steps + done):
+            raise self._unsound(f"step {self.step} is not the step after {done} of {steps} in its epoch")
         if self.settings.keys() != current.keys():
             raise self._unsound(f"its optimizer has the settings {', '.join(self.settings)}")
         for name, value in self.settings.items():

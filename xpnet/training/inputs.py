@@ -86,18 +86,18 @@ def is_mapped(x: Array) -> bool:
 
 def check_finite(net: Placed, who: str, x: Array | Uncast) -> None:
     """Raise ValueError for entries that are NaN or infinite, checked block by block."""
-    count, first = 0, (0, 0)
+    count = 0
     for rows in blocks(x.shape):
         block = x[rows, ...]
         if not ops.all_finite(block):
-            bad = ~np.isfinite(net.backend.to_numpy(block).reshape(rows.stop - rows.start, -1))
-            row, column = np.argwhere(bad)[0]
-            first = first if count else (rows.start + row, column)
-            count += int(bad.sum())
+            bad = np.argwhere(~np.isfinite(net.backend.to_numpy(block).reshape(rows.stop - rows.start, -1)))
+            if not count:
+                first = f"row {rows.start + bad[0][0]}, column {bad[0][1]}"
+            count += len(bad)
     if count:
         raise ValueError(
-            f"{who} has {count} NaN or infinite entries in {net.dtype}, the first in row {first[0]}, column "
-            f"{first[1]}; drop, fill or rescale them"
+            f"{who} has {count} NaN or infinite entries in {net.dtype}, the first in {first}; drop, fill or rescale "
+            "them"
         )
 
 
@@ -191,9 +191,9 @@ def weights_for(
 
 def check_weights(net: Placed, who: str, weights: np.ndarray) -> None:
     """Raise ValueError for weights that are negative, or not finite in the network's dtype."""
-    largest = float(net.backend.xp.finfo(net.backend.dtype(net.dtype)).max)
-    if not ((weights >= 0.0) & (weights <= largest)).all():
-        at = np.unravel_index(int((~((weights >= 0.0) & (weights <= largest))).argmax()), weights.shape)
+    sound = (weights >= 0.0) & (weights <= float(net.backend.xp.finfo(net.backend.dtype(net.dtype)).max))
+    if not sound.all():
+        at = np.unravel_index(int(sound.argmin()), weights.shape)
         raise ValueError(f"{who}: sample_weight must be finite and at least 0, got {weights[at]} in row {at[0]}")
 
 

@@ -39,7 +39,9 @@ class Progress(Callback):
         self.began = self.next = self.epoch_began = time.monotonic()
         self.bar, self.line = None, ""
         if run.step:
-            tell(resumed_from(run), self.out)
+            done = f"{counted(run.step, 'step')} and {counted(run.epoch, 'epoch')} of {run.epochs:,}"
+            over = f"this run has ended, after {done}: nothing is left to train"
+            tell(over if run.over else f"resumed after {done}", self.out)
         terminal = has_width(sys.stderr) and not broken(sys.stdout) and not broken(sys.stderr)  # tqdm flushes both
         if notebook or terminal:
             if widgets:
@@ -138,11 +140,3 @@ def has_width(stream: Any) -> bool:
 def last(run: Run) -> list[str]:
     """Return the last epoch's measures as "name=value"."""
     return [f"{name}={brief_number(values[-1])}" for name, values in run.history.items()]
-
-
-def resumed_from(run: Run) -> str:
-    """Return a line that says where a resumed run continues."""
-    done = f"{counted(run.step, 'step')} and {counted(run.epoch, 'epoch')} of {run.epochs:,}"
-    if run.over:
-        return f"this run has ended, after {done}: nothing is left to train"
-    return f"resumed after {done}"
