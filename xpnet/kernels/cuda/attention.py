@@ -8,7 +8,7 @@ import numpy as np
 from ...backends import Array
 from ...layers import attention
 from ..stages import Part, Site, Stage, Vector
-from .launching import C_TYPES, launch
+from .launching import launch
 from .positions import PositionsStage, as_sequences, in_positions, of_sequences
 
 WIDEST = {4: 128, 8: 64}  # the most channels of a head, by bytes per number: larger tiles exceed shared memory
@@ -50,7 +50,7 @@ class Attention(PositionsStage):
         tiles = -(-t // 8)
         self.partial = self.shared("partial", (n * tiles * 2 * e,))
         self.blocks, self.n = n * layer.heads * tiles, n
-        self.kernel = f"{C_TYPES[x.dtype.name]}, {max(32, 1 << (d - 1).bit_length())}"
+        self.template = str(max(32, 1 << (d - 1).bit_length()))  # the width of tiles
         self.numbers = float(layer._scale), t, layer.heads, d, int(layer.causal)
         self.dx = None if self.lowest else self.place_of_dx(x)
 
@@ -59,7 +59,7 @@ class Attention(PositionsStage):
         self.product(self.cache, params[0], self.qkv)
         arguments = self.qkv, params[1], *self.numbers, self.o, self.logs
         if self.blocks:
-            launch(f"attention<{self.kernel}>", (self.blocks,), (32, 8), self.y.dtype, *arguments)
+            launch("attention", (self.blocks,), (32, 8), self.y.dtype, *arguments, template=self.template)
         self.product(self.o, params[2], self.y)
         return self.given
 
@@ -70,7 +70,7 @@ class Attention(PositionsStage):
         found = self.qkv, params[1], self.o, self.do, self.logs, *self.numbers, self.n
         arguments = *found, self.dqkv, grads[1], self.partial, self.site.family.count
         if self.blocks:
-            launch(f"attention_backward<{self.kernel}>", (self.blocks, 2), (32, 8), d.dtype, *arguments)
+            launch("attention_backward", (self.blocks, 2), (32, 8), d.dtype, *arguments, template=self.template)
         else:
             grads[1][...] = 0.0
         self.product(self.cache.T, self.dqkv, grads[0])

@@ -69,7 +69,7 @@ class Convolution(WindowsStage):
             count = rows.stop - first
             columns = slice(first * self.columns, rows.stop * self.columns)
             patches = self.patches[: count * self.of_row]
-            over_vector("gather", patches, 2048, images, *strides, self.channels, first, count, *self.windows, patches)
+            over_vector("gather", patches, images, *strides, self.channels, first, count, *self.windows, patches)
             yield rows, columns, self.grouped(patches.reshape((self.taps, count * self.columns)))
 
     def forward(self, x: Array, params: Any) -> Array:

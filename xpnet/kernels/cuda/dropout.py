@@ -49,7 +49,7 @@ def mask(x: Array, key: Array, rate: float, y: Array, counts: bool = False) -> A
         y[...] = x
         x = y
     numbers = round(rate * 2**24), float(1.0 / (1.0 - rate)), y.size, *places(y.shape, y.strides)
-    over_vector("dropout", y, 2048, x, in_rows(key, key.dtype), *numbers, y, next_key)
+    over_vector("dropout", y, x, in_rows(key, key.dtype), *numbers, y, next_key)
     return next_key
 
 

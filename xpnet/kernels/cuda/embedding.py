@@ -5,7 +5,7 @@ from typing import Any
 from ...backends import Array
 from .. import stages
 from ..stages import Stage
-from .launching import C_TYPES, launch, over_vector, threads
+from .launching import launch, over_vector, threads
 from .positions import PositionsStage, in_positions
 
 
@@ -27,12 +27,11 @@ class Embedding(stages.Embedding, PositionsStage):
         self.cache = in_positions(x[None], "int64")
         self.sources = *params, self.cache, self.of_ids.vocabulary, self.t
         if self.computes:
-            over_vector("embedding", self.y, 2048, *self.sources, *self.y.shape, self.y)
+            over_vector("embedding", self.y, *self.sources, *self.y.shape, self.y)
         return self.given
 
     def backward(self, dy: Array, params: Any, grads: Any) -> None:
         (m, d), vocabulary = self.y.shape, self.of_ids.vocabulary
         length = self.of_places.length if self.of_places else 0
         arguments = in_positions(dy, dy.dtype), vocabulary, length, m, self.t, d, *grads
-        name, grid = f"embedding_backward<{C_TYPES[dy.dtype.name]}>", (vocabulary + length,)
-        launch(name, grid, (threads(d),), dy.dtype, self.cache, *arguments)
+        launch("embedding_backward", (vocabulary + length,), (threads(d),), dy.dtype, self.cache, *arguments)

@@ -48,7 +48,7 @@ class CuPyKernels:
     def averaged(self, old: Array, batch: Array, rates: Array) -> Array:
         """(1 - rates) old + rates batch"""
         new = self.cupy.empty_like(old)
-        over_vector("averaged", old, 2048, old, batch, rates, old.shape[0], new)
+        over_vector("averaged", old, old, batch, rates, old.shape[0], new)
         return new
 
     def optimizer(self, optimizer: Optimizer) -> Update:

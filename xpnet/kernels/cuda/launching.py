@@ -16,7 +16,7 @@ from ..stages import Stage, reversed_images
 from ..table import POINTWISE, pointwise
 from .source import source
 
-C_TYPES = {"float32": "float", "float64": "double"}
+C_TYPES = {"f": "float", "d": "double"}  # of dtypes, by their letters
 THREADS = 512  # the most threads of a block, on which the kernels rely
 SHARED = 2**14  # entries: several blocks may share a row with at least so many
 
@@ -29,8 +29,14 @@ def kernel(expression: str) -> Any:
     return module.get_function(expression)
 
 
-def launch(expression: str, grid: tuple[int, ...], block: tuple[int, ...], dtype: Any, *arguments: Any) -> None:
-    """Launch a kernel: floats are passed in the kernel's type, None as a null pointer."""
+def launch(
+    name: str, grid: tuple[int, ...], block: tuple[int, ...], dtype: Any, *arguments: Any, template: str = ""
+) -> None:
+    """Launch a kernel for this dtype, with the other arguments of its `template`.
+
+    Floats are passed in the kernel's type, None as a null pointer.
+    """
+    expression = f"{name}<{C_TYPES[dtype.char]}{', ' * bool(template)}{template}>"
     arguments = tuple(
         np.uintp(0) if a is None else np.int64(a) if type(a) is int else dtype.type(a) if type(a) is float else a
         for a in arguments
@@ -38,12 +44,9 @@ def launch(expression: str, grid: tuple[int, ...], block: tuple[int, ...], dtype
     kernel(expression)(grid, block, arguments)
 
 
-def over_vector(name: str, like: Array, most: int, *arguments: Any, part: str = "") -> None:
-    """Launch a kernel, whose template may take a `part`, with a thread for each number of a vector, up to so many
-    blocks.
-    """
-    expression = f"{name}<{C_TYPES[like.dtype.name]}{', ' * bool(part)}{part}>"
-    launch(expression, (blocks(like.size, most),), (THREADS,), like.dtype, *arguments)
+def over_vector(name: str, like: Array, *arguments: Any, template: str = "", most: int = 2048) -> None:
+    """Launch a kernel with a thread for each number of an array like this one, in up to `most` blocks."""
+    launch(name, (blocks(like.size, most),), (THREADS,), like.dtype, *arguments, template=template)
 
 
 def threads(n: int) -> int:
@@ -68,8 +71,11 @@ def columns(h: int, n: int, multiprocessors: int) -> int:
 
 def in_rows(a: Array, dtype: Any) -> Array:
     """Return an array as kernels take it, in C order, images as (C, ..., N): a copy if it is laid out otherwise."""
-    if a.ndim > 2:
-        a = reversed_images(a)
+    return contiguous(reversed_images(a) if a.ndim > 2 else a, dtype)
+
+
+def contiguous(a: Array, dtype: Any) -> Array:
+    """Return an array in C order and of this dtype: itself or a copy."""
     if a.flags.c_contiguous and a.dtype == dtype:
         return a
     return importlib.import_module("cupy").ascontiguousarray(a, dtype)
@@ -94,16 +100,15 @@ class RowsStage(Stage):
         y, family = self.output(math.prod(x.shape[:-1]), x.shape[-1]), self.site.family
         h, n = x.shape[-2], math.prod(x.shape[:-2]) * x.shape[-1]
         self.given = laid_out(y, x.shape)
-        self.function, self.setting, self.n = pointwise(self.f), setting(self.f), n
+        self.function, self.setting, self.n = str(pointwise(self.f)), setting(self.f), n
         self.columns = columns(h, n, family.multiprocessors)
         self.partial = None if self.columns == 1 else self.work("partial", (2 * h * self.columns,))
         self.sums = self.partial, family.count
         self.dtype, self.grid, self.block = y.dtype, (h, self.columns), (threads(n),)
 
-    def over_rows(self, name: str, *arguments: Any, grid: tuple[int, ...] = ()) -> None:
+    def over_rows(self, name: str, *arguments: Any) -> None:
         """Launch a kernel whose template takes f."""
-        expression = f"{name}<{C_TYPES[self.dtype.name]}, {self.function}>"
-        launch(expression, grid or self.grid, self.block, self.dtype, *arguments)
+        launch(name, self.grid, self.block, self.dtype, *arguments, template=self.function)
 
 
 def setting(f: Layer | None) -> float:

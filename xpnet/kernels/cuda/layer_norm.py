@@ -8,7 +8,7 @@ from ...layers import blocks, normalization
 from ..blocks import Fork, Join, Turn
 from ..stages import Part, Site, Stage, Vector, in_memory_order
 from .embedding import Embedding
-from .launching import C_TYPES, launch, threads
+from .launching import launch, threads
 from .positions import PositionsStage, as_sequences, in_positions, of_sequences
 
 KINDS = normalization.LayerNorm, normalization.RMSNorm
@@ -64,8 +64,7 @@ class LayerNorm(PositionsStage):
         elif self.join or len(self.names) > 1 + self.has_beta:
             self.sum = self.work("sum", (self.m, d))
         self.centre = self.work("centre", (self.m, 3))
-        self.kernel, self.block = C_TYPES[self.y.dtype.name], (threads(d),)
-        self.grid = (max(1, min(self.m, self.site.family.multiprocessors)),)
+        self.block, self.grid = (threads(d),), (max(1, min(self.m, self.site.family.multiprocessors)),)
         self.partial = self.shared("partial", (self.grid[0] * 6 * d,))
         self.dx = self.place_of_dx(x)
         self.y_in_rows: Any = None
@@ -81,7 +80,7 @@ class LayerNorm(PositionsStage):
             x = in_positions(x, y.dtype)
             sources = x, in_positions(self.more.cache, y.dtype) if self.more else None, None, 0, 0
         arguments = *sources, bias, gamma, beta, self.eps, *y.shape, self.sum, self.centre, y
-        launch(f"layer_norm<{self.kernel}>", (max(1, min(self.m, 2**16)),), self.block, y.dtype, *arguments)
+        launch("layer_norm", (max(1, min(self.m, 2**16)),), self.block, y.dtype, *arguments)
         self.cache = as_sequences(x if self.sum is None else self.sum, self.given.shape)
         return self.given if self.y_in_rows is None else copied(self.given, self.y_in_rows)
 
@@ -90,7 +89,7 @@ class LayerNorm(PositionsStage):
         found = in_positions(self.cache, dy.dtype), params[0], self.centre, *self.y.shape
         arguments = *found, self.dx, copy, *grads, self.partial, self.site.family.count
         d = in_positions(dy, dy.dtype)
-        launch(f"layer_norm_backward<{self.kernel}>", self.grid, self.block, d.dtype, d, more, *arguments)
+        launch("layer_norm_backward", self.grid, self.block, d.dtype, d, more, *arguments)
         dx = as_sequences(self.dx, self.given.shape)
         return dx if self.y_in_rows is None else copied(dx, self.dx_in_rows)
 

@@ -1,8 +1,6 @@
 """The optimizers, in CUDA."""
 
-import importlib
 import math
-from typing import Any
 
 from ...backends import Array
 from ...optimizers import Nesterov, Slots
@@ -19,7 +17,7 @@ class Update(optimizers.Update):
         if type(self.optimizer) is not Nesterov:
             super().look_ahead(w, slots, point)
             return
-        over_vector("look_ahead", w, 2048, w, slots["velocity"], float(self.optimizer.momentum), w.shape[0], point)
+        over_vector("look_ahead", w, w, slots["velocity"], float(self.optimizer.momentum), w.shape[0], point)
 
     def advance(self, w: Array, slots: Slots, new: Array, new_slots: Slots) -> None:
         optimizer, kind, size, norm = self.optimizer, type(self.optimizer), w.shape[0], None
@@ -27,11 +25,11 @@ class Update(optimizers.Update):
         numbers, lines = numbers_of(optimizer, slots["step"]), lines_of(kind, decays, bool(given))
         limit = math.inf if clip is None else float(clip)
         if optimizer.clip_norm is not None:
-            empty: Any = importlib.import_module("cupy").empty
+            empty = self.family.cupy.empty
             norm, partial = empty(2, dtype=w.dtype), empty(2 * blocks(size, 256), dtype=w.dtype)
-            over_vector("gradient_norm", w, 256, new, limit, size, partial, self.family.count, norm)
+            over_vector("gradient_norm", w, new, limit, size, partial, self.family.count, norm, most=256)
         values = [float(numbers[name]) for name in numbers_in(lines, kind.memory)]
         limits = limit, norm, float(optimizer.clip_norm or 0.0)
         name = rule_name(kind, decays, bool(given))
         before, after = ([each[key] for key in kind.memory] for each in (slots, new_slots))
-        over_vector(name, w, 2048, w, new, *given, *before, size, *limits, *values, *after, new)
+        over_vector(name, w, w, new, *given, *before, size, *limits, *values, *after, new)

@@ -7,7 +7,7 @@ from ...backends import Array
 from .. import stages
 from ..stages import Part, Site, Stage
 from ..table import pointwise
-from .launching import C_TYPES, THREADS, RowsStage, blocks, in_rows, laid_out, launch, setting
+from .launching import RowsStage, blocks, in_rows, laid_out, launch, over_vector, setting
 from .positions import PositionsStage, as_sequences, columns_grid, in_positions, of_sequences
 
 
@@ -31,7 +31,8 @@ class Pointwise(stages.Pointwise, RowsStage):
 
     def forward(self, x: Array, params: Any) -> Array:
         grid = self.grid[0], blocks(self.n, 65535)
-        self.over_rows("pointwise", self.z, params[0], self.setting, self.n, self.y, grid=grid)
+        arguments = self.z, params[0], self.setting, self.n, self.y
+        launch("pointwise", grid, self.block, self.dtype, *arguments, template=self.function)
         return self.given
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Array:
@@ -51,20 +52,19 @@ class PointwiseOfPositions(stages.Pointwise, PositionsStage):
     def bind(self, x: Array, before: Any) -> None:
         self.z = in_positions(x, x.dtype)
         self.y = self.place_of_y(x, x.shape[0])
-        self.kernel = f"{C_TYPES[x.dtype.name]}, {pointwise(self.f)}"
+        self.function = str(pointwise(self.f))
         self.numbers = setting(self.f), *self.y.shape
         self.grid = columns_grid(self.m, x.shape[0], self.site.family.multiprocessors)
         self.partial = self.shared("partial", (self.grid[1] * x.shape[0],))
 
     def forward(self, x: Array, params: Any) -> Array:
         arguments = self.z, params[0], *self.numbers, self.y
-        grid, dtype = (blocks(self.y.size, 2048),), self.y.dtype
-        launch(f"pointwise_columns<{self.kernel}>", grid, (THREADS,), dtype, *arguments)
+        over_vector("pointwise_columns", self.y, *arguments, template=self.function)
         return self.given
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Array:
         d = in_positions(dy, dy.dtype)
         found = d, self.z, self.y, params[0], *self.numbers
         arguments = *found, d, grads[0], self.partial, self.site.family.count
-        launch(f"pointwise_columns_backward<{self.kernel}>", self.grid, (32, 16), self.y.dtype, *arguments)
+        launch("pointwise_columns_backward", self.grid, (32, 16), d.dtype, *arguments, template=self.function)
         return as_sequences(d, dy.shape)

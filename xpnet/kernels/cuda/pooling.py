@@ -45,7 +45,7 @@ class Pool(WindowsStage):
 
     def forward(self, x: Array, params: Any) -> Array:
         y = self.pooled
-        over_vector("pool", y, 2048, in_rows(x, y.dtype), self.channels, *self.windows, y, self.number)
+        over_vector("pool", y, in_rows(x, y.dtype), self.channels, *self.windows, y, self.number)
         return self.given
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Any:

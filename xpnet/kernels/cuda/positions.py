@@ -3,13 +3,13 @@
 As a matrix, (M, D), they have a row for each of the M positions.
 """
 
-import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from ...backends import Array
 from ..stages import Part, Stage
+from .launching import contiguous
 
 
 def columns_grid(m: int, h: int, multiprocessors: int) -> tuple[int, int]:
@@ -22,10 +22,7 @@ def columns_grid(m: int, h: int, multiprocessors: int) -> tuple[int, int]:
 
 def in_positions(a: Array, dtype: Any) -> Array:
     """Sequences (D, ..., N) as a matrix (M, D) in C order: a copy where they lie otherwise."""
-    a = a.T
-    if not (a.flags.c_contiguous and a.dtype == dtype):
-        a = importlib.import_module("cupy").ascontiguousarray(a, dtype)
-    return a.reshape((-1, a.shape[-1]))
+    return contiguous(a.T, dtype).reshape((-1, a.shape[0]))
 
 
 def as_sequences(matrix: Array, shape: tuple[int, ...]) -> Array:

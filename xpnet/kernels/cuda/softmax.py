@@ -1,6 +1,5 @@
 """Softmax and cross-entropy, in CUDA."""
 
-import importlib
 import math
 from typing import Any
 
@@ -8,7 +7,7 @@ from ...backends import Array
 from ...losses.losses import Loss
 from .. import stages
 from ..stages import Site
-from .launching import C_TYPES, in_rows, launch
+from .launching import in_rows, launch
 from .positions import as_sequences, in_positions
 
 
@@ -29,15 +28,14 @@ class SoftmaxCrossEntropy(stages.SoftmaxCrossEntropy):
 
     def forward(self, z: Array, target: Array) -> tuple[Any, Array]:
         dz, (k, n) = self.dz, self.numbers
-        value = importlib.import_module("cupy").empty((), dtype=dz.dtype)
+        value = self.site.family.cupy.empty((), dtype=dz.dtype)
         z, strides = (in_positions(z, dz.dtype), (1, k)) if self.sequences else (in_rows(z, dz.dtype), (n, 1))
         if target.ndim > 2 and any(outer != inner * size for outer, inner, size in steps(target)):
             target = in_positions(target, dz.dtype).T
         of_target = [stride // target.itemsize for stride in target.strides[:2]]
         ends = dz, self.partial, self.site.family.count, value
         arguments = z, *strides, target, *of_target, float(self.scale), k, n, *ends
-        expression = f"softmax_cross_entropy<{C_TYPES[dz.dtype.name]}>"
-        launch(expression, (self.blocks,), (32, min(16, -(-k // 4))), dz.dtype, *arguments)
+        launch("softmax_cross_entropy", (self.blocks,), (32, min(16, -(-k // 4))), dz.dtype, *arguments)
         return value, self.given
 
 

@@ -27,7 +27,7 @@ class WindowsStage(Stage):
     def spread(self, part: str, dy: Array, number: Array | None, rows: slice, dx: Array) -> None:
         """dx, of what windows in these rows pass on."""
         arguments = dy, number, self.channels, rows.start, rows.stop - rows.start, *self.windows, dx
-        over_vector("spread", dx, 2048, *arguments, part=part)
+        over_vector("spread", dx, *arguments, template=part)
 
 
 def takes_images(before: Stage | None) -> bool:
