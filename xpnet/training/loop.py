@@ -15,13 +15,12 @@ from ..data import minibatches
 from ..kernels import training_step
 from ..kernels.reference import Step
 from ..layers.placed import Placed
-from ..losses import __all__ as known_losses
 from ..losses.losses import Loss
 from ..losses.objective import Objective
 from ..optimizers import Optimizer, Slots
 from ..optimizers import __all__ as known_optimizers
 from . import arguments, inputs, sources
-from .batches import Arrays, Batch, Feed, Group
+from .batches import Arrays, Batch, Feed
 from .callback import Callback
 from .checkpoints import Checkpoint, facts_of, with_threads
 from .evaluation import Metrics, held_out_of
@@ -136,7 +135,12 @@ def fit(
     size = 1 if comm is None else comm.Get_size()
     check_shards(shards, size)
     group = Processes(comm, in_order=shards is not None) if size > 1 else None
-    feed = feed_of(net, x, y, loss, batch_size, sample_weight, epochs, prefetch, group)
+    if sources.is_source(x):
+        sources.check_alone("fit", x, y=y, sample_weight=sample_weight)
+        feed = sources.feed_of(net, x, loss, batch_size, epochs, prefetch, group)
+    else:
+        feed = feed_of(net, x, y, loss, batch_size, sample_weight)
+        feed.group = group
     if shards and isinstance(feed, sources.Shards):
         raise ValueError("fit: shards cut whole batches, and x is a part of the data: leave out shards, or the Shard")
     objective = Objective(loss, non_negative("fit: l2", l2))
@@ -216,7 +220,7 @@ def fit(
                     losses = run.train(order, hooks, min(together, epochs - run.epoch))
                     quick = time.perf_counter() - began < PACE
                     together = min(2 * together, most) if quick else max(1, together // 2)
-                    if not run.complete:  # Ctrl-C: an unfinished epoch has no history
+                    if not losses:  # Ctrl-C: an unfinished epoch has no history
                         break
                     for epoch_loss in losses:
                         run.end_epoch()
@@ -245,29 +249,13 @@ def fit(
     return run.history
 
 
-def feed_of(
-    net: Placed,
-    x: Any,
-    y: Any,
-    loss: Loss,
-    batch_size: int | None,
-    sample_weight: Any,
-    epochs: int,
-    prefetch: int,
-    group: Group | None,
-) -> Feed:
-    """Return the feed of the data that `fit` is given; with a `group`, the part of this process."""
-    if sources.is_source(x):
-        require("fit: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", known_losses)
-        sources.check_alone("fit", x, y=y, sample_weight=sample_weight)
-        return sources.feed_of(net, x, loss, batch_size, epochs, prefetch, group)
+def feed_of(net: Placed, x: Any, y: Any, loss: Loss, batch_size: int | None, sample_weight: Any) -> Feed:
+    """Return the feed of the arrays that `fit` is given."""
     sources.check_target("fit", x, y)
     x, y = inputs.rows_of_pair(net, "fit", x, y, loss)
     slices = minibatches(x.shape[0], batch_size or x.shape[0])
     arguments.check_smallest_batch(net, x.shape, slices[-1].stop - slices[-1].start)
-    feed = Arrays(net.backend, Batch(x, y, inputs.weights_for(net, "fit", loss, y, sample_weight)), slices)
-    feed.group = group
-    return feed
+    return Arrays(net.backend, Batch(x, y, inputs.weights_for(net, "fit", loss, y, sample_weight)), slices)
 
 
 def warn_of_constant_outputs(run: Run) -> None:

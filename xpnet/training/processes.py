@@ -212,18 +212,17 @@ class Processes:
 
         The first one's callbacks may have recorded more and gone back to other parameters.
         """
+        diverged = None
         try:
             yield
-        except DivergenceError:
-            self._share_end(net, history)
-            raise
-        self._share_end(net, history)
-
-    def _share_end(self, net: Placed, history: History) -> None:
+        except DivergenceError as error:
+            diverged = error
         measures = self.from_first(lambda: dict(history))
         history.clear()
         history.update(measures)
         self.share_network(net)
+        if diverged:
+            raise diverged
 
     def share_network(self, net: Placed) -> None:
         """Give all processes the first one's parameters, statistics and random generator."""

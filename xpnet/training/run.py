@@ -63,7 +63,6 @@ class Run:
         self.optimizer = step_function.optimizer
         self.rng = copy.deepcopy(net.rng)  # draws the order of the rows
         self.rng_before: Any = None  # the state of `rng` before the current epoch
-        self.complete = False  # whether `train` has reached the end of an epoch
         self._resumed = 0  # steps of the current epoch before the run was resumed
         self._done = 0  # steps of the current epoch so far
         self._losses: deque[float] = deque(maxlen=RECENT)  # the epoch's latest losses that are on the host
@@ -191,7 +190,7 @@ class Run:
         """Take the steps of an epoch, with its rows in this `order`, or of several `epochs` of a single step each.
 
         Calls the callbacks' `step_end` after each step. Returns the loss of each epoch, including the steps before the
-        run was resumed; fewer after Ctrl-C.
+        run was resumed; [] if Ctrl-C has left it unfinished.
 
         If the device works asynchronously, the host waits for it once, at the end, or repeatedly for a stream. If
         anything is not finite then, the steps are repeated one by one to find the first fault. On other devices, each
@@ -199,10 +198,10 @@ class Run:
         loss.
         """
         step, feed, immediate = self._step_function, self._feed, self._net.backend.immediate
-        number, epoch, checks = self._resumed, self.epoch, True
+        number, epoch, checks, complete = self._resumed, self.epoch, True, True
         self._start = before = self._carry
         feed.epoch = epoch
-        self._began, self.complete = time.perf_counter(), False
+        self._began = time.perf_counter()
         for batch, rows in feed.batches(order, number, epochs):
             number, before = number + 1, self._carry
             checks = number == feed.wait_after
@@ -229,18 +228,18 @@ class Run:
                     self.epoch = epoch  # later epochs are counted once they are known to be finite
                 self._began = time.perf_counter()
             if self.history.interrupted or (self.stopped and (feed.steps is None or feed.ends_epoch(number))):
-                self.complete = feed.ends_epoch(number) or not self.history.interrupted
+                complete = feed.ends_epoch(number) or not self.history.interrupted
                 checks = False
                 break
             if checks and not immediate:
                 self._check_finite(before, order, epochs)
             del batch  # before the next one comes
-        else:
-            self.complete = True
         if not (checks or immediate):
             self._check_finite(before if number == feed.wait_after else self._start, order, epochs)
         self._count()
         self._fetch()
+        if not complete:
+            return []
         return list(self._losses) if feed.steps == 1 else [self._epoch_loss]
 
     def _count(self) -> None:

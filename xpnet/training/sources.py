@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array, dtype_name, namespace, on_host
-from ..common.checks import brief, kind_of, positive
+from ..common.checks import brief, kind_of, positive, require
 from ..common.publication import published
 from ..common.warn import warn
 from ..data import NpzFiles, Shard, minibatches, shuffled
 from ..layers.placed import Placed
+from ..losses import __all__ as known_losses
 from ..losses.losses import Loss
 from . import inputs
 from .arguments import check_smallest_batch
@@ -294,6 +295,7 @@ def feed_of(
     net: Placed, source: Any, loss: Loss, batch_size: int | None, epochs: int, prefetch: int, group: Group | None
 ) -> Feed:
     """Return the feed of a source; with a `group`, the part of this process."""
+    require("fit: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", known_losses)
     source, shard = unwrapped(source)
     reader = Reader(net, "fit", loss, source)
     if shard and group is not None:
