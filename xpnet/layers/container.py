@@ -73,9 +73,9 @@ class Container(Layer):
 
     def next_state(self, cache: Any) -> dict[str, Array]:
         states = {
-            str(i): mapping_from(layer, "next_state", layer.next_state(inner))
-            for i, (layer, inner) in enumerate(zip(self.layers, self.kept(cache)[0], strict=True))
-            if layer.state
+            str(i): mapping_from(layer, "next_state", layer.next_state(self.kept(cache)[0][i]))
+            for i, layer in enumerate(self.layers)
+            if layer.state  # else the cache may be that of a subclass's own forward
         }
         return self.prefixed(**states)
 
