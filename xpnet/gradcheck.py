@@ -89,13 +89,12 @@ def check_gradients(
     arrays = {"prediction": _inputs("prediction", x).astype(np.float64)}
     prediction = backend.asarray(arrays["prediction"].copy(), "float64")
     _, gradient = thing.value_and_grad(prediction, y)
-    value_at = _loss_for(thing, y, prediction)
-
-    def value(changed: Arrays) -> float:
-        return value_at(backend.asarray(changed["prediction"], "float64"))
-
+    value_of = _loss_for(thing, y, prediction)
     _check_untouched(repr(thing), arrays, {"prediction": prediction})
-    return _compare(repr(thing), value, arrays, {"prediction": gradient}, tolerance)
+    return _compare(
+        repr(thing), lambda changed: value_of(backend.asarray(changed["prediction"], "float64")), arrays,
+        {"prediction": gradient}, tolerance,
+    )  # fmt: skip
 
 
 def _check_layer(
@@ -135,14 +134,11 @@ def _check_layer(
     if loss is None:
         dy = backend.asarray(rng.standard_normal(output.shape), "float64")
 
-        def value(changed: Arrays) -> float:
-            return float(backend.xp.sum(dy * forward(changed)[0]))
+        def value_of(y: Array, /) -> float:
+            return float(backend.xp.sum(dy * y))
     else:
         _, dy = loss.value_and_grad(output, y)
-        value_at = _loss_for(loss, y, output)
-
-        def value(changed: Arrays) -> float:
-            return value_at(forward(changed)[0])
+        value_of = _loss_for(loss, y, output)
 
     dy_before = _host(dy)
     forward(arrays | {"x": arrays["x"][::-1].copy()})  # overwrites anything that the layer kept outside of the cache
@@ -157,7 +153,9 @@ def _check_layer(
     if whole_numbers and not integers and dx is not None and _host(dx).any():  # differentiable after all
         return _check_layer(layer, arrays["x"].astype(np.float64), y, loss, training, tolerance, seed)
     varied = arrays if not whole_numbers else {name: arrays[name] for name in params}
-    return _compare(repr(layer), lambda changed: value(arrays | changed), varied, {"x": dx} | grads, tolerance)
+    return _compare(
+        repr(layer), lambda changed: value_of(forward(arrays | changed)[0]), varied, {"x": dx} | grads, tolerance
+    )
 
 
 def _loss_for(loss: Loss, y: Any, prediction: Array) -> Callable[[Array], float]:
@@ -165,11 +163,11 @@ def _loss_for(loss: Loss, y: Any, prediction: Array) -> Callable[[Array], float]
     target = loss.encode(y, prediction) if hasattr(loss, "encode") else y
     backend = backend_of(prediction)
 
-    def value_at(prediction: Array) -> float:
+    def value_of(prediction: Array) -> float:
         with backend.scope():
             return float(on_encoded(loss, prediction, target)[0])
 
-    return value_at
+    return value_of
 
 
 def _check_untouched(who: str, before: Arrays, after: Mapping[str, Array]) -> None:

@@ -40,17 +40,10 @@ class Convolution(Windows):
     )
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | str = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        trainable: bool = True,
-        initializer: str = "fan_in_uniform",
-    ):
+        self, in_channels: int, out_channels: int, kernel_size: int | Sequence[int], stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0, dilation: int | Sequence[int] = 1, groups: int = 1,
+        trainable: bool = True, initializer: str = "fan_in_uniform",
+    ):  # fmt: skip
         who = type(self).__name__
         self.in_channels = integer(f"{who}: in_channels", in_channels)
         self.out_channels = integer(f"{who}: out_channels", out_channels)

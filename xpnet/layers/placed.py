@@ -238,13 +238,9 @@ class Placed(Chain):
         )
 
     def initialize(
-        self,
-        backend: str | Backend | None = None,
-        dtype: object = DEFAULT_DTYPE,
-        seed: int | None = 0,
-        device: Any = None,
-        fresh: bool = False,
-    ) -> Self:
+        self, backend: str | Backend | None = None, dtype: object = DEFAULT_DTYPE, seed: int | None = 0,
+        device: Any = None, fresh: bool = False,
+    ) -> Self:  # fmt: skip
         """Draw the parameters of layers that have none yet, place them on a backend, and return the network.
 
         `backend` is a name that `get_backend` takes (None: the default of `use_backend`), `dtype` is "float32" or

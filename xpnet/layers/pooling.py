@@ -19,11 +19,9 @@ class Pool(Windows):
     """The base class of layers that reduce each window of a channel to a number. The stride defaults to its size."""
 
     def __init__(
-        self,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] | None = None,
+        self, kernel_size: int | Sequence[int], stride: int | Sequence[int] | None = None,
         padding: int | Sequence[int] | str = 0,
-    ):
+    ):  # fmt: skip
         self._slide(kernel_size, kernel_size if stride is None else stride, padding)
         self.stride = stride if stride is None else self.stride
         self.input_shape = (None,) * (self.axes + 1)
