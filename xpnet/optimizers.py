@@ -136,9 +136,7 @@ class Optimizer(Adjustable, ABC):
 
     @abstractmethod
     def rule(self, w: Array, g: Array, slots: Slots, *coefficients: Any, **none: Any) -> tuple[Array, Slots]:
-        """Return the next w and the next arrays of `memory`, by the class's formula. `coefficients` are those of the
-        method of that name.
-        """
+        """Return the next w and arrays of `memory` by the class's formula, given the result of `coefficients`."""
         # with **none, type checkers let subclasses name the coefficients
 
     def rate(self, step: int) -> float:

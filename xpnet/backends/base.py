@@ -57,9 +57,7 @@ class Backend:
             ) from error
 
     def asarray(self, x: Any, dtype: object = None) -> Array:
-        """Return `x`, a NumPy array, list, number or array of this library, as an array on this device; it may share
-        memory.
-        """
+        """Return `x`, an array of NumPy or this library, a list or a number, on this device; it may share memory."""
         return self.xp.asarray(x, dtype=self.dtype(dtype), device=self.device)
 
     def dtype(self, dtype: object) -> Any:
@@ -72,9 +70,7 @@ class Backend:
         return getattr(self.xp, name)
 
     def adopt(self, who: str, x: Any, remedy: str = "convert it first") -> Array:
-        """Return a user's `x`, an array of NumPy or of this library, or a list, as an array of real numbers on this
-        device. Raises as `checked` does.
-        """
+        """Return a user's `x` as an array of real numbers on this device: first `checked`, then `brought`."""
         return self.brought(self.checked(who, x, remedy))
 
     def brought(self, x: Array) -> Array:
@@ -144,9 +140,7 @@ class Backend:
 
     @staticmethod
     def rows_added(rows: Array, ids: Array, n: int) -> Array | None:
-        """Return the sums (n, D) of the rows (M, D) with the same id, given their ids (M,) in [0, n), by the library's
-        own function; None if it has none. Use `ops.rows_added` instead.
-        """
+        """Return what `ops.rows_added` does by the library's own function, None if it has none; use that instead."""
         return None
 
     @staticmethod
@@ -243,9 +237,7 @@ def _class_named(name: str) -> type[Backend]:
 
 @functools.cache
 def class_of(xp: Namespace) -> type[Backend]:
-    """Return the Backend class of the library with these functions, with what the library has beyond the standard;
-    Backend itself for a library that is not supported.
-    """
+    """Return the Backend class of the library with these functions; Backend itself for an unsupported library."""
     name = library(xp)
     return Backend if name is None else _class_named(name)
 

@@ -19,9 +19,7 @@ PAIRS = {  # the pairs that methods of custom classes must return
 
 
 def integer(name: str, value: object, least: int = 1, most: float = sys.maxsize) -> int:
-    """Return `value` as an int from `least` to `most`, by default the largest length of an array. Raises ValueError for
-    anything else.
-    """
+    """Return an int from `least` to `most`, by default the largest length of an array; ValueError for others."""
     number = least - 1 if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
     if not least <= number <= most:
         limit = f" and at most {most}" if number > most else ""
@@ -61,9 +59,7 @@ def kind_of(x: object) -> str:
 
 
 def flag(name: str, value: object, of_a_word: str = "") -> bool:
-    """Return True or False. Raises ValueError for values that are only truthy, such as "False"; its message ends with
-    `of_a_word` for a str.
-    """
+    """Return a bool. Raises ValueError for values that are only truthy; `of_a_word` ends the message for a str."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     raise ValueError(f"{name} must be True or False, got {brief(value)}{of_a_word if isinstance(value, str) else ''}")

@@ -452,9 +452,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
 
 class OfLayers(list[Array]):
-    """A list of an array of each Dense layer, of fixed length. Assigned arrays are copied into the network, all or
-    none.
-    """
+    """A list of an array of each Dense layer, of fixed length. Assigned arrays are copied, all or none."""
 
     def __init__(self, model: BaseMLP, who: str, key: str):
         self.model, self.who, self.key = model, who, key
@@ -495,7 +493,5 @@ def float_dtypes(X: Any) -> Any:
 
 
 def as_array(x: Any) -> Any:
-    """Return `x`; an object that only has `__array__`, which scikit-learn refuses with array API dispatch, as a NumPy
-    array.
-    """
+    """Return `x`, as a NumPy array if it has only `__array__`, which array API dispatch refuses."""
     return np.asarray(x) if hasattr(x, "__array__") and not hasattr(x, "shape") else x

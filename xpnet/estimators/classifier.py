@@ -127,9 +127,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         return of_classes if weight is None else of_classes * weight
 
     def _weighing_loss(self, incremental: bool) -> Any:
-        """As in the base class, but with `class_weight` weights are divided by their mean over all rows or, in
-        `partial_fit`, not at all.
-        """
+        """With `class_weight`, divide weights by their mean over all rows or, in `partial_fit`, not at all."""
         loss = super()._weighing_loss(incremental)
         if self.class_weight is not None:
             loss.weights_over = None if incremental else "fit"

@@ -166,9 +166,7 @@ def to_onnx(model: Any, path: Path) -> None:
 
 
 def ending_of_classes(model: Any) -> Ending:
-    """Return the nodes from the network's output to "label", as in `predict`, and "probabilities", as in
-    `predict_proba`.
-    """
+    """Return the nodes from the output to "label", as `predict` gives it, and "probabilities"."""
     labels, dtype, outputs = model._labels, model.net_.dtype, model.n_outputs_
     squash = ("Softmax" if model.out_activation_ == "softmax" else "Sigmoid") if model._of_logits else "Identity"
     constants = {"threshold": np.array(model._threshold, dtype)}

@@ -157,9 +157,7 @@ class SparseDense(Dense):
 
 
 def for_sparse(net: Sequential, matrix: Any) -> tuple[Sequential, np.ndarray]:
-    """Return a network that takes row numbers of a sparse matrix, and these numbers. It shares all layers but the first
-    with `net`.
-    """
+    """Return a network that takes a sparse matrix's row numbers, and these; its layers but the first are `net`'s."""
     first = net.layers[0]
     if type(first) is not Dense:
         raise TypeError(f"sparse X needs a Dense as the first layer, got {first!r}; pass X.toarray()")

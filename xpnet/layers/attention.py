@@ -1,6 +1,6 @@
 """Attention. Axes: N batch, T positions, D features; h heads of d = D / h features each."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +11,6 @@ from ..data import minibatches
 from ..initializers import glorot_uniform
 from .base import Layer, Shape
 from .embedding import check_sequence
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
 
 BLOCK = 2**18  # entries of P that are computed at a time
 BLOCK_OF_DEVICES = 2**24  # the same if each call launches a kernel
@@ -77,7 +74,7 @@ class MultiHeadAttention(Layer):
         d = self.features
         return {"qkv_weight": (d, 3 * d), "qkv_bias": (3 * d,), "out_weight": (d, d), "out_bias": (d,)}
 
-    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
+    def initial_params(self, rng: "np.random.Generator") -> dict[str, np.ndarray]:
         d = self.features
         qkv, out = np.hstack([glorot_uniform(rng, (d, d)) for _ in range(3)]), glorot_uniform(rng, (d, d))
         return {"qkv_weight": qkv, "qkv_bias": np.zeros(3 * d), "out_weight": out, "out_bias": np.zeros(d)}

@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -11,9 +11,6 @@ from ..backends import Array, LayerArrays, Namespace, NetworkArrays, ReadOnlyDic
 from ..common.checks import flag, kind_of, mapping_from, pair_from
 from ..common.publication import published
 from ..common.settings import Configured
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
 
 Shape = tuple[int | str | None, ...]  # a letter or None for the batch, None for an unknown size
 
@@ -164,9 +161,7 @@ class Layer(Configured, ABC):
         return []
 
     def _runs_as(self, kind: type["Layer"]) -> bool:
-        """Whether a training step may call the layers within as the class `kind` does, since none of its methods is
-        overridden.
-        """
+        """Whether a training step may call the layers within as class `kind` does: no method is overridden."""
         return all(getattr(type(self), name, None) is getattr(kind, name) for name in FUNCTIONS)
 
     def prefixed(self, **arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,11 +178,11 @@ class Layer(Configured, ABC):
 
     # --- initial arrays ---
 
-    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
+    def initial_params(self, rng: "np.random.Generator") -> dict[str, np.ndarray]:
         """Return the initial parameters, NumPy arrays drawn from `rng`; by default those of the layers within."""
         return self._of_children("initial_params", rng)
 
-    def initial_state(self, rng: "Generator") -> dict[str, np.ndarray]:
+    def initial_state(self, rng: "np.random.Generator") -> dict[str, np.ndarray]:
         """Return the initial running statistics; by default those of the layers within."""
         return self._of_children("initial_state", rng)
 
@@ -209,9 +204,7 @@ class Layer(Configured, ABC):
 
     @abstractmethod
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
-        """Return the output y for input x, and the cache for `backward`; some layers compute other outputs in
-        `training`.
-        """
+        """Return y for input x, and the cache for `backward`; some layers compute another y in `training`."""
 
     @abstractmethod
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
@@ -245,9 +238,7 @@ class Layer(Configured, ABC):
         return cls._describes("output_shape", "forward")
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """Return the shape of y for an x of this shape, with or without the batch axis. Raises ValueError for an x that
-        the layer cannot take.
-        """
+        """Return y's shape for an x of this shape, with or without the batch. Raises ValueError for a misfit."""
         check_shape(self, input_shape)
         return input_shape
 
@@ -314,9 +305,7 @@ class Layer(Configured, ABC):
     # --- for the layers of this package ---
 
     def check_input(self, x: Array, features: int, axis: int = -1) -> Namespace:
-        """Return the array API functions for x. Raises TypeError or ValueError unless x is a floating array (n, ...)
-        with so many features along the axis.
-        """
+        """Return the functions for x. Raises TypeError or ValueError unless it is floating, with these features."""
         xp = floating(x, self)
         shape = x.shape
         if len(shape) < 2 or shape[axis] != features:

@@ -104,9 +104,7 @@ class Chain(Container):
                 return
 
     def _misfit(self, shape: Any, first: int = 0) -> tuple[int, ValueError] | None:
-        """Return the number and error of the layer that refuses its input if layer `first` is given this shape; None if
-        all fit, or if this cannot be determined because of an unknown size.
-        """
+        """Return the number and error of the layer that refuses its input if `first` is given this shape, or None."""
         for i, layer in enumerate(self.layers[first:], first):
             try:
                 shape = layer.output_shape(shape)

@@ -5,7 +5,7 @@ its size along each of them.
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from ..common.checks import choice, integer
 from ..initializers import INITIALIZERS
 from .base import Shape
 from .windows import Sizes, Windows, batch_first, interleaved, packed, slices
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
 
 BLOCK = 2**18  # entries of the columns gathered at a time, so that they stay in the cache
 
@@ -63,7 +60,7 @@ class Convolution(Windows):
             "bias": (self.out_channels,),
         }
 
-    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
+    def initial_params(self, rng: "np.random.Generator") -> dict[str, np.ndarray]:
         shape = self.param_shapes()["weight"]
         return {"weight": INITIALIZERS[self.initializer](rng, shape), "bias": np.zeros(self.out_channels)}
 

@@ -1,6 +1,6 @@
 """The fully connected layer. Axes: N batch, any others, and last D inputs or H outputs."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -9,9 +9,6 @@ from ..backends import Array, namespace
 from ..common.checks import choice, integer
 from ..initializers import INITIALIZERS
 from .base import Layer, Shape
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
 
 
 class Dense(Layer):
@@ -50,7 +47,7 @@ class Dense(Layer):
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"weight": (self.in_features, self.out_features), "bias": (self.out_features,)}
 
-    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
+    def initial_params(self, rng: "np.random.Generator") -> dict[str, np.ndarray]:
         shape = self.in_features, self.out_features
         return {"weight": INITIALIZERS[self.initializer](rng, shape), "bias": np.zeros(self.out_features)}
 

@@ -1,7 +1,7 @@
 """Dropout."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -10,9 +10,6 @@ from ..backends import Array, floating, namespace
 from ..common.checks import fraction
 from ..common.share import span
 from .base import Layer
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
 
 
 class Dropout(Layer):
@@ -41,7 +38,7 @@ class Dropout(Layer):
     def __init__(self, rate: float = 0.5):
         self.rate = fraction("Dropout: rate", rate)
 
-    def initial_state(self, rng: "Generator") -> dict[str, np.ndarray]:
+    def initial_state(self, rng: "np.random.Generator") -> dict[str, np.ndarray]:
         return {"key": np.array([rng.integers(2**31), 0], dtype=np.int32)}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:

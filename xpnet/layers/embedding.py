@@ -1,6 +1,6 @@
 """Vectors for ids, such as those of words, and for positions. Axes: N batch, T positions, D features; V ids."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -8,9 +8,6 @@ from .. import ops
 from ..backends import Array, class_of, floating, namespace
 from ..common.checks import integer, kind_of
 from .base import Layer, Shape, check_shape
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
 
 
 class Embedding(Layer):
@@ -47,7 +44,7 @@ class Embedding(Layer):
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"weight": (self.vocabulary, self.features)}
 
-    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
+    def initial_params(self, rng: "np.random.Generator") -> dict[str, np.ndarray]:
         return {"weight": rng.normal(size=(self.vocabulary, self.features))}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
@@ -105,7 +102,7 @@ class PositionalEmbedding(Layer):
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"weight": (self.length, self.features)}
 
-    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
+    def initial_params(self, rng: "np.random.Generator") -> dict[str, np.ndarray]:
         return {"weight": rng.normal(0.0, 0.02, (self.length, self.features))}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:

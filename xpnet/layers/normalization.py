@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from ..common.checks import fraction, integer, positive
 from ..common.share import whole
 from .base import Layer, Shape, check_shape
 from .windows import batch_first, batch_last
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
 
 
 class Norm(Layer):
@@ -26,7 +23,7 @@ class Norm(Layer):
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(self.starts, self.input_shape)
 
-    def initial_params(self, rng: "Generator") -> dict[str, np.ndarray]:
+    def initial_params(self, rng: "np.random.Generator") -> dict[str, np.ndarray]:
         return {name: np.full(self.input_shape, start) for name, start in self.starts.items()}
 
 
@@ -83,7 +80,7 @@ class BatchNorm(Norm):
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"mean": (self.features,), "var": (self.features,)}
 
-    def initial_state(self, rng: "Generator") -> dict[str, np.ndarray]:
+    def initial_state(self, rng: "np.random.Generator") -> dict[str, np.ndarray]:
         return {"mean": np.zeros(self.features), "var": np.ones(self.features)}
 
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
@@ -330,9 +327,7 @@ def as_channels(layer: Layer, shape: Shape, channels: int) -> Shape:
 
 
 def as_columns(x: Array) -> Array:
-    """Return (N, C, ...) as a matrix (... N, C), with a column for each feature: a view if the batch axis is contiguous
-    in memory.
-    """
+    """Return (N, C, ...) as a matrix (... N, C): a view if the batch axis is contiguous in memory."""
     if x.ndim == 2:
         return x
     xp = namespace(x)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from ..common.notebook import table
 from ..common.publication import published
 from .base import Layer, Shape, tree
 from .container import Chain, Container, shapes_of
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
 
 HEAD = "", "layer", "output shape", "parameters"  # of a summary
 GAPS = 6  # spaces in all between a summary's four columns
@@ -209,9 +206,7 @@ class Placed(Chain):
         return "float32" if placement is None else placement[1]
 
     def _find_placement(self) -> tuple[Backend, str] | None:
-        """Return the backend and dtype of the arrays, even if they were initialized in another network; None if some
-        are missing, or if they differ.
-        """
+        """Return the backend and dtype of the arrays; None if some are missing, or if they differ."""
         if self._placement is not None:
             return self._placement
         arrays = [*self.params.values(), *self.state.values()]
@@ -224,9 +219,7 @@ class Placed(Chain):
         return [(name, layer) for name, layer in bare if layer.param_shapes() or layer.state_shapes()]
 
     def _missing_arrays(self) -> str:
-        """Return the error message for arrays that are missing or on different backends, with a remedy that keeps
-        trained parameters.
-        """
+        """Return the error message for arrays that are missing or on different backends."""
         if not (self.params or self.state):
             return "this network has no parameters yet: call net.initialize(backend=...) first"
         if not (undrawn := self._undrawn()):
@@ -358,7 +351,7 @@ def check_network(who: str, net: object) -> None:
         raise TypeError(f"{who}: expected a network, xn.Sequential(...), got {brief(net)}")
 
 
-def streams(seed: int | None) -> "tuple[Generator, Generator, Generator]":
+def streams(seed: int | None) -> "tuple[np.random.Generator, ...]":
     """Return three generators from one seed: for parameters, for the order of rows, and for running statistics."""
     rng = np.random.default_rng(checks.seed("initialize: seed", seed))
     shuffling, statistics = rng.spawn(2)

@@ -52,9 +52,7 @@ class Windows(Layer):
         return value if isinstance(value, tuple) else (value,) * self.axes
 
     def _outputs(self, sizes: Sequence[Any]) -> tuple[list[Any], list[int]]:
-        """Return for an x of these sizes the number of outputs along each axis, None if its size is unknown, and the
-        padding before the first entry.
-        """
+        """Return the number of outputs along each axis, None if unknown, and the padding before the first entry."""
         outputs: list[Any] = []
         before = []
         for i, (size, k, s, d) in enumerate(zip(sizes, self._kernel, self._stride, self._dilation, strict=True)):
@@ -88,9 +86,7 @@ class Windows(Layer):
         ]
 
     def _check(self, x: Array, channels: int | None = None) -> Namespace:
-        """Return the array API functions for x. Raises TypeError or ValueError unless x is a floating array
-        (N, C, S...) with so many channels, or any for None.
-        """
+        """Return the functions for x. Raises TypeError or ValueError unless it is floating, (N, C, S...)."""
         xp = floating(x, self)
         if len(x.shape) != self.axes + 2 or x.shape[1] != (channels or x.shape[1]):
             raise self._misplaced(x.shape, channels)

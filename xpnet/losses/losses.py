@@ -78,9 +78,7 @@ class Loss(Adjustable, ABC):
         return math.prod(shape[:-1]) if self.matrix else shape[0]
 
     def counted(self, target: Array) -> Array | None:
-        """Return 1 for each row or position of an encoded target that counts and 0 for others, (N, ...); None if all
-        count.
-        """
+        """Return 1 for each row or position of a target that counts, 0 for others, (N, ...); None if all do."""
         return None
 
     def value_and_grad(self, prediction: Array, target: Any) -> tuple[Array, Array]:

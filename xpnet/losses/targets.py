@@ -10,9 +10,7 @@ NAMES = "make integers of names: names, y = np.unique(y, return_inverse=True)"
 
 
 def check_prediction(who: str, prediction: Array, matrix: bool = True) -> None:
-    """Raise TypeError or ValueError unless the prediction is a floating array with entries, and (N, ..., K) if a
-    `matrix` is needed.
-    """
+    """Raise TypeError or ValueError unless the prediction is floating, with entries, (N, ..., K) for a `matrix`."""
     if not is_array(prediction):
         raise TypeError(f"{who}: prediction must be an array, got {kind_of(prediction)}: np.asarray makes one")
     shape = tuple(prediction.shape)
@@ -25,9 +23,7 @@ def check_prediction(who: str, prediction: Array, matrix: bool = True) -> None:
 
 
 def as_rows(who: str, target: Any, prediction: Array) -> Array:
-    """Return `target` as a finite array of the shape, dtype, library and device of `prediction`; it may be (n,) for
-    (n, 1).
-    """
+    """Return `target`, finite, in the shape, dtype, library and device of `prediction`; (n,) fits (n, 1)."""
     backend = backend_of(prediction)
     target = backend.adopt(f"{who}: the target", target)
     shape, wanted = tuple(target.shape), tuple(prediction.shape)
