@@ -69,7 +69,7 @@ class Sequential(Placed):
         >>> sorted(grads)
         ['0.bias', '0.weight']
         """
-        x, y = inputs.pair(self, "value_and_grad", x, y, loss)
+        x, y = inputs.rows_of_pair(self, "value_and_grad", x, y, loss, whole=True)
         weight = inputs.weights_for(self, "value_and_grad", loss, y, sample_weight)
         objective = Objective(loss, non_negative("value_and_grad: l2", l2))
         with self.backend.scope():
@@ -95,7 +95,7 @@ class Sequential(Placed):
         >>> explanation["0"].y.shape
         (2, 3)
         """
-        x, y = inputs.pair(self, "explain", x, y, loss)
+        x, y = inputs.rows_of_pair(self, "explain", x, y, loss, whole=True)
         with self.backend.scope():
             probe = Probe(self.clone())
             prediction = probe.forward(x, training=True)

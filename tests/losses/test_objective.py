@@ -120,7 +120,7 @@ BATCHED = cases.LOSSES | {name: (make, cases.values, cases.values) for name, mak
 
 def steps_of(net, x, y, loss, slices, sample_weight, l2):
     """The loss and the gradient of each batch at the network's parameters: by SGD, a step of rate 1 is the gradient."""
-    x, y = inputs.pair(net, "fit", x, y, loss)
+    x, y = inputs.rows_of_pair(net, "fit", x, y, loss, whole=True)
     batch = Batch(x, y, inputs.weights_for(net, "fit", loss, y, sample_weight))
     to_numpy, before = net.backend.to_numpy, net.params
     with net.backend.scope():

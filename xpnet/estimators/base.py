@@ -22,7 +22,7 @@ from ..layers.base import Layer
 from ..layers.dense import Dense
 from ..network import Sequential
 from ..training.history import History
-from ..training.inputs import inputs
+from ..training.inputs import rows_of
 from ..training.run import DivergenceError
 from . import convert, lbfgs, stochastic
 from .networks import ACTIVATIONS, custom_network, for_sparse, hidden_sizes, plain_network, start
@@ -435,7 +435,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         X = self._checked(X, "input_gradient")
         net = self.net_
         with net.backend.scope():
-            x = inputs(net, "input_gradient: X", X if is_array(X) else X.toarray())
+            x = rows_of(net, "input_gradient: X", X if is_array(X) else X.toarray(), whole=True)
             y, cache = net.forward(x)
             gradient: Array = net.backward(dy(y), cache)[0]
         return gradient

@@ -16,7 +16,7 @@ from ..layers.normalization import BatchNorm
 from ..losses.objective import Objective
 from ..optimizers import SGD
 from ..training.batches import Batch
-from ..training.inputs import pair, weights_for
+from ..training.inputs import rows_of_pair, weights_for
 
 
 def train(model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | None) -> None:
@@ -28,7 +28,7 @@ def train(model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | Non
     if model.callbacks:
         raise ValueError("solver='lbfgs' has no epochs and steps to call callbacks after; use another solver")
     backend = net.backend
-    x, y = pair(net, "fit", x, y, loss)
+    x, y = rows_of_pair(net, "fit", x, y, loss, whole=True)
     batch = Batch(x, y, weights_for(net, "fit", loss, y, weight))
     step = training_step(net, Objective(loss, float(model.alpha)), SGD(momentum=0.0), x.shape)
     norms = [layer for _, layer in net.leaves() if isinstance(layer, BatchNorm) and layer.trainable]

@@ -79,7 +79,7 @@ def activation_histograms(net: Placed, x: Any, columns: int = 3, figure: Any = N
     """
     check_network("activation_histograms", net)
     with net.backend.scope():
-        x = inputs.inputs(net, "activation_histograms: x", x)
+        x = inputs.rows_of(net, "activation_histograms: x", x, whole=True)
         probe = Probe(net.clone())
         probe.forward(x, training=False)
     traces = probe.parts()
@@ -104,7 +104,7 @@ def gradient_histograms(net: Placed, x: Any, y: Any, loss: Loss, columns: int = 
     >>> figure.savefig("gradients.png")
     """
     check_network("gradient_histograms", net)
-    x, y = inputs.pair(net, "gradient_histograms", x, y, loss)
+    x, y = inputs.rows_of_pair(net, "gradient_histograms", x, y, loss, whole=True)
     with net.backend.scope():
         probe = Probe(net.clone())
         probe.forward(x, training=True)

@@ -15,7 +15,7 @@ from ..layers.placed import Placed
 from ..metrics import BY_NAME
 from .callback import Callback
 from .checkpoints import Checkpoint
-from .inputs import inputs
+from .inputs import rows_of
 from .progress import Progress
 
 SILENT = {getattr(known, name) for name in known.__all__}  # callbacks that record no measures
@@ -125,7 +125,7 @@ def check_smallest_batch(net: Placed, shape: tuple[int, ...], smallest: int) -> 
         return
     try:  # for BatchNorm, a single row of images may have enough entries
         with net.backend.scope():
-            net.forward(inputs(net, "fit", np.zeros((smallest, *shape[1:]), np.int8)), training=True)
+            net.forward(rows_of(net, "fit", np.zeros((smallest, *shape[1:]), np.int8), whole=True), training=True)
     except ValueError as error:
         at = next((f" for layer {prefix}, " for prefix, layer in small if str(error).startswith(f"{layer!r}:")), ": ")
         raise ValueError(f"fit: {shape[0]} rows leave a batch of {smallest}{at}{error}") from error

@@ -20,20 +20,12 @@ from .batches import LARGE, Group, Uncast, blocks
 SUMMED = 2**16  # weights that are summed in one call
 
 
-def inputs(net: Placed, who: str, x: Any) -> Array:
-    """Return a user's x as an array on the network's backend, in the dtype that its first layer takes.
+def rows_of(net: Placed, who: str, x: Any, known: bool = False, whole: bool = False) -> Array | Uncast:
+    """Return a user's x as an array on the network's backend, in the dtype that its first layer takes. Unless it is
+    needed `whole`, a large x that is memory-mapped or of integers is returned as an `Uncast`.
 
-    Raises ValueError unless it has at least one row, a shape that fits and only finite entries. The caller must be
-    within the backend's `scope`.
-    """
-    x = rows_of(net, who, x)
-    return x[:, ...] if isinstance(x, Uncast) else x
-
-
-def rows_of(net: Placed, who: str, x: Any, known: bool = False) -> Array | Uncast:
-    """As `inputs`, but return a large x that is memory-mapped or of integers as an `Uncast`.
-
-    An x that is `known` to be finite is not checked for NaN and infinity.
+    Raises ValueError unless it has at least one row, a shape that fits and, if this is not `known`, only finite
+    entries. The caller must be within the backend's `scope`.
     """
     backend, xp = net.backend, net.backend.xp
     x = backend.checked(who, x)
@@ -49,7 +41,7 @@ def rows_of(net: Placed, who: str, x: Any, known: bool = False) -> Array | Uncas
             raise TypeError(f"{who} has dtype {dtype_name(x.dtype)}, and {net.parts()[0][1]!r} takes integers")
         dtype = xp.asarray(0, device=backend.device).dtype
         check_vocabulary(net, who, x, dtype)
-    if math.prod(shape) >= LARGE:
+    if math.prod(shape) >= LARGE and not whole:
         real = dtype_name(x.dtype) in DTYPES
         if is_mapped(x) if real else dtype_name(x.dtype) != dtype_name(dtype):
             kept = Uncast(backend, x, dtype)
@@ -133,21 +125,17 @@ def outputs_of(net: Placed, x: Array) -> tuple[int, ...]:
     return tuple(net.forward(x[:1, ...])[0].shape[1:])
 
 
-def pair(
-    net: Placed, who: str, x: Any, y: Any, loss: Loss, known: bool = False, outputs: tuple[int, ...] | None = None
-) -> tuple[Array, Array]:
-    """Return x and y, checked and moved to the network's backend, with y as the loss encodes it."""
-    x, y = rows_of_pair(net, who, x, y, loss, known, outputs)
-    return x[:, ...] if isinstance(x, Uncast) else x, y
-
-
 def rows_of_pair(
-    net: Placed, who: str, x: Any, y: Any, loss: Loss, known: bool = False, outputs: tuple[int, ...] | None = None
-) -> tuple[Array | Uncast, Array]:
-    """As `pair`, with x as `rows_of` returns it; `outputs` is the shape of the network's output for a row, if known."""
+    net: Placed, who: str, x: Any, y: Any, loss: Loss, known: bool = False, whole: bool = False,
+    outputs: tuple[int, ...] | None = None,
+) -> tuple[Array | Uncast, Array]:  # fmt: skip
+    """Return x, as `rows_of` does, and y, checked, moved to the network's backend and encoded by the loss.
+
+    `outputs` is the shape of the network's output for a row, if it is known.
+    """
     require(f"{who.partition(':')[0]}: loss", loss, ("value_and_grad",), "xn.SoftmaxCrossEntropy()", known_losses)
     with net.backend.scope():
-        x = rows_of(net, f"{who}: x", x, known)
+        x = rows_of(net, f"{who}: x", x, known, whole)
         shape = shape_of(y, f"{who}: y")
         if shape[:1] != (x.shape[0],):
             rows = f"{shape[0]} rows" if shape else "no rows"

@@ -175,8 +175,8 @@ class Reader:
         with net.backend.scope():
             try:
                 if self.loss is None:
-                    return Batch(inputs.inputs(net, f"{who}: x", arrays[0]), None)
-                x, y = inputs.pair(net, who, arrays[0], arrays[1], self.loss, self.known, self.outputs)
+                    return Batch(inputs.rows_of(net, f"{who}: x", arrays[0], whole=True), None)
+                x, y = inputs.rows_of_pair(net, who, arrays[0], arrays[1], self.loss, self.known, True, self.outputs)
                 if self.outputs is None:
                     self.outputs = inputs.outputs_of(net, x)
                 if self.who == "fit" and x.shape[0] < self.smallest:
