@@ -147,7 +147,7 @@ def mutations(folder: Path, count: int, seed: int) -> str:
             if i % 500 == 499:
                 kind, of, may_load = "forged", table.RARE, False
             mutate = rng.choice(of)
-            attempt(mutate(rng, *table.taken_apart(file), file), f"{kind} by {mutate.__name__}", may_load)
+            attempt(mutate(rng, *table.parsed(file), file), f"{kind} by {mutate.__name__}", may_load)
     must(not seen, f"loading did {Counter(seen).most_common(5)}")
 
     sums: Counter[str] = Counter()

@@ -177,9 +177,10 @@ def one_hot(labels: Array, classes: int, dtype: object) -> Array:
 
 
 def rows_added(rows: Array, ids: Array, n: int) -> Array:
-    """Of rows (M, D) the sums of those with the same one of n ids (M,), (n, D): the library's own, or a product.
+    """Return the sums (n, D) of the rows (M, D) that have the same id, for each of the n ids in `ids` (M,).
 
-    Raises TypeError for anything but an array.
+    The array library's own function computes them where it has one, else a product with one-hot ids. Raises TypeError
+    for anything but an array.
 
     >>> import numpy as np
     >>> xn.ops.rows_added(np.asarray([[1.0], [2.0], [3.0]]), np.asarray([0, 1, 0]), 2)

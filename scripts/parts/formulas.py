@@ -1,7 +1,7 @@
 """Translation of the formulas in docstrings, plain text for `help`, to tables with MathML for the reference.
 
-A block of them has lines of a label, a formula and a shape, with two spaces or more between them. A / between spaces
-becomes a fraction: the product before it over the factor behind it.
+Each line of a block has a label, a formula and a shape, with two spaces or more between them. A / between spaces
+becomes a fraction: the product before it over the factor after it.
 """
 
 import re
@@ -71,7 +71,7 @@ class Formula:
         return "".join(parts)
 
     def divisor(self) -> list[str]:
-        """Read a factor, with what it sums or what follows it in brackets."""
+        """Read a factor, with the term of a sum or the brackets after a function."""
         parts = [self.factor()]
         if parts[0].startswith("<munder"):
             del self.rest[0]

@@ -1,8 +1,8 @@
 """The contestants of benchmark.py, which take the same training steps.
 
-A contestant is built from a case and a dtype. `first_losses()` are those of five steps on the first batch, to see
-that all do the same work; `turn(steps)` trains through whole epochs and returns when the device is done; `device`
-names it.
+A contestant is built from a case and a dtype. `first_losses()` returns the losses of five steps on the first batch,
+which show that all do the same work; `turn(steps)` trains for whole epochs and returns when the device is done;
+`device` is the device's name.
 """
 
 import functools
@@ -25,7 +25,7 @@ RATE, DECAY = 0.001, 0.01  # the learning rate; AdamW's weight decay
 
 
 class XpNet:
-    """One call of `fit` a turn, including its start-up; the data is on the backend, as for the peers."""
+    """One call of `fit` a turn, start-up included; the data is on the backend already, as for the peers."""
 
     def __init__(self, case: Case, dtype: str, backend: str = "numpy", device: Any = None):
         self.case = case
@@ -58,12 +58,13 @@ class XpNetFast(XpNet):
 # --- products, plain NumPy --------------------------------------------------------------------------------------------
 
 
-STRETCH = 2**18  # entries
+PART = 2**18  # entries of x in a part of the batch, which stays in cache
 
 
 class Products:
-    """Nothing but a step's matrix products, into arrays that are there: what no code on this library can be faster
-    than. On CuPy they are cuBLAS's. Of a convolution they are those of the patches that its outputs see.
+    """Only the matrix products of a step, written into preallocated arrays: a lower bound for code on this library.
+
+    On CuPy they are cuBLAS's. A convolution's products are those with the patches of its windows.
     """
 
     def __init__(self, case: Case, dtype: str, backend: str = "numpy"):
@@ -74,22 +75,21 @@ class Products:
         def array(*shape: int) -> Any:
             return self.backend.asarray(rng.standard_normal(shape, dtype=dtype))
 
-        rows, columns, stretches = [], [], []  # as (a, b, out), with rows contiguous or the batch, and that in parts
+        rows, columns, divided = [], [], []  # (a, b, out) with contiguous rows, a contiguous batch, and parts of that
         for (count, m, k, n), times in case.products:
             many = (count,) * (count > 1)
             x, y, dw = array(*many, m, k), array(*many, m, n), array(*many, k, n)
-            # orthonormal: x W Wᵀ, fed back as x, neither grows nor fades
+            # orthonormal: x W Wᵀ, which becomes the next x, neither grows nor vanishes
             w = self.backend.asarray(np.broadcast_to(np.eye(k, n, dtype=dtype) - 2 / max(k, n), (*many, k, n)).copy())
-            xt = (
-                array(*many, k, m) if rows or case.kind == "texts" else turned(x)
-            )  # the data itself has its rows contiguous
+            contiguous = rows or case.kind == "texts"  # the data itself has contiguous rows
+            xt = array(*many, k, m) if contiguous else transposed(x)
             yt = array(*many, n, m)
-            rows += [(x, w, y), (turned(x), y, dw), (y, turned(w), x)][:times]
-            columns += [(turned(w), xt, yt), (xt, turned(yt), dw), (w, yt, xt)][:times]
-            parts = 1 if many else max(1, m * k // STRETCH)
-            xs, ys = (xt, yt) if parts == 1 else (array(k, m // parts), array(n, m // parts))  # which stay in cache
-            stretches += [(turned(w), xs, ys), (xs, turned(ys), dw), (w, ys, xs)][:times] * parts
-        self.products = min(rows, columns, stretches, key=self.seconds)
+            rows += [(x, w, y), (transposed(x), y, dw), (y, transposed(w), x)][:times]
+            columns += [(transposed(w), xt, yt), (xt, transposed(yt), dw), (w, yt, xt)][:times]
+            parts = 1 if many else max(1, m * k // PART)
+            xs, ys = (xt, yt) if parts == 1 else (array(k, m // parts), array(n, m // parts))
+            divided += [(transposed(w), xs, ys), (xs, transposed(ys), dw), (w, ys, xs)][:times] * parts
+        self.products = min(rows, columns, divided, key=self.seconds)
 
     def seconds(self, products: list[tuple[np.ndarray, ...]]) -> float:
         """Return the median time of a step with these products."""
@@ -114,13 +114,13 @@ class Products:
         self.backend.synchronize()
 
 
-def turned(a: Any) -> Any:
-    """Return matrices with their axes exchanged."""
+def transposed(a: Any) -> Any:
+    """Return a matrix or a stack of matrices transposed."""
     return a.swapaxes(-1, -2)
 
 
 class Plain:
-    """The step as a tutorial would write it in NumPy, line by line."""
+    """The step as a tutorial would write it in NumPy."""
 
     device = "cpu"
 
@@ -205,7 +205,7 @@ class Plain:
 
 
 class Jax:
-    """A step compiled as a whole, its carry donated; the batch is sliced inside it from the shuffled data."""
+    """A compiled step that donates its carry, and slices the batch from the shuffled data."""
 
     def __init__(self, case: Case, dtype: str):
         import jax
@@ -272,7 +272,7 @@ class Jax:
 
 
 def jax_outputs(layers: Sequence[xn.Layer], prefix: str, params: Any, statistics: Any, new: Any, x: Any) -> Any:
-    """Return the layers' output for x by JAX's own functions; the next statistics are put into `new`."""
+    """Return the layers' output for x by JAX's own functions, and write the next statistics into `new`."""
     from jax import lax, nn
     from jax import numpy as jnp
     from jax.scipy.special import erf
@@ -320,7 +320,7 @@ def jax_outputs(layers: Sequence[xn.Layer], prefix: str, params: Any, statistics
 
 
 class JaxScan(Jax):
-    """The same with a whole epoch compiled as one loop, without work of the host between its steps."""
+    """The same with a whole epoch compiled as one loop, without host work between its steps."""
 
     def epoch(self, x: Any, y: Any) -> None:
         self.carry = self.scan(self.carry, x, y)
@@ -330,8 +330,8 @@ class JaxScan(Jax):
 
 
 class Torch:
-    """Eager PyTorch with its own layers, loss and optimizer; or the model compiled; on the CPU or a GPU. Images lie in
-    memory in its default layout, or with the channels innermost.
+    """PyTorch with its own layers, loss and optimizer: eager or with a compiled model, on the CPU or a GPU, and with
+    images in its default memory format or with the channels last.
     """
 
     def __init__(
@@ -340,7 +340,7 @@ class Torch:
         import torch
 
         if device == "cuda" and not torch.cuda.is_available():
-            raise xn.BackendUnavailableError("PyTorch sees no CUDA device; pytorch.org names its builds for CUDA")
+            raise xn.BackendUnavailableError("PyTorch finds no CUDA device; pytorch.org has its builds for CUDA")
         if compiled and device == "cuda":
             import triton  # noqa: F401  # torch.compile needs it on a GPU
         if compiled and device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
@@ -410,8 +410,8 @@ def torch_module(layers: Sequence[xn.Layer], params: dict[str, Any], prefix: str
         own = {key.removeprefix(name): torch.tensor(np.asarray(a)) for key, a in params.items() if key.startswith(name)}
 
         def filled(module: nn.Module, weight: str = "weight", bias: str = "bias") -> nn.Module:
-            turns = isinstance(module, nn.Linear)
-            module.weight.data = own[weight].T.contiguous() if turns else own[weight]
+            is_linear = isinstance(module, nn.Linear)
+            module.weight.data = own[weight].T.contiguous() if is_linear else own[weight]
             if bias in own:
                 module.bias.data = own[bias]
             return module
@@ -446,7 +446,7 @@ def torch_module(layers: Sequence[xn.Layer], params: dict[str, Any], prefix: str
 
 
 class Sklearn:
-    """MLPClassifier.fit, which has ReLU throughout and no batch norm: less work than the others' in some cases."""
+    """MLPClassifier.fit, which has only ReLU and no batch norm: in some cases less work than the others do."""
 
     device = "cpu"
 
@@ -474,7 +474,7 @@ class Sklearn:
             n_iter_no_change=epochs + 1,
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", self.unfinished)  # it shall run for exactly these epochs
+            warnings.simplefilter("ignore", self.unfinished)  # it is to stop after these epochs
             model.fit(self.x, self.y)
 
 
@@ -483,7 +483,7 @@ class Peer(NamedTuple):
 
     build: Callable[[Case, str], Any]
     library: str | None = None
-    install: str | None = None  # None: the library's error message says it
+    install: str | None = None  # None if the library's error message says so itself
     kinds: tuple[str, ...] = ("features", "images", "texts")  # the kinds of cases that it can run
 
 

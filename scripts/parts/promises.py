@@ -17,10 +17,10 @@ def must(holds: bool, what: str) -> None:
 
 
 def calls_of(work: Callable[[], object], limit: int = 0) -> int:
-    """Do `work` in a process of its own, killed at the function call or return of this number, if it comes to that.
+    """Do `work` in a forked process, which is killed at function call or return number `limit`, if it gets there.
 
-    How many of them it took to its end; 0 where it was killed. No clock is asked, so that it does not matter how busy
-    the machine is, and a seed of the random limits finds the same moments again.
+    Returns the number of calls and returns until the end of the work, 0 if it was killed. Since calls are counted
+    rather than seconds, the load of the machine does not matter, and the same seed gives the same moments again.
     """
     reading, writing = os.pipe()
     child = os.fork()

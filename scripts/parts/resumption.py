@@ -62,7 +62,7 @@ def resume(folder: Path, count: int, seed: int) -> str:
     for backend in BACKENDS:  # import what training needs, so that kills in forked processes hit the training itself
         training_step(network(backend), xn.SoftmaxCrossEntropy(), xn.SGD())
     expected: dict[tuple[str, str], tuple[int, bytes, bytes]] = {}
-    kills, amid, checkpoints = 0, 0, folder / "checkpoints"
+    kills, within, checkpoints = 0, 0, folder / "checkpoints"
     cases = [(backend, optimizer) for optimizer in OPTIMIZERS for backend in BACKENDS]
     for trial in range(count):
         case = cases[trial % len(cases)]
@@ -75,14 +75,14 @@ def resume(folder: Path, count: int, seed: int) -> str:
         while not calls_of(lambda case=case: train(*case, checkpoints, folder / "cut"), int(limit)):
             kills += 1
             limit = rng.uniform(0.1, 1.5) * calls
-            amid += any(int(path.name[5:17]) % 15 for path in checkpoints.glob("step-*"))
-            must(kills < 20 * count, f"runs of {limit:.0f} calls came nowhere")
-        must(read(folder / "cut") == (weights, history), f"{', '.join(case)}: the run resumed ended with other bits")
+            within += any(int(path.name[5:17]) % 15 for path in checkpoints.glob("step-*"))
+            must(kills < 20 * count, f"runs of {limit:.0f} calls made no progress")
+        must(read(folder / "cut") == (weights, history), f"{', '.join(case)}: the resumed run ended with other bits")
     must(kills >= count // 2, f"only {kills} kills met a run in {count}")
     others = moved(folder / "cut")
     return (
-        f"{count} of {count} runs ended with the same bits in weights and history, after {kills} kills ({amid} with a "
-        f"checkpoint amid an epoch); {len(OPTIMIZERS)} optimizers, {' and '.join(BACKENDS)}; the weights load on "
+        f"{count} of {count} runs ended with the same bits in weights and history, after {kills} kills ({within} with "
+        f"a checkpoint within an epoch); {len(OPTIMIZERS)} optimizers, {' and '.join(BACKENDS)}; the weights load on "
         f"{', '.join(others)}"
     )
 

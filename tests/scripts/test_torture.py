@@ -52,7 +52,7 @@ def test_a_run_that_resumes_elsewhere_is_found(torture, tmp_path, monkeypatch):
         resume_from(self, epoch, step, history, self.rng.bit_generator.state, *rest)
 
     monkeypatch.setattr(Run, "resume_from", forgetful)
-    with pytest.raises(torture.BrokenPromise, match="the run resumed ended with other bits"):
+    with pytest.raises(torture.BrokenPromise, match="the resumed run ended with other bits"):
         torture.resume(tmp_path, 10, 0)
 
 
