@@ -21,9 +21,6 @@ NAMES: dict[type[ast.AST], str] = {
     ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide", ast.USub: "negative",
     ast.GtE: "greater_equal", ast.Lt: "less",
 }  # fmt: skip
-SYMBOLS: dict[type[ast.AST], str] = {
-    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.GtE: ">=", ast.Lt: "<",
-}  # fmt: skip
 COMPARISONS = {"greater_equal", "less"}
 Operand = str | float | int  # a name, a number, or the index of the operation that computes it
 
@@ -226,10 +223,14 @@ def times(formula: str) -> str:
 
 
 class Typed(ast.NodeTransformer):
-    """Converts a formula to Python, with constants of the type T."""
+    """Converts the constants of a formula to the type T."""
 
     def visit_Constant(self, node: ast.Constant) -> Any:  # ast's name for it
         return parsed(f"T({float(node.value)})")  # type: ignore[arg-type]
+
+
+class Conditional(Typed):
+    """Converts `where` to Python's conditional expression, too."""
 
     def visit_Call(self, node: ast.Call) -> Any:
         self.generic_visit(node)
@@ -238,26 +239,9 @@ class Typed(ast.NodeTransformer):
 
 def python(formula: str) -> str:
     """Return a formula as a Python expression of single numbers, with constants of the type T."""
-    return ast.unparse(Typed().visit(parsed(formula)))
+    return ast.unparse(Conditional().visit(parsed(formula)))
 
 
 def cuda(formula: str) -> str:
-    """Return a formula as a CUDA expression, with constants of the type T."""
-
-    def written(node: Any) -> str:
-        if isinstance(node, ast.Name):
-            return node.id
-        if isinstance(node, ast.Constant):
-            return f"T({float(node.value)!r})"  # type: ignore[arg-type]
-        if isinstance(node, ast.Compare):
-            return f"{written(node.left)} {SYMBOLS[type(node.ops[0])]} {written(node.comparators[0])}"
-        if isinstance(node, ast.UnaryOp):
-            return f"-{written(node.operand)}"
-        if isinstance(node, ast.Call):
-            arguments = [*map(written, node.args)]
-            if node.func.id == "where":  # type: ignore[attr-defined]
-                return "({} ? {} : {})".format(*arguments)
-            return f"{node.func.id}({', '.join(arguments)})"  # type: ignore[attr-defined]
-        return f"({written(node.left)} {SYMBOLS[type(node.op)]} {written(node.right)})"
-
-    return written(parsed(formula))
+    """Return a formula as a CUDA expression, with constants of the type T; `where` is a function of common.cu."""
+    return ast.unparse(Typed().visit(parsed(formula)))

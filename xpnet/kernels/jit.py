@@ -14,6 +14,7 @@ the settings unchanged, it is compiled, and its text is the key; otherwise the l
 """
 
 import copy
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -181,20 +182,16 @@ class UntraceableError(Exception):
     """A user's own layer, loss or optimizer changes while it is traced."""
 
 
+@dataclasses.dataclass(eq=False)
 class Recipe:
     """The network, loss and optimizer of a step to compile, without arrays; recipes with the same key are equal."""
 
-    def __init__(
-        self,
-        key: Any,
-        groups: tuple[Group, ...],
-        net: Placed,
-        loss: Loss,
-        optimizer: Optimizer,
-        before: Any = None,
-    ):
-        self.key, self.groups, self.net, self.loss, self.optimizer = key, groups, net, loss, optimizer
-        self.before = before  # settings that tracing must not change; None for xpnet's own classes
+    key: Any
+    groups: tuple[Group, ...]
+    net: Placed
+    loss: Loss
+    optimizer: Optimizer
+    before: Any = None  # settings that tracing must not change; None for xpnet's own classes
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.key == other.key
@@ -331,12 +328,10 @@ def named(vectors: Sequence[Array], groups: tuple[Group, ...]) -> dict[str, Arra
     }
 
 
-def _unpacked(
-    weights: tuple[Array, ...], state: dict[str, Array], groups: tuple[Group, ...]
-) -> tuple[dict[str, Array], dict[str, Array]]:
+@functools.partial(jax.jit, static_argnums=2)
+def unpacked(weights: tuple[Array, ...], state: dict[str, Array], groups: tuple[Group, ...]) -> Any:
     """Return copies of the parameters and the state, by name."""
-    copies: tuple[dict[str, Array], dict[str, Array]] = jax.tree.map(jnp.copy, (named(weights, groups), state))
-    return copies
+    return jax.tree.map(jnp.copy, (named(weights, groups), state))
 
 
 def are_finite(*trees: Any) -> bool:
@@ -345,9 +340,4 @@ def are_finite(*trees: Any) -> bool:
     return not any(a.is_deleted() for a in arrays) and bool(np.asarray(all_finite(arrays)))
 
 
-def _all_finite(arrays: list[Array]) -> Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in arrays]))
-
-
-unpacked = jax.jit(_unpacked, static_argnums=2)
-all_finite = jax.jit(_all_finite)
+all_finite = jax.jit(lambda arrays: jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in arrays])))

@@ -45,11 +45,36 @@ class Function:
             value = value.replace("-x", "(minus_shift - x)")
             self.programs["negated"] = self._compiled(lib, [("y", value)], "minus_shift")
 
+    def numbers(self, f: Any, filled: Callable[..., Array], rows: int, n: int) -> dict[Any, Array]:
+        """Return arrays for f's settings, by name, and for the constants, by value: 0 as a matrix, others without axes.
+
+        NumPy compares with a matrix of zeros, and takes the maximum with one, at several times the speed.
+        """
+        values: dict[Any, float] = {key: getattr(f, key) for key in self.settings}
+        values |= {constant: constant for program in self.programs.values() for constant in program.constants}
+        return {key: filled(value, () if key != 0.0 else (rows, n)) for key, value in values.items()}
+
+    def spares(self) -> set[str]:
+        """Return the names of the arrays that the programs take beside y and the settings."""
+        return {key for program in self.programs.values() for key in program.names} - {"y", *self.settings}
+
+    def bound(self, arrays: dict[Any, Array]) -> dict[str, Callable[..., None]]:
+        """Return the programs, by name, with these arrays as their arguments."""
+        return {
+            name: functools.partial(made, *[arrays[key] for key in (*names, *constants)])
+            for name, (made, names, constants) in self.programs.items()
+        }
+
     def _compiled(self, lib: Any, lines: list[tuple[str, str]], *last: str) -> Compiled:
         places = {name: name for name, _ in lines}
         program = Program(lines, places, {"x": "y"})
         names = list(dict.fromkeys(["y", *places, *self.settings]))
         return Compiled(program.function(lib, *names, last=last), [*names, *program.spare], [*program.constants])
+
+
+def first_rows(numbers: dict[Any, Array], count: int) -> dict[Any, Array]:
+    """Return `numbers` with no more than `count` rows of each matrix."""
+    return {key: a[:count] if a.ndim else a for key, a in numbers.items()}
 
 
 @functools.cache
@@ -83,13 +108,8 @@ class RowsStage(Stage):
         self.function = None if self.f is None else function(family.lib, str(name))
         self.arrays, self.numbers = arrays, dict[Any, Array]()
         if self.function is not None:
-            programs = self.function.programs.values()
-            values: dict[Any, float] = {key: getattr(self.f, key) for key in self.function.settings}
-            values |= {constant: constant for program in programs for constant in program.constants}
-            self.numbers = {key: self.shared.filled(value) for key, value in values.items()}
-            if 0.0 in self.numbers:  # which NumPy compares with, and takes the maximum with, at several times the speed
-                self.numbers[0.0] = self.shared.filled(0.0, (h if h * n <= SMALL else 1, n))
-            for key in {key for program in programs for key in program.names} - values.keys() - {"y"}:
+            self.numbers = self.function.numbers(self.f, self.shared.filled, h if h * n <= SMALL else 1, n)
+            for key in self.function.spares():
                 flags = key.startswith("mask") or (key == "slope" and self.function.masks)
                 place = "mask" if key == "slope" and flags else key
                 self.arrays[key] = self.work(place, (h, n), self.work.xp.bool if flags else None)
@@ -98,10 +118,7 @@ class RowsStage(Stage):
     def _connect(self) -> None:
         vars(self).update(self.arrays)
         if self.function is not None:
-            there: dict[Any, Array] = self.arrays | self.numbers
-            for name, program in self.function.programs.items():
-                arguments = [there[key] for key in (*program.names, *program.constants)]
-                setattr(self, name, functools.partial(program.function, *arguments))
+            vars(self).update(self.function.bound(self.arrays | self.numbers))
 
     def part(self, rows: slice) -> Self:
         """The stage of these rows alone."""
@@ -109,7 +126,7 @@ class RowsStage(Stage):
             part = self.parts[rows.start] = copy.copy(self)
             part.arrays = {name: a[rows] for name, a in self.arrays.items()}
             part.parts = {}
-            part.numbers = {k: a[: rows.stop - rows.start] if a.ndim else a for k, a in self.numbers.items()}
+            part.numbers = first_rows(self.numbers, rows.stop - rows.start)
             part._connect()
         return self.parts[rows.start]
 

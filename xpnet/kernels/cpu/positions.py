@@ -2,7 +2,6 @@
 as the layers' own code has them. As a matrix, (M, D), they have a row for each of the M positions.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from ...layers import dense
 from ...layers.base import Layer
 from ..stages import Part, Site, Stage, reversed_axes
 from ..table import pointwise
-from .functions import Compiled, function
+from .functions import first_rows, function
 
 BLOCK = 2**17  # entries of each array to go through at a time, which stay in cache
 
@@ -90,36 +89,24 @@ class InBlocks:
         (m, h), self.shared, family = y.shape, stage.shared, stage.site.family
         self.multiply = family.lib.multiply
         step = max(1, -(-m // max(1, -(-m * h // BLOCK))))
-        self.y, self.blocks = y, [slice(start, start + step) for start in range(0, m, step)]
         self.function = None if f is None else function(family.lib, str(pointwise(f)))
+        self.y, self.slope, self.integer = y, None, None
+        self.blocks: list[tuple[slice, Any, Any, dict[str, Callable[[], None]]]] = []
         if self.function is None:
             return
-        programs = self.function.programs
-        values: dict[Any, float] = {key: getattr(f, key) for key in self.function.settings}
-        values |= {constant: constant for program in programs.values() for constant in program.constants}
-        self.numbers = {key: self.shared.filled(value) for key, value in values.items()}
-        if 0.0 in self.numbers:  # which NumPy compares with, and takes the maximum with, at several times the speed
-            self.numbers[0.0] = self.shared.filled(0.0, (step, h))
-        self.flags, self.whole = family.lib.bool, {"y": y}
+        spares, flags, masks = self.function.spares(), family.lib.bool, self.function.masks
         if self.function.keeps:
-            self.slope = self.whole["slope"] = stage.work("slope", (m, h), self.flags if self.function.masks else None)
-            self.integer = family.integers[y.itemsize] if self.function.masks else None
-        self.values = [(y[block], self._bound(programs["value"], block)) for block in self.blocks]
-        self.slopes_of = [self._bound(programs["slope_of"], block) for block in self.blocks * ("slope_of" in programs)]
-
-    def _bound(self, program: Compiled, block: slice) -> Callable[[], None]:
-        """A program of the rows in this block."""
-        names = *program.names, *program.constants
-        return functools.partial(program.function, *[self._at(name, block) for name in names])
-
-    def _at(self, name: Any, block: slice) -> Any:
-        """What stands for a name, of the rows in this block."""
-        part = self.whole["y"][block]
-        if name in self.whole:
-            return self.whole[name][block]
-        if name in self.numbers:
-            return self.numbers[name][: len(part)] if self.numbers[name].ndim else self.numbers[name]
-        return self.shared(name, part.shape, self.flags if name.startswith("mask") else None)
+            self.slope = stage.work("slope", (m, h), flags if masks else None)
+            self.integer = family.integers[y.itemsize] if masks else None
+            spares.remove("slope")
+        numbers = self.function.numbers(f, self.shared.filled, step, h)
+        for start in range(0, m, step):
+            rows, part = slice(start, start + step), y[start : start + step]
+            arrays = {key: self.shared(key, part.shape, flags if key.startswith("mask") else None) for key in spares}
+            if self.slope is not None:
+                arrays["slope"] = self.slope[rows]
+            programs = self.function.bound({"y": part} | arrays | first_rows(numbers, len(part)))
+            self.blocks.append((rows, part, arrays["slope"], programs))
 
     def forward(self, bias: Array | None) -> None:
         """y ← f(y + b), f(y) without a bias"""
@@ -127,20 +114,18 @@ class InBlocks:
             if bias is not None:
                 self.y += bias
             return
-        for part, value in self.values:
+        for _, part, _, programs in self.blocks:
             if bias is not None:
                 part += bias
-            value()
+            programs["value"]()
 
     def backward(self, dy: Array) -> None:
         """dy ← dy f'"""
-        if self.function is None:
-            return
-        if self.function.keeps:
+        if self.slope is not None:
             if self.integer is not None:  # dy or 0, even where dy is infinite: its bits by 1 or 0
                 dy = dy.view(self.integer)
             self.multiply(dy, self.slope, out=dy)
             return
-        for block, slope_of in zip(self.blocks, self.slopes_of, strict=True):
-            slope_of()
-            self.multiply(dy[block], self._at("slope", block), out=dy[block])
+        for rows, _, slope, programs in self.blocks:
+            programs["slope_of"]()
+            self.multiply(dy[rows], slope, out=dy[rows])

@@ -19,6 +19,11 @@ __device__ T maximum(T a, T b) {
 }
 
 template <typename T>
+__device__ T where(bool condition, T a, T b) {
+    return condition ? a : b;
+}
+
+template <typename T>
 __device__ T absolute(T a) {
     return fabs(a);
 }
