@@ -106,14 +106,12 @@ class Program:
 
     def function(self, lib: Any, *names: str, last: Iterable[str] = ()) -> Callable[..., None]:
         """Return a function of these arguments, the spare arrays, the constants, and the `last` ones, in this order."""
-        scope = {call: FUNCTIONS.get((lib.__name__, call)) or getattr(lib, call) for call in self._calls()}
+        calls = {line.partition("(")[0] for line in self.source}
+        scope = {call: FUNCTIONS.get((lib.__name__, call)) or getattr(lib, call) for call in calls}
         arguments = ", ".join([*names, *self.spare, *self.constants.values(), *last])
         exec(f"def program({arguments}):\n    " + "\n    ".join(self.source), scope)
         program: Callable[..., None] = scope["program"]
         return program
-
-    def _calls(self) -> set[str]:
-        return {line.partition("(")[0] for line in self.source}
 
     def _add(self, formula: str, out: str) -> None:
         steps = operations(formula)

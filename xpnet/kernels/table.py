@@ -62,13 +62,8 @@ POINTWISE = {
 def pointwise(layer: Layer | None) -> str | None:
     """Return the name of a layer's function in the table, None if it has none; "Identity" for no layer."""
     kind = None if layer is None else type(layer)
-    fits = (name for name, row in POINTWISE.items() if row.layer is kind and has(layer, row.of))
-    return next(fits, None)
-
-
-def has(layer: Layer | None, settings: tuple[tuple[str, object], ...]) -> bool:
-    """Whether a layer has these values of settings."""
-    return all(getattr(layer, name) == value for name, value in settings)
+    rows = ((name, row) for name, row in POINTWISE.items() if row.layer is kind)
+    return next((name for name, row in rows if all(getattr(layer, key) == value for key, value in row.of)), None)
 
 
 Lines = tuple[tuple[str, str], ...]  # names and the formulas of their next values

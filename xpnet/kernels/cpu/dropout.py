@@ -22,7 +22,7 @@ class Dropout(stages.Dropout):
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
-        fits = parts and type(parts[0].layer) is dropout.Dropout and site.family.lib is np
+        fits = parts and type(parts[0].layer) is dropout.Dropout
         return cls(site, before, parts[0]) if fits and not (before and before.bias) else None
 
     def bind(self, x: Array, before: Stage | None) -> None:

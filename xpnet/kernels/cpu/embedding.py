@@ -1,7 +1,6 @@
 """Embeddings of ids, and of their places in a sequence, in NumPy's calls."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,16 +9,12 @@ from ... import ops
 from ...backends import Array
 from ...layers import embedding
 from .. import stages
-from ..stages import Part, Site, Stage
+from ..stages import Stage
 from .positions import PositionsStage
 
 
 class Embedding(stages.Embedding, PositionsStage):
     """The rows of y are taken from the weight, and each place's is added to all sequences."""
-
-    @classmethod
-    def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
-        return super().take(site, before, parts) if site.family.lib is np else None
 
     def bind(self, x: Array, before: Stage | None) -> None:
         d = self.of_ids.features

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...backends import Array
 from ...layers import attention
-from ..stages import Part, Site, Stage, Vector
+from ..stages import Part, Site, Stage
 from .launching import launch
 from .positions import PositionsStage, as_sequences, in_positions, of_sequences
 
@@ -35,10 +35,6 @@ class Attention(PositionsStage):
         super().__init__(site, before, *names[:3])
         self.bias, self.axes, self.turn, self.product = names[3], part.axes, 1 - self.turn, site.family.product
         self.layer, self.features = part.layer, part.layer.features
-
-    def views(self, vector: Vector) -> tuple[Array, ...]:
-        """Wᵢ, bᵢ, Wₒ."""
-        return tuple(vector.arrays[name] for name in self.names)
 
     def bind(self, x: Array, before: Stage | None) -> None:
         layer, (e, t, n) = self.layer, x.shape

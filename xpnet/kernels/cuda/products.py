@@ -5,7 +5,7 @@ from typing import Any
 
 from ...backends import Array
 from ...layers import dense
-from ..stages import Part, Site, Stage, Vector
+from ..stages import Part, Site, Stage
 from .positions import PositionsStage, as_sequences, in_positions, of_sequences
 
 
@@ -24,10 +24,6 @@ class ProductOfPositions(PositionsStage):
         super().__init__(site, before, f"{part.prefix}.weight")
         self.bias, self.features, self.outputs = f"{part.prefix}.bias", part.layer.in_features, part.layer.out_features
         self.product, self.axes, self.turn = site.family.product, part.axes, 1 - self.turn
-
-    def views(self, vector: Vector) -> tuple[Array, ...]:
-        """W."""
-        return (vector.arrays[self.names[0]],)
 
     def bind(self, x: Array, before: Stage | None) -> None:
         self.keeps, self.y = before is None, self.place_of_y(x, self.outputs)

@@ -50,35 +50,23 @@ __global__ void __launch_bounds__(512) pool(const T* x, Int channels, WINDOWS, T
     }
 }
 
-// What a window passes on to the entry that it sees at a tap: its derivative there, or its own to the first maximum, or
-// a share of that. (P, Q) is the window, of (rows, Q).
-struct OfPatches {
-    template <typename T>
-    static __device__ T of(const T* dy, const int*, Int tap, Int taps, Int channel, Int window, Int windows, Int) {
-        return dy[(channel * taps + tap) * windows + window];
-    }
-};
+// The part of dx that a window passes on to the entry that it sees at a tap: from dy of the patches, the dy of the window
+// for its first maximum, or an equal share of it. (P, Q) is the window, of (rows, Q).
+enum Part { OfPatches, OfMaxima, OfMeans };
 
-struct OfMaxima {
-    template <typename T>
-    static __device__ T of(const T* dy, const int* number, Int tap, Int, Int channel, Int window, Int windows, Int) {
-        const Int at = channel * windows + window;
-        return number[at] == tap ? dy[at] : T(0);
-    }
-};
-
-struct OfMeans {
-    template <typename T>
-    static __device__ T of(const T* dy, const int*, Int, Int, Int channel, Int window, Int windows, Int entries) {
-        return dy[channel * windows + window] / entries;
-    }
-};
+template <typename T, Part part>
+__device__ T passed_on(
+    const T* dy, const int* number, Int tap, Int taps, Int channel, Int window, Int windows, Int entries) {
+    if (part == OfPatches) return dy[(channel * taps + tap) * windows + window];
+    const Int at = channel * windows + window;
+    return part == OfMeans ? dy[at] / entries : number[at] == tap ? dy[at] : T(0);
+}
 
 // How many entries of an axis of this size a window without dilation has
 __device__ Int entries(Int start, Int taps, Int size) { return min(start + taps, size) - max(start, Int(0)); }
 
 // dx = the sum of what the windows of these rows pass on, tap by tap; added to dx but for the first rows
-template <typename T, typename Part>
+template <typename T, Part part>
 __global__ void __launch_bounds__(512) spread(
     const T* dy, const int* number, Int channels, Int first_row, Int rows, WINDOWS, T* dx) {
     const Int size = channels * h * w * n;
@@ -96,7 +84,7 @@ __global__ void __launch_bounds__(512) spread(
                 if (of_column != 0 || column >= q) continue;
                 const Int window = ((row - first_row) * q + column) * n + b;
                 const Int real = entries(sh * row - top, kh, h) * entries(sw * column - left, kw, w);
-                sum += Part::of(dy, number, i * kw + j, kh * kw, channel, window, rows * q * n, real);
+                sum += passed_on<T, part>(dy, number, i * kw + j, kh * kw, channel, window, rows * q * n, real);
             }
         }
         dx[at] = sum;

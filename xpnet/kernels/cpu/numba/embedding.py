@@ -4,6 +4,7 @@ import numpy as np
 
 from .. import embedding
 from .compiling import exact
+from .layer_norm import add
 
 
 @exact
@@ -12,13 +13,6 @@ def add_rows(rows, ids, sums):
     sums[:] = 0.0
     for i in range(ids.size):
         add(rows[i], sums[ids[i]])
-
-
-@exact
-def add(row, total):
-    """total ← total + row"""
-    for j in range(row.size):
-        total[j] += row[j]
 
 
 class Embedding(embedding.Embedding):
