@@ -1,4 +1,4 @@
-// The words of CUDA C++ that CuPy's kernels and ours use, for the host's compiler. engine.cpp runs the threads.
+// The parts of CUDA C++ that CuPy's kernels and xpnet's use, for the host's compiler. engine.cpp runs the threads.
 
 #pragma once
 
@@ -28,7 +28,7 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace on_host {
 
-enum Place { RUNNING, AT_WARP, AT_BLOCK, READY };  // a thread waits for its warp or its block, or may go on
+enum Place { RUNNING, AT_WARP, AT_BLOCK, READY };  // where a thread waits, for its warp or its block, or it runs
 
 void wait(Place place);
 unsigned thread();
@@ -45,7 +45,7 @@ void call(void (*kernel)(A...), void** arguments) {
     call(kernel, arguments, std::index_sequence_for<A...>());
 }
 
-// The types of a kernel's arguments as NumPy writes them: 'f' 4 for a float, with a star before those of pointers.
+// The types of a kernel's arguments in NumPy's notation, such as "f4" for a float and "*f4" for a pointer to floats.
 template <typename A>
 int write_type(char* to) {
     if constexpr (std::is_pointer_v<A>) {

@@ -1,8 +1,9 @@
-// A device on the host: its memory, with what tells of misuse, and its threads, one at a time.
+// A device simulated on the host: its memory, with checks for misuse, and its threads, which run one at a time.
 //
-// A kernel's blocks run one after another and a block's threads each until a barrier or shuffle, both in a random
-// order: what depends on one order, or lacks a barrier, gives another result. A thread that waits keeps a stack of its
-// own. Fresh memory is NaN; so is freed memory, and what lies around each allocation, which must stay so.
+// The blocks of a kernel run one after another. The threads of a block run in turn, each until a barrier or a shuffle.
+// Both orders are random, so that a kernel that depends on an order, or lacks a barrier, gives other results. A waiting
+// thread keeps its stack. New memory is filled with NaN; freed memory and the margins around each allocation are, too,
+// and are checked for writes.
 
 #include <ucontext.h>
 #ifdef __SSE__
@@ -35,7 +36,7 @@ void fault(const char* what) {
 
 // --- memory -----------------------------------------------------------------------------------------------------------
 
-constexpr std::size_t MARGIN = 512, KEPT = 1 << 26;  // bytes: around an allocation, and of freed ones that are watched
+constexpr std::size_t MARGIN = 512, KEPT = 1 << 26;  // bytes around an allocation; of freed memory still checked
 constexpr unsigned char NAN_BYTE = 0xff;
 
 struct Freed {
@@ -77,14 +78,14 @@ inline void drop_freed() {
 
 // --- threads ----------------------------------------------------------------------------------------------------------
 
-struct Fiber {  // a stack, for one thread after another until one of them waits
+struct Fiber {  // a stack, which threads use one after another, until one of them waits
     ucontext_t start;
-    std::jmp_buf place;  // _setjmp and _longjmp go between stacks that have begun, without a call to the system
+    std::jmp_buf place;  // _setjmp and _longjmp switch between stacks in use without a system call
     bool begun = false;
     std::vector<char> stack = std::vector<char>(1 << 16);
 };
 
-struct Warp {  // its threads that wait, which go on when all of them do, and where
+struct Warp {  // the threads that wait, which go on when all of them wait, and what they wait for
     unsigned size;
     std::vector<Fiber*> waiting;
     Place place;
@@ -92,11 +93,11 @@ struct Warp {  // its threads that wait, which go on when all of them do, and wh
 
 static std::vector<std::unique_ptr<Fiber>> fibers;
 static std::vector<Warp> warps;
-static unsigned at_block, at_all;  // threads that wait at a barrier of the block, and anywhere
+static unsigned at_block, at_all;  // numbers of threads that wait at a barrier of the block, and at any
 static Fiber* current;
 static ucontext_t scheduler;
 static std::jmp_buf in_scheduler;
-static std::vector<unsigned> turns;  // the threads in the order in which they begin
+static std::vector<unsigned> turns;  // the threads in the order in which they start
 static unsigned begun;
 static void (*body)(void**);
 static void** arguments;
@@ -105,18 +106,18 @@ unsigned thread() { return (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x
 
 unsigned count_of_threads() { return static_cast<unsigned>(turns.size()); }
 
-// Floats smaller than the smallest normal number are 0, as CuPy has kernels compiled.
+// Flush subnormal numbers to 0, as in the kernels that CuPy compiles.
 static void flush(bool on) {
 #ifdef __SSE__
     _mm_setcsr(on ? _mm_getcsr() | 0x8040 : _mm_getcsr() & ~0x8040);
 #endif
 }
 
-static void leave() {  // the stack, until it is taken up again
+static void leave() {  // return to the scheduler, until this stack is resumed
     if (!_setjmp(current->place)) _longjmp(in_scheduler, 1);
 }
 
-static void take_threads() {
+static void run_threads() {
     for (;;) {
         while (begun < turns.size()) {
             const unsigned number = turns[begun++];
@@ -127,7 +128,7 @@ static void take_threads() {
     }
 }
 
-static void take_up(Fiber* fiber) {
+static void resume(Fiber* fiber) {
     current = fiber;
     if (_setjmp(in_scheduler)) return;
     if (fiber->begun) _longjmp(fiber->place, 1);
@@ -135,7 +136,7 @@ static void take_up(Fiber* fiber) {
     getcontext(&fiber->start);
     fiber->start.uc_stack.ss_sp = fiber->stack.data();
     fiber->start.uc_stack.ss_size = fiber->stack.size();
-    makecontext(&fiber->start, take_threads, 0);
+    makecontext(&fiber->start, run_threads, 0);
     swapcontext(&scheduler, &fiber->start);
 }
 
@@ -151,7 +152,7 @@ void wait(Place place) {
     threadIdx = index;
 }
 
-// Let a warp go on if all its threads are there; whether they were.
+// Let a warp go on if all of its threads wait, and return whether it did.
 static bool release(Warp& warp) {
     if (warp.place == AT_BLOCK || warp.waiting.size() != warp.size) return false;
     static std::vector<Fiber*> going;
@@ -159,7 +160,7 @@ static bool release(Warp& warp) {
     going.swap(warp.waiting);
     at_all -= going.size();
     std::shuffle(going.begin(), going.end(), order);
-    for (Fiber* fiber : going) take_up(fiber);
+    for (Fiber* fiber : going) resume(fiber);
     return true;
 }
 
@@ -172,7 +173,7 @@ static void run_block() {
     std::iota(numbers.begin(), numbers.end(), 0u);
     for (std::size_t i = 0; begun < turns.size(); ++i) {
         if (i == fibers.size()) fibers.push_back(std::make_unique<Fiber>());
-        take_up(fibers[i].get());
+        resume(fibers[i].get());
     }
     while (at_all) {
         bool moved = false;
@@ -181,7 +182,7 @@ static void run_block() {
             at_block = 0;
         }
         std::shuffle(numbers.begin(), numbers.end(), order);
-        for (unsigned number : numbers)  // each as far as it gets, before the next
+        for (unsigned number : numbers)  // each as far as it gets before the next one runs
             while (release(warps[number])) moved = true;
         if (moved) continue;
         fault("threads wait at a barrier for others that never come");
@@ -196,7 +197,7 @@ using namespace on_host;
 
 extern "C" {
 
-// The host's own memory has no device: -1.
+// `device` is -1 for pinned memory of the host.
 void* allocate(std::size_t size, int device) {
     char* start = static_cast<char*>(std::aligned_alloc(MARGIN, (size + 3 * MARGIN - 1) / MARGIN * MARGIN));
     if (!start) return nullptr;
@@ -217,7 +218,7 @@ void release_memory(char* start) {
     while (freed_bytes > KEPT) drop_freed();
 }
 
-// Whether [start, start + size) lies within one live allocation of this device's, or of any where it is -1.
+// Whether [start, start + size) is within one live allocation on this device, or on any device for -1.
 int holds(int device, char* start, std::size_t size) {
     auto after = live.upper_bound(start);
     if (after == live.begin()) return 0;
@@ -225,7 +226,7 @@ int holds(int device, char* start, std::size_t size) {
     return start + size <= from + allocation.size && (device < 0 || device == allocation.device);
 }
 
-// Run a kernel; alone: by one thread, where it has no barrier and a thread goes on to the numbers that nobody has.
+// Run a kernel; if `alone`, with a single thread, for a kernel without barriers whose threads loop over all entries.
 void launch(void (*kernel)(void**), const unsigned* grid, const unsigned* block, void** given, int in_float, int alone) {
     body = kernel;
     arguments = given;
@@ -253,7 +254,7 @@ void launch(void (*kernel)(void**), const unsigned* grid, const unsigned* block,
     check_margins();
 }
 
-// What went wrong since the last call, "" for nothing.
+// Return the first fault since the last call, "" if there is none.
 const char* take_fault() {
     static std::string taken;
     taken.clear();

@@ -1,4 +1,4 @@
-"""Embeddings of ids, and of their places in a sequence, in CUDA."""
+"""Embeddings of ids and of positions, in CUDA."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from .positions import PositionsStage, in_positions
 
 
 class Embedding(stages.Embedding, PositionsStage):
-    """y is left to the stage behind it, where that has taken `computes` from it, and is given the `sources`.
+    """The next stage may set `computes` to False, and compute y from the `sources` in its own kernel.
 
-    The vectors' gradients are sums in the order of the positions: the same bits each time.
+    Gradients are summed in the order of the positions, so their bits are the same each time.
     """
 
     def bind(self, x: Array, before: Stage | None) -> None:
         d = self.of_ids.features
         if self.of_places:
-            self.of_places.output_shape((*x.shape[::-1], d))  # which refuses sequences that are too long
+            self.of_places.output_shape((*x.shape[::-1], d))  # raises ValueError for sequences that are too long
         self.m, self.t = x.size, x.shape[0]
         self.y = self.work("y", (self.m, d))
         self.given, self.computes = self.y.reshape((*x.shape[::-1], d)).T, True

@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm, with the sum of a residual block before them, in CUDA."""
+"""Layer norm and RMS norm, fused with the sum of a residual block before them, in CUDA."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +15,11 @@ KINDS = normalization.LayerNorm, normalization.RMSNorm
 
 
 class LayerNorm(PositionsStage):
-    """y = γ x̂ + β of s = x + what else there is: the bias of a product before it, and the x of a Residual that ends in
-    it. Another Residual may begin with it: then s is what that one adds, and its derivative has a part from there.
+    """y = γ x̂ + β, where x̂ normalizes s: x plus the bias of a product before it and the sum of a Residual, if any.
 
-    Behind an Embedding, its kernel does that one's work, too. It keeps s and computes x̂ anew on the way back. In place
-    of a Join, or of a Fork and a Turn, it does as they do.
+    The stage replaces the Join at the end of a Residual before it, whose sum is part of s, and the Fork and the Turn
+    at the start of one that it begins, which adds s, so that ds has a part from there. After an Embedding, its kernel
+    also looks up the vectors. s is kept, and backward computes x̂ again.
     """
 
     @classmethod
@@ -43,7 +43,7 @@ class LayerNorm(PositionsStage):
             fork.fork = self
 
     def views(self, vector: Vector) -> tuple[Any, ...]:
-        """γ, β and the bias before it, None for what is not there."""
+        """Return γ, β and the bias of the product before it; None for those that do not exist."""
         gamma, *rest = (vector.arrays[name] for name in self.names)
         beta = rest.pop(0) if self.has_beta else None
         return gamma, beta, rest[0] if rest else None
@@ -52,7 +52,9 @@ class LayerNorm(PositionsStage):
         d, self.more = x.shape[0], None
         if self.join:
             (self.more,) = self.join.turns
-            self.join.layer._merged([self.more.cache.shape[::-1], x.shape[::-1]])  # which refuses those that do not fit
+            self.join.layer._merged(
+                [self.more.cache.shape[::-1], x.shape[::-1]]
+            )  # raises ValueError for shapes that do not fit
         if self.fork:
             self.fork.fork, self.fork.turns = self, [self]
             self.dy = in_memory_order(self.shared, f"dy0{self.fork.place}", tuple(x.shape), images=False)
@@ -68,7 +70,7 @@ class LayerNorm(PositionsStage):
         self.partial = self.shared("partial", (self.grid[0] * 6 * d,))
         self.dx = self.place_of_dx(x)
         self.y_in_rows: Any = None
-        if x.ndim == 2:  # as other stages take a matrix
+        if x.ndim == 2:  # other stages take a matrix as (H, N)
             self.y_in_rows, self.dx_in_rows = self.work("rows", (d, self.m)), self.shared("rows", (d, self.m))
 
     def forward(self, x: Array, params: Any) -> Array:
@@ -95,12 +97,12 @@ class LayerNorm(PositionsStage):
 
 
 def copied(a: Array, to: Array) -> Array:
-    """`to`, with the numbers of an array in it."""
+    """Copy an array into `to`, and return it."""
     to[...] = a
     return to
 
 
 def is_mark(parts: Sequence[Part], kind: Any) -> bool:
-    """Whether the first of these parts is this mark, of a Residual."""
+    """Whether the first of these parts is this mark of a Residual."""
     mark = parts[0].layer if parts else None
     return isinstance(mark, tuple) and mark[0] is kind and isinstance(mark[1].layer, blocks.Residual)

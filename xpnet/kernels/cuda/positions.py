@@ -1,6 +1,6 @@
-"""Stages of sequences: arrays of more than two axes, (D, ..., N), that lie in memory as the layers' own code has them.
+"""Stages of sequences: arrays (D, ..., N) of more than two axes, in memory in the order of the layers, (N, ..., D).
 
-As a matrix, (M, D), they have a row for each of the M positions.
+As a matrix (M, D), they have a row for each of the M positions.
 """
 
 import math
@@ -13,25 +13,27 @@ from .launching import contiguous
 
 
 def columns_grid(m: int, h: int, multiprocessors: int) -> tuple[int, int]:
-    """The blocks (32, 16) that add up columns of (M, H): 32 columns each, and as many stretches of rows as give each
-    multiprocessor two blocks, of 64 rows at least.
+    """Return the grid of blocks (32, 16) that add up the columns of (M, H).
+
+    Along x a block has 32 columns; along y there are enough parts of the rows, each of 64 rows or more, to give each
+    multiprocessor two blocks.
     """
     across = -(-h // 32)
     return across, 1 if across > multiprocessors else max(1, min(2 * multiprocessors // across, m // 64))
 
 
 def in_positions(a: Array, dtype: Any) -> Array:
-    """Sequences (D, ..., N) as a matrix (M, D) in C order: a copy where they lie otherwise."""
+    """Return sequences (D, ..., N) as a matrix (M, D) in C order: a view, or a copy if they are laid out otherwise."""
     return contiguous(a.T, dtype).reshape((-1, a.shape[0]))
 
 
 def as_sequences(matrix: Array, shape: tuple[int, ...]) -> Array:
-    """`in_positions` undone: a matrix (M, H) as (H, ..., N), in place of an array of that shape."""
+    """Return a matrix (M, H) as sequences (H, ..., N), with the other axes those of `shape`."""
     return matrix.reshape((*shape[:0:-1], matrix.shape[1])).T
 
 
 def of_sequences(before: Stage | None, parts: Sequence[Part]) -> bool:
-    """Whether the y of the stage before, which these layers are given, is of sequences, or any array of more axes."""
+    """Whether the x of these layers, the y of the stage before, has more than two axes and is not of images."""
     axes = parts[0].axes if parts else before.axes if before else 0
     return axes > 2 and not (before and before.images)
 
@@ -40,12 +42,12 @@ class PositionsStage(Stage):
     """The base class of stages of sequences."""
 
     def place_of_y(self, x: Array, features: int) -> Array:
-        """The place of y, (M, H); `given` is it as sequences."""
+        """Return the array for y, (M, H), and set `given`, the same as sequences."""
         self.m = math.prod(x.shape[1:])
         y = self.work("y", (self.m, features))
         self.given = as_sequences(y, x.shape)
         return y
 
     def place_of_dx(self, x: Array) -> Array:
-        """The place of dx, (M, D), in one of two that stages share."""
+        """Return the array for dx, (M, D), one of two that stages share."""
         return self.shared(f"dx{self.turn}", (self.m, x.shape[0]))

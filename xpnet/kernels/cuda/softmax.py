@@ -12,7 +12,7 @@ from .positions import as_sequences, in_positions
 
 
 class SoftmaxCrossEntropy(stages.SoftmaxCrossEntropy):
-    """The value stays on the device. z and dz are (K, N), or of sequences (M, K)."""
+    """The value stays on the device. z and dz are (K, N), or for sequences (M, K) with M positions."""
 
     @classmethod
     def of(cls, site: Site, loss: Loss, axes: int) -> stages.SoftmaxCrossEntropy | None:
@@ -40,5 +40,5 @@ class SoftmaxCrossEntropy(stages.SoftmaxCrossEntropy):
 
 
 def steps(target: Array) -> Any:
-    """Of two neighbouring axes of the positions, (K, ..., N): a step along the outer, along the inner, its size."""
+    """Return the outer stride, inner stride and inner size of any two adjacent axes of the positions, (K, ..., N)."""
     return zip(target.strides[2:], target.strides[1:], target.shape[1:], strict=False)

@@ -1,3 +1,3 @@
-// In place of the device's own.
+// In place of CuPy's header of the same name, which is for the device.
 #pragma once
 #include <cmath>
