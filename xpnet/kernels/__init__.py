@@ -1,8 +1,9 @@
-"""The training step, and faster forms of it, each tested against the plain one.
+"""The training step and inference, in the plain form and in faster ones that are tested against it.
 
     reference.py   the plain step, which calls the layers' own forward and backward
     shared.py      steps of one of several processes, or in shards
     planner.py     the step in stages that write into preallocated arrays: NumPy, PyTorch, CuPy
+    inference.py   inference of images and sequences in the same stages: NumPy, PyTorch
     stages.py      the stages: their base class, and those that all families share
     blocks.py      stages for the branches of Residual and Branches
     table.py       pointwise functions and optimizers' rules as formulas
@@ -23,8 +24,10 @@ The environment variable XPNET_KERNELS selects the step: "auto", the default, ta
 import importlib
 import os
 
+from ..backends import Array
 from ..layers.base import Shape
 from ..layers.placed import Placed
+from ..layers.shape import Reshape
 from ..losses.losses import Loss
 from ..optimizers import Optimizer
 from .reference import Step
@@ -39,6 +42,19 @@ def training_step(net: Placed, loss: Loss, optimizer: Optimizer, shape: Shape = 
         return Step(net, loss, optimizer)
     step: Step = importlib.import_module(f".{module}", __name__).training_step(net, loss, optimizer, compiled, shape)
     return step
+
+
+def infer(net: Placed, x: Array) -> Array:
+    """Return the outputs of a network for x, (N, ...), in inference.
+
+    Many images or sequences go through stages, if the network takes them, makes them of ids, or begins with a Reshape.
+    """
+    if x.ndim == 2 and net.takes == "floats" and not (net.layers and type(net.layers[0]) is Reshape):
+        return net._infer(x)
+    module, compiled = step_for(net)
+    if module != "planner":
+        return net._infer(x)
+    return importlib.import_module(".inference", __name__).infer(net, x, compiled)
 
 
 def step_for(net: Placed) -> tuple[str | None, bool]:

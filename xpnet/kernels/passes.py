@@ -80,7 +80,7 @@ class Passes:
         if x.shape != self.shape:
             self._select_plan(x.shape, ())
         if self.plan is None:
-            *_, (_, x) = self._run_forward(x, at, meets=False)
+            *_, (_, x) = self._run_forward(x, at)
             return x
         for stage, params in zip(self.plan.stages, at.views, strict=True):
             x = stage.forward(x, params)
@@ -92,6 +92,14 @@ class Passes:
             self._select_plan(x.shape, rows)
         return self._run_forward(x, at, meets=True)
 
+    def infer(self, x: Array, at: Vector) -> Array:
+        """Return the outputs (K, ..., N) in inference; `at` also holds the running statistics."""
+        if x.shape != self.shape:
+            self._select_plan(x.shape, ())
+        *_, (_, y) = self._run_forward(x, at, infers=True)
+        self.forget()
+        return cast(Array, y)
+
     def _select_plan(self, shape: tuple[int, ...], rows: tuple[int, ...]) -> None:
         """Select the plan for this shape of x and these rows of a batch; None if it has yet to be made."""
         if (size := math.prod(shape)) > self.largest_size:  # the workspaces grow, so all arrays are replaced
@@ -101,7 +109,7 @@ class Passes:
         for stage in self.plan.stages if self.plan else ():
             stage.fill()
 
-    def _run_forward(self, a: Array, at: Vector, meets: bool) -> Meetings:
+    def _run_forward(self, a: Array, at: Vector, meets: bool = False, infers: bool = False) -> Meetings:
         """Run the forward pass, and make the plan along the way if there is none."""
         stages = self.plan.stages if self.plan else []
         for i, params in enumerate(at.views):
@@ -110,7 +118,12 @@ class Passes:
                 stages.append(self.stages[i].bound(a, before))
                 stages[i].fill()
             stage = stages[i]
-            a = (yield from stage.forward_of_stretch(a, params)) if meets and stage.meets else stage.forward(a, params)
+            if meets and stage.meets:
+                a = yield from stage.forward_of_stretch(a, params)
+            elif infers and stage.infers:
+                a = stage.infer(a, params, at.arrays)
+            else:
+                a = stage.forward(a, params)
         if not self.plan:
             stateful, keeping = ([stage for stage in stages if getattr(stage, name)] for name in ("states", "keeps"))
             self.plan = self.plans[self.shape, self.rows] = Plan(stages, stateful, keeping)

@@ -327,7 +327,7 @@ def parts_of(net: Placed, shape: Shape) -> tuple[list[Part], int, list[str], int
                 found.append(Part(prefix, (Join, block), n, ()))
             else:
                 within = [leaf for leaf in leaves if is_within(f"{leaf[0]}.", prefix)]
-                found.append(Part(prefix, layer, len(shape), within))
+                found.append(Part(prefix, layer, len(shape), within, not layer.trainable))
             shape = shape_after(layer, shape)
             if len(sizes := [size for size in shape[1:] if isinstance(size, int)]) > 1:
                 outputs_per_row += math.prod(sizes)

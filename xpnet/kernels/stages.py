@@ -8,7 +8,7 @@ the batch of a feature is contiguous. Arrays of more axes are those of the layer
 import copy
 import functools
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -35,6 +35,7 @@ class Part(NamedTuple):
     layer: Any
     axes: int
     leaves: Sequence[tuple[str, Layer]]
+    frozen: bool = False  # whether training leaves its parameters as they are: it then runs its own code
 
 
 LINE = 64  # bytes of a cache line
@@ -102,6 +103,7 @@ class Stage:
     rowwise = True  # whether each row of the batch is computed independently of its position and of the other rows
     numbers_rows = False  # whether rows are independent, but need their numbers, from `span`
     meets = False  # whether stretches of a batch have to meet within it: see `forward_of_stretch`
+    infers = False  # whether inference is not the same as `forward`: see `infer`
     features: int | None = None  # of x, if known beforehand
     axes = 2  # of x
     foreign = False  # whether it runs a layer's own code, which may keep its arguments and returns new arrays
@@ -184,6 +186,10 @@ class Stage:
         """(H, N) -> (D, N), None for the lowest stage. Writes the gradients into `grads`."""
         raise NotImplementedError
 
+    def infer(self, x: Array, params: Any, arrays: Mapping[str, Array]) -> Array:
+        """`forward` in inference, for stages with `infers`; `arrays` are the network's parameters and statistics."""
+        raise NotImplementedError
+
     def forward_of_stretch(self, x: Array, params: Any) -> Meetings:
         """`forward` for a stretch of a batch, which meets the others: see `Meetings`."""
         raise NotImplementedError
@@ -196,7 +202,7 @@ class Stage:
 class LayerStage(Stage):
     """Any layer, computed by its own forward and backward."""
 
-    foreign = keeps = True
+    foreign = keeps = infers = True
 
     def __init__(self, site: Site, before: Stage | None, part: Part):
         self.prefix, self.layer = part.prefix, part.layer
@@ -227,6 +233,9 @@ class LayerStage(Stage):
             leaf.params[key] = value
         y, self.cache = pair_from(self.layer, "forward", self.layer.forward(reversed_axes(x), training=True))
         return reversed_axes(y)
+
+    def infer(self, x: Array, params: Any, arrays: Mapping[str, Array]) -> Array:
+        return reversed_axes(self.layer._infer(reversed_axes(x)))
 
     def backward(self, dy: Array, params: Sequence[Array], grads: Sequence[Array]) -> Any:
         if self.lowest:
@@ -333,7 +342,7 @@ class Product(Stage):
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> "Stage | None":
-        fits = parts and type(parts[0].layer) is dense.Dense and parts[0].layer.trainable and parts[0].axes == 2
+        fits = parts and type(parts[0].layer) is dense.Dense and not parts[0].frozen and parts[0].axes == 2
         return cls(site, before, parts[0]) if fits else None
 
     def __init__(self, site: Site, before: Stage | None, part: Part):
@@ -417,11 +426,11 @@ class BatchNorm(Stage):
     gradient is 0: see `idle_parameters`.
     """
 
-    rowwise = False
+    rowwise, infers = False, True
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> "Stage | None":
-        fits = parts and type(parts[0].layer) is normalization.BatchNorm and parts[0].layer.trainable
+        fits = parts and type(parts[0].layer) is normalization.BatchNorm and not parts[0].frozen
         fits = fits and parts[0].axes == 2
         return cls(site, before, parts[0], function_in(parts[1:])) if fits else None
 
@@ -455,7 +464,13 @@ class BatchNorm(Stage):
 
     def own_statistics(self, h: int) -> tuple[Array, ...]:
         """Return the arrays for μ and v of the stretch."""
-        return self.batch if self.site.threads == 1 else (self.work("mean", (h,)), self.work("var", (h,)))
+        alone = self.batch and self.site.threads == 1
+        return self.batch if alone else (self.work("mean", (h,)), self.work("var", (h,)))
+
+    def take_averages(self, bias: Array | None, arrays: Mapping[str, Array]) -> None:
+        """Set μ and v to the running averages; μ without the bias of a Dense before it, which x does not have."""
+        mean, var = (arrays[name] for name, _ in self.averages)
+        self.mean[...], self.var[...] = mean if bias is None else mean - bias, var
 
     def forward_of_stretch(self, x: Array, params: Any) -> Meetings:
         self.begin_forward(x, params)
@@ -526,7 +541,7 @@ class Embedding(Stage):
         kinds = embedding.Embedding, embedding.PositionalEmbedding
         taken = [part for part, kind in zip(parts, kinds, strict=False) if type(part.layer) is kind]
         fits = before is None and taken and taken[0] is parts[0] and parts[0].axes > 1
-        if not fits or not all(part.layer.trainable for part in taken):
+        if not fits or any(part.frozen for part in taken):
             return None
         return cls(site, taken[: 2 if parts[0].axes == 2 else 1])
 

@@ -7,6 +7,7 @@ from ..backends import Array, device_of, is_compiled, namespace
 from ..common.checks import brief, integer, kind_of, require
 from ..common.publication import published
 from ..data import minibatches
+from ..kernels import infer
 from ..kernels.reference import must_check_range, out_of_range
 from ..layers.placed import Placed
 from ..losses import __all__ as known_losses
@@ -170,13 +171,13 @@ def forward_in_batches(net: Placed, who: str, x: Array, batch_size: int | None, 
         batch_size is not None and x.shape[0] <= integer(f"{who}: batch_size", batch_size)
     ):
         x = x[:, ...] if uncast else x
-        return published.read(net, lambda net: net._infer(x)) if group is None or group.first else None
+        return published.read(net, lambda net: infer(net, x)) if group is None or group.first else None
     slices = blocks(x.shape) if batch_size is None else minibatches(x.shape[0], batch_size)
     if group is None:
-        return published.read(net, lambda net: joined((net._infer(x[rows, ...]) for rows in slices), slices))
+        return published.read(net, lambda net: joined((infer(net, x[rows, ...]) for rows in slices), slices))
     to_numpy, asarray = net.backend.to_numpy, net.backend.asarray
     local_slices = slices[group.rank :: group.size]
-    local = published.read(net, lambda net: [to_numpy(net._infer(x[rows, ...])) for rows in local_slices])
+    local = published.read(net, lambda net: [to_numpy(infer(net, x[rows, ...])) for rows in local_slices])
     if (gathered := group.gather(local)) is None:
         return None
     return joined((asarray(gathered[i % group.size][i // group.size]) for i in range(len(slices))), slices)

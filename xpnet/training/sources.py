@@ -21,6 +21,7 @@ from ..common.checks import brief, kind_of, positive, require
 from ..common.publication import published
 from ..common.warn import warn
 from ..data import NpzFiles, Shard, minibatches, shuffled
+from ..kernels import infer
 from ..layers.placed import Placed
 from ..losses import __all__ as known_losses
 from ..losses.losses import Loss
@@ -266,7 +267,7 @@ def outputs_for(
         if number % size != rank and rank:
             continue
         batch = reader(given, name)
-        prediction = net._infer(batch.x) if number % size == rank else None
+        prediction = infer(net, batch.x) if number % size == rank else None
         columns.append((prediction, *([batch.y, reader.parts(given, name)[1]] if loss else [])))
     if group is not None:
         to_numpy, asarray = net.backend.to_numpy, net.backend.asarray

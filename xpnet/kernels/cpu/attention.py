@@ -25,7 +25,7 @@ class Attention(PositionsStage):
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
-        fits = parts and type(parts[0].layer) is attention.MultiHeadAttention and parts[0].layer.trainable
+        fits = parts and type(parts[0].layer) is attention.MultiHeadAttention and not parts[0].frozen
         return cls(site, before, parts[0]) if fits and parts[0].axes == 3 else None
 
     def __init__(self, site: Site, before: Stage | None, part: Part):

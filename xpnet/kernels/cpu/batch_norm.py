@@ -1,5 +1,6 @@
 """Batch norm and a pointwise function, in calls."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ...backends import Array
@@ -31,6 +32,7 @@ class BatchNorm(stages.BatchNorm, RowsStage):
         self.backward_rows = self.by_rows(BatchNorm.backward_part)
         self.centre_rows, self.shift_rows = self.by_rows(BatchNorm.centre), self.by_rows(BatchNorm.shift_and_normalize)
         self.sum_rows, self.dz_rows = self.by_rows(BatchNorm.slope_and_sums), self.by_rows(BatchNorm.write_dz)
+        self.infer_rows = self.by_rows(BatchNorm.infer_part)
 
     def _connect(self) -> None:
         super()._connect()
@@ -67,6 +69,17 @@ class BatchNorm(stages.BatchNorm, RowsStage):
         lib.divide(gamma, deviation, out=self.gain)
         lib.multiply(centred, self.gain_column, out=self.y)
         self.apply(beta)
+
+    def infer(self, x: Array, params: Any, arrays: Mapping[str, Array]) -> Array:
+        gamma, _, beta, bias = params
+        self.take_averages(bias, arrays)
+        self.infer_rows(self, x, gamma, beta)
+        return self.y
+
+    def infer_part(self, x: Array, gamma: Array, beta: Array) -> None:
+        """Compute y from μ and v, on all rows or a block of them."""
+        self.lib.subtract(x, self.mean_column, out=self.centred)
+        self.normalize(gamma, beta)
 
     def backward(self, dy: Array, params: Any, grads: Any) -> Array:
         dgamma, dbeta, _, dbias = grads

@@ -102,7 +102,7 @@ class Convolution(RowsStage):
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
         layers = [part.layer for part in parts[:3]]
-        if not layers or (before and before.bias) or not cls.does(site, layers[0]):
+        if not layers or parts[0].frozen or (before and before.bias) or not cls.does(site, layers[0]):
             return None
         return cls(site, before, parts[0], layers[1:]) if parts[0].axes == layers[0].axes + 2 else None
 
@@ -243,7 +243,7 @@ class Flatten(Stage):
 
 def is_plain(layer: Any) -> bool:
     """Whether the layer is a convolution without groups and dilation, with padding smaller than its kernel."""
-    if type(layer) not in CONVOLUTIONS or not layer.trainable or layer.groups > 1:
+    if type(layer) not in CONVOLUTIONS or layer.groups > 1:
         return False
     padding = layer._per_axis(0 if isinstance(layer.padding, str) else layer.padding)
     return {*layer._dilation} == {1} and all(p < k for p, k in zip(padding, layer._kernel, strict=True))

@@ -1,7 +1,7 @@
 """Batch norm, pointwise functions and max pools of images, in NumPy's calls. Axes as in `.convolution`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,10 @@ class OfImages:
 
     def backward(self, dy: np.ndarray, params: Any, grads: Any) -> Any:
         return self.of_rows(super().backward(self.rows(dy), params, grads))  # type: ignore[misc]
+
+    def infer(self, x: np.ndarray, params: Any, arrays: Mapping[str, Array]) -> Array:
+        super().infer(self.rows(x), params, arrays)  # type: ignore[misc]
+        return self.given
 
     def forward_of_stretch(self, x: np.ndarray, params: Any) -> Meetings:
         yield from super().forward_of_stretch(self.rows(x), params)  # type: ignore[misc]

@@ -19,7 +19,7 @@ class LayerNorm(Stage):
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
-        fits = parts and type(parts[0].layer) is normalization.LayerNorm and parts[0].layer.trainable
+        fits = parts and type(parts[0].layer) is normalization.LayerNorm and not parts[0].frozen
         return cls(site, before, parts[0]) if fits and not (before and before.bias) else None
 
     def __init__(self, site: Site, before: Stage | None, part: Part):

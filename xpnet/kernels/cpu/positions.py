@@ -42,7 +42,7 @@ class Dense(PositionsStage):
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
-        fits = parts and type(parts[0].layer) is dense.Dense and parts[0].layer.trainable and parts[0].axes > 2
+        fits = parts and type(parts[0].layer) is dense.Dense and not parts[0].frozen and parts[0].axes > 2
         if not fits:
             return None
         f = parts[1].layer if len(parts) > 1 and pointwise(parts[1].layer) else None

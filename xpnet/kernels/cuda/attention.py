@@ -24,7 +24,7 @@ class Attention(PositionsStage):
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
         layer: Any = parts[0].layer if parts else None
-        fits = type(layer) is attention.MultiHeadAttention and layer.trainable and not (before and before.bias)
+        fits = type(layer) is attention.MultiHeadAttention and not parts[0].frozen and not (before and before.bias)
         if not fits or not of_sequences(before, parts):
             return None
         widest = WIDEST[np.dtype(site.shared.dtype).itemsize]

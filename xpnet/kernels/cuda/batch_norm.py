@@ -17,7 +17,7 @@ class BatchNorm(stages.BatchNorm, RowsStage):
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
-        fits = parts and type(parts[0].layer) is normalization.BatchNorm and parts[0].layer.trainable
+        fits = parts and type(parts[0].layer) is normalization.BatchNorm and not parts[0].frozen
         if not fits or not (parts[0].axes == 2 or takes_images(before)):
             return None
         return cls(site, before, parts[0], parts[1].layer if parts[1:] and pointwise(parts[1].layer) else None)

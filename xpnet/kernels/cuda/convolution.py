@@ -26,7 +26,7 @@ class Convolution(WindowsStage):
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
         layer: Any = parts[0].layer if parts else None
-        fits = type(layer) in CONVOLUTIONS and layer.trainable and parts[0].axes == layer.axes + 2
+        fits = type(layer) in CONVOLUTIONS and not parts[0].frozen and parts[0].axes == layer.axes + 2
         return cls(site, before, parts[0]) if fits and takes_images(before) else None
 
     def __init__(self, site: Site, before: Stage | None, part: Part):

@@ -29,7 +29,7 @@ class LayerNorm(PositionsStage):
             join, parts = parts[0].layer[1], parts[1:]
         if is_mark(parts, Fork) and is_mark(parts[1:], Turn):
             fork, parts = parts[0].layer[1], parts[2:]
-        fits = parts and type(parts[0].layer) in KINDS and parts[0].layer.trainable
+        fits = parts and type(parts[0].layer) in KINDS and not parts[0].frozen
         alone = parts and parts[0].axes == 2 and not (join or fork or (before and before.bias))
         return cls(site, before, parts[0], join, fork) if fits and (alone or of_sequences(before, parts)) else None
 

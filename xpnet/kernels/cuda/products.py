@@ -16,7 +16,7 @@ class ProductOfPositions(PositionsStage):
 
     @classmethod
     def take(cls, site: Site, before: Stage | None, parts: Sequence[Part]) -> Stage | None:
-        fits = parts and type(parts[0].layer) is dense.Dense and parts[0].layer.trainable
+        fits = parts and type(parts[0].layer) is dense.Dense and not parts[0].frozen
         fits = fits and of_sequences(before, parts) and not (before and before.bias)
         return cls(site, before, parts[0]) if fits else None
 

@@ -1,5 +1,6 @@
 """Batch norm and a pointwise function, in loops."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,10 @@ class BatchNorm(stages.BatchNorm, LoopStage):
         saved = self.settings, self.mean, self.scale, self.y
         self.backward_rows(self.cache, gamma, beta, *saved, dy, dgamma, dbeta, dbias, self.wide, None)
         return dy
+
+    def infer(self, x: Array, params: Any, arrays: Mapping[str, Array]) -> Array:
+        self.take_averages(params[-1], arrays)
+        return self.end_forward(x, params)
 
     def begin_forward(self, x: Array, params: Any) -> None:
         statistics = self.mean, self.mean, self.var, self.scale

@@ -24,7 +24,7 @@ class Convolution(convolution.Convolution):
 
     @classmethod
     def does(cls, site: Any, layer: Any) -> bool:
-        return type(layer) in CONVOLUTIONS and layer.trainable and site.family.immediate
+        return type(layer) in CONVOLUTIONS and site.family.immediate
 
     def bind(self, x: Array, before: Any) -> None:
         self.torch = self.site.family.lib

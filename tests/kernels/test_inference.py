@@ -1,0 +1,217 @@
+"""Inference in stages against the layers' own code."""
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from support.cases import gpt
+from support.layers import Twice
+from xpnet.kernels import inference
+from xpnet.kernels.cpu import threads
+
+pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only, pytest.mark.usefixtures("small_blocks")]
+
+IDS = 7
+
+
+def images(n):
+    return np.random.default_rng(n).normal(size=(n, 2, 8, 8)).astype("float32")
+
+
+def ids(n):
+    return np.random.default_rng(n).integers(0, IDS, (n, 5))
+
+
+def cnn(*between):
+    return xn.Sequential(
+        *(xn.Conv2d(2, 4, 3, padding=1), xn.ReLU(), xn.MaxPool2d(2), *between),
+        *(xn.Conv2d(4, 4, 3, stride=2), xn.GELU(), xn.Flatten(), xn.Dense(4, 8), xn.BatchNorm(8), xn.Dense(8, 3)),
+    )
+
+
+def resnet():
+    return xn.Sequential(
+        *(xn.Conv2d(2, 4, 3, padding=1), xn.BatchNorm(4), xn.Tanh(), xn.MaxPool2d(2), xn.BatchNorm(4)),
+        *(xn.Residual(xn.Conv2d(4, 4, 3, padding=1), xn.BatchNorm(4), xn.Dropout(0.5)), xn.Tanh()),
+        xn.Branches(xn.Sequential(xn.Conv2d(4, 2, 1), xn.BatchNorm(2)), xn.MaxPool2d(1), merge="concat", axis=1),
+        *(xn.GlobalAveragePool(), xn.Dense(6, 3), xn.Softmax()),
+    )
+
+
+def frozen():
+    net = resnet()
+    net.trainable = False
+    return net
+
+
+NETWORKS = {
+    "convolutions, batch norm of rows": (lambda: cnn(xn.Dropout(0.5)), images),
+    "residuals, branches, layers of own code": (resnet, images),
+    "frozen": (frozen, images),
+    "images in, images out": (lambda: xn.Sequential(xn.Conv2d(2, 3, 3), xn.BatchNorm(3), xn.Sigmoid()), images),
+    "rows that become images": (
+        lambda: xn.Sequential(xn.Reshape(2, 8, 8), *cnn().layers),
+        lambda n: images(n).reshape(n, 128),
+    ),
+    "ids": (lambda: xn.Sequential(gpt(IDS, 5, 4, 2), xn.Dropout(0.5)), ids),
+}
+
+
+@pytest.fixture
+def compiled(kernels_of, kernels):
+    kernels()  # imports Numba
+    return kernels_of != "calls"
+
+
+@pytest.fixture(autouse=True)
+def always_in_stages(monkeypatch):
+    """Stages take every x, in blocks of about seven rows, in three threads where the family has threads."""
+    monkeypatch.setattr(inference, "STAGES_FROM", 1)
+    monkeypatch.setattr(inference, "SPLIT_FROM", 1)
+    monkeypatch.setattr(inference, "IN_BLOCKS", 2**13)
+    monkeypatch.setattr(threads, "blas_threads", lambda: 3)
+    monkeypatch.setattr(threads, "cores", lambda: 3)
+
+
+@pytest.fixture
+def ready(request):
+    """Initializes a network on the backend under test, with arrays that are not zeros or ones."""
+    backend = xn.get_backend(request.config.getoption("--backend"))
+
+    def ready(net, dtype="float64"):
+        net.initialize(backend, dtype, seed=1)
+        rng = np.random.default_rng(2)
+        net.set_params({name: backend.to_numpy(a) + 0.1 for name, a in net.params.items()})
+        drawn = {name: rng.uniform(0.5, 2.0, a.shape) for name, a in net.state.items() if "key" not in name}
+        net.set_state(net.state | drawn)
+        return net
+
+    return ready
+
+
+def assert_as_own(net, x, compiled):
+    """The outputs in stages are those of the layers' own code."""
+    x = net.backend.asarray(x, dtype=None if x.dtype.kind == "i" else next(iter(net.params.values())).dtype)
+    with net.backend.scope():
+        y, expected = inference.infer(net, x, compiled), net._infer(x)
+    assert y.dtype == expected.dtype
+    rtol, atol = (1e-9, 1e-12) if "64" in str(y.dtype) else (1e-4, 1e-5)
+    np.testing.assert_allclose(net.backend.to_numpy(y), net.backend.to_numpy(expected), rtol=rtol, atol=atol)
+    return y
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_outputs_are_those_of_the_layers(name, dtype, compiled, ready):
+    make_net, make = NETWORKS[name]
+    net = ready(make_net(), dtype)
+    for n in (1, 40, 41, 7, 40):  # fewer than one block, several, a last one with fewer rows; more and fewer again
+        assert_as_own(net, make(n), compiled)
+        assert inference.known[net].suits
+
+
+def test_outputs_are_the_callers(compiled, ready):
+    net = ready(cnn())
+    first = assert_as_own(net, images(9), compiled)
+    kept = np.array(net.backend.to_numpy(first))
+    assert_as_own(net, images(10)[1:], compiled)
+    np.testing.assert_array_equal(net.backend.to_numpy(first), kept)
+
+
+def test_changes_of_arrays_and_settings_count(compiled, ready):
+    net = ready(resnet())
+    assert_as_own(net, images(9), compiled)
+    net.layers[0].params["bias"][...] = 5.0  # in place
+    net.set_state({name: 1.5 + 0.0 * a if "key" not in name else a for name, a in net.state.items()})
+    y = assert_as_own(net, images(9), compiled)
+    net.layers[1].eps = 100.0
+    net.layers[5].layers[1].eps = 10.0
+    assert float(abs(assert_as_own(net, images(9), compiled) - y).max()) > 1e-3
+
+
+def test_arrays_in_any_order_of_memory(compiled, ready):
+    net = ready(cnn())
+    for layer in net.layers:
+        for name, a in layer.params.items():
+            axes = range(a.ndim)[::-1]
+            turned = net.backend.xp.permute_dims(a, tuple(axes))
+            layer.params[name] = net.backend.xp.permute_dims(net.backend.xp.asarray(turned, copy=True), tuple(axes))
+    x = np.asfortranarray(images(27))[::3]
+    assert_as_own(net, x, compiled)
+
+
+def test_layers_of_users_run_by_themselves(compiled, ready):
+    class Own(xn.Sequential):
+        def forward(self, x, training=False):
+            return super().forward(2.0 * x, training)
+
+    for net in ready(cnn(Twice())), ready(Own(*cnn().layers)):
+        assert_as_own(net, images(9), compiled)
+        assert not inference.known[net].suits
+
+
+def test_a_network_that_another_thread_uses(compiled, ready, monkeypatch):
+    """Its stages are in use, so the layers' own code runs."""
+    net, x = ready(cnn()), images(9).astype("float64")
+    x = net.backend.asarray(x)
+    expected = inference.infer(net, x, compiled)
+    outputs = []
+    call = inference.Inference.__call__
+
+    def meanwhile(own, net, x):
+        other = threading.Thread(target=lambda: outputs.append(inference.infer(net, x, compiled)))
+        other.start()
+        other.join()
+        return call(own, net, x)
+
+    monkeypatch.setattr(inference.Inference, "__call__", meanwhile)
+    outputs.append(inference.infer(net, x, compiled))
+    assert len(outputs) == 2
+    for y in outputs:
+        np.testing.assert_allclose(net.backend.to_numpy(y), net.backend.to_numpy(expected), rtol=1e-9)
+
+
+def test_errors_leave_the_stages_as_they_were(compiled, ready, monkeypatch):
+    net = ready(cnn())
+    x = net.backend.asarray(images(20).astype("float64"))
+    expected = net.backend.to_numpy(inference.infer(net, x, compiled))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    stage = inference.known[net].passes[3 if net.backend.name == "numpy" else 1][0].stages[2]
+    with monkeypatch.context() as patched:
+        patched.setattr(type(stage), "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            inference.infer(net, x, compiled)
+    np.testing.assert_array_equal(net.backend.to_numpy(inference.infer(net, x, compiled)), expected)
+
+
+def test_the_memory_ends_with_the_network(compiled, ready):
+    net = ready(resnet())
+    assert_as_own(net, images(9), compiled)
+    gone = weakref.ref(net)
+    del net
+    gc.collect()
+    assert gone() is None
+
+
+def test_predict_and_evaluate_take_the_stages(ready, monkeypatch):
+    net, seen = ready(cnn()), []
+    call = inference.Inference.__call__
+    monkeypatch.setattr(inference.Inference, "__call__", lambda own, net, x: seen.append(len(x)) or call(own, net, x))
+    x, y = images(40), np.arange(40) % 3
+    net.predict(x)
+    net.evaluate(x, y, xn.SoftmaxCrossEntropy(), batch_size=30)
+    net.predict([(x[:5], y[:5])])
+    assert seen == [40, 30, 10, 5]
+    monkeypatch.setattr(inference, "STAGES_FROM", 2**40)
+    net.predict(x)
+    monkeypatch.setenv("XPNET_KERNELS", "reference")
+    monkeypatch.setattr(inference, "STAGES_FROM", 1)
+    net.predict(x)
+    assert len(seen) == 4

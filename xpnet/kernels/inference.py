@@ -1,0 +1,132 @@
+"""Inference in stages: the outputs for many images or sequences, a block of rows at a time in arrays that are kept.
+
+The stages are those of a training step, of which only `forward` runs, or `infer` where inference differs. After the
+first call they allocate nothing, and threads share the blocks. For a few rows the layers' own code is as fast.
+"""
+
+import contextlib
+import math
+import sys
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+
+from .. import layers
+from ..backends import Array
+from ..layers.base import ARRAYS, Layer, tree
+from ..layers.dropout import Dropout
+from ..layers.placed import Placed
+from .cpu import threads
+from .passes import Passes
+from .planner import SPLIT_FROM, kernels_for, parts_of
+from .stages import Exit, LayerStage, Site, Vector, Workspace, in_memory_order, reversed_axes
+
+STAGES_FROM = 2**17  # entries that the layers output for all rows from which stages are faster
+IN_BLOCKS = 2**23  # entries that they output for the blocks of rows of all threads
+NUMBA = f"{__package__}.cpu.numba"
+
+
+def infer(net: Placed, x: Array, compiled: bool) -> Array:
+    """Return the network's outputs for x, in stages or by the layers' own code."""
+    compiled = compiled and NUMBA in sys.modules  # if training has taken the seconds to import and to compile it
+    own = known.get(net)
+    if own is None or (own.axes, own.compiled) != (x.ndim, compiled):
+        own = known[net] = Inference(net, x, compiled)
+    if not own.suits or own.outputs_for(x) < STAGES_FROM or not own.lock.acquire(blocking=False):
+        return net._infer(x)  # also while another thread uses the stages
+    try:
+        if own.settings != [settings_of(layer) for layer in (net, *own.layers)]:
+            own.prepare(net, x)
+        return own(net, x) if own.suits else net._infer(x)
+    finally:
+        own.lock.release()
+
+
+class Inference:
+    """The stages of a network for an x of so many axes. One thread at a time may use them, within `lock`.
+
+    They are made anew after a layer's settings have changed.
+    """
+
+    def __init__(self, net: Placed, x: Array, compiled: bool):
+        self.lock, self.axes, self.compiled = threading.Lock(), x.ndim, compiled
+        self.prepare(net, x)
+
+    def prepare(self, net: Placed, x: Array) -> None:
+        """Make the stages, and find out whether they suit the network."""
+        _, *self.layers = tree(net)  # without the network, which may then be collected
+        self.settings = [settings_of(layer) for layer in tree(net)]
+        self.leaves, self.shape = net.leaves(), tuple(x.shape)
+        outputs_per_row = parts_of(net, self.shape)[-1]
+        self.growth: float = outputs_per_row / math.prod(self.shape[1:])
+        self.passes: dict[int, list[Passes]] = {}  # by the number of threads, one for each
+        self.names = [*net.params]
+        self.suits = bool(outputs_per_row and self.names and net.backend.immediate)
+        if self.suits:
+            self.family = kernels_for(net.backend, self.compiled)
+            own_code = [stage.layer for stage in self._passes(net, 1)[0].stages if isinstance(stage, LayerStage)]
+            self.suits = all(getattr(layers, type(layer).__name__, None) is type(layer) for layer in own_code)
+        if not self.suits:
+            self.passes.clear()
+
+    def outputs_for(self, x: Any) -> float:
+        """Return about how many entries all layers output for x."""
+        return self.growth * float(math.prod(x.shape))
+
+    def _passes(self, net: Placed, count: int) -> list[Passes]:
+        """Return the passes for so many threads, which share no memory."""
+        if count not in self.passes:
+            self.passes[count] = [self._new_passes(net, count) for _ in range(count)]
+        return self.passes[count]
+
+    def _new_passes(self, net: Placed, count: int) -> Passes:
+        backend, dtype = net.backend, net.params[self.names[0]].dtype
+
+        def workspace() -> Workspace:
+            return Workspace(backend.xp, dtype, backend.device)
+
+        parts = [part for part in parts_of(net, self.shape)[0] if type(part.layer) is not Dropout]
+        apart = dict.fromkeys(self.names, 0)  # no bias stands behind its weight
+        site = Site(self.family, workspace, workspace(), apart, count)
+        return Passes(site, [part._replace(frozen=False) for part in parts], "")
+
+    def __call__(self, net: Placed, x: Array) -> Array:
+        """Return the outputs for x."""
+        n, outputs, backend = x.shape[0], self.outputs_for(x), net.backend
+        in_threads = self.family.threaded and outputs >= SPLIT_FROM and threads.blas_threads() > 1
+        passes = self._passes(net, threads.cores() if in_threads else 1)
+        *_, last = (stage for stage in passes[0].stages if not isinstance(stage, Exit))
+        kinds = [(prefix, vars(leaf)[kind]) for prefix, leaf in self.leaves for kind in ARRAYS if kind in vars(leaf)]
+        arrays = {f"{prefix}.{name}": in_c_order(a) for prefix, by_name in kinds for name, a in by_name.items()}
+        at, free = Vector(None, arrays, passes[0].stages), list(passes)
+        dtype = arrays[self.names[0]].dtype
+
+        def new(_: str, shape: tuple[int, ...]) -> Array:
+            return backend.xp.empty(shape, dtype=dtype, device=backend.device)
+
+        sizes: Any = net.output_shape(("N", *x.shape[1:]))[1:]
+        y = in_memory_order(new, "", (*sizes[::-1], n), last.images)
+
+        def run(rows: slice) -> None:
+            one = free.pop()
+            y[..., rows] = one.infer(reversed_axes(in_c_order(x[rows, ...])), at)
+            free.append(one)
+
+        with threads.one_blas_thread() if in_threads else contextlib.nullcontext():
+            threads.in_blocks(run, n, max(1, int(IN_BLOCKS / len(passes) * n / outputs)), in_threads)
+        return reversed_axes(y)
+
+
+known: "weakref.WeakKeyDictionary[Placed, Inference]" = weakref.WeakKeyDictionary()
+
+
+def settings_of(layer: Layer) -> dict[str, Any]:
+    """Return the attributes of a layer except for its arrays; among them are the layers that it holds."""
+    return {name: value for name, value in vars(layer).items() if name not in ARRAYS}
+
+
+def in_c_order(a: Array) -> Array:
+    """Return an array of NumPy in C order, as the kernels take it; others as they are."""
+    return np.ascontiguousarray(a) if isinstance(a, np.ndarray) else a
