@@ -14,7 +14,7 @@ from hypothesis import settings
 import xpnet as xn
 from support import cupy_on_host, networks
 from xpnet.kernels.cpu import attention, correlation, positions, threads
-from xpnet.kernels.planner import kernels_for
+from xpnet.kernels.families import kernels_for
 
 BACKENDS = ("numpy", "cupy", "torch", "jax", "array_api_strict")
 NUMBA = importlib.util.find_spec("numba") is not None

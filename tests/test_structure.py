@@ -14,7 +14,7 @@ from xpnet.common.warn import warn
 
 PACKAGE = Path(xn.__file__).resolve().parent
 LIBRARIES = {"array_api_compat", "array_api_strict", "cupy", "torch", "jax"}
-NAMING = ("backends.", "kernels.cuda.", "kernels.cpu.", "kernels.jit", "kernels.planner")  # the modules that may
+NAMING = ("backends.", "kernels.cuda.", "kernels.cpu.", "kernels.jit", "kernels.families")  # the modules that may
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Inference in stages against the layers' own code."""
+"""Inference in stages against the layers' own code, and training steps whose first layers are frozen."""
 
 import gc
 import threading
@@ -12,6 +12,9 @@ from support.cases import gpt
 from support.layers import Twice
 from xpnet.kernels import inference
 from xpnet.kernels.cpu import threads
+from xpnet.kernels.planner import BufferedStep
+from xpnet.kernels.reference import Step
+from xpnet.training.batches import Batch
 
 pytestmark = [pytest.mark.numpy_only, pytest.mark.torch_only, pytest.mark.usefixtures("small_blocks")]
 
@@ -33,24 +36,24 @@ def cnn(*between):
     )
 
 
-def resnet():
+def resnet(*inside):
     return xn.Sequential(
         *(xn.Conv2d(2, 4, 3, padding=1), xn.BatchNorm(4), xn.Tanh(), xn.MaxPool2d(2), xn.BatchNorm(4)),
-        *(xn.Residual(xn.Conv2d(4, 4, 3, padding=1), xn.BatchNorm(4), xn.Dropout(0.5)), xn.Tanh()),
+        *(xn.Residual(xn.Conv2d(4, 4, 3, padding=1), xn.BatchNorm(4), *inside), xn.Tanh()),
         xn.Branches(xn.Sequential(xn.Conv2d(4, 2, 1), xn.BatchNorm(2)), xn.MaxPool2d(1), merge="concat", axis=1),
         *(xn.GlobalAveragePool(), xn.Dense(6, 3), xn.Softmax()),
     )
 
 
 def frozen():
-    net = resnet()
+    net = resnet(xn.Dropout(0.5))
     net.trainable = False
     return net
 
 
 NETWORKS = {
     "convolutions, batch norm of rows": (lambda: cnn(xn.Dropout(0.5)), images),
-    "residuals, branches, layers of own code": (resnet, images),
+    "residuals, branches, layers of own code": (lambda: resnet(xn.Dropout(0.5)), images),
     "frozen": (frozen, images),
     "images in, images out": (lambda: xn.Sequential(xn.Conv2d(2, 3, 3), xn.BatchNorm(3), xn.Sigmoid()), images),
     "rows that become images": (
@@ -71,7 +74,7 @@ def compiled(kernels_of, kernels):
 def always_in_stages(monkeypatch):
     """Stages take every x, in blocks of about seven rows, in three threads where the family has threads."""
     monkeypatch.setattr(inference, "STAGES_FROM", 1)
-    monkeypatch.setattr(inference, "SPLIT_FROM", 1)
+    monkeypatch.setattr(threads, "SPLIT_FROM", 1)
     monkeypatch.setattr(inference, "IN_BLOCKS", 2**13)
     monkeypatch.setattr(threads, "blas_threads", lambda: 3)
     monkeypatch.setattr(threads, "cores", lambda: 3)
@@ -215,3 +218,47 @@ def test_predict_and_evaluate_take_the_stages(ready, monkeypatch):
     monkeypatch.setattr(inference, "STAGES_FROM", 1)
     net.predict(x)
     assert len(seen) == 4
+
+
+def transfer(layers, frozen, *after):
+    for layer in layers[:frozen]:
+        layer.trainable = False
+    return xn.Sequential(*layers, *after)
+
+
+FROZEN = {
+    "convolutions": (lambda: transfer(cnn().layers, 7), images, 7),  # and what follows them without parameters
+    "dropout": (lambda: transfer(cnn(xn.Dropout(0.5)).layers, 8), images, 3),  # differs in training
+    "a user's": (lambda: transfer(cnn(Twice()).layers, 7), images, 3),  # may differ
+    "dropout in a residual": (lambda: transfer(resnet(xn.Dropout(0.5)).layers[:-1], 7), images, 5),
+    "residuals": (lambda: transfer(resnet().layers[:-1], 7), images, 7),
+    "a network": (lambda: transfer((xn.Sequential(*resnet().layers[:-2]), xn.Dense(6, 4)), 1), images, 9),
+    "ids": (lambda: transfer(gpt(IDS, 5, 4, 2).layers, 3), ids, 3),
+    "none": (lambda: transfer(cnn().layers, 0), images, 0),
+    "no parameters": (lambda: transfer((xn.Flatten(), xn.Dense(128, 3)), 0), images, 0),
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_a_step_with_frozen_first_layers(name, compiled, kernels, ready):
+    """It takes their outputs in inference, and is the plain step."""
+    make_net, make, first = FROZEN[name]
+    net = ready(make_net())
+    backend, cross, rng = net.backend, xn.SoftmaxCrossEntropy(), np.random.default_rng(0)
+    plain = Step(net, cross, xn.Adam(0.05))
+    fast = BufferedStep(net, cross, xn.Adam(0.05), kernels(), make(1).shape)
+    assert (len(fast.base.layers) if fast.base else 0) == first
+    carry, expected = fast.start, plain.start
+    for n in (7, 9, 7):
+        x, outputs = make(n), np.shape(net.predict(make(2)))[-1]
+        y = np.eye(outputs)[rng.integers(0, outputs, x.shape if x.dtype.kind == "i" else n)]
+        batch = Batch(backend.asarray(x, dtype=None if x.dtype.kind == "i" else "float64"), backend.asarray(y))
+        with backend.scope():
+            value, carry = fast(carry, batch)
+            plain_value, expected = plain(expected, batch)
+        assert float(value) == pytest.approx(float(plain_value), rel=1e-9)
+        np.testing.assert_allclose(backend.to_numpy(carry.weights), backend.to_numpy(expected.weights), rtol=1e-7)
+        state, plain_state = fast.state(carry), plain.state(expected)
+        assert state.keys() == plain_state.keys()
+        for key, a in plain_state.items():
+            np.testing.assert_allclose(backend.to_numpy(state[key]), backend.to_numpy(a), rtol=1e-9)

@@ -10,7 +10,6 @@ from threadpoolctl import ThreadpoolController
 
 import xpnet as xn
 from support.cases import gpt
-from xpnet.kernels import planner
 from xpnet.kernels.cpu import threads
 from xpnet.kernels.planner import BufferedStep
 from xpnet.kernels.reference import Step
@@ -63,7 +62,7 @@ NETWORKS = {
 @pytest.fixture(autouse=True)
 def three_threads(monkeypatch):
     """Every batch is split, as where BLAS has three threads."""
-    monkeypatch.setattr(planner, "SPLIT_FROM", 1)
+    monkeypatch.setattr(threads, "SPLIT_FROM", 1)
     monkeypatch.setattr(threads, "blas_threads", lambda: 3)
 
 
@@ -138,7 +137,7 @@ def test_what_needs_the_whole_batch_is_not_split(net, kernels):
 def test_threads_begin_later_where_stretches_meet(kernels, monkeypatch):
     net = cnn(xn.BatchNorm(4), xn.BatchNorm(4)).initialize("numpy", "float32", seed=1)
     _, fast = steps_of(net, kernels, xn.SGD(0.1), images(np.random.default_rng(0), 1))
-    monkeypatch.setattr(planner, "SPLIT_FROM", 4 * fast.outputs_per_row)
+    monkeypatch.setattr(threads, "SPLIT_FROM", 4 * fast.outputs_per_row)
     _, fast = steps_of(net, kernels, xn.SGD(0.1), images(np.random.default_rng(0), 1))
     assert [fast._passes_for(n) is fast.in_threads for n in (7, 8)] == [False, True]
 

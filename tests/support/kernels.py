@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 import xpnet as xn
-from xpnet.kernels.planner import kernels_for
+from xpnet.kernels.families import kernels_for
 from xpnet.kernels.stages import Part, Site, Stage, Vector, Workspace, in_memory_order
 
 # of matrix products (m, k) by (k, n)

@@ -3,6 +3,9 @@
     reference.py   the plain step, which calls the layers' own forward and backward
     shared.py      steps of one of several processes, or in shards
     planner.py     the step in stages that write into preallocated arrays: NumPy, PyTorch, CuPy
+    families.py    the choice of a family of kernels
+    parts.py       the division of a network into parts, from which stages are made
+    passes.py      the passes through the stages, in threads too
     inference.py   inference of images and sequences in the same stages: NumPy, PyTorch
     stages.py      the stages: their base class, and those that all families share
     blocks.py      stages for the branches of Residual and Branches

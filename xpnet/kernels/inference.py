@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import layers
 from ..backends import Array
-from ..layers.base import ARRAYS, Layer, tree
+from ..layers.base import ARRAYS, Layer, is_ours, tree
 from ..layers.dropout import Dropout
 from ..layers.placed import Placed
 from .cpu import threads
+from .families import kernels_for
+from .parts import parts_of
 from .passes import Passes
-from .planner import SPLIT_FROM, kernels_for, parts_of
 from .stages import Exit, LayerStage, Site, Vector, Workspace, in_memory_order, reversed_axes
 
 STAGES_FROM = 2**17  # entries that the layers output for all rows from which stages are faster
@@ -67,7 +67,7 @@ class Inference:
         if self.suits:
             self.family = kernels_for(net.backend, self.compiled)
             own_code = [stage.layer for stage in self._passes(net, 1)[0].stages if isinstance(stage, LayerStage)]
-            self.suits = all(getattr(layers, type(layer).__name__, None) is type(layer) for layer in own_code)
+            self.suits = all(is_ours(layer) for layer in own_code)
         if not self.suits:
             self.passes.clear()
 
@@ -95,7 +95,7 @@ class Inference:
     def __call__(self, net: Placed, x: Array) -> Array:
         """Return the outputs for x."""
         n, outputs, backend = x.shape[0], self.outputs_for(x), net.backend
-        in_threads = self.family.threaded and outputs >= SPLIT_FROM and threads.blas_threads() > 1
+        in_threads = self.family.threaded and outputs >= threads.SPLIT_FROM and threads.blas_threads() > 1
         passes = self._passes(net, threads.cores() if in_threads else 1)
         *_, last = (stage for stage in passes[0].stages if not isinstance(stage, Exit))
         kinds = [(prefix, vars(leaf)[kind]) for prefix, leaf in self.leaves for kind in ARRAYS if kind in vars(leaf)]

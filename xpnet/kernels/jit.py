@@ -27,7 +27,7 @@ import numpy as np
 
 from .. import ops
 from ..backends import Array
-from ..layers.base import Layer, Shape, mapped, tree
+from ..layers.base import Layer, Shape, is_ours, mapped, tree
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from ..losses.objective import Objective
@@ -77,7 +77,9 @@ class CompiledStep(Step):
 
     def _begin(self) -> Carry:
         pairs = tuple(zip(self.names, self.shapes, strict=True))
-        apart = is_ours(self.optimizer)  # xpnet's rules are elementwise, so that parameters may be in several vectors
+        apart = is_ours(
+            type(self.optimizer)
+        )  # xpnet's rules are elementwise, so that parameters may be in several vectors
         alone = [(p,) for p in pairs if apart and math.prod(p[1]) >= ALONE]
         rest = tuple(p for p in pairs if (p,) not in alone)
         self.groups: tuple[Group, ...] = (*alone, rest) if rest else tuple(alone)
@@ -259,11 +261,6 @@ def recipe_of(
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
-
-
-def is_ours(part: object) -> bool:
-    """Whether the object's class is one of this package."""
-    return type(part).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def is_plain(value: object) -> bool:

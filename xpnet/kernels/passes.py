@@ -1,6 +1,5 @@
 """The forward and backward passes of a network in stages, for a whole batch or in threads for stretches of it."""
 
-import contextlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -27,8 +26,6 @@ class Passes:
     Between a stage of kernels and one that runs a layer's own code there is an `Entry` or an `Exit`.
     """
 
-    context = contextlib.nullcontext()  # the context to run a step in: BLAS keeps its threads
-
     def __init__(self, site: Site, parts: list[Part], end: str):
         """`end` names the source of the derivative with respect to the outputs, for error messages."""
         self.site = site
@@ -37,7 +34,7 @@ class Passes:
         if not (last := self.stages[-1]).foreign:
             self.stages.append(Exit(site, last, end, f"dy{next(turns)}"))
         self.end = len(self.stages) - (not last.foreign)
-        first = next(i for i, stage in enumerate(self.stages) if stage.names)
+        first = next((i for i, stage in enumerate(self.stages) if stage.names), 0)  # in inference there may be none
         self.stages[first].lowest = True
         self.backwards = slice(self.end - 1, first - 1 if first else None, -1)  # the stages of a backward pass
         self.plans: dict[tuple[tuple[int, ...], tuple[int, ...]], Plan] = {}
@@ -161,8 +158,8 @@ class Passes:
 class ThreadedPasses:
     """The passes of several threads, each of which takes a stretch of the rows through all stages.
 
-    All cores are then used in every stage, not only in the matrix products by BLAS's own threads; BLAS runs in a single
-    thread for each stretch. Sums over the batch, of gradients and in batch norm, are taken in the order of the
+    All cores are then used in every stage, not only in the matrix products by BLAS's own threads. They are to be used
+    within `one_blas_thread`. Sums over the batch, of gradients and in batch norm, are taken in the order of the
     stretches, so the same number of threads gives the same bits.
 
     Where a stage needs a sum over the batch, every stretch stops before it and is resumed after it. No thread waits for
@@ -179,11 +176,6 @@ class ThreadedPasses:
     def stateful(self) -> list[Any]:
         """As `Passes.stateful`."""
         return self.passes[0].stateful
-
-    @property
-    def context(self) -> contextlib.AbstractContextManager[None]:
-        """The context to run a step in: BLAS has one thread. More would spin on the same cores after each product."""
-        return threads.one_blas_thread()
 
     def _run_in_threads(self, stretches: list[Meetings]) -> list[Any]:
         """Run the stretches in threads, with their meetings, and return the final value of each."""

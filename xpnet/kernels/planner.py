@@ -1,30 +1,26 @@
 """The step in stages that write into preallocated arrays: no allocation, no joining and splitting, few calls.
 
-The planner turns the layers of a network into stages. For each run of layers it takes the first class in the family's
-list that covers it; any other layer runs its own code in a stage. It also owns the vectors of parameters and the
-optimizer's slots, and decides which of them may be overwritten.
+The step owns the vectors of parameters and the optimizer's slots, and decides which of them may be overwritten. Frozen
+layers before the first that trains are a network of their own, which is only used in inference.
 """
 
-import collections
+import contextlib
 import functools
-import importlib.util
 import itertools
 import math
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 from .. import ops
-from ..backends import Array, Backend
-from ..common.warn import warn
-from ..layers.base import Layer, Shape
-from ..layers.container import idle_parameters
+from ..backends import Array
+from ..layers.base import Shape
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from ..optimizers import Optimizer, Slots
 from ..training.batches import Batch
-from .blocks import Block, Fork, Join, Turn
 from .cpu import threads
+from .families import kernels_of
+from .inference import infer
+from .parts import frozen_first, parts_of
 from .passes import Passes, ThreadedPasses
 from .reference import Carry, Step, is_within
 from .stages import Part, Site, Vector, Workspace, reversed_axes
@@ -33,60 +29,8 @@ from .table import SPARED
 
 def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool, shape: Shape) -> Step:
     """Return the step in stages, with compiled kernels if `compiled` and available; without any kernels, a `Step`."""
-    kernels = kernels_of(net, optimizer, compiled)
+    kernels = kernels_of(net, compiled)
     return BufferedStep(net, loss, optimizer, kernels, shape) if kernels else Step(net, loss, optimizer)
-
-
-def kernels_of(net: Placed, optimizer: Optimizer, compiled: bool) -> Any:
-    """Return the family of kernels for a network and an optimizer, or None if there is none."""
-    if net.backend.name == "cupy" and not compiled:  # not all of CuPy's functions can write into a given array
-        return None
-    return kernels_for(net.backend, compiled)
-
-
-def kernels_for(backend: Backend, compiled: bool) -> Any:
-    """Return the family of kernels for this backend."""
-    if backend.name == "cupy":
-        from .cuda.kernels import CuPyKernels
-
-        return CuPyKernels(backend)
-    if compiled and backend.name == "numpy" and importlib.util.find_spec("numba"):
-        try:
-            return import_whole("numba", "llvmlite").NumbaKernels(backend)
-        except Exception as error:  # for another NumPy, JIT disabled, no folder for its cache: training works without
-            warn(
-                f"Numba is installed and cannot be used ({type(error).__name__}: {error}): training goes on without "
-                "it. Mend it, or set XPNET_KERNELS=generic",
-                RuntimeWarning,
-            )
-    if backend.name == "torch":
-        from .cpu.torch import TorchKernels
-
-        return TorchKernels(backend)
-    from .cpu.calls import Calls
-
-    return Calls(backend)
-
-
-def import_whole(library: str, *below: str) -> Any:
-    """Import and return `.cpu.<library>`, the kernels that use this library, completely or not at all.
-
-    If the import fails or Ctrl-C interrupts it, the new modules of the library and of those `below` it are removed from
-    `sys.modules`: half imported as they are, they would make the next import fail.
-    """
-    module, before = f"{__package__}.cpu.{library}", set(sys.modules)
-    try:
-        return importlib.import_module(module)
-    except BaseException:
-        for name in set(sys.modules) - before:
-            if name == module or name.startswith(f"{module}.") or name.partition(".")[0] in (library, *below):
-                del sys.modules[name]
-        raise
-
-
-# a batch is divided between threads if its layers of images and sequences output at least this many entries for it, and
-# half as many more for each stage within which the threads have to meet
-SPLIT_FROM = 2**20
 
 
 class BufferedStep(Step):
@@ -96,8 +40,17 @@ class BufferedStep(Step):
         super().__init__(net, loss, optimizer)
         self.kernels, self.update = kernels, kernels.optimizer(optimizer)
         weights, xp = self.start.weights, self.backend.xp
-        self.x_shape = shape
-        parts, axes, idle, self.outputs_per_row = parts_of(self.worker, shape)
+        first = frozen_first(self.worker) if self.backend.immediate else 0
+        frozen = self.worker.parts()[:first]
+        self.base: Placed | None = None
+        if first:
+            self.base = Placed(*(layer for _, layer in frozen))
+            self.base._placement = self.worker._find_placement()  # which is searched for otherwise
+        self.base_state = {k: a for k, a in self.start.state.items() if any(is_within(k, p) for p, _ in frozen)}
+        self.parts = functools.partial(parts_of, self.worker, shape, first)
+        parts, axes, idle, self.outputs_per_row = self.parts()
+        of_all = parts_of(self.worker, shape)[-1] if kernels.threaded and first else self.outputs_per_row
+        self.base_outputs_per_row = of_all - self.outputs_per_row
         self.serial = self._new_passes(parts)
         self.stages = self.serial.stages
         self.fused_loss = kernels.loss(self.serial.site, self.objective.loss, axes)
@@ -110,7 +63,7 @@ class BufferedStep(Step):
         self.slot_buffers = [self.start.slots]
         self.stateful_stages: list[Any] = [stage for stage in self.stages if stage.states]
         self._join_averages()
-        self.split_from = SPLIT_FROM * (1 + sum(stage.meets for stage in self.stages) / 2)
+        self.split_from = threads.SPLIT_FROM * (1 + sum(stage.meets for stage in self.stages) / 2)
         may_split = kernels.threaded and self.outputs_per_row and self.serial.splits
         self.threads = threads.blas_threads() if may_split else 1
 
@@ -132,7 +85,7 @@ class BufferedStep(Step):
     def in_threads(self) -> ThreadedPasses:
         """The passes for batches that are divided between threads."""
         gradients = [self._vector(self.backend.xp.zeros_like(self.start.weights)) for _ in range(1, self.threads)]
-        parts = (parts_of(self.worker, self.x_shape)[0] for _ in range(self.threads))  # each with blocks of its own
+        parts = (self.parts()[0] for _ in range(self.threads))  # each with blocks of its own
         passes = [self._new_passes(each, self.threads) for each in parts]
         for stage, serial in zip(passes[0].stages, self.stages, strict=True):
             stage.batch = serial.batch
@@ -182,10 +135,11 @@ class BufferedStep(Step):
         return self._advance(carry, batch.rows(rows), keep)
 
     def _advance(self, carry: Carry, batch: Batch, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
-        passes = self._passes_for(batch.x.shape[0])
-        if passes is self.serial:  # its context does nothing, and entering it takes half a microsecond
+        n = batch.x.shape[0]
+        passes = self._passes_for(n)
+        if not self._in_threads(passes, n):  # entering a context that does nothing would take half a microsecond
             return self._advance_by(passes, carry, batch, keep)
-        with passes.context:
+        with threads.one_blas_thread():
             return self._advance_by(passes, carry, batch, keep)
 
     def _advance_by(self, passes: Any, carry: Carry, batch: Batch, keep: tuple[Carry, ...]) -> tuple[Array, Carry]:
@@ -203,8 +157,9 @@ class BufferedStep(Step):
     def gradient(self, weights: Array, batch: Batch) -> tuple[Array, Array]:
         at = self._vector_of(self.start)
         at.flat[...] = weights
-        passes = self._passes_for(batch.x.shape[0])
-        with passes.context:
+        n = batch.x.shape[0]
+        passes = self._passes_for(n)
+        with threads.one_blas_thread() if self._in_threads(passes, n) else contextlib.nullcontext():
             value, dy = self._forward(passes, at, self.start.state, batch)
             new = self._free_vector(self.start, ())
             return self._backward(passes, at, new, value, dy, batch), new.flat
@@ -214,6 +169,8 @@ class BufferedStep(Step):
         for stage in self.stateful_stages:
             stage.set_state(state)
         x, y, weight = batch
+        if self.base is not None:
+            x = infer(self.base, x, self.kernels.compiled)
         a = passes.forward(reversed_axes(x), at)
         if self.fused_loss is not None and weight is None:
             value, dy = (self.losses.get(a.shape) or self._bound_loss(a)).forward(a, y.T)
@@ -225,6 +182,12 @@ class BufferedStep(Step):
         """Return the passes for a batch of n rows: in threads if the batch is large enough."""
         split = self.threads > 1 and n >= self.threads and n * self.outputs_per_row >= self.split_from
         return self.in_threads if split else self.serial
+
+    def _in_threads(self, passes: Any, n: int) -> bool:
+        """Whether threads take parts of a batch of n rows. BLAS then has one, as more would spin on the same cores
+        after each product.
+        """
+        return passes is not self.serial or n * self.base_outputs_per_row >= threads.SPLIT_FROM
 
     def _bound_loss(self, a: Array) -> Any:
         """Bind the fused loss to outputs of this shape and return it."""
@@ -250,7 +213,7 @@ class BufferedStep(Step):
         """Add the other processes' gradients, before the penalty's is added; here there is one process."""
 
     def _next_state(self, passes: Any, carry: Carry) -> dict[str, Array]:
-        state: dict[str, Array] = {}
+        state = dict(self.base_state)
         if self.batch is not None:
             old = carry.state[AVERAGES]
             rates = self.first_rates if old is self.start.state[AVERAGES] else self.rates
@@ -300,53 +263,3 @@ class BufferedStep(Step):
 
 
 AVERAGES = ""  # the key of the vector of all running averages in a carry's state
-
-
-def parts_of(net: Placed, shape: Shape) -> tuple[list[Part], int, list[str], int]:
-    """Return the parts of a network for an x of this shape, the number of axes of its outputs, the names of parameters
-    without effect, and the number of entries that layers of images and sequences output for each row.
-
-    The parts are the layers in the order of their calls; marks separate the layers of branches.
-    """
-    outputs_per_row = 0
-    found: list[Part] = []
-    idle: list[str] = []
-    leaves = net.leaves()
-    turns: dict[int, Iterator[str]] = collections.defaultdict(lambda: itertools.cycle("ab"))
-
-    def follow(parts: list[tuple[str, Layer]], shape: Shape, depth: int) -> int:
-        nonlocal outputs_per_row
-        axes = [len(shape)]
-        for prefix, layer in parts:
-            branches = layer._branches(f"{prefix}.") if layer.takes == "floats" else []
-            if len(branches) > 1:
-                block, n = Block(layer, f"{depth}{next(turns[depth])}"), len(shape)
-                for kind, branch in zip(itertools.chain([Fork], itertools.repeat(Turn)), branches, strict=False):
-                    found.append(Part(prefix, (kind, block), n, ()))
-                    n = follow(branch, shape, depth + 1)
-                found.append(Part(prefix, (Join, block), n, ()))
-            else:
-                within = [leaf for leaf in leaves if is_within(f"{leaf[0]}.", prefix)]
-                found.append(Part(prefix, layer, len(shape), within, not layer.trainable))
-            shape = shape_after(layer, shape)
-            if len(sizes := [size for size in shape[1:] if isinstance(size, int)]) > 1:
-                outputs_per_row += math.prod(sizes)
-            axes.append(len(shape))
-        idle.extend(idle_parameters(parts, axes[1:]))
-        return axes[-1]
-
-    axes = follow(net.parts(), ("N", *shape[1:]), 0)
-    return found, axes, idle, outputs_per_row
-
-
-def shape_after(layer: Layer, shape: Shape) -> Shape:
-    """Return the shape of a layer's output; (), which no stage takes, if it is unknown.
-
-    A user's layer without an `output_shape` is assumed to turn matrices into matrices; for more axes nothing is known.
-    """
-    if not shape or (len(shape) > 2 and not layer._tells_shape()):
-        return ()
-    try:
-        return layer.output_shape(shape)
-    except ValueError:  # sizes that are unknown or do not fit: assume that the shape stays
-        return shape

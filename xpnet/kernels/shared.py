@@ -13,7 +13,8 @@ from ..losses.losses import Loss
 from ..optimizers import Optimizer
 from ..training.batches import Batch
 from . import step_for
-from .planner import BufferedStep, kernels_of
+from .families import kernels_of
+from .planner import BufferedStep
 from .reference import Carry, Step
 
 
@@ -198,6 +199,6 @@ def shared_step(
 ) -> Step:
     """Return the fastest step for one of several processes, or for shards."""
     module, compiled = step_for(net)
-    if shards is None and module == "planner" and (kernels := kernels_of(net, optimizer, compiled)):
+    if shards is None and module == "planner" and (kernels := kernels_of(net, compiled)):
         return SharedBuffers(net, loss, optimizer, kernels, shape, group)
     return SharedStep(net, loss, optimizer, group, shards)

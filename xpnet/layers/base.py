@@ -233,7 +233,7 @@ class Layer(Configured, ABC):
     @classmethod
     def _tells_shape(cls) -> bool:
         """Whether `output_shape` fits `forward`: not if a user's class overrides `forward` alone."""
-        if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        if is_ours(cls):
             return True
         return cls._describes("output_shape", "forward")
 
@@ -350,6 +350,12 @@ def check_shape(who: object, shape: object) -> None:
 
 
 # --- layers among attributes ------------------------------------------------------------------------------------------
+
+
+def is_ours(part: object) -> bool:
+    """Whether a class, or the class of an object, is one of this package."""
+    cls = part if isinstance(part, type) else type(part)
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def tree(layer: Layer) -> Iterator[Layer]:

@@ -12,7 +12,7 @@ from ..callbacks import Doctor
 from ..common.checks import flag, integer, non_negative, require
 from ..common.warn import warn
 from ..data import minibatches
-from ..kernels import training_step
+from ..kernels import infer, training_step
 from ..kernels.reference import Step
 from ..layers.placed import Placed
 from ..losses.losses import Loss
@@ -268,7 +268,7 @@ def warn_of_constant_outputs(run: Run) -> None:
         return
     rows = slice(0, None, max(1, run.x.shape[0] // 64))
     x, y, _ = run.data.rows(rows)
-    if not rows_differ(run.net._infer(x)) and rows_differ(x) and rows_differ(y):
+    if not rows_differ(infer(run.net, x)) and rows_differ(x) and rows_differ(y):
         warn(
             "fit: the network has ended with one output for all rows: it tells nothing apart, as if every unit of a "
             "layer were dead. Train it with callbacks=[xn.Doctor()], which says what went wrong, where, and what may "

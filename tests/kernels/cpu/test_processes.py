@@ -174,7 +174,7 @@ def test_fit_works_where_the_package_cannot_be_written_to(home, tmp_path):
 INTERRUPTED = """
 import sys, warnings
 import numpy as np, xpnet as xn
-from xpnet.kernels import planner as buffered
+from xpnet.kernels import families
 from xpnet.kernels.cpu.calls import Calls
 
 class Fault:
@@ -186,7 +186,7 @@ class Fault:
             raise self.error("in the middle")
 
 def kernels():
-    return type(buffered.kernels_for(xn.get_backend("numpy"), True))
+    return type(families.kernels_for(xn.get_backend("numpy"), True))
 
 for module, error in ((20, KeyboardInterrupt), (120, KeyboardInterrupt), (120, AttributeError), (20, SystemError)):
     sys.meta_path.insert(0, Fault(module, error))

@@ -11,7 +11,7 @@ from support import ROOT
 from support.kernels import through_a_stage
 from xpnet.kernels import training_step
 from xpnet.kernels.cuda import pointwise
-from xpnet.kernels.planner import kernels_for
+from xpnet.kernels.families import kernels_for
 from xpnet.kernels.stages import LayerStage
 from xpnet.training.batches import Batch
 

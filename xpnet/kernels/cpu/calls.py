@@ -36,6 +36,7 @@ class Calls:
     loss: Any = SoftmaxCrossEntropy.of  # returns the stage of a loss, or None if it has none
     update: type[Update] = Update
     pool, winograd = Pool, Winograd  # of convolutions
+    compiled = False
     bias_joins_from: float = 0  # size of a Dense's weight from which its product may add the bias
     product: Callable[..., Array]
     top: Callable[..., Array]  # the maximum over axis 0

@@ -13,6 +13,9 @@ LARGE = 2**22  # entries of an array from which threads are faster: BLAS's own k
 LARGE_WITH_ONE_BLAS_THREAD = 2**18  # the same while BLAS has only one
 BLOCK = 2**18  # entries of each array in a block; in smaller ones, threads would wait for Python's lock
 LIMIT = 8  # threads at most: more would wait for memory
+# a batch is divided between threads if its layers of images and sequences output at least this many entries for it, and
+# half as many more for each stage within which the threads have to meet
+SPLIT_FROM = 2**20
 
 
 def in_blocks(work: Callable[[slice], Any], size: int, block: int, shared: bool = True) -> list[Any]:

@@ -31,6 +31,7 @@ class NumbaKernels(Calls):
     )
     loss, update = SoftmaxCrossEntropy.of, Update
     pool, winograd = Pool, Winograd
+    compiled = True
     bias_joins_from = 2**16  # the loop adds a bias on its way, and a small product takes longer with one row more
 
     def __init__(self, backend: Backend):
