@@ -1,7 +1,8 @@
 """Time a training step of xpnet beside other ways to take the same step: whole training loops, all counted.
 
 Every contestant runs in a process of its own, and they take turns, so that a machine that slows down slows all alike;
-medians of the turns. Before that they train five steps from the same weights, and must agree on the losses.
+medians of the turns. Before that they train five steps from the same weights, and must agree on the losses. With
+--predict they then compute the outputs for one batch after another instead, in inference.
 
 seed     full batch of 1,500 digits, 64-32-16-10, batch norm after every Dense
 mini     1,472 digits in batches of 32, 64-128-64-10, batch norm
@@ -79,7 +80,7 @@ PAUSE = 0.25  # seconds before a turn, in which threads that spin after the last
 # --- the contestant's process -----------------------------------------------------------------------------------------
 
 
-def work(name: str, case: cases.Case, dtype: str, steps: int | None, clock: str) -> None:
+def work(name: str, case: cases.Case, dtype: str, steps: int | None, clock: str, predict: bool) -> None:
     """Build the contestant, say its first losses, then take a turn for every line that comes in.
 
     It answers in lines of JSON: {"absent": reason}, or {"losses": [...], ...} and then milliseconds per step.
@@ -101,13 +102,17 @@ def work(name: str, case: cases.Case, dtype: str, steps: int | None, clock: str)
         return answer({"absent": str(error)})
     except ImportError as error:
         return answer({"absent": f"{error}. To install it: {install}"})
+    if predict and not hasattr(peer, "predict"):
+        return answer({"absent": "it only trains"})
     modules = ["xpnet", "numpy", *([library] if library else [])]
     versions = {module: sys.modules[module].__version__ for module in modules}
     losses, now = peer.first_losses(), {"wall": time.perf_counter, "cpu": time.process_time}[clock]
 
+    turn = peer.predict if predict else peer.turn
+
     def milliseconds(steps: int) -> float:
         began = now()
-        peer.turn(steps)
+        turn(steps)
         return 1000 * (now() - began) / (case.epochs(steps) * case.batches)
 
     def a_second(steps: int = 1) -> int:
@@ -176,6 +181,8 @@ def start(case: str, name: str, options: argparse.Namespace) -> subprocess.Popen
     command = [sys.executable, __file__, case, "--worker", name, "--dtype", options.dtype, "--clock", options.clock]
     if options.steps:
         command += ["--steps", str(options.steps)]
+    if options.predict:
+        command.append("--predict")
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -278,7 +285,7 @@ def races(options: argparse.Namespace) -> dict[str, object]:
             results.append(result(case, present))
             names = [c.name for c in present]
     found = {"versions": versions, "devices": devices, "absent": absent, "results": results}
-    return found | {"per_layer_us": report.per_layer(results)}
+    return found | {"per_layer_us": {} if options.predict else report.per_layer(results)}
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -323,6 +330,7 @@ def arguments() -> argparse.Namespace:
         default="wall",
         help="cpu: the processor's time of all threads, for machines that others use, too; default: wall",
     )
+    parser.add_argument("--predict", action="store_true", help="time inference instead of training steps")
     parser.add_argument("--malloc", action="store_true", help="raise glibc's thresholds, for every contestant alike")
     parser.add_argument("--json", type=a_file, metavar="FILE", help="write every turn's time, and all that is printed")
     parser.add_argument("--plot", type=a_picture, metavar="FILE.png", help="draw the medians; needs matplotlib")
@@ -331,6 +339,8 @@ def arguments() -> argparse.Namespace:
     study = options.case in CASES and options.case not in cases.FIXED
     if options.case == "memory" and (options.contestants or options.plot):
         parser.error("memory is a table about xpnet on NumPy alone: it takes neither --contestants nor --plot")
+    if options.case == "memory" and options.predict:
+        parser.error("memory is that of fits: it does not take --predict")
     if options.malloc and platform.libc_ver()[0] != "glibc":
         parser.error("--malloc: the thresholds are glibc's, and this Python runs on another C library")
     needs_digits = options.case == "memory" or any(cases.case(c).digits for c in CASES.get(options.case, []))
@@ -346,9 +356,10 @@ def main() -> None:
     """Race, or measure memory, and report."""
     options = arguments()
     if options.worker:
-        return work(options.worker, cases.case(options.case), options.dtype, options.steps, options.clock)
+        steps, clock = options.steps, options.clock
+        return work(options.worker, cases.case(options.case), options.dtype, steps, clock, options.predict)
     out = {"case": options.case, "machine": report.machine()}
-    out |= {key: getattr(options, key) for key in ("dtype", "tf32", "threads", "malloc", "clock")}
+    out |= {key: getattr(options, key) for key in ("dtype", "tf32", "threads", "malloc", "clock", "predict")}
     if options.case == "memory":
         out |= {"versions": {"xpnet": xn.__version__, "numpy": np.__version__}, "memory": memories(options)}
     else:

@@ -90,6 +90,8 @@ def head(out: dict[str, Any]) -> list[str]:
         steps = f" of {counted(out['steps'], 'step')}" if out["steps"] else ""
         setting.append(counted(out["turns"], "turn") + steps)
     setting.append(counted(out["threads"], "thread") if out["threads"] else "threads as each library chooses")
+    if out["predict"]:
+        setting.append("inference")
     if out["clock"] == "cpu":
         setting.append("processor time")
     if out["tf32"]:
@@ -125,13 +127,13 @@ def warnings(m: dict[str, Any]) -> list[str]:
 
 
 def contestants(results: dict[str, Any]) -> list[str]:
-    """Return a row for each contestant: ms/step, and the ratios of medians."""
+    """Return a row for each contestant: ms/batch, and the ratios of medians."""
     name = max(map(len, ["contestant", *results]))
     references = list(next(iter(results.values()))["ratios"])
     widths = [max(10, len(r) + 2) for r in references]
     over = f"{'median over that of':>{max(sum(widths), 22)}}" if references else ""
     lines = [
-        f"{'':<{name}}{'ms/step':>30}{over}",
+        f"{'':<{name}}{'ms/batch':>30}{over}",
         f"{'contestant':<{name}}{'median':>10}{'min':>10}{'max':>10}"
         + "".join(f"{r:>{w}}" for r, w in zip(references, widths, strict=True)),
     ]
@@ -143,13 +145,13 @@ def contestants(results: dict[str, Any]) -> list[str]:
 
 
 def sizes(study: str, results: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield a row for each size: the multiplications in its matrix products, and the contestants' median ms/step."""
+    """Yield a row for each size: the multiplications in its matrix products, and the contestants' median ms/batch."""
     names = list(results[0]["contestants"])
     width = max(map(len, [*names, "1,000.000"])) + 2
     at_once = (WIDTH - 20) // width
     for start in range(0, len(names), at_once):
         some = names[start : start + at_once]
-        yield f"{'':<8}{'million':>12}{'median ms/step':>{width * len(some)}}"
+        yield f"{'':<8}{'million':>12}{'median ms/batch':>{width * len(some)}}"
         yield f"{STUDIES[study][0]:>8}{'multiplies':>12}" + "".join(f"{name:>{width}}" for name in some)
         for r in results:
             medians = "".join(f"{r['contestants'][name]['median']:>{width},.3f}" for name in some)
@@ -254,12 +256,12 @@ def bars(ax: Any, results: dict[str, Any]) -> None:
         )
     ax.invert_yaxis()
     ax.set_xlim(0, 2 * max(r["max"] for r in results.values()))
-    ax.set_xlabel("ms/step, median; the line goes from the fastest turn to the slowest")
+    ax.set_xlabel("ms/batch, median; the line goes from the fastest turn to the slowest")
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def curves(ax: Any, study: str, results: list[dict[str, Any]]) -> None:
-    """Draw the contestants' ms/step against the size, and a line that grows as the multiplications do."""
+    """Draw the contestants' ms/batch against the size, and a line that grows as the multiplications do."""
     from matplotlib.ticker import LogLocator
 
     slopes, at = per_layer(results), [size(r) for r in results]
@@ -271,7 +273,7 @@ def curves(ax: Any, study: str, results: list[dict[str, Any]]) -> None:
     last = min(times[-1] for times in medians.values())
     ax.plot(at, last * work / work[-1], "--", color="#999999", lw=1, label="as the multiplications grow")
     _, label, title = STUDIES[study]
-    ax.set(xscale="log", yscale="log", xlabel=label, ylabel="ms/step, median", title=title)
+    ax.set(xscale="log", yscale="log", xlabel=label, ylabel="ms/batch, median", title=title)
     ax.set_xticks(at, [f"{n:,}" for n in at])
     ax.minorticks_off()
     low, high = min(map(min, medians.values())), max(map(max, medians.values()))

@@ -92,6 +92,11 @@ class Case:
         """Return the number of epochs closest to so many steps."""
         return max(1, round(steps / self.batches))
 
+    @property
+    def slices(self) -> list[slice]:
+        """The rows of each batch of an epoch."""
+        return [slice(start, start + self.batch) for start in range(0, self.rows, self.batch)]
+
     def net(self, backend: str = "numpy", dtype: str = "float32", device: Any = None) -> xn.Sequential:
         """Return the network with its initial weights."""
         return xn.Sequential(*self.layers).clone().initialize(backend, dtype, seed=0, device=device)
@@ -112,8 +117,8 @@ class Case:
         if self.batches > 1:
             order = permutation(self.rows)
             x, y = x[order], y[order]
-        for start in range(0, self.rows, self.batch):
-            yield x[start : start + self.batch], y[start : start + self.batch]
+        for rows in self.slices:
+            yield x[rows], y[rows]
 
 
 def leaves(layers: Sequence[xn.Layer], shape: Shape) -> Iterator[tuple[xn.Layer, Shape]]:

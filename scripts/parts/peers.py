@@ -2,7 +2,7 @@
 
 A contestant is built from a case and a dtype. `first_losses()` returns the losses of five steps on the first batch,
 which show that all do the same work; `turn(steps)` trains for whole epochs and returns when the device is done;
-`device` is the device's name.
+`predict(steps)` computes the outputs of their batches instead, one call each; `device` is the device's name.
 """
 
 import functools
@@ -43,6 +43,11 @@ class XpNet:
 
     def turn(self, steps: int) -> None:
         self.fit(self.x, self.y, self.case.epochs(steps), self.case.batch)
+        self.net.backend.synchronize()
+
+    def predict(self, steps: int) -> None:
+        for rows in self.case.slices * self.case.epochs(steps):
+            self.net.predict(self.x[rows, ...])
         self.net.backend.synchronize()
 
 
@@ -249,6 +254,7 @@ class Jax:
 
         self.step, self.scan = (jax.jit(f, donate_argnums=0) for f in (step, scan))
         self.shuffle = jax.jit(shuffle)
+        self.outputs = jax.jit(lambda params, statistics, x: jax_outputs(case.layers, "", params, statistics, None, x))
 
     def first_losses(self) -> list[float]:
         losses = []
@@ -270,9 +276,18 @@ class Jax:
             self.epoch(x, y)
         self.jax.block_until_ready(self.carry)
 
+    def predict(self, steps: int) -> None:
+        params, statistics, *_ = self.carry
+        y = None
+        for rows in self.case.slices * self.case.epochs(steps):
+            y = self.outputs(params, statistics, self.x[rows])
+        self.jax.block_until_ready(y)
+
 
 def jax_outputs(layers: Sequence[xn.Layer], prefix: str, params: Any, statistics: Any, new: Any, x: Any) -> Any:
-    """Return the layers' output for x by JAX's own functions, and write the next statistics into `new`."""
+    """Return the layers' output for x by JAX's own functions, and write the next statistics into `new`; if that is
+    None, return the output in inference.
+    """
     from jax import lax, nn
     from jax import numpy as jnp
     from jax.scipy.special import erf
@@ -286,10 +301,13 @@ def jax_outputs(layers: Sequence[xn.Layer], prefix: str, params: Any, statistics
         if isinstance(layer, xn.Dense):
             x = dense(x, "")
         elif isinstance(layer, xn.BatchNorm):
-            for key, batch in ("mean", x.mean(axis=0)), ("var", x.var(axis=0)):
-                new[name + key] = MOMENTUM * statistics[name + key] + (1 - MOMENTUM) * batch
-            x = (x - x.mean(axis=0)) / jnp.sqrt(x.var(axis=0) + EPS)
-            x = p["gamma"] * x + p["beta"]
+            if new is None:
+                mean, var = statistics[f"{name}mean"], statistics[f"{name}var"]
+            else:
+                mean, var = x.mean(axis=0), x.var(axis=0)
+                for key, batch in ("mean", mean), ("var", var):
+                    new[name + key] = MOMENTUM * statistics[name + key] + (1 - MOMENTUM) * batch
+            x = p["gamma"] * (x - mean) / jnp.sqrt(var + EPS) + p["beta"]
         elif isinstance(layer, xn.Conv2d):
             around = [(layer.padding, layer.padding)] * 2
             x = lax.conv_general_dilated(x, p["weight"], (1, 1), around) + p["bias"][:, None, None]
@@ -374,6 +392,14 @@ class Torch:
         for _ in range(self.case.epochs(steps)):
             for x, y in self.case.shuffled(self.x, self.y, self.permutation):
                 self.step(x, y)
+        if self.x.is_cuda:
+            self.torch.cuda.synchronize()
+
+    def predict(self, steps: int) -> None:
+        self.model.eval()
+        with self.torch.inference_mode():
+            for rows in self.case.slices * self.case.epochs(steps):
+                self.call(self.x[rows])
         if self.x.is_cuda:
             self.torch.cuda.synchronize()
 

@@ -68,6 +68,7 @@ def test_a_race_is_in_the_table_the_json_and_the_picture(tmp_path):
         (["mini", "--plot", "nowhere/race.png"], "nowhere/race.png is a directory, or in one that is not there"),
         (["mini", "--plot", "race.txt"], "must end in .png"),
         (["memory", "--contestants", "plain"], "it takes neither --contestants nor --plot"),
+        (["memory", "--predict"], "it does not take --predict"),
     ],
 )
 def test_what_it_cannot_do_is_refused_with_the_choices_named(scripts, monkeypatch, capsys, arguments, message):
@@ -163,7 +164,7 @@ def test_a_contestant_without_the_layers_is_left_out(scripts, monkeypatch):
     monkeypatch.setattr(benchmark.signal, "signal", lambda *_: None)
     for name, case in ("plain", "image:8"), ("torch-channels-last", "context:8"):
         monkeypatch.setattr(sys, "stdout", said)
-        benchmark.work(name, benchmark.cases.case(case), "float32", 1, "wall")
+        benchmark.work(name, benchmark.cases.case(case), "float32", 1, "wall", predict=False)
     assert said.getvalue().splitlines() == [
         '{"absent": "it is for features, and these are images"}',
         '{"absent": "it is for images, and these are texts"}',
@@ -208,13 +209,26 @@ def test_products_are_the_references_of_who_does_more(tmp_path):
     assert "no cupy today" in absent
 
 
+def test_inference_is_timed_of_those_who_have_it(tmp_path):
+    file = tmp_path / "race.json"
+    done = run("width:64", "--predict", "--contestants", "xpnet", "products", *QUICK, "--json", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    out = json.loads(file.read_text())
+    assert out["predict"]
+    assert out["absent"] == {"products": "it only trains"}
+    assert [*out["results"][0]["contestants"]] == ["xpnet"]
+    assert "inference" in done.stdout
+    assert "ms/batch" in done.stdout
+
+
 @pytest.mark.parametrize(("tf32", "switch"), [(False, ["0", "0", "float32"]), (True, ["1", "1", "tensorfloat32"])])
 def test_every_library_is_told_whether_it_may_multiply_in_tf32(scripts, monkeypatch, tf32, switch):
     import benchmark
 
     given = []
     monkeypatch.setattr(benchmark.subprocess, "Popen", lambda command, env, **pipes: given.append(env))
-    options = argparse.Namespace(tf32=tf32, threads=None, malloc=False, dtype="float32", steps=None, clock="wall")
+    alike = {"threads": None, "malloc": False, "dtype": "float32", "steps": None, "clock": "wall", "predict": False}
+    options = argparse.Namespace(tf32=tf32, **alike)
     benchmark.start("large", "xpnet-cupy", options)
     names = "CUPY_TF32", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "JAX_DEFAULT_MATMUL_PRECISION"
     assert [given[0][name] for name in names] == switch
@@ -255,7 +269,7 @@ def test_a_study_has_a_row_for_each_size_and_a_cost_for_each_layer(scripts, tmp_
     assert report.per_layer(results[:3]) == {}
 
     setting = {"case": "depth", "dtype": "float32", "tf32": True, "threads": 1, "malloc": True, "turns": 2, "steps": 3}
-    setting["clock"] = "cpu"
+    setting |= {"clock": "cpu", "predict": False}
     versions = {"numpy": np.__version__}
     out = setting | {"machine": report.machine(), "versions": versions, "results": results, "per_layer_us": slopes}
     text = report.text(out)

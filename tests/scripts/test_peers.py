@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import xpnet as xn
 from support import ROOT
 
 
@@ -35,6 +36,17 @@ def test_jax_makes_the_same_of_a_batch(case, lib):
     x = x[: case.batch]
     y = peers.jax_outputs(case.layers, "", {k: lib.asarray(a) for k, a in net.params.items()}, {}, {}, lib.asarray(x))
     lib.agrees(y, net(x), rtol=1e-5)
+
+
+@pytest.mark.jax_only
+def test_jax_takes_the_running_averages_in_inference(scripts, lib, rng):
+    from parts import peers
+
+    layers = xn.Dense(3, 4), xn.BatchNorm(4, eps=peers.EPS)
+    net, x = xn.Sequential(*layers).initialize(seed=0), rng.normal(size=(5, 3)).astype("float32")
+    net.set_state({"1.mean": [1, 2, 3, 4], "1.var": [4, 3, 2, 1]})
+    params, state = ({k: lib.asarray(a) for k, a in arrays.items()} for arrays in (net.params, net.state))
+    lib.agrees(peers.jax_outputs(layers, "", params, state, None, lib.asarray(x)), net(x), rtol=1e-5)
 
 
 @pytest.mark.numpy_only
