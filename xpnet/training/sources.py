@@ -9,8 +9,8 @@ import contextlib
 import itertools
 import math
 import os
-import queue
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -588,43 +588,48 @@ def prefetched(items: Iterator[Any], count: int) -> Iterator[Any]:
     if not count:
         yield from items
         return
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(count)
-    wanted, item = True, None
+    ready: deque[tuple[Any, BaseException | None]] = deque()  # the last is END, with the exception that came, if any
+    changed = threading.Condition()
+    wanted = True
 
     def fill() -> None:
         error: BaseException | None = None
         try:
             for item in items:
-                ready.put((item, None))
+                with changed:
+                    changed.wait_for(lambda: len(ready) < count or not wanted)
+                    if not wanted:
+                        return
+                    ready.append((item, None))
+                    changed.notify_all()
                 del item
-                if not wanted:
-                    break
         except BaseException as raised:  # raised again in the thread that takes the items
             error = raised
         finally:
             if hasattr(items, "close"):
                 items.close()
-            ready.put((END, error))
+            with changed:
+                ready.append((END, error))
+                changed.notify_all()
 
     thread = threading.Thread(target=fill, name="xpnet-prefetch", daemon=True)
     thread.start()
     try:
         while True:
-            try:
-                item, error = ready.get(timeout=1.0)
-            except queue.Empty:
-                if not thread.is_alive():
-                    raise RuntimeError("fit: the thread that reads the source has died") from None
-                continue
+            with changed:
+                while not ready:
+                    if not changed.wait(timeout=1.0) and not ready and not thread.is_alive():
+                        raise RuntimeError("fit: the thread that reads the source has died")
+                item, error = ready.popleft()
+                changed.notify_all()
             if error is not None:
                 raise error
             if item is END:
                 return
             yield item
-            item = None  # before the next one comes
+            del item
     finally:
-        wanted = False
-        with contextlib.suppress(queue.Empty):  # if the source hangs
-            while item is not END and thread.is_alive():
-                item, _ = ready.get(timeout=5.0)
+        with changed:
+            wanted = False
+            changed.notify_all()
         thread.join(timeout=5.0)
