@@ -165,9 +165,8 @@ class Explanation(Mapping[str, Trace]):
     # --- as text and as HTML --------------------------------------------------------------------------------------
 
     def _heading(self) -> str:
-        net = self.net
-        rows = counted(self.x.shape[0], "row")
-        return f"{rows} through {counted(len(net.leaves()), 'layer')}, {net.dtype} on {net.backend.describe()}"
+        rows, layers, net = counted(self.x.shape[0], "row"), counted(len(self.net.leaves()), "layer"), self.net
+        return f"{rows} through {layers}, {net.dtype} on {net.backend.describe()}"
 
     def _verdict(self) -> str:
         text = f"loss {number(float(self.value))}"

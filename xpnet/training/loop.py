@@ -37,28 +37,13 @@ PACE = 0.1  # seconds: if the queued epochs took less, twice as many are queued 
 
 @fails_together
 def fit(
-    net: Placed,
-    x: Any,
-    y: Any = None,
-    *,
-    loss: Loss,
-    optimizer: Optimizer,
-    epochs: int = 1,
-    batch_size: int | None = 32,
-    shuffle: bool = True,
-    validation_data: tuple[Any, Any] | None = None,
-    metrics: Metrics | None = None,
-    callbacks: Sequence[Callback] | None = (),
-    progress: bool = False,
-    sample_weight: Any = None,
-    l2: float = 0.0,
-    slots: Slots | None = None,
-    checkpoint: Checkpoint | None = None,
-    resume: bool = False,
-    prefetch: int = 2,
-    comm: Any = None,
-    shards: int | None = None,
-) -> History:
+    net: Placed, x: Any, y: Any = None, *, loss: Loss, optimizer: Optimizer, epochs: int = 1,
+    batch_size: int | None = 32, shuffle: bool = True, validation_data: tuple[Any, Any] | None = None,
+    metrics: Metrics | None = None, callbacks: Sequence[Callback] | None = (), progress: bool = False,
+    sample_weight: Any = None, l2: float = 0.0, slots: Slots | None = None,
+    checkpoint: Checkpoint | None = None, resume: bool = False,
+    prefetch: int = 2, comm: Any = None, shards: int | None = None,
+) -> History:  # fmt: skip
     """Train on x (n, features) or of more axes, and targets y (n, ...), and return the history.
 
     x and y are arrays of NumPy or of the backend. Large memory-mapped files and arrays of integers are never copied
