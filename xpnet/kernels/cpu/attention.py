@@ -10,15 +10,15 @@ from ...layers import attention
 from ..stages import Part, Site, Stage
 from .positions import PositionsStage
 
-BLOCK = 2**17  # entries of P that are worked on at a time, and stay in cache
-LANES = 64  # queries that are gone through together
+BLOCK = 2**17  # entries of P in a block, which stay in cache
+LANES = 64  # queries, or keys, in a stretch
 
 
 class Attention(PositionsStage):
-    """As the layer has it, but that S and P are kept with a row for each key: Pᵀ (N h, T, T), of its queries.
+    """The formulas of the layer with S and P transposed: Pᵀ (N, h, T, T) has a row for each key.
 
-    The sums of softmax are then over rows, which are long, and products find their factors next to each other: those of
-    Qᵀ and dOᵀ are copies. Of a causal one the keys behind all queries of a stretch of LANES are left out.
+    The sums of softmax then run over long rows, and the factors of products are contiguous; Qᵀ and dOᵀ are copies.
+    Causal attention leaves out the keys after all queries of a stretch.
     """
 
     y_read_once = True
@@ -42,7 +42,7 @@ class Attention(PositionsStage):
         self.qkv, self.o, self.z = work("qkv", (m, 3 * d)), work("o", (m, d)), work("y", (m, d))
         self.dqkv, self.do = room("dqkv", (m, 3 * d)), room("do", (m, d))
         self.p, self.limit = work("p", (n, h, t, t)), None
-        if self.layer.causal:  # of S, where the key is not behind its query and where it is
+        if self.layer.causal:  # of S: no limit for keys up to the query, -inf for those after it
             self.limit = room("limit", (LANES, LANES))
             self.limit[...] = np.where(np.tri(LANES, dtype=np.bool).T, np.inf, -np.inf)
         self.ones, self.ones_t, self.ones_d = (room.filled(1.0, (count,)) for count in (m, t, d // h))
@@ -68,7 +68,7 @@ class Attention(PositionsStage):
         return self.y
 
     def softmax(self, each: "Sequences", part: "Stretch") -> None:
-        """Sᵀ becomes Pᵀ."""
+        """Overwrite Sᵀ with Pᵀ."""
         p, row = part.p, part.row
         if self.limit is not None:
             np.minimum(part.ends, part.limit, out=part.ends)
@@ -106,28 +106,28 @@ class Attention(PositionsStage):
         r *= self.scale
 
     def slope(self, each: "Sequences", part: "Stretch") -> None:
-        """dPᵀ / √d becomes dSᵀ / √d."""
+        """Overwrite dPᵀ / √d with dSᵀ / √d."""
         ds = part.ds
         ds -= part.r
         ds *= part.p
 
 
 class Sequences:
-    """The arrays of some sequences, those of heads (n, h, T, d), Pᵀ and dSᵀ (n, h, T, T), and their stretches."""
+    """Views of the arrays for n sequences: heads (n, h, T, d), Pᵀ and dSᵀ (n, h, T, T); and their stretches."""
 
     def __init__(self, stage: Attention, start: int, stop: int):
         (d, t, _), h, n, room, causal = stage.shape, stage.layer.heads, stop - start, stage.shared, stage.layer.causal
         size, rows = d // h, slice(start * t, stop * t)
 
         def heads(a: np.ndarray, parts: int) -> np.ndarray:
-            """(M, parts D) as (parts, n, h, T, d): a view."""
+            """View (M, parts D) as (parts, n, h, T, d)."""
             return a[rows].reshape((n, t, parts, h, size)).transpose(2, 0, 3, 1, 4)
 
         self.q, self.k, self.v, self.dq, self.dk, self.dv = *heads(stage.qkv, 3), *heads(stage.dqkv, 3)
         self.o, self.do = *heads(stage.o, 1), *heads(stage.do, 1)
         self.p, self.ds = stage.p[start:stop], room("ds", (n, h, t, t))
         self.q_t, self.do_t = self.q.swapaxes(2, 3), self.do.swapaxes(2, 3)
-        self.turned = room("turned", (n, h, size, t))  # Qᵀ / √d, then dOᵀ
+        self.turned = room("turned", (n, h, size, t))  # Qᵀ / √d in forward, dOᵀ / √d in backward
         self.row = room("row", (n, h, 1, t))  # numbers of each query
         terms, self.r_of_rows = room("terms", (n, t, h, size)), room("r", (n * t * h,))
         self.terms, self.rows_of_terms = terms.transpose(0, 2, 1, 3), terms.reshape((n * t * h, size))
@@ -138,7 +138,7 @@ class Sequences:
 
 
 class Stretch:
-    """Some queries of such sequences and the keys that they see, or some keys and the queries that see them."""
+    """Views for some queries and the keys that they see, or for some keys and the queries that see them."""
 
     def __init__(self, stage: Attention, each: Sequences, keys: slice, queries: slice):
         self.keys, self.queries = keys, queries

@@ -1,4 +1,4 @@
-"""The pointwise functions of the table in the calls of NumPy or PyTorch, and stages that go through rows in blocks."""
+"""The pointwise functions of the table in calls of NumPy or PyTorch, and stages that process rows in blocks."""
 
 import copy
 import functools
@@ -13,7 +13,7 @@ from ..stages import Stage
 from ..table import POINTWISE, pointwise
 from . import threads
 
-SMALL = 2**16  # numbers of a matrix up to which one of zeros is worth its memory: a row of them takes more calls within
+SMALL = 2**16  # entries up to which a matrix of zeros is made, rather than one row that NumPy broadcasts more slowly
 
 
 class Compiled(NamedTuple):
@@ -25,10 +25,10 @@ class Compiled(NamedTuple):
 
 
 class Function:
-    """A pointwise function in a library's calls: x, which stands in y's place, becomes y.
+    """A pointwise function in a library's calls, which overwrite x, in the array y, with f(x).
 
-    A slope that is a formula of x is found in forward, first, and kept, as a mask where it is 1 or 0. One of y alone is
-    found in backward.
+    A slope that depends on x is computed first, in forward, and kept: as a mask if it is 1 or 0. A slope that depends
+    on y alone is computed in backward.
     """
 
     def __init__(self, lib: Any, name: str):
@@ -41,7 +41,7 @@ class Function:
             self.programs = {"value": self._compiled(lib, [*lines[0], *lines[1], *lines[2]])}
             return
         self.programs = {"value": self._compiled(lib, lines[2]), "slope_of": self._compiled(lib, lines[1])}
-        if len(re.findall(r"\bx\b", value)) == value.count("-x"):  # it is of -(x + shift), in one call less
+        if len(re.findall(r"\bx\b", value)) == value.count("-x"):  # a function of -x: -(x + shift) in one call
             value = value.replace("-x", "(minus_shift - x)")
             self.programs["negated"] = self._compiled(lib, [("y", value)], "minus_shift")
 
@@ -79,12 +79,12 @@ def first_rows(numbers: dict[Any, Array], count: int) -> dict[Any, Array]:
 
 @functools.cache
 def function(lib: Any, name: str) -> Function:
-    """The function of this name, compiled once."""
+    """Return the function of this name, made only once."""
     return Function(lib, name)
 
 
 class RowsStage(Stage):
-    """The base of stages in calls that end in a pointwise function f, with y and other arrays of as many rows."""
+    """The base class of stages in calls that end in a pointwise function f, with arrays of as many rows as y."""
 
     f: Layer | None
     y: Array
@@ -97,11 +97,11 @@ class RowsStage(Stage):
     slope: Array
 
     def bind_rows(self, h: int, n: int, **arrays: Array) -> None:
-        """Find what f writes to beside the arrays given, which are y and others with a row for each feature."""
+        """Set the arrays that f needs beside the given ones, which are y and others with a row for each feature."""
         family, name = self.site.family, pointwise(self.f)
         self.lib, self.integers = family.lib, family.integers.get(arrays["y"].itemsize)
         shared = family.threaded and h * n > threads.LARGE
-        self.block = max(1, threads.BLOCK // n) if shared else h  # rows gone through at a time
+        self.block = max(1, threads.BLOCK // n) if shared else h  # rows at a time
         self.parts: dict[int, Self] = {}
         self.ones = self.shared.filled(1.0, (n,))
         self.sums, self.row_dot = family.over_batch(n)
@@ -121,7 +121,7 @@ class RowsStage(Stage):
             vars(self).update(self.function.bound(self.arrays | self.numbers))
 
     def part(self, rows: slice) -> Self:
-        """The stage of these rows alone."""
+        """Return the stage for these rows alone."""
         if rows.start not in self.parts:
             part = self.parts[rows.start] = copy.copy(self)
             part.arrays = {name: a[rows] for name, a in self.arrays.items()}
@@ -131,7 +131,7 @@ class RowsStage(Stage):
         return self.parts[rows.start]
 
     def by_rows(self, method: Callable[..., None]) -> Callable[..., None]:
-        """A method, of a stage and arrays; of much data block by block, which stay in cache, on several cores."""
+        """Return a method of a stage and arrays that takes much data in blocks, which fit the cache, on all cores."""
         h, block = self.y.shape[0], self.block
 
         def in_blocks(stage: RowsStage, *arrays: Array | None) -> None:
@@ -143,7 +143,7 @@ class RowsStage(Stage):
         return in_blocks if block < h else method
 
     def apply(self, shift: Array | None) -> None:
-        """y ← f(y + shift), f(y) without a shift, which is a column"""
+        """y ← f(y + shift) for a column `shift`, or f(y) for None"""
         if shift is not None:
             if self.negated is not None:
                 self.negated(-shift)

@@ -8,7 +8,7 @@ from .functions import RowsStage
 
 
 class Pointwise(stages.Pointwise, RowsStage):
-    """In the place of the product."""
+    """y overwrites the product."""
 
     in_place = True
 

@@ -1,5 +1,7 @@
-"""Stages of positions, in the calls of NumPy or PyTorch: arrays of more than two axes, (D, ..., N), that lie in memory
-as the layers' own code has them. As a matrix, (M, D), they have a row for each of the M positions.
+"""Stages of positions in calls of NumPy or PyTorch.
+
+Their arrays (D, ..., N) are in memory in the order of the layers, (N, ..., D). As a
+matrix (M, D), they have a row for each of the M positions.
 """
 
 import math
@@ -13,11 +15,11 @@ from ..stages import Part, Site, Stage, reversed_axes
 from ..table import pointwise
 from .functions import first_rows, function
 
-BLOCK = 2**17  # entries of each array to go through at a time, which stay in cache
+BLOCK = 2**17  # entries of each array in a block, which stay in cache
 
 
 class PositionsStage(Stage):
-    """The base of them."""
+    """The base class of these stages."""
 
     shape: tuple[int, ...]  # of x
 
@@ -26,18 +28,18 @@ class PositionsStage(Stage):
         self.product = site.family.product_in(site.threads)
 
     def matrix(self, a: Array) -> Array:
-        """(D, ..., N) as (M, D)."""
+        """View (D, ..., N) as (M, D)."""
         return reversed_axes(a).reshape((-1, a.shape[0]))
 
     def positions(self, a: Array) -> Array:
-        """(M, H) as (H, ..., N)."""
+        """View (M, H) as (H, ..., N)."""
         return reversed_axes(a.reshape((*self.shape[:0:-1], a.shape[1])))
 
 
 class Dense(PositionsStage):
-    """A Dense and perhaps a pointwise function, y = f(x W + b): dz = dy f', db = Σ dz, dW = xᵀ dz, dx = dz Wᵀ.
+    """A Dense and an optional pointwise function, y = f(x W + b): dz = dy f', db = Σ dz, dW = xᵀ dz, dx = dz Wᵀ.
 
-    y and f' are made block by block.
+    y and f' are computed in blocks of rows.
     """
 
     @classmethod
@@ -65,7 +67,7 @@ class Dense(PositionsStage):
         self.dx = None if self.lowest else self.shared(f"dx{self.turn}", (m, self.features))
 
     def applied(self, y: Array) -> Any:
-        """The function of this matrix."""
+        """Return f with the bias, for the matrix y."""
         return InBlocks(self, self.f, y)
 
     def forward(self, x: Array, params: Any) -> Array:
@@ -83,7 +85,7 @@ class Dense(PositionsStage):
 
 
 class InBlocks:
-    """y ← f(y + b) of a matrix (M, H) and a row b, and dy ← dy f', a few rows at a time."""
+    """y ← f(y + b) for a matrix y (M, H) and a row b, and dy ← dy f', a few rows at a time."""
 
     def __init__(self, stage: Stage, f: Layer | None, y: Array):
         (m, h), self.shared, family = y.shape, stage.shared, stage.site.family

@@ -1,4 +1,4 @@
-"""Attention, its softmax in loops. Axes as in `..attention`; B = N h, of a key row k and a query q."""
+"""Attention, with its softmax in loops. Axes as in `..attention`; B = N h, k a key and q a query."""
 
 from .. import attention
 from .compiling import compiled, exp
@@ -6,8 +6,9 @@ from .compiling import compiled, exp
 
 @compiled
 def softmax(p, start, stop, keys, before, top, sums):
-    """Of each matrix of p (B, T, T), S with a row for each key, P likewise: the columns of these queries, and so many
-    keys. All of these queries see those `before`; of the others each sees one more than the one before it.
+    """Overwrite Sᵀ, p (B, T, T), with Pᵀ: the columns start:stop, which are queries, and the rows up to `keys`.
+
+    All of these queries see the first `before` keys; of the keys after those, each query sees one more than the last.
     """
     high = top[: stop - start]
     total = sums[: stop - start]
@@ -27,14 +28,14 @@ def softmax(p, start, stop, keys, before, top, sums):
 
 @compiled
 def higher(s, first, top):
-    """top ← max(top, s), from the first on"""
+    """top ← max(top, s), from entry `first` on"""
     for q in range(s.size):
         top[q] = s[q] if (q >= first) & (s[q] > top[q]) else top[q]
 
 
 @compiled
 def raised(s, first, top, sums):
-    """s ← e^(s - top), 0 before the first; sums ← sums + it"""
+    """s ← e^(s - top), 0 before entry `first`; sums ← sums + s"""
     for q in range(s.size):
         e = exp(s[q] - top[q])
         s[q] = e if q >= first else s.dtype.type(0.0)
@@ -51,7 +52,7 @@ def times(s, over):
 
 @compiled
 def products(do, o, scale, r):
-    """r = Σ do o scale, of each row"""
+    """r = scale Σ do o, for each row"""
     for i in range(r.shape[0]):
         for j in range(r.shape[1]):
             for q in range(r.shape[2]):
@@ -63,7 +64,7 @@ def products(do, o, scale, r):
 
 @compiled
 def slope(ds, p, r, start, stop, first):
-    """ds ← p (ds - r), of these keys and the queries from the first on: 0 where p is"""
+    """ds ← p (ds - r), for the keys start:stop and the queries from `first` on"""
     for i in range(ds.shape[0]):
         for j in range(ds.shape[1]):
             own = r[i, j, first:]
@@ -74,7 +75,7 @@ def slope(ds, p, r, start, stop, first):
 
 
 class Attention(attention.Attention):
-    """As the base has it."""
+    """`..attention.Attention` with these loops."""
 
     def softmax(self, each: attention.Sequences, part: attention.Stretch) -> None:
         n, h, t, _ = each.p.shape

@@ -1,4 +1,4 @@
-"""Embeddings, whose rows a loop adds up."""
+"""Embeddings, with a loop that sums rows."""
 
 import numpy as np
 
@@ -9,14 +9,14 @@ from .layer_norm import add
 
 @exact
 def add_rows(rows, ids, sums):
-    """The sums of the rows (M, D) with the same id, (V, D)."""
+    """Write the sums (V, D) of the rows (M, D) with the same id."""
     sums[:] = 0.0
     for i in range(ids.size):
         add(rows[i], sums[ids[i]])
 
 
 class Embedding(embedding.Embedding):
-    """The ids are known to be inside."""
+    """The ids have been checked in forward."""
 
     def add_rows(self, rows: np.ndarray, sums: np.ndarray) -> None:
         add_rows(rows, self.cache, sums)

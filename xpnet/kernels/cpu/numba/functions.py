@@ -1,8 +1,8 @@
-"""The pointwise functions of the table within loops that Numba compiles, and stages that go through rows in them.
+"""The pointwise functions of the table within loops that Numba compiles, and stages of such loops over rows.
 
-A row, a feature's batch, is gone through while it is in cache. Arrays that are changed in place are one argument, not
-two of the same memory, which no compiler may vectorise. Sums begin at `wide`, the zero of float64, and are taken in it;
-where it is None, in the numbers' own dtype.
+A row, the batch of a feature, stays in cache during its loops. An array that is changed in place is a single argument,
+since a compiler cannot vectorize a loop over two that overlap. Sums start from `wide`: from 0.0 they are in float64,
+from None in the arrays' dtype.
 """
 
 import functools
@@ -21,22 +21,22 @@ from ...table import POINTWISE, pointwise
 from .. import functions, threads
 from .compiling import compiling, density, exp, is_negative, normal
 
-# ReLU's y is -0.0 where x is below 0: its sign tells backward which, in x's place
+# ReLU's y is -0.0 where x is below 0, so that backward needs only the sign of y
 RELU = POINTWISE["ReLU"]._replace(value="where(x < 0, -0.0, x + 0)", slope="where(is_negative(y), 0, 1)")
 FORMULAS = POINTWISE | {"ReLU": RELU}
-# the functions that stand in the loops; others are NumPy's to call
+# the functions that loops can compute; others are left to NumPy's calls
 INSIDE = {"exp", "normal", "density", "where", "is_negative"}
 Loops = dict[str, Any]
 
 
 class Function:
-    """A pointwise function of the table and the loops that have it in them: `loops` makes them of its formulas."""
+    """A pointwise function of the table, and the loops that `loops` makes from its value and slope."""
 
     def __init__(self, name: str, loops: Callable[..., Loops]):
         row = FORMULAS[name]
         value, slope = row.formulas
         self.settings = row.settings
-        self.inside = functions_in(value) <= INSIDE  # else the loops leave x, and NumPy makes y of it
+        self.inside = functions_in(value) <= INSIDE  # else the loops leave x in y, and NumPy computes f
         formulas = value if self.inside else "x", times(slope)
         scalars = scalar(formulas[0], "x", self.settings), scalar(formulas[1], "dy, x, y", self.settings)
         vars(self).update(loops(*scalars, compiling({"reassoc", "contract"}, formulas)))
@@ -44,17 +44,17 @@ class Function:
 
 @functools.cache
 def function(name: str, loops: Callable[..., Loops]) -> Any:
-    """The function of this name in these loops, compiled once."""
+    """Return the function of this name in these loops, made only once."""
     return Function(name, loops)
 
 
 def reads_x(f: Layer | None) -> bool:
-    """Whether the slope is a formula of x, so that y has to take another place."""
+    """Whether the slope depends on x, so that y must not overwrite it."""
     return "x" in names_in(FORMULAS[str(pointwise(f))].formulas[1])
 
 
 def scalar(formula: str, arguments: str, settings: list[str]) -> Any:
-    """A formula as a function of numbers of one type and of the settings, a tuple, which becomes part of the loops."""
+    """Return a formula as a function to inline into loops: of numbers of one type, and of a tuple of the settings."""
     scope = {"exp": exp, "is_negative": is_negative, "expm1": np.expm1, "tanh": np.tanh}
     scope |= {"normal": normal, "density": density}
     source = [f"def f({arguments}, s):", f"    T = type({arguments.partition(',')[0]})"]
@@ -64,13 +64,13 @@ def scalar(formula: str, arguments: str, settings: list[str]) -> Any:
 
 
 class LoopStage(Stage):
-    """The base of stages in loops that end in a pointwise function f."""
+    """The base class of stages in loops that end in a pointwise function f."""
 
     f: Layer | None
     loops: Callable[..., Loops]  # that f is put into
 
     def bind_rows(self, y: Array) -> None:
-        """Find what f writes to beside y."""
+        """Set the arrays that f needs beside y."""
         h, n = y.shape
         self.function = function(str(pointwise(self.f)), self.loops)
         number = y.dtype.type
@@ -79,7 +79,7 @@ class LoopStage(Stage):
         self.forward_rows, self.backward_rows = (
             self.by_rows(loop, h, n) for loop in (self.function.forward, self.function.backward)
         )
-        self.finish: Callable[[], None] | None = None  # makes y of the x that the loops leave in its place
+        self.finish: Callable[[], None] | None = None  # computes f of the x that the loops leave in y
         if not self.function.inside:
             calls = functions.function(np, str(pointwise(self.f)))
             made = {"y": y} | dict(zip(calls.settings, self.settings, strict=True))
@@ -90,7 +90,7 @@ class LoopStage(Stage):
             self.finish = functools.partial(self.by_rows(program, h, n), *arguments)
 
     def by_rows(self, loop: Callable[..., Any], h: int, n: int) -> Callable[..., Any]:
-        """A loop over all rows; of much data block by block, on several cores."""
+        """Return a loop over all rows, which takes much data in blocks, on several cores."""
         if h * n <= threads.LARGE:
             return loop
 

@@ -85,7 +85,7 @@ def backward(normal, gamma, scale, mean, product, d, sums):
 
 @compiled
 def gather(c, gamma, d, mean, product, sums):
-    """g = γ d in d's place, and the sums that it goes into."""
+    """d ← g = γ d, and add to the sums."""
     of_product = d.dtype.type(0.0)
     of_d = d.dtype.type(0.0)
     for j in range(d.size):
@@ -106,12 +106,12 @@ def slope(c, mean, product, share, scale, d):
         d[j] = (d[j] - mean[j] * share - c[j] * product[j] * share) * scale[j]
 
 
-# --- of positions, whose features lie side by side ---
+# --- positions, whose features are contiguous ---
 
 
 @compiled
 def forward_rows(x, gamma, beta, eps, scale, normal, y):
-    """As `forward`, of rows (M, D)."""
+    """As `forward`, for rows (M, D)."""
     m, d = x.shape
     share = y.dtype.type(1.0) / y.dtype.type(d)
     for i in range(m):
@@ -138,7 +138,7 @@ def forward_rows(x, gamma, beta, eps, scale, normal, y):
 
 @compiled
 def backward_rows(normal, gamma, scale, d, tile, sums):
-    """As `backward`, of rows; `tile` (2, D) are the sums of TILE rows."""
+    """As `backward`, for rows; `tile` (2, D) is for the sums of TILE rows."""
     m, features = d.shape
     share = d.dtype.type(1.0) / d.dtype.type(features)
     sums[:] = 0.0
@@ -152,7 +152,7 @@ def backward_rows(normal, gamma, scale, d, tile, sums):
 
 @compiled
 def add_rows(c, d, of_product, of_d):
-    """The sums of d x̂ and of d."""
+    """Add d x̂ and d to their sums."""
     for j in range(d.size):
         of_product[j] += d[j] * c[j]
         of_d[j] += d[j]

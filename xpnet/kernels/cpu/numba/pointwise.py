@@ -8,11 +8,11 @@ from .functions import Loops, LoopStage, reads_x
 
 
 def loops(value: Any, back: Any, made_of: Any) -> Loops:
-    """The loops with y of x in them, and dy times the slope."""
+    """Return the loops, given a pointwise function as `value`, and dy times its slope as `back`."""
 
     @made_of
     def forward(z, bias, s, y):
-        """y = f(z + bias), f(z) without a bias; y None is z"""
+        """y = f(z + bias), or f(z) if the bias is None; y overwrites z if it is None"""
         for i in range(z.shape[0]):
             b = z.dtype.type(0.0) if bias is None else bias[i]
             for j in range(z.shape[1]):
@@ -38,7 +38,7 @@ def loops(value: Any, back: Any, made_of: Any) -> Loops:
 
 
 class Pointwise(stages.Pointwise, LoopStage):
-    """In the product's place, unless the slope needs what stands there."""
+    """y overwrites the product, unless the slope depends on that."""
 
     loops = staticmethod(loops)
 

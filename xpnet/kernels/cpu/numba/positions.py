@@ -1,4 +1,4 @@
-"""The function behind a dense layer of positions, in loops."""
+"""The function after a dense layer of positions, in loops."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from .functions import Loops, function, reads_x
 
 
 def loops(value: Any, back: Any, made_of: Any) -> Loops:
-    """The loops with y of x in them, and the slope."""
+    """Return the loops, given a pointwise function as `value`, and dy times its slope as `back`."""
 
     @made_of
     def forward(y, bias, s, slope):
-        """y ← f(y + bias), and the slope there unless it is None"""
+        """y ← f(y + bias), and slope ← f' unless it is None"""
         one = y.dtype.type(1.0)
         for i in range(y.shape[0]):
             for j in range(y.shape[1]):
@@ -28,7 +28,7 @@ def loops(value: Any, back: Any, made_of: Any) -> Loops:
 
     @made_of
     def backward(d, y, s, slope):
-        """d ← d f', of y if no slope was kept"""
+        """d ← d f', with f' from y if no slope was kept"""
         for i in range(d.shape[0]):
             for j in range(d.shape[1]):
                 if slope is not None:
@@ -40,7 +40,7 @@ def loops(value: Any, back: Any, made_of: Any) -> Loops:
 
 
 class InLoops:
-    """`InBlocks` in one go."""
+    """As `InBlocks`, in one loop over all rows."""
 
     def __init__(self, stage: Stage, f: Layer | None, y: np.ndarray):
         self.y, self.compiled = y, function(str(pointwise(f)), loops)
@@ -59,9 +59,9 @@ class InLoops:
 
 
 class Dense(positions.Dense):
-    """With the functions that loops have in them."""
+    """`..positions.Dense` with functions in loops."""
 
     def applied(self, y: np.ndarray) -> Any:
-        """The function of this matrix."""
+        """Return f with the bias, for the matrix y."""
         inside = function(str(pointwise(self.f)), loops).inside
         return InLoops(self, self.f, y) if inside else super().applied(y)

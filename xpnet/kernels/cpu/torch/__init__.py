@@ -1,4 +1,4 @@
-"""The kernels of PyTorch: those in calls, and others by functions of its own."""
+"""The kernels for PyTorch: those in calls, and some by PyTorch's own functions."""
 
 from typing import Any
 

@@ -7,9 +7,9 @@ from .. import attention
 
 
 class Attention(attention.Attention):
-    """As the layer has it. Q, K and V of a head lie next to each other, as PyTorch's products of many matrices want.
+    """The formulas of the layer. Q, K and V are copied so that each head is contiguous, for PyTorch's batched products.
 
-    P of each stretch of queries has a place of its own: of a causal one the keys behind all of them are left out.
+    Each stretch of queries has its own P. Causal attention leaves out the keys after all of its queries.
     """
 
     def bind(self, x: Array, before: Any) -> None:
@@ -20,7 +20,7 @@ class Attention(attention.Attention):
         self.qkv, self.o, self.z = room("qkv", (m, 3 * d)), work("o", (m, d)), work("y", (m, d))
         self.dqkv, self.do, self.of_heads = room("dqkv", (m, 3 * d)), room("do", (m, d)), room("of heads", (m, d))
         self.parts, self.dparts = work("parts", (3, b, t, size)), room("dparts", (2, b, t, size))
-        causal, lanes = self.layer.causal, attention.LANES // 2  # its products are as quick with fewer queries
+        causal, lanes = self.layer.causal, attention.LANES // 2  # batched products are as fast with fewer queries
         self.stretches = []
         for start in range(0, t, lanes) if causal else (0,):
             queries = slice(start, min(start + lanes, t) if causal else t)
@@ -29,14 +29,14 @@ class Attention(attention.Attention):
             one, dq = (room(name, (b, count, size)) for name in ("one", "dq"))
             self.stretches.append(Stretch(queries, keys, p, ds, one, dq, room("term", (b, keys.stop, size))))
         self.limit = None
-        if causal:  # of S, where the key is not behind its query and where it is
+        if causal:  # of S: no limit for keys up to the query, -inf for those after it
             self.limit = room("limit", (lanes, lanes)).fill_(-self.torch.inf).triu_(1)
             self.limit[self.limit == 0.0] = self.torch.inf
         self.y = self.positions(self.z)
         self.dx = None if self.lowest else room(f"dx{self.turn}", (m, d))
 
     def heads(self, a: Array, parts: int) -> Any:
-        """(M, parts D) as (parts, N, h, T, d): a view."""
+        """View (M, parts D) as (parts, N, h, T, d)."""
         (d, t, n), h = self.shape, self.layer.heads
         return a.reshape((n, t, parts, h, d // h)).permute(2, 0, 3, 1, 4)
 
@@ -76,7 +76,7 @@ class Attention(attention.Attention):
             ds *= p
             torch.baddbmm(dq, ds, k[:, keys], beta=0, alpha=self.scale, out=dq)
             dqkv[0][:, :, queries].copy_(dq.view(own.shape))
-            if keys.stop == t:  # the first of them, to which the others add
+            if keys.stop == t:  # the first one here, to which the others add
                 torch.bmm(p.mT, one, out=dv)
                 torch.baddbmm(dk, ds.mT, q[:, queries], beta=0, alpha=self.scale, out=dk)
             else:
@@ -90,7 +90,7 @@ class Attention(attention.Attention):
 
 
 class Stretch(NamedTuple):
-    """Queries of all sequences and the keys that any of them sees, P and places for them."""
+    """Some queries of all sequences, the keys that they see, their P, and buffers."""
 
     queries: slice
     keys: slice

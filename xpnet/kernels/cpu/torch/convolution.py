@@ -1,7 +1,6 @@
-"""A convolution with its bias, a pointwise function and a pool, in PyTorch's own. Axes as in `..convolution`.
+"""A convolution with its bias, a pointwise function and a pool, by PyTorch's functions. Axes as in `..convolution`.
 
-Images (N, C, H, W) lie in memory with their channels innermost, (N, H, W, C): PyTorch's convolutions and pools are
-quickest so.
+Images (N, C, H, W) are in memory with the channels last, (N, H, W, C), for which PyTorch is fastest.
 """
 
 import math
@@ -13,10 +12,10 @@ from ..convolution import CONVOLUTIONS, pair
 
 
 class Convolution(convolution.Convolution):
-    """As the base has it, with any stride, dilation, padding and groups.
+    """`..convolution.Convolution` for any stride, dilation, padding and groups.
 
-    y = f(max z) with z the library's convolution, whose bias changes places with the maximum. Backward: dz has dp at
-    the first maxima and 0 elsewhere; dW and dx are the two products of `convolution_backward`.
+    y = f(max z), where z is PyTorch's convolution with the bias: max z + b = max(z + b). Backward: dz is dy f' at the
+    first maxima, else 0; `convolution_backward` computes dW and dx.
     """
 
     images = False
@@ -28,7 +27,7 @@ class Convolution(convolution.Convolution):
 
     def bind(self, x: Array, before: Any) -> None:
         self.torch = self.site.family.lib
-        _, o, *outputs = self.layer.output_shape(tuple(x.shape)[::-1])  # which refuses an x that does not fit
+        _, o, *outputs = self.layer.output_shape(tuple(x.shape)[::-1])  # raises ValueError for an x that does not fit
         if self.pool_layer:
             self.pool_layer.output_shape((o, *outputs))
         n, c, *sizes = as_batch(x).shape
@@ -37,7 +36,7 @@ class Convolution(convolution.Convolution):
         first = pair(layer._outputs(tuple(x.shape)[-3::-1])[1], 0)
         spans = [s * (m - 1) + d * (k - 1) + 1 for s, m, d, k in zip(stride, positions, dilation, kernel, strict=True)]
         last = [max(0, span - size - p) for span, size, p in zip(spans, sizes, first, strict=True)]
-        self.padded = any(b > a for a, b in zip(first, last, strict=True))  # by more zeros behind: not the library's
+        self.padded = any(b > a for a, b in zip(first, last, strict=True))  # more zeros at the end than PyTorch can pad
         self.copies_x = before is None or self.padded
         if self.copies_x:
             wide = [a + size + b if self.padded else size for a, size, b in zip(first, sizes, last, strict=True)]
@@ -59,7 +58,7 @@ class Convolution(convolution.Convolution):
         self.bind_rows(n * a * b, o, y=as_rows(self.batch_y))
 
     def channels_inside(self, place: Any, name: str, shape: tuple[int, ...], dtype: Any = None) -> Array:
-        """An array (N, C, H, W)."""
+        """Return an array (N, C, H, W) with the channels last in memory."""
         n, c, h, w = shape
         return place(name, (n, h, w, c), dtype).permute(0, 3, 1, 2)
 
@@ -79,9 +78,7 @@ class Convolution(convolution.Convolution):
         else:
             self.batch_y.copy_(z)
         self.apply(None)
-        if (
-            self.f_before_pool
-        ):  # no dy through where ReLU's y is 0 by another entry than the first, as in `..convolution`
+        if self.f_before_pool:  # as `drop_later_zeros` in `..convolution`
             late = torch.eq(self.batch_y, 0.0).logical_and_(torch.ne(self.places, self.firsts))
             torch.gt(self.slope, as_rows(late), out=self.slope)
         return self.given
@@ -101,7 +98,7 @@ class Convolution(convolution.Convolution):
 
 
 class Flatten(convolution.Flatten):
-    """Images as rows of features, in the order that the layer has."""
+    """Flatten images to rows of features, in the layer's order: a copy."""
 
     in_place = False
 
@@ -119,15 +116,15 @@ class Flatten(convolution.Flatten):
 
 
 def as_batch(a: Array) -> Array:
-    """(W, H, C, N) or (L, C, N) as (N, C, H, W): a view."""
+    """View (W, H, C, N) or (L, C, N) as (N, C, H, W)."""
     return a.permute(3, 2, 1, 0) if a.ndim == 4 else a.permute(2, 1, 0)[:, :, None]
 
 
 def as_given(batch: Array, axes: int) -> Array:
-    """`as_batch` undone, for so many axes."""
+    """Invert `as_batch`, for an array of so many axes."""
     return batch.permute(3, 2, 1, 0) if axes == 4 else batch[:, :, 0].permute(2, 1, 0)
 
 
 def as_rows(batch: Array) -> Array:
-    """(N, C, H, W) as (N H W, C): a view."""
+    """View (N, C, H, W) as (N H W, C)."""
     return batch.permute(0, 2, 3, 1).reshape((-1, batch.shape[1]))

@@ -10,9 +10,9 @@ from .. import positions, threads
 
 
 class GELU:
-    """y = x Φ(x) by PyTorch's function. dy/dx = Φ + x φ with Φ = y / x, 1/2 at 0, and φ = e^(-x²/2) / √2π.
+    """y = x Φ(x) by PyTorch's function; dy/dx = Φ + x φ with Φ = y / x, 1/2 at 0, and φ = e^(-x²/2) / √(2π).
 
-    A power of 2 takes PyTorch a third of the time of one of e, and erf more than both. A thread takes a block.
+    PyTorch computes 2^x in a third of the time of e^x, and erf takes longer than both. Each thread takes a block.
     """
 
     def __init__(self, stage: Stage, y: Array):
@@ -28,7 +28,7 @@ class GELU:
         for x, y, slope in self.blocks:
             torch.ops.aten.gelu.out(x, out=y)
             torch.addcmul(self.zero, x, x, value=power, out=slope).exp2_()
-            share = torch.div(y, x, out=self.share[: len(x)]).nan_to_num_(0.5)  # of an x that is NaN, x φ is, too
+            share = torch.div(y, x, out=self.share[: len(x)]).nan_to_num_(0.5)  # if x is NaN, so is x φ
             torch.addcmul(share, x, slope, value=density, out=slope)
 
     def backward(self, dy: Array) -> None:
@@ -37,10 +37,10 @@ class GELU:
 
 
 class Dense(positions.Dense):
-    """As the base has it, but for GELU; the product adds the bias."""
+    """`..positions.Dense` with PyTorch's GELU; the product adds the bias."""
 
     def applied(self, y: Array) -> Any:
-        """The function of this matrix."""
+        """Return f for the matrix y."""
         return GELU(self, y) if pointwise(self.f) == "GELU" else super().applied(y)
 
     def forward(self, x: Array, params: Any) -> Array:
