@@ -1,10 +1,10 @@
 // Causal and other attention, from the product [Q K V] without its bias.
 //
-// Axes: N sequences, T positions (t), E = heads d features, of each head d, at most D. Rows of qkv are (3, heads, d), of o
-// and its derivative (heads, d). Blocks are (32, 8): a warp for each of 8 positions of a head and a sequence, which goes
-// through the positions that it attends to, or that attend to it, 32 at a time, a lane for each.
+// Axes: N sequences, T positions (t), E = heads d features, d of each head, at most D. Rows of qkv are (3, heads, d), and
+// those of o and its derivative (heads, d). Blocks are (32, 8), with a warp for each of 8 positions of a head in a
+// sequence. A warp takes the positions that its own attends to, or that attend to it, 32 at a time, one for each lane.
 
-// A head's part of an array's rows, in a tile of shared memory, 0 beyond the last position.
+// Load a head's part of some rows into a tile of shared memory, with 0 beyond the last position.
 template <typename T, int D>
 __device__ void load(
     const T* a, const T* bias, T factor, Int width, Int first_row, Int t, Int d, int rows, T (*tile)[D + 1]) {
@@ -21,8 +21,8 @@ __device__ T dot(const T* a, const T* b, Int d) {
     return sum;
 }
 
-// For a position i: s_j = q_i k_j / sqrt(d), p = softmax(s), o_i = sum_j p_j v_j, and logs = log sum_j e^{s_j}. The
-// largest s so far is taken out of what is added up, as it changes.
+// For a position i: s_j = q_i k_j / sqrt(d), p = softmax(s), o_i = sum_j p_j v_j, and logs = log sum_j e^{s_j}. The sums
+// are scaled by e^-top, with top the largest s so far, and rescaled when it grows.
 template <typename T, int D>
 __global__ void __launch_bounds__(256) attention(
     const T* qkv, const T* bias, T scale, Int t, Int heads, Int d, Int causal, T* o, T* logs) {

@@ -1,13 +1,13 @@
-// What the kernels in the files beside this one stand on, all for T = float and double.
+// Functions that the kernels in the other files share, for T = float and double.
 //
-// Axes: N batch, H features, K classes. Matrices are (H, N) with a feature's batch in one row of memory: neighbouring
-// threads take neighbouring numbers. A kernel over rows gives each row a block, or gridDim.y of them, the others a thread
-// each number, and every thread goes on to the next that nobody has. Blocks are whole warps of 32 threads, 512 at most.
-// Sequences are (M, D): M positions, those of all sequences, and D features side by side.
+// Axes: N batch, H features, K classes. Matrices are (H, N), with the batch of a feature contiguous, so that adjacent
+// threads take adjacent entries. A kernel over rows has one block for each row, or gridDim.y of them; other kernels have
+// a thread for each entry. If there are fewer threads than entries, each takes several, a grid apart. Blocks are whole
+// warps of 32 threads, with at most 512 threads. Sequences are (M, D), with M positions in all and contiguous features.
 
 typedef long long Int;
 
-// source.py puts what table.py says in the places marked @: a struct for each pointwise function, such as
+// source.py replaces the words marked @ by code made from table.py: a struct for each pointwise function, such as
 //
 //     struct Tanh { value(x, alpha) { return tanh(x); } back(dy, x, y, alpha) { return dy * (1 - y * y); } };
 //
@@ -28,7 +28,7 @@ __device__ T absolute(T a) {
     return fabs(a);
 }
 
-// The normal distribution's probability of a value below x, and its density.
+// The normal distribution function at x, and its density.
 template <typename T>
 __device__ T normal(T x) {
     return T(0.5) + T(0.5) * erf(x * T(0.7071067811865476));
@@ -41,7 +41,7 @@ __device__ T density(T x) {
 
 @pointwise
 
-// --- what the threads of a block find together -----------------------------------------------------------------------
+// --- sums and maxima over the threads of a block ---------------------------------------------------------------------
 
 struct Sum {
     template <typename T> static __device__ T of(T a, T b) { return a + b; }
@@ -73,7 +73,7 @@ __device__ T over_block(T value) {
     return result;
 }
 
-// The same over the threads of one threadIdx.x.
+// The same over the threads with the same threadIdx.x.
 template <typename Op, typename T>
 __device__ T over_column(T value) {
     __shared__ T part[16][32];
@@ -85,9 +85,8 @@ __device__ T over_column(T value) {
     return result;
 }
 
-// Whether all others of so many blocks have been here: then this one can read what their threads wrote before.
-// Adding up in the last block, in order, gives the same sum each time, as adding with atomics does not. `count` is 0
-// before and after.
+// Whether this block is the last of so many to get here, so that it can read what the others wrote. It then adds up in a
+// fixed order, which gives the same bits each time, unlike atomics. `count` is 0 before and after.
 __device__ bool last_block(unsigned* count, unsigned blocks) {
     __shared__ bool last;
     __syncthreads();
@@ -101,11 +100,11 @@ __device__ bool last_block(unsigned* count, unsigned blocks) {
     return last;
 }
 
-// A sum within two roundings of each of its terms, however many they are (Kahan's). Its three further additions should
-// cost no time beside reading the terms; that is reckoned, not measured.
+// A compensated sum (Kahan), whose error does not grow with the number of terms. Its three extra additions should take
+// no time beside reading the terms; that is an estimate, not a measurement.
 template <typename T>
 struct Total {
-    T sum = 0, excess = 0;  // by how much rounding has made the sum too large
+    T sum = 0, excess = 0;  // by which rounding has made the sum too large
 
     __device__ void add(T a) {
         const T term = a - excess, next = sum + term, rounding = (next - sum) - term;
@@ -116,7 +115,7 @@ struct Total {
     __device__ void add_up() { sum = over_block<Sum>(sum); }  // over the block
 };
 
-// Add up over a row. Whether this block has the sums: where several share the row, the last of them has, from `partial`.
+// Sum over a row. Returns whether this block has the sums: of several for the row, the last one has, from `partial`.
 template <typename T, int K>
 __device__ bool add_up_row(Total<T> (&totals)[K], volatile T* partial, unsigned* count) {
     for (Total<T>& total : totals) total.add_up();
@@ -134,15 +133,15 @@ __device__ bool add_up_row(Total<T> (&totals)[K], volatile T* partial, unsigned*
     return true;
 }
 
-// a / b, and the remainder in a's place; numbers below 2^32 take a tenth of the instructions. Neither is negative.
+// Return a / b and set a to the remainder, for a, b >= 0. Numbers below 2^32 take a tenth of the instructions.
 __device__ Int divide(Int& a, Int b) {
     const Int quotient = (a | b) >> 32 ? a / b : Int(unsigned(a) / unsigned(b));
     a -= quotient * b;
     return quotient;
 }
 
-// Add up columns over a grid of blocks (32, 16): 32 columns each along x, stretches of the rows along y. Whether this
-// thread is to write the sum of its column.
+// Sum columns over a grid of blocks (32, 16), with 32 columns for each along x and parts of the rows along y. Returns
+// whether this thread has to write the sum of its column.
 template <typename T>
 __device__ bool add_up_column(Total<T>& total, Int columns, volatile T* partial, unsigned* count) {
     const Int column = Int(blockIdx.x) * 32 + threadIdx.x, blocks = gridDim.y;

@@ -7,9 +7,9 @@ __device__ unsigned hash(unsigned x) {
     return x ^ (x >> 16);
 }
 
-// y = x m, where the mask m is 0 or `scale` by the bits of a number's place and the key; the next key, if asked for. A
-// number's place among (..., B, C, D), as x lies in memory, counts a step along each axis as much as in the layer's own
-// order.
+// y = x m, where the mask m is 0 or `scale`, by a hash of the key and of the entry's index in the layer's order; and the
+// next key unless it is null. Axes (..., B, C, D) are those of x in memory; a step along each changes that index by
+// step_a, ..., step_d.
 template <typename T>
 __global__ void __launch_bounds__(512) dropout(
     const T* x, const int* key, Int least, T scale, Int size, Int b, Int c, Int d, Int step_a, Int step_b, Int step_c,

@@ -1,6 +1,6 @@
-// Vectors for ids, with those of their places in a sequence. Axes: M positions, T of each sequence, D features.
+// Embeddings of ids and of positions. Axes: M positions in all, T of each sequence, D features.
 
-// y = weight[id] + place[position], NaN for an id outside; place may be missing
+// y = weight[id] + place[position], NaN for an id out of range; place may be null
 template <typename T>
 __global__ void __launch_bounds__(512) embedding(
     const T* weight, const T* place, const Int* ids, Int vocabulary, Int t, Int m, Int d, T* y) {
@@ -13,8 +13,8 @@ __global__ void __launch_bounds__(512) embedding(
     }
 }
 
-// dweight[id] = the sum of dy over all places of the id, dplace[position] = that over the sequences, each in order: a
-// block for each id, then one for each position of `length`. Up to 512 ids are looked at together.
+// dweight[id] = the sum of dy where the id occurs, dplace[position] = the sum over the sequences, both in order. There is
+// a block for each id, then one for each of `length` positions. A block compares up to 512 ids at a time.
 template <typename T>
 __global__ void __launch_bounds__(512) embedding_backward(
     const Int* ids, const T* dy, Int vocabulary, Int length, Int m, Int t, Int d, T* dweight, T* dplace) {

@@ -1,14 +1,14 @@
-// Layer norm of (M, D), over a position's features; with the sum of a residual block before it.
+// Layer norm of (M, D), over the features of each position, fused with the sum of a residual block before it.
 
-// The normal x^ of a number, by its position's mean, what rounding took from the mean of large numbers, and scale
+// x^ of an entry s, from the mean of its position, a correction for the rounding of that mean, and the scale
 template <typename T>
 __device__ T normalised(T s, const T* centre, Int row) {
     return ((s - centre[3 * row]) - centre[3 * row + 1]) * centre[3 * row + 2];
 }
 
-// s = x + more + bias, what of it there is; x^ = (s - mean) scale with scale = 1 / sqrt(v + eps), y = gamma x^ + beta.
-// RMS norm takes 0 for the mean and has no beta. A block for each position. With ids, x and more are vectors of ids and
-// of places among t, as in embedding.cu. Kept for backward: `centre` (M, 3), for `normalised`.
+// s = x + more + bias, of which `more` and bias may be null; x^ = (s - mean) scale with scale = 1 / sqrt(v + eps), and
+// y = gamma x^ + beta. RMS norm has a mean of 0 and no beta. Each block takes a position at a time. With ids, x and
+// `more` are the weights for ids and for the t positions, as in embedding.cu. `centre` (M, 3) is kept for `normalised`.
 template <typename T>
 __global__ void __launch_bounds__(512) layer_norm(
     const T* x, const T* more, const Int* ids, Int vocabulary, Int t, const T* bias, const T* gamma, const T* beta, T eps,
@@ -49,9 +49,9 @@ __global__ void __launch_bounds__(512) layer_norm(
     }
 }
 
-// With g = gamma dy: dx = (g - mean(g) - x^ mean(g x^)) scale, the mean(g) of layer norm alone, and `more` added, if it
-// is there; dgamma = sum dy x^, dbeta = sum dy, dbias = sum dx. Each thread adds up columns of its own, each block the
-// positions that it has, in `partial`, with what rounding has made of the sums, and the last block the blocks' sums.
+// With g = gamma dy: dx = (g - mean(g) - x^ mean(g x^)) scale + more, without mean(g) for RMS norm, and without `more`
+// if it is null; dgamma = sum dy x^, dbeta = sum dy, dbias = sum dx. Each thread sums columns over the positions of its
+// block in `partial`, with the rounding errors beside the sums; the last block adds up the sums of all blocks.
 template <typename T>
 __global__ void __launch_bounds__(512) layer_norm_backward(
     const T* dy, const T* more, const T* s, const T* gamma, const T* centre, Int m, Int d,

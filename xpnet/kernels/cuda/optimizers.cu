@@ -1,8 +1,8 @@
 // The optimizers.
 
-// next_w may be the gradient's own vector: each entry is read before it is written, by the same thread.
+// next_w may be the gradient's vector, since a thread reads an entry before it writes it.
 
-// g within ±clip; what is not finite stays so
+// g clipped to ±clip; NaN and infinity do not become finite
 template <typename T>
 __device__ T clipped(T g, T clip) {
     return g < -clip ? -clip + 0 * g : g > clip ? clip + 0 * g : g;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(512) gradient_norm(
     }
 }
 
-// g within ±clip, and all of it within clip_norm, if there is a norm
+// g clipped to ±clip, and the gradient scaled to clip_norm unless `norm` is null
 template <typename T>
 __device__ T limited(T g, T clip, const T* norm, T clip_norm) {
     g = clipped(g, clip);

@@ -1,6 +1,6 @@
 // A bias and a pointwise function, or one of them.
 
-// y = f(z + bias); the bias may be missing
+// y = f(z + bias); the bias may be null
 template <typename T, typename F>
 __global__ void __launch_bounds__(512) pointwise(const T* z, const T* bias, T alpha, Int n, T* y) {
     const Int row = blockIdx.x, end = (row + 1) * n;
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(512) pointwise_backward(
     if (dbias && add_up_row(sum, partial, count) && threadIdx.x == 0) dbias[row] = sum[0].sum;
 }
 
-// The same of (M, H): y = f(z + bias)
+// The same for (M, H): y = f(z + bias)
 template <typename T, typename F>
 __global__ void __launch_bounds__(512) pointwise_columns(const T* z, const T* bias, T alpha, Int m, Int h, T* y) {
     for (Int i = first(); i < m * h; i += stride()) {

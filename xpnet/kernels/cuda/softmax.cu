@@ -1,7 +1,7 @@
 // Softmax and cross-entropy.
 
-// value = scale Σ_n [log Σ_k e^s - Σ_k t s] with s = z - max z, dz = scale (softmax(z) - t). Blocks (32, 1 to 16): 32
-// columns, whose classes threadIdx.y shares out. Target t lies as it came, z and dz with these strides.
+// value = scale Σ_n [log Σ_k e^s - Σ_k t s] with s = z - max z, dz = scale (softmax(z) - t). Blocks are (32, 1 to 16):
+// 32 columns, with their classes divided among the threads along y. z, dz and the target t have the strides given.
 template <typename T>
 __global__ void __launch_bounds__(512) softmax_cross_entropy(
     const T* z, Int z_class, Int z_row, const T* target, Int class_stride, Int row_stride, T scale, Int k, Int n,
