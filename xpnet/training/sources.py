@@ -200,21 +200,17 @@ class Reader:
         inputs.check_weights(self.net, f"{self.who}, {name}", weights)
         return weights
 
-    def set_mean(self, source: Any, weights: Iterable[np.ndarray]) -> None:
-        """Set the mean of all `weights`, which are read unless the source has a `mean_weight`.
+    def set_mean(self, source: Any, given: Any, weights: Iterable[np.ndarray]) -> None:
+        """Set the mean of all `weights`, if batches such as the `given` one have weights, and the loss wants them
+        divided by it. They are read unless the source has a `mean_weight`.
 
         Raises ValueError unless the mean is positive.
         """
-        mean = getattr(source, "mean_weight", None)
-        if mean is None:
-            mean = inputs.mean_weight(weights, self.group)
-        self.mean = positive(f"{self.who}: the mean of the weights of {self.source}", mean)
-
-    def needs_mean(self, given: Any) -> bool:
-        """Whether the batch has weights, which the loss wants divided by the mean over all rows."""
-        loss: Any = self.loss
-        weighted = isinstance(given, (tuple, list)) and len(given) == 3
-        return weighted and getattr(loss, "reduction", "") == "mean" and getattr(loss, "weights_over", "") == "fit"
+        wants = [getattr(self.loss, name, "") for name in ("reduction", "weights_over")]
+        if isinstance(given, (tuple, list)) and len(given) == 3 and wants == ["mean", "fit"]:
+            mean = getattr(source, "mean_weight", None)
+            mean = inputs.mean_weight(weights, self.group) if mean is None else mean
+            self.mean = positive(f"{self.who}: the mean of the weights of {self.source}", mean)
 
 
 def raw_batches(who: str, source: Any, batch_size: int | None) -> Iterator[tuple[str, Any]]:
@@ -336,9 +332,9 @@ class Rows(Arrays):
         given, name = self._read_rows(slices[0], slices[0]), self._name(slices[0])
         entries = max(1, math.prod(reader.parts(given, name)[0].shape[1:]))
         self.rows_at_once = max(GATHER // entries, min(LARGE // entries, READ * slices[0].stop))
-        if reader.needs_mean(given):
-            groups = (slice(group[0].start, group[-1].stop) for group in chunks(slices, self.rows_at_once))
-            reader.set_mean(source, (reader.weights(self._read_rows(rows, rows), self._name(rows)) for rows in groups))
+        groups = (slice(group[0].start, group[-1].stop) for group in chunks(slices, self.rows_at_once))
+        weights = (reader.weights(self._read_rows(rows, rows), self._name(rows)) for rows in groups)
+        reader.set_mean(source, given, weights)
         super().__init__(reader.net.backend, self._batch_of(given, slices[0]), slices)
 
     def facts(self) -> dict[str, Any]:
@@ -400,6 +396,8 @@ class Rows(Arrays):
 class Passing(Feed):
     """Batches that are not read again: those since the host last waited for the device are kept, to be repeated."""
 
+    shards: Group | None = None  # the processes, if each has a source of its own
+
     def begin(self) -> None:
         """Begin an epoch."""
         self.kept: list[tuple[int, Batch, slice]] = []
@@ -414,6 +412,13 @@ class Passing(Feed):
         if self.over or len(self.kept) == KEPT:
             self.wait_after = number
         return batch, rows
+
+    def replay(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
+        group = self.group or self.shards
+        for number, batch, rows in self.kept:
+            if group is not None:
+                group.meet(rows.stop - rows.start, 0)
+            yield number, batch, rows
 
     def ends_epoch(self, number: int) -> bool:
         return self.over
@@ -437,8 +442,7 @@ class Stream(Passing):
         _, first = next(numbered(who, source, started), (0, None))
         if first is None:
             raise no_batches(who, source)
-        if reader.needs_mean(first):
-            reader.set_mean(source, self._weights())
+        reader.set_mean(source, first, self._weights())
         self.sample = reader(first, "batch 1")
         self.waiting: Iterator[Any] | None = itertools.chain([first], started)
         with contextlib.suppress(TypeError):
@@ -519,18 +523,14 @@ class Stream(Passing):
             )
         self.steps, self.counted = number, True
 
-    def replay(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
-        for number, batch, rows in self.kept:
-            if self.group is not None:
-                self.group.begin_step(rows.stop - rows.start, batch.x.shape[0])
-            yield number, batch, rows
-
     def facts(self) -> dict[str, Any]:
         return {"source": f"batches of {kinds_in_words(self.reader.kinds)} from {type(self.source).__name__}"}
 
 
 class Shards(Passing):
     """Batches whose rows come from a separate source in each process."""
+
+    shards: Group
 
     def __init__(self, feed: Rows | Stream, group: Group):
         self.feed, self.shards, self.sample = feed, group, feed.sample  # not `self.group`: it divides common batches
@@ -558,11 +558,6 @@ class Shards(Passing):
             self.over = all(self.shards.meet(rows.stop - rows.start, ended))
             yield self.keep(number, batch, rows)
         self.steps = number
-
-    def replay(self, order: np.ndarray | None, done: int, epochs: int = 1) -> Iterator[tuple[int, Batch, slice]]:
-        for number, batch, rows in self.kept:
-            self.shards.meet(rows.stop - rows.start, self.over)
-            yield number, batch, rows
 
     def size(self, number: int) -> int:
         return self.shards.rows
