@@ -2,7 +2,6 @@
 its size along each of them.
 """
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ..backends import Array, class_of, device_of, namespace
+from ..backends import Array, class_of, namespace
 from ..common.checks import choice, integer
 from ..initializers import INITIALIZERS
 from .base import Shape
-from .windows import Sizes, Windows, batch_first, interleaved, packed, slices
+from .windows import Sizes, Windows, batch_first, packed, slices, spread
 
 BLOCK = 2**18  # entries of the columns gathered at a time, so that they stay in the cache
 
@@ -76,20 +75,15 @@ class Convolution(Windows):
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         grads = self.backward_params(dy, cache)
         x, before = self.saved(cache, dy)
-        xp, dy, sizes = namespace(dy), self._grouped(dy), x.shape[2:-1]
-        weight = xp.permute_dims(self._weight(), (0, 2, 1, *range(3, 3 + self.axes)))  # (G, C / G, O / G, K...)
-        counts = [-(-size // s) for size, s in zip(sizes, self._stride, strict=True)]
-        phases = []
-        for along in itertools.product(*self._phases(before)):
-            if all(along):
-                indices = [list(taps) for taps in along]
-                steps = [each[1] - each[0] if len(each) > 1 else 1 for each in indices]
-                taps = [slice(each[0], each[-1] + 1, step) for each, step in zip(indices, steps, strict=True)]
-                starts = [list(taps.values()) for taps in along]
-                phases.append(correlated(dy, weight[(..., *taps)], starts, (1,) * self.axes, counts))
-            else:
-                phases.append(xp.zeros((*x.shape[:2], *counts, x.shape[-1]), dtype=x.dtype, device=device_of(x)))
-        return self._ungrouped(interleaved(phases, self._stride, sizes)), grads
+        xp, dy, weight = namespace(dy), self._grouped(dy), self._weight()
+        outputs = xp.reshape(dy, (*dy.shape[:2], -1))
+        weight = xp.permute_dims(xp.reshape(weight, (*weight.shape[:3], -1)), (3, 0, 2, 1))  # (K..., G, C / G, O / G)
+
+        def part(i: int) -> Array:
+            w = weight[i, ...]
+            return xp.reshape(w * outputs if w.shape[2] == 1 else w @ outputs, (*x.shape[:2], *dy.shape[2:]))
+
+        return self._ungrouped(spread(self, part, x.shape, before)), grads
 
     def backward_params(self, dy: Array, cache: Any) -> dict[str, Array]:
         x, before = self.saved(cache, dy)

@@ -199,10 +199,10 @@ def interleaved(phases: Sequence[Array], steps: Sizes, sizes: Sizes) -> Array:
 
 
 def spread(layer: Windows, part: Callable[[int], Array], shape: Sizes, before: Sizes) -> Array:
-    """Return the array of this shape (C, S..., N) in which `part(i)` (C, outputs..., N) is added to the entries at tap
-    i of all windows, for each tap in row-major order.
+    """Return the array of this shape (..., S..., N) in which `part(i)` (..., outputs..., N) is added to the entries at
+    tap i of all windows, for each tap in row-major order.
     """
-    sizes, total = shape[1:-1], []
+    leading, sizes, total = shape[: -1 - layer.axes], shape[-1 - layer.axes : -1], []
     counts = [-(-size // s) for size, s in zip(sizes, layer._stride, strict=True)]
     once = (1,) * layer.axes
     for each in itertools.product(*layer._phases(before)):
@@ -215,6 +215,6 @@ def spread(layer: Windows, part: Callable[[int], Array], shape: Sizes, before: S
             piece = more if piece is None else piece + more
         if piece is None:
             a = part(0)
-            piece = namespace(a).zeros((shape[0], *counts, shape[-1]), dtype=a.dtype, device=device_of(a))
+            piece = namespace(a).zeros((*leading, *counts, shape[-1]), dtype=a.dtype, device=device_of(a))
         total.append(piece)
     return interleaved(total, layer._stride, sizes)
