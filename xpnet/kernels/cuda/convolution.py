@@ -10,7 +10,7 @@ from ...backends import Array
 from ..cpu.convolution import CONVOLUTIONS, as_given, as_images
 from ..stages import Part, Site, Stage, Vector
 from .launching import over_vector
-from .windows import WindowsStage, settings_of, takes_images
+from .windows import WindowsStage, takes_images
 
 BLOCK = 2**26  # entries of the patches gathered at a time
 
@@ -47,8 +47,8 @@ class Convolution(WindowsStage):
 
     def bind(self, x: Array, before: Stage | None) -> None:
         layer, images = self.layer, as_images(x)
-        o = layer.output_shape(tuple(x.shape)[::-1])[1]  # which refuses an x that does not fit
-        self.bind_windows(x, **settings_of(layer, tuple(x.shape)[-3::-1]))
+        o = layer.output_shape(tuple(x.shape)[::-1])[1]  # raises ValueError for an x that does not fit
+        self.bind_windows(x, layer)
         (p, q), n, self.taps = self.outputs, images.shape[-1], self.channels * self.kernel[0] * self.kernel[1]
         self.keeps = before is None
         self.cache = None if self.keeps else x

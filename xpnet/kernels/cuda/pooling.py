@@ -9,7 +9,7 @@ from ...layers import pooling
 from ..cpu.convolution import as_given, as_images
 from ..stages import Part, Site, Stage
 from .launching import in_rows, over_vector
-from .windows import WindowsStage, settings_of, takes_images
+from .windows import WindowsStage, takes_images
 
 MAXIMA = pooling.MaxPool1d, pooling.MaxPool2d
 MEANS = pooling.AveragePool1d, pooling.AveragePool2d, pooling.GlobalAveragePool
@@ -31,11 +31,9 @@ class Pool(WindowsStage):
         self.part = "OfMaxima" if type(part.layer) in MAXIMA else "OfMeans"
 
     def bind(self, x: Array, before: Stage | None) -> None:
-        images, sizes = as_images(x), tuple(x.shape)[-3::-1]
-        self.layer.output_shape(tuple(x.shape)[::-1])  # which refuses an x that does not fit
-        ones, zeros = [1] * len(sizes), [0] * len(sizes)
-        whole = {"kernel": sizes, "stride": ones, "dilation": ones, "outputs": ones, "before": zeros}
-        self.bind_windows(x, **(settings_of(self.layer, sizes) if self.images else whole))
+        self.layer.output_shape(tuple(x.shape)[::-1])  # raises ValueError for an x that does not fit
+        self.bind_windows(x, self.layer)
+        images = as_images(x)
         shape = self.channels, *self.outputs, images.shape[-1]
         self.pooled = self.output(math.prod(shape[:-1]), shape[-1])
         self.given = as_given(self.pooled.reshape(shape), self.axes) if self.images else self.pooled
