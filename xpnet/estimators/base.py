@@ -273,7 +273,7 @@ class BaseMLP(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         self.n_outputs_, self.out_activation_ = self._outputs(targets)
         self._of_logits = self._takes_logits
         last: Layer | None = None
-        if self.out_activation_ in ("softmax", "logistic") and not self._takes_logits:
+        if not self._of_logits:
             last = Softmax() if self.out_activation_ == "softmax" else Sigmoid()
         if self.layers is not None:
             net = custom_network(self.layers, features, self.n_outputs_, last)

@@ -47,7 +47,7 @@ class Labels:
 
     def numbers(self, y: Any) -> np.ndarray:
         """Return each row's class as its index in `classes`; for multilabel, the rows themselves."""
-        host = dense(y)
+        host = np.asarray(y.toarray()) if hasattr(y, "toarray") else on_host(y)
         return host if self.kind == "multilabel" else np.searchsorted(self.classes, host)
 
     def rows(self, numbers: np.ndarray, outputs: int, backend: Backend, dtype: str) -> Array:
@@ -76,8 +76,3 @@ class Labels:
             return classes[np.minimum(choices, len(classes) - 1)]  # a single class has index 0 only
         xp = namespace(classes)
         return xp.take(classes, xp.minimum(choices, classes.shape[0] - 1), axis=0)
-
-
-def dense(y: Any) -> np.ndarray:
-    """Return labels, which may be sparse, as a NumPy array."""
-    return np.asarray(y.toarray()) if hasattr(y, "toarray") else on_host(y)

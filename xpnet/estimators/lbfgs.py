@@ -58,8 +58,13 @@ def train(model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | Non
     net.assign_params(dict(zip(step.names, arrays, strict=True)))
     model.loss_ = float(result.fun)
     model.n_iter_ = min(int(result.nit), int(model.max_iter))
-    if norms:
-        set_statistics(net, x, norms)
+    if norms:  # their statistics become those of all rows with the final parameters
+        for layer in norms:
+            state = layer.initial_state(np.random.default_rng(0))
+            layer.assign_state({key: backend.asarray(a, net.dtype) for key, a in state.items()})
+        with backend.scope():
+            _, cache = net.forward(x, training=True)
+            net.assign_state(net.next_state(cache))
     if result.status != 0:
         more = f"\nIncrease the number of iterations to improve the convergence (max_iter={model.max_iter})."
         warn(
@@ -68,14 +73,3 @@ def train(model: Any, net: Any, x: Any, y: Array, loss: Any, weight: Array | Non
             "    https://scikit-learn.org/stable/modules/preprocessing.html",
             ConvergenceWarning,
         )
-
-
-def set_statistics(net: Any, x: Array, norms: list[BatchNorm]) -> None:
-    """Set each batch norm's statistics to those of all rows with the final parameters."""
-    rng = np.random.default_rng(0)
-    for layer in norms:
-        state = {key: net.backend.asarray(a, net.dtype) for key, a in layer.initial_state(rng).items()}
-        layer.assign_state(state)
-    with net.backend.scope():
-        _, cache = net.forward(x, training=True)
-        net.assign_state(net.next_state(cache))

@@ -66,11 +66,17 @@ class Convolution(Windows):
     def forward(self, x: Array, training: bool = False) -> tuple[Array, Any]:
         self._check(x, self.in_channels)
         outputs, before = self._outputs(x.shape[2:])
-        grouped = self._grouped(x)  # (G, C / G, S..., N)
-        y = correlated(grouped, self._weight(), self._starts(before), self._stride, outputs)
-        y += namespace(y).reshape(self.params["bias"], (*y.shape[:2], *[1] * (self.axes + 1)))
+        x = self._grouped(x)  # (G, C / G, S..., N)
+        xp, n, weight = namespace(x), x.shape[-1], self._weight()
+        weight = xp.permute_dims(weight, (0, 1, *range(3, weight.ndim), 2))
+        weight = xp.reshape(weight, (*weight.shape[:2], -1))  # (G, O / G, K C)
+        parts = []
+        for rows, columns in blocks(x, self._starts(before), self._stride, outputs, weight.shape[1]):
+            parts.append(xp.reshape(weight @ columns, (*weight.shape[:2], rows.stop - rows.start, *outputs[1:], n)))
+        y = xp.concat(parts, axis=2) if len(parts) > 1 else parts[0]
+        y += xp.reshape(self.params["bias"], (*y.shape[:2], *[1] * (self.axes + 1)))
         y = self._ungrouped(y)
-        return y, (self, y.shape, grouped, before)
+        return y, (self, y.shape, x, before)
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         grads = self.backward_params(dy, cache)
@@ -163,21 +169,6 @@ class Conv2d(Convolution):
     """
 
     axes = 2
-
-
-def correlated(x: Array, weight: Array, starts: Sequence[Sizes], steps: Sizes, counts: Sizes) -> Array:
-    """Return Σ weight_i x[start_i + step o] over taps i and channels, for o = 0 ... count - 1 along each axis.
-
-    x is (G, C, S..., N), weight (G, O, C, K...), and `starts` has a start for each tap along each axis. The result is
-    (G, O, counts..., N).
-    """
-    xp, n = namespace(x), x.shape[-1]
-    weight = xp.permute_dims(weight, (0, 1, *range(3, weight.ndim), 2))
-    weight = xp.reshape(weight, (*weight.shape[:2], -1))  # (G, O, K C)
-    parts = []
-    for rows, columns in blocks(x, starts, steps, counts, weight.shape[1]):
-        parts.append(xp.reshape(weight @ columns, (*weight.shape[:2], rows.stop - rows.start, *counts[1:], n)))
-    return xp.concat(parts, axis=2) if len(parts) > 1 else parts[0]
 
 
 def blocks(
