@@ -186,7 +186,8 @@ def read(path: Path, signed: bool = True) -> tuple[dict[str, np.ndarray], dict[s
     Raises FormatError unless every byte is sound, OSError if `path` cannot be read or is not a regular file. Takes no
     more memory than the size of the file and 32 MiB.
     """
-    with open(path, "rb", buffering=0, opener=_open) as file:
+    flags = getattr(os, "O_NONBLOCK", 0)  # else opening a pipe blocks until it has a writer
+    with open(path, "rb", buffering=0, opener=lambda path, others: os.open(path, flags | others)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", os.fsdecode(path))
@@ -199,10 +200,6 @@ def read(path: Path, signed: bool = True) -> tuple[dict[str, np.ndarray], dict[s
 def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the arrays whose names begin with "prefix.", by the rest of their names."""
     return {k.removeprefix(f"{prefix}."): a for k, a in arrays.items() if k.startswith(f"{prefix}.")}
-
-
-def _open(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # else opening a pipe blocks until it has a writer
 
 
 def _read(file: Any, size: int, signed: bool) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -85,9 +85,9 @@ def load_torch(net: Sequential, path: Path, names: Mapping[str, str] | None = No
         raise
     means = [other for other, _ in theirs.values() if other.endswith("running_mean")]
     counters = {f"{name.rpartition('.')[0]}.{COUNTER}" for name in means}
+    check_torch_names(path, net, counters | {other for other, _ in theirs.values()}, arrays.keys())
     converted, least = {}, least_of(net)
     try:
-        check_torch_names(net, counters | {other for other, _ in theirs.values()}, arrays.keys())
         for counter in counters:
             if arrays[counter].shape != () or arrays[counter].dtype != np.int64:
                 raise ValueError(
@@ -106,23 +106,20 @@ def load_torch(net: Sequential, path: Path, names: Mapping[str, str] | None = No
             if name in least:
                 check_least(other, converted[name], least[name])
     except ValueError as error:
-        unsound = FormatError(path, error)
-        for note in getattr(error, "__notes__", ()):
-            unsound.add_note(note)
-        raise unsound from None
+        raise FormatError(path, error) from None
     with published:
         net.set_params(safetensors.under("params", ours | converted))
         net.set_state(safetensors.under("state", ours | converted))
     return net
 
 
-def check_torch_names(net: Sequential, expected: set[str], names: Set[str]) -> None:
-    """Raise ValueError for a state dict with other names than expected, with a note on the remedy."""
+def check_torch_names(path: Path, net: Sequential, expected: set[str], names: Set[str]) -> None:
+    """Raise FormatError for a state dict with other names than expected, with a note on the remedy."""
     missing, strangers = (", ".join(sorted(some)) for some in (expected - names, names - expected))
     if not (missing or strangers):
         return
     faults = [f"{missing:.80} missing"] * bool(missing) + [f"it holds {strangers:.80}"] * bool(strangers)
-    error = ValueError(f"{'; '.join(faults)}; expected the state dict that matches {net!r:.80}")
+    error = FormatError(path, f"{'; '.join(faults)}; expected the state dict that matches {net!r:.80}")
     if missing and strangers:
         error.add_note(
             "The names begin with the layers' numbers, from 0: for a layer that only torch has, such as Flatten, put "

@@ -26,7 +26,8 @@ class Reshape(Layer):
     formula = "y = x in the shape (N, *shape)", "dx = dy in the shape of x"
 
     def __init__(self, *shape: int):
-        sizes = [integer("Reshape: each size", n, least=-1 if is_rest(n) else 1) for n in shape]
+        given: tuple[Any, ...] = shape
+        sizes = [-1 if isinstance(n, Integral) and n == -1 else integer("Reshape: each size", n) for n in given]
         if not sizes or sizes.count(-1) > 1:
             raise ValueError(f"Reshape: expected sizes of at least 1, one of them perhaps -1, got {brief(shape)}")
         self.shape = tuple(sizes)
@@ -49,7 +50,8 @@ class Reshape(Layer):
 
     def _row_of(self, shape: Shape, row: Shape) -> Any:
         """Return the shape of a row of y, given the shapes of x and of a row of it."""
-        n, known = entries(row), math.prod(size for size in self.shape if size != -1)
+        n = math.prod(row) if all(isinstance(size, int) for size in row) else None  # type: ignore[arg-type]
+        known = math.prod(size for size in self.shape if size != -1)
         if not shape or (n is not None and (n % known or (-1 not in self.shape and n != known))):
             wanted = f"a multiple of {known}" if -1 in self.shape else f"{known}"
             raise ValueError(f"{self!r}: expected {wanted} entries a row, got an x of shape {tuple(shape)}")
@@ -153,13 +155,3 @@ class Rescale(Layer):
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         self.saved(cache, dy)
         return dy * self.scale, {}
-
-
-def is_rest(size: object) -> bool:
-    """Whether a size is -1."""
-    return isinstance(size, Integral) and int(size) == -1
-
-
-def entries(sizes: Shape) -> int | None:
-    """Return the number of entries of an array of these sizes; None if a size is unknown."""
-    return math.prod(sizes) if all(isinstance(n, int) for n in sizes) else None  # type: ignore[arg-type]
