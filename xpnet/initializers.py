@@ -33,8 +33,7 @@ def _fans(who: str, rng: object, shape: object) -> tuple[int, int]:
 def fan_in_uniform(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
     """Uniform within ±1/sqrt(in), as torch.nn.Linear and torch.nn.Conv2d draw them.
 
-    `rng` is a NumPy Generator, `shape` the weight's, (in, out) or (out, in / groups, *kernel). Raises TypeError or
-    ValueError for others.
+    `rng` is a NumPy Generator, `shape` (in, out) or (out, in / groups, *kernel); TypeError or ValueError for others.
 
     >>> import numpy as np
     >>> w = xn.initializers.fan_in_uniform(np.random.default_rng(0), (4, 2))
@@ -49,8 +48,7 @@ def fan_in_uniform(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.nda
 def glorot_uniform(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
     """Uniform within ±sqrt(6 / (in + out)), for tanh and sigmoid. Glorot & Bengio 2010, eq. 16.
 
-    `rng` is a NumPy Generator, `shape` the weight's, (in, out) or (out, in / groups, *kernel). Raises TypeError or
-    ValueError for others.
+    `rng` is a NumPy Generator, `shape` (in, out) or (out, in / groups, *kernel); TypeError or ValueError for others.
 
     >>> import numpy as np
     >>> w = xn.initializers.glorot_uniform(np.random.default_rng(0), (4, 2))
@@ -64,8 +62,7 @@ def glorot_uniform(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.nda
 def glorot_normal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
     """Normal with variance 2 / (in + out), for tanh and sigmoid. Glorot & Bengio 2010, eq. 12.
 
-    `rng` is a NumPy Generator, `shape` the weight's, (in, out) or (out, in / groups, *kernel). Raises TypeError or
-    ValueError for others.
+    `rng` is a NumPy Generator, `shape` (in, out) or (out, in / groups, *kernel); TypeError or ValueError for others.
 
     >>> import numpy as np
     >>> w = xn.initializers.glorot_normal(np.random.default_rng(0), (4, 2))
@@ -79,8 +76,7 @@ def glorot_normal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndar
 def he_uniform(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
     """Uniform within ±sqrt(6 / in), for ReLU: the variance is that of `he_normal`.
 
-    `rng` is a NumPy Generator, `shape` the weight's, (in, out) or (out, in / groups, *kernel). Raises TypeError or
-    ValueError for others.
+    `rng` is a NumPy Generator, `shape` (in, out) or (out, in / groups, *kernel); TypeError or ValueError for others.
 
     >>> import numpy as np
     >>> w = xn.initializers.he_uniform(np.random.default_rng(0), (4, 2))
@@ -95,8 +91,7 @@ def he_uniform(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray
 def he_normal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
     """Normal with variance 2 / in, for ReLU. He et al. 2015, eq. 10.
 
-    `rng` is a NumPy Generator, `shape` the weight's, (in, out) or (out, in / groups, *kernel). Raises TypeError or
-    ValueError for others.
+    `rng` is a NumPy Generator, `shape` (in, out) or (out, in / groups, *kernel); TypeError or ValueError for others.
 
     >>> import numpy as np
     >>> w = xn.initializers.he_normal(np.random.default_rng(0), (4, 2))
@@ -110,8 +105,7 @@ def he_normal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
 def normal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray:
     """Normal with standard deviation 0.02, for transformers. Radford et al. 2018, section 4.1.
 
-    `rng` is a NumPy Generator, `shape` the weight's, (in, out) or (out, in / groups, *kernel). Raises TypeError or
-    ValueError for others.
+    `rng` is a NumPy Generator, `shape` (in, out) or (out, in / groups, *kernel); TypeError or ValueError for others.
 
     >>> import numpy as np
     >>> w = xn.initializers.normal(np.random.default_rng(0), (4, 2))
@@ -128,8 +122,7 @@ def orthogonal(rng: "np.random.Generator", shape: tuple[int, ...]) -> np.ndarray
     It is the Q of a normal matrix's QR decomposition, with a positive diagonal of R so that each is as likely.
     Saxe, McClelland & Ganguli 2014, section 3.
 
-    `rng` is a NumPy Generator, `shape` the weight's, (in, out) or (out, in / groups, *kernel). Raises TypeError or
-    ValueError for others.
+    `rng` is a NumPy Generator, `shape` (in, out) or (out, in / groups, *kernel); TypeError or ValueError for others.
 
     >>> import numpy as np
     >>> w = xn.initializers.orthogonal(np.random.default_rng(0), (4, 2))

@@ -12,9 +12,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of xpnet, Python, the system and the packages that xpnet may use, without importing them;
-    and the environment variables that begin with XPNET_.
-    """
+    """Return the versions of xpnet, Python, the system and packages, not imported, and the XPNET_ variables."""
     import platform
     from importlib import metadata
 

@@ -94,9 +94,7 @@ def of_layers(cls: type) -> bool:
 
 
 def order_metadata(rng: Any) -> dict[str, str]:
-    """Return the generator that shuffles rows as metadata; {} if it is that of a new network with seed 0, or of an
-    estimator, which uses scikit-learn's random state instead.
-    """
+    """Return the generator that shuffles rows as metadata; {} for that of seed 0, and for an estimator's."""
     state = rng.bit_generator.state
     return {} if state in (None, streams(0)[1].bit_generator.state) else {"order": strict_json.dumps(state)}
 

@@ -71,10 +71,7 @@ class Nodes:
         self.graph, self.prefix, self.layer = graph, prefix, layer
 
     def __getattr__(self, operator: str) -> Callable[..., str]:
-        def add(*inputs: Any, **attributes: Any) -> str:
-            return self.add(operator, inputs, attributes)
-
-        return add
+        return lambda *inputs, **attributes: self.add(operator, inputs, attributes)
 
     def add(self, operator: str, inputs: Iterable[Any], attributes: dict[str, Any]) -> str:
         """Add an operator; return the name of its output."""

@@ -155,9 +155,7 @@ def save_torch(net: Sequential, path: Path, names: Mapping[str, str] | None = No
 
 
 def torch_names(who: str, net: Sequential, names: Mapping[str, str] | None) -> dict[str, tuple[str, bool]]:
-    """Return PyTorch's name of each array, and whether PyTorch's is transposed, by the name in a model file, such as
-    "params.0.weight". The random key of Dropout is left out.
-    """
+    """Return PyTorch's name of each array, and whether it is transposed there, by the name in a model file."""
     renamed = checked_names(who, net, names)
     theirs = {}
     for prefix, layer in net.leaves():

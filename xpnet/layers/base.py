@@ -34,9 +34,7 @@ NOT_YET = NotYet()
 
 
 class Collected:
-    """The `params` or `state` of a layer that holds layers: all of theirs, by name. A layer without inner layers has a
-    dict of its own among its attributes, which takes precedence.
-    """
+    """The `params` or `state` of a layer that holds layers, all of theirs by name; a layer's own dict hides it."""
 
     def __init__(self, kind: str):
         self.kind = kind

@@ -78,13 +78,6 @@ class Windows(Layer):
         """Return along each axis the entry of x at each tap of the first window."""
         return [[d * i - p for i in range(k)] for k, d, p in zip(self._kernel, self._dilation, before, strict=True)]
 
-    def _phases(self, before: Sizes) -> list[list[dict[int, int]]]:
-        """Return along each axis, for each phase of x, the taps that contribute to it, each with its e."""
-        return [
-            [{i: (r + p - d * i) // s for i in range(k) if (r + p - d * i) % s == 0} for r in range(s)]
-            for k, s, d, p in zip(self._kernel, self._stride, self._dilation, before, strict=True)
-        ]
-
     def _check(self, x: Array, channels: int | None = None) -> Namespace:
         """Return the functions for x. Raises TypeError or ValueError unless it is floating, (N, C, S...)."""
         xp = floating(x, self)
@@ -205,7 +198,11 @@ def spread(layer: Windows, part: Callable[[int], Array], shape: Sizes, before: S
     leading, sizes, total = shape[: -1 - layer.axes], shape[-1 - layer.axes : -1], []
     counts = [-(-size // s) for size, s in zip(sizes, layer._stride, strict=True)]
     once = (1,) * layer.axes
-    for each in itertools.product(*layer._phases(before)):
+    phases = [  # along each axis, for each phase of x, the taps that contribute to it, each with its e
+        [{i: (r + p - d * i) // s for i in range(k) if (r + p - d * i) % s == 0} for r in range(s)]
+        for k, s, d, p in zip(layer._kernel, layer._stride, layer._dilation, before, strict=True)
+    ]
+    for each in itertools.product(*phases):
         piece: Any = None
         for taps in itertools.product(*(along.items() for along in each)):
             number = 0

@@ -60,9 +60,7 @@ def as_shares(who: str, target: Any, prediction: Array, one: bool, several: str)
 
 
 def as_classes(who: str, target: Any, prediction: Array, ignore: int | None = None) -> Array:
-    """Return `target`, (n, ...) or (n, ..., 1), as int32 classes (n, ...) on the device of `prediction`, with -1 for
-    `ignore`. Raises ValueError for any other class outside of 0 to K - 1.
-    """
+    """Return `target` as int32 classes (n, ...), -1 for `ignore`. Raises ValueError for others than 0 to K - 1."""
     *positions, classes = prediction.shape
     backend = backend_of(prediction)
     labels = backend.adopt(f"{who}: the target", target, NAMES)
