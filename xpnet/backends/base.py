@@ -86,19 +86,15 @@ class Backend:
         ValueError for masked entries and rows of different lengths. `who` begins the message; `remedy` ends that for a
         wrong dtype.
         """
-        if not isinstance(x, np.ndarray) and is_array(x):
-            if namespace(x) is not self.xp:
-                raise TypeError(
-                    f"{who} is a {type(x).__module__}.{type(x).__name__}, but the {self.name} backend takes its own "
-                    "arrays and NumPy's: convert it, or move the network with net.to(...)"
-                )
-            kind = dtype_name(x.dtype)
-            real = kind in DTYPES or self.xp.isdtype(x.dtype, ("bool", "integral"))
-        else:
+        if isinstance(x, np.ndarray) or not is_array(x):
             x = on_host(x, who)
-            kind = dtype_name(x.dtype)
-            real = kind in DTYPES or x.dtype.kind in "biu"
-        if not real:
+        elif namespace(x) is not self.xp:
+            raise TypeError(
+                f"{who} is a {type(x).__module__}.{type(x).__name__}, but the {self.name} backend takes its own "
+                "arrays and NumPy's: convert it, or move the network with net.to(...)"
+            )
+        kind = dtype_name(x.dtype)
+        if kind not in DTYPES and not kind.startswith(("bool", "int", "uint")):
             if kind.startswith(("str", "bytes")):
                 kind = kind.rstrip("0123456789")  # "str", not "str672"
             if kind == "object":

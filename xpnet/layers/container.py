@@ -183,20 +183,15 @@ class Chain(Container):
         """Return the `_parts` of all layers, in sequence."""
         return [part for i, layer in enumerate(self.layers) for part in layer._parts(f"{prefix}{i}.")]
 
-    def _flat_caches(self, caches: Iterable[Any]) -> list[Any]:
-        """Return the caches of the layers in `_flat`, given those of this layer's own."""
-        flat: list[Any] = []
-        for layer, cache in zip(self.layers, caches, strict=True):
-            if isinstance(layer, Chain) and all(part is not layer for _, part in layer._parts()):
-                flat += layer._flat_caches(layer.kept(cache)[0])
-            else:
-                flat.append(cache)
-        return flat
-
     def _axes(self, caches: Iterable[Any]) -> list[int]:
         """Return the `axes` for `idle_parameters`, from the layers' caches."""
-        parts = zip(self._flat(), self._flat_caches(caches), strict=True)
-        return [len(cache[1]) if type(layer) is Dense else 2 for (_, layer), cache in parts]
+        axes: list[int] = []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            if isinstance(layer, Chain) and all(part is not layer for _, part in layer._parts()):
+                axes += layer._axes(layer.kept(cache)[0])
+            else:
+                axes.append(len(cache[1]) if type(layer) is Dense else 2)
+        return axes
 
     def idle_parameters(self, axes: Sequence[int] | None = None) -> list[str]:
         """Return the `idle_parameters` of the layers in sequence."""
