@@ -257,8 +257,7 @@ def export_onnx(
     size = net.parameter_count * np.dtype(net.dtype).itemsize
     if size > SIZE_LIMIT:
         raise ValueError(f"{who}: the parameters take {size} bytes; an ONNX file holds at most {SIZE_LIMIT}")
-    integers = net.takes == "integers"
-    features = (*features_of(net),)
+    features = features_of(net)
     if ending is None:
         y = net.dtype, shape_after(net, features)
         ending = Ending([("Identity", [RAW], "y", {})], {}, {"y": y})
@@ -274,7 +273,7 @@ def export_onnx(
     graph = helper.make_graph(
         [helper.make_node(kind, inputs, [o], name=f"{o}.{kind}", **more) for kind, inputs, o, more in nodes],
         "xpnet",
-        [described(given, "int64" if integers else net.dtype, ["N", *named("x", features)])],
+        [described(given, "int64" if net.takes == "integers" else net.dtype, ["N", *named("x", features)])],
         [described(name, dtype, shape) for name, (dtype, shape) in ending.outputs.items()],
         [numpy_helper.from_array(np.asarray(a, order="C"), name) for name, a in arrays.items()],
     )

@@ -31,14 +31,11 @@ class Windows(Layer):
         self.stride = self._each(f"{who}: stride", stride)
         self._kernel, self._stride = self._per_axis(self.kernel_size), self._per_axis(self.stride)
         self._dilation = self._per_axis(self._each(f"{who}: dilation", dilation))
-        if isinstance(padding, str):
-            if padding not in PADDINGS:
-                raise ValueError(
-                    f'{who}: padding must be "same", "valid" or whole numbers of at least 0, got {brief(padding)}'
-                )
-            self.padding = padding
-        else:
-            self.padding = self._each(f"{who}: padding", padding, least=0)
+        if isinstance(padding, str) and padding not in PADDINGS:
+            raise ValueError(
+                f'{who}: padding must be "same", "valid" or whole numbers of at least 0, got {brief(padding)}'
+            )
+        self.padding = padding if isinstance(padding, str) else self._each(f"{who}: padding", padding, least=0)
 
     def _each(self, name: str, value: Any, least: int = 1) -> Any:
         """Return a whole number, or a tuple of one for each axis."""
