@@ -240,6 +240,36 @@ def test_what_differs_is_compiled_anew(lib, monkeypatch, traces, layers, loss, o
     assert len(traces) > first
 
 
+def test_inference_is_compiled_once(lib, monkeypatch, kernels):
+    """For networks alike, other arrays among them; anew for other settings; not at all with a user's layer."""
+    found, infer = [], kernels.Recipe.infer
+    monkeypatch.setattr(kernels.Recipe, "infer", lambda self, *args: found.append(self) or infer(self, *args))
+    kernels.outputs.cache_clear()
+    x = lib.asarray(np.random.default_rng(0).normal(size=(5, FEATURES)))
+
+    def network(alpha=0.2, *more, seed=0):
+        layers = xn.Dense(FEATURES, 4), xn.BatchNorm(4), xn.LeakyReLU(alpha), *more, xn.Dense(4, 3)
+        return xn.Sequential(*layers).initialize(lib.backend, "float64", seed=seed)
+
+    def predict(net, traces):
+        lib.agrees(net.predict(x), lib.to_numpy(net._infer(x)), rtol=1e-12)
+        assert len(found) == traces
+
+    net = network()
+    predict(net, 1)
+    net.set_params({name: 2.0 * a for name, a in net.params.items()})
+    net.set_state({name: 3.0 * a for name, a in net.state.items()})
+    predict(net, 1)
+    predict(network(seed=1), 1)
+    predict(network(0.3), 2)
+    net.layers[2].alpha = 0.4
+    predict(net, 3)
+    predict(net.clone(), 3)
+    predict(network(0.2, Twice()), 3)
+    monkeypatch.setenv("XPNET_KERNELS", "reference")
+    predict(network(0.5), 3)
+
+
 def test_frozen_parameters_are_those_of_the_network_that_is_trained(lib, traces):
     def weights(seed):
         net = xn.Sequential(xn.Dense(FEATURES, 7, trainable=False), xn.Dense(7, 3)).initialize(lib.backend, seed=seed)

@@ -15,7 +15,7 @@
     cpu/torch/     a family for PyTorch: those calls, and its own convolution and products
     cpu/numba/     a family in loops that Numba compiles, a file for each operation
     cuda/          a family in CUDA kernels (kernels.py), a file for each operation
-    jit.py         the step compiled as a whole by jax.jit, from the layers' own code: JAX
+    jit.py         the step and inference, each compiled as a whole by jax.jit, from the layers' own code: JAX
 
 A fast path for a new layer is a subclass of Stage in a file of its own, in a family's folder, and an entry in the
 family's `stages`. A pointwise function is a row of table.py.
@@ -50,14 +50,17 @@ def training_step(net: Placed, loss: Loss, optimizer: Optimizer, shape: Shape = 
 def infer(net: Placed, x: Array) -> Array:
     """Return the outputs of a network for x, (N, ...), in inference.
 
-    Many images or sequences go through stages, if the network takes them, makes them of ids, or begins with a Reshape.
+    On JAX it is compiled. On NumPy and PyTorch many images or sequences go through stages, if the network takes them,
+    makes them of ids, or begins with a Reshape. Otherwise, the layers' own code runs.
     """
-    if x.ndim == 2 and net.takes == "floats" and not (net.layers and type(net.layers[0]) is Reshape):
+    module = INFERENCE.get(net.backend.name)
+    if module == "inference" and x.ndim == 2 and net.takes == "floats":
+        module = module if net.layers and type(net.layers[0]) is Reshape else None
+    step, compiled = step_for(net) if module else (None, False)
+    if step is None:
         return net._infer(x)
-    module, compiled = step_for(net)
-    if module != "planner":
-        return net._infer(x)
-    return importlib.import_module(".inference", __name__).infer(net, x, compiled)
+    y: Array = importlib.import_module(f".{module}", __name__).infer(net, x, compiled)
+    return y
 
 
 def step_for(net: Placed) -> tuple[str | None, bool]:
@@ -68,5 +71,6 @@ def step_for(net: Placed) -> tuple[str | None, bool]:
     return None if choice == "reference" else STEPS.get(net.backend.name), choice == "auto"
 
 
-# the module for each backend
+# the modules of the step and of inference for each backend
 STEPS = {"numpy": "planner", "torch": "planner", "cupy": "planner", "jax": "jit"}
+INFERENCE = {"numpy": "inference", "torch": "inference", "jax": "jit"}

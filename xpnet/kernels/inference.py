@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array
-from ..layers.base import ARRAYS, Layer, is_ours, tree
+from ..layers.base import ARRAYS, is_ours, settings_of, tree
 from ..layers.dropout import Dropout
 from ..layers.placed import Placed
 from .cpu import threads
@@ -120,11 +120,6 @@ class Inference:
 
 
 known: "weakref.WeakKeyDictionary[Placed, Inference]" = weakref.WeakKeyDictionary()
-
-
-def settings_of(layer: Layer) -> dict[str, Any]:
-    """Return the attributes of a layer except for its arrays; among them are the layers that it holds."""
-    return {name: value for name, value in vars(layer).items() if name not in ARRAYS}
 
 
 def in_c_order(a: Array) -> Array:

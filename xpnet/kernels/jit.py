@@ -1,4 +1,4 @@
-"""The step for JAX, compiled as a whole by jax.jit from the layers' own code.
+"""The step for JAX, and inference, compiled as a whole by jax.jit from the layers' own code.
 
 jax.jit traces the layers' forward and backward, the loss, and the optimizer's `limited` and `advance`. Everything that
 changes between steps is an argument: the carry, frozen parameters, the rows of the batch, and the numbers of
@@ -11,6 +11,7 @@ A user's own layers, losses and optimizers may do things that a compiled step wo
 numbers on the host, look at values. So they are traced twice, on copies. If both traces give the same program and leave
 the settings unchanged, it is compiled, and its text is the key; otherwise the layers are called one by one, as in
 `Step`. Effects that show in neither, such as printing, or global variables, stay as they were during tracing.
+Inference is compiled for xpnet's own layers; with a user's, the layers are called one by one.
 """
 
 import copy
@@ -20,6 +21,7 @@ import hashlib
 import importlib
 import math
 import operator
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +29,7 @@ import numpy as np
 
 from .. import ops
 from ..backends import Array
-from ..layers.base import Layer, Shape, is_ours, mapped, tree
+from ..layers.base import Layer, Shape, is_ours, mapped, settings_of, tree
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from ..losses.objective import Objective
@@ -54,6 +56,20 @@ def training_step(net: Placed, loss: Loss, optimizer: Optimizer, compiled: bool,
     return CompiledStep(net, loss, optimizer)
 
 
+known: "weakref.WeakKeyDictionary[Placed, tuple[Any, Function | None]]" = weakref.WeakKeyDictionary()
+
+
+def infer(net: Placed, x: Array, compiled: bool) -> Array:
+    """Return the network's outputs for x by a compiled function or, with a user's layer, by the layers' own code."""
+    now = [settings_of(layer) for layer in tree(net)]
+    if net not in known or known[net][0] != now:
+        key = key_of((), net)
+        known[net] = now, None if key is None else outputs(Recipe(key, (), without_arrays(net)))
+    _, function = known[net]
+    y: Array = net._infer(x) if function is None else function(dict(net.params), dict(net.state), x)
+    return y
+
+
 class CompiledStep(Step):
     """A `Step` as one compiled function.
 
@@ -77,9 +93,7 @@ class CompiledStep(Step):
 
     def _begin(self) -> Carry:
         pairs = tuple(zip(self.names, self.shapes, strict=True))
-        apart = is_ours(
-            type(self.optimizer)
-        )  # xpnet's rules are elementwise, so that parameters may be in several vectors
+        apart = is_ours(self.optimizer)  # xpnet's rules are elementwise, so that parameters may be in several vectors
         alone = [(p,) for p in pairs if apart and math.prod(p[1]) >= ALONE]
         rest = tuple(p for p in pairs if (p,) not in alone)
         self.groups: tuple[Group, ...] = (*alone, rest) if rest else tuple(alone)
@@ -91,7 +105,8 @@ class CompiledStep(Step):
     def _look(self) -> None:
         """Note the attributes and the key of the step to compile."""
         self.seen = self._attributes()
-        self.key = key_of(*self.parts, self.groups)
+        net, loss, optimizer = self.parts
+        self.key = key_of(self.groups, net, *losses_in(loss), optimizer)
         self.functions: dict[tuple[Any, ...], Function] = {}
 
     def _attributes(self) -> list[Any]:
@@ -186,13 +201,13 @@ class UntraceableError(Exception):
 
 @dataclasses.dataclass(eq=False)
 class Recipe:
-    """The network, loss and optimizer of a step to compile, without arrays; recipes with the same key are equal."""
+    """The network, loss and optimizer to compile a function of, without arrays; recipes with the same key are equal."""
 
     key: Any
     groups: tuple[Group, ...]
     net: Placed
-    loss: Loss
-    optimizer: Optimizer
+    loss: Loss = None  # type: ignore[assignment]  # of inference there are no loss and no optimizer
+    optimizer: Optimizer = None  # type: ignore[assignment]
     before: Any = None  # settings that tracing must not change; None for xpnet's own classes
 
     def __eq__(self, other: object) -> bool:
@@ -223,7 +238,7 @@ class Recipe:
         net.assign_state(state)
         step = Step(net, self.loss, optimizer)
         value, gradients, state = step.passes(own)
-        if self.before is not None and settings(step.worker, self.loss, optimizer) != self.before:
+        if self.before is not None and settings(step.worker, *losses_in(self.loss), optimizer) != self.before:
             raise UntraceableError("tracing has changed a user's own part")
         vectors = [ops.join([gradients[name] for name, _ in group]) for group in groups]
         if optimizer.clip_norm is None or len(vectors) == 1:
@@ -233,6 +248,20 @@ class Recipe:
         moved = [optimizer.advance(*each, numbers) for each in zip(weights, limited, memory, strict=True)]
         news = tuple(w + 0.0 * g for (w, _), g in zip(moved, vectors, strict=True))  # as `step.updated`
         return value, news, tuple(m for _, m in moved), state
+
+    def infer(self, params: dict[str, Array], state: dict[str, Array], x: Array) -> Array:
+        """The inference to trace."""
+        net = self.net.clone()
+        net.assign_params(params)
+        net.assign_state(state)
+        return net._infer(x)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def outputs(recipe: Recipe) -> Function:
+    """Return the compiled function for inference of a recipe."""
+    function: Function = jax.jit(recipe.infer)
+    return function
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
@@ -249,7 +278,7 @@ def recipe_of(
     if key is not None:
         return Recipe(key, groups, without_arrays(net), copy.copy(loss), copy.copy(optimizer))
     try:
-        before = copy.deepcopy(settings(net, loss, optimizer))
+        before = copy.deepcopy(settings(net, *losses_in(loss), optimizer))
         recipe = Recipe(None, groups, *copy.deepcopy((without_arrays(net), loss, optimizer)), before)
         texts = [jax.jit(lambda *a: recipe.step(*a), static_argnums=SIZE).lower(*args).as_text() for _ in range(2)]
     except (UntraceableError, TypeError, AttributeError, LookupError, NotImplementedError):
@@ -282,10 +311,10 @@ def handed(part: object) -> set[str]:
     return {"learning_rate"} if isinstance(part, Optimizer) and is_ours(part) else set()  # in its `coefficients`
 
 
-def settings(net: Placed, loss: Loss, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Return the attributes, except those `handed`, of all layers, losses and the optimizer."""
+def settings(net: Placed, *others: Any) -> list[dict[str, Any]]:
+    """Return the attributes, except those `handed`, of all layers and of `others`, losses and an optimizer."""
     found = []
-    for part in (*tree(net), *losses_in(loss), optimizer):
+    for part in (*tree(net), *others):
         own, rest = getattr(part, "__dict__", {}), handed(part)
         own = {name: mapped(a, lambda layer: type(layer).__name__) for name, a in own.items() if name not in rest}
         if part is net:
@@ -296,9 +325,9 @@ def settings(net: Placed, loss: Loss, optimizer: Optimizer) -> list[dict[str, An
     return found
 
 
-def key_of(net: Placed, loss: Loss, optimizer: Optimizer, groups: tuple[Group, ...]) -> Any:
-    """Return all that the compiled step depends on; None for a user's own classes, of which settings do not say all."""
-    parts, own = [*tree(net), *losses_in(loss), optimizer], settings(net, loss, optimizer)
+def key_of(groups: tuple[Group, ...], net: Placed, *others: Any) -> Any:
+    """Return all that a compiled function depends on; None for a user's classes, of which settings do not say all."""
+    parts, own = [*tree(net), *others], settings(net, *others)
     if not all(map(is_ours, parts)) or not all(is_plain(value) for each in own for value in each.values()):
         return None
     return tuple(map(type, parts)), repr(own), groups

@@ -356,6 +356,11 @@ def is_ours(part: object) -> bool:
     return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
+def settings_of(layer: Layer) -> dict[str, Any]:
+    """Return the attributes of a layer except for its arrays; among them are the layers that it holds."""
+    return {name: value for name, value in vars(layer).items() if name not in ARRAYS}
+
+
 def tree(layer: Layer) -> Iterator[Layer]:
     """Iterate over the layer and all layers within it, at any depth."""
     return (each for _, each in named_tree(layer))
