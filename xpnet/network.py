@@ -33,16 +33,16 @@ class Sequential(Placed):
     """
 
     def __call__(self, x: Any) -> Array:
-        """Inference: `predict` in one batch."""
+        """Return `predict(x)`."""
         return self.predict(x)
 
     def predict(self, x: Any, batch_size: int | None = None) -> Array:
         """Return the outputs (n, outputs) for x (n, features), an array of NumPy or of the backend. They stay on the
         backend.
 
-        Computes `batch_size` rows at a time or, by default, all at once; a large x that is memory-mapped or of integers
-        is computed in blocks. x may be a source, as in `fit`, of (x, y) or of x alone. Raises ValueError or TypeError
-        for an unsuitable x.
+        Computes `batch_size` rows at a time or, by default, all at once; many images or sequences, and a large x that
+        is memory-mapped or of integers, are computed in blocks. x may be a source, as in `fit`, of (x, y) or of x
+        alone. Raises ValueError or TypeError for an unsuitable x.
 
         >>> net = xn.Sequential(xn.Dense(2, 3)).initialize(seed=0)
         >>> net.predict([[1.0, 2.0]]).shape

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array
-from ..layers.base import ARRAYS, is_ours, settings_of, tree
+from ..layers.base import ARRAYS, Layer, is_ours, settings_of, tree
 from ..layers.dropout import Dropout
 from ..layers.placed import Placed
 from .cpu import threads
@@ -38,7 +38,7 @@ def infer(net: Placed, x: Array, compiled: bool) -> Array:
         return net._infer(x)  # also while another thread uses the stages
     try:
         if own.settings != [settings_of(layer) for layer in (net, *own.layers)]:
-            own.prepare(net, x)
+            own.prepare(net)
         return own(net, x) if own.suits else net._infer(x)
     finally:
         own.lock.release()
@@ -47,27 +47,27 @@ def infer(net: Placed, x: Array, compiled: bool) -> Array:
 class Inference:
     """The stages of a network for an x of so many axes. One thread at a time may use them, within `lock`.
 
-    They are made anew after a layer's settings have changed.
+    They are made for the first large x, and anew after a layer's settings have changed.
     """
+
+    settings: list[dict[str, Any]] | None = None  # of the network and all layers, for which the stages were made
+    layers: tuple[Layer, ...] = ()  # all within the network, which itself is not kept from being collected
 
     def __init__(self, net: Placed, x: Array, compiled: bool):
         self.lock, self.axes, self.compiled = threading.Lock(), x.ndim, compiled
-        self.prepare(net, x)
-
-    def prepare(self, net: Placed, x: Array) -> None:
-        """Make the stages, and find out whether they suit the network."""
-        _, *self.layers = tree(net)  # without the network, which may then be collected
-        self.settings = [settings_of(layer) for layer in tree(net)]
-        self.leaves, self.shape = net.leaves(), tuple(x.shape)
+        self.shape, self.names = tuple(x.shape), [*net.params]
         outputs_per_row = parts_of(net, self.shape)[-1]
         self.growth: float = outputs_per_row / math.prod(self.shape[1:])
-        self.passes: dict[int, list[Passes]] = {}  # by the number of threads, one for each
-        self.names = [*net.params]
         self.suits = bool(outputs_per_row and self.names and net.backend.immediate)
-        if self.suits:
-            self.family = kernels_for(net.backend, self.compiled)
-            own_code = [stage.layer for stage in self._passes(net, 1)[0].stages if isinstance(stage, LayerStage)]
-            self.suits = all(is_ours(layer) for layer in own_code)
+
+    def prepare(self, net: Placed) -> None:
+        """Make the stages, and find out whether they suit the network."""
+        self.layers = tuple(tree(net))[1:]
+        self.settings, self.leaves = [settings_of(layer) for layer in tree(net)], net.leaves()
+        self.family = kernels_for(net.backend, self.compiled)
+        self.passes: dict[int, list[Passes]] = {}  # by the number of threads, one for each
+        own_code = [stage.layer for stage in self._passes(net, 1)[0].stages if isinstance(stage, LayerStage)]
+        self.suits = all(is_ours(layer) for layer in own_code)
         if not self.suits:
             self.passes.clear()
 
