@@ -369,7 +369,7 @@ def test_images(name, kernels, backend, dtype):
 def test_images_in_tiles(name, kernels, backend, dtype, monkeypatch):
     """With Winograd's sums, which networks of many channels take."""
     if hasattr(kernels(), "winograd"):
-        monkeypatch.setattr(kernels().winograd, "least", 1)
+        monkeypatch.setattr(kernels().winograd, "least", (1, 1))
     assert_same_steps(kernels, backend, dtype, IMAGES[name]())
 
 

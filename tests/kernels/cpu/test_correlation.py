@@ -69,12 +69,13 @@ def test_products_and_gradient(form, name, dtype):
         np.testing.assert_allclose(result, expected, rtol=0, atol=8 * count * np.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("form", FORMS[1:])
-def test_tiles_are_for_many_channels_of_whole_tiles(form):
+def test_tiles_are_for_many_channels_of_whole_tiles(form, threads):
     form = form_of(form)
-    many = form.least
-    assert form.does((3, 3), (1, 1), many, (1, 4, 6))
-    assert not form.does((3, 3), (1, 1), many - 1, (1, 4, 6))
-    assert not form.does((3, 3), (1, 1), many, (1, 3, 6))
-    assert not form.does((3, 3), (2, 1), many, (1, 4, 6))
-    assert not form.does((3, 1), (1, 1), many, (1, 4, 6))
+    many = form.least[threads - 1]
+    assert form.does((3, 3), (1, 1), many, (1, 4, 6), threads)
+    assert not form.does((3, 3), (1, 1), many - 1, (1, 4, 6), threads)
+    assert not form.does((3, 3), (1, 1), many, (1, 3, 6), threads)
+    assert not form.does((3, 3), (2, 1), many, (1, 4, 6), threads)
+    assert not form.does((3, 1), (1, 1), many, (1, 4, 6), threads)

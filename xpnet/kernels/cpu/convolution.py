@@ -171,10 +171,10 @@ class Convolution(RowsStage):
             self.z = self.shared("z", (self.ahead.count, o, q, n))
             self.dz = None if self.lowest else self.shared("dz", (p, o, q, n))
 
-    def correlation(self, *case: Any) -> type[Correlation]:
+    def correlation(self, kernel: Pair, stride: Pair, inputs: int, outputs: tuple[int, int, int]) -> type[Correlation]:
         """Return the fastest form of a correlation: see `Winograd.does`."""
         winograd: type[Winograd] = self.site.family.winograd
-        return winograd if winograd.does(*case) else Correlation
+        return winograd if winograd.does(kernel, stride, inputs, outputs, self.site.threads) else Correlation
 
     def forward(self, x: np.ndarray, params: Any) -> np.ndarray:
         self.ahead.set_weight(params[0])

@@ -32,14 +32,16 @@ G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 class Winograd(Correlation):
     """Correlation by matrix products with the transformed 4 x 4 inputs of each tile of 2 x 2 outputs."""
 
-    least = 2**12  # input times output channels from which this is faster; more if the last tiles are incomplete
+    # input times output channels from which this is faster, in one thread and in each of several, which wait for
+    # Python's lock between the many calls; more if the last tiles are incomplete
+    least = 2**12, 2**14
 
     @classmethod
-    def does(cls, kernel: Pair, stride: Pair, inputs: int, outputs: Sequence[int]) -> bool:
-        """Whether this is fast for such a kernel, so many input channels, and outputs (O, P, Q)."""
-        o, p, q = outputs
+    def does(cls, kernel: Pair, stride: Pair, inputs: int, outputs: Sequence[int], threads: int) -> bool:
+        """Whether this is fast for such a kernel, so many input channels, outputs (O, P, Q), and threads."""
+        (o, p, q), least = outputs, cls.least[threads > 1]
         tiles = -(-p // 2) * -(-q // 2)
-        return kernel == (3, 3) and stride == (1, 1) and inputs * o * p * q >= cls.least * 4 * tiles
+        return kernel == (3, 3) and stride == (1, 1) and inputs * o * p * q >= least * 4 * tiles
 
     def __init__(
         self, workspace: Any, shape: Sequence[int], kernel: Pair, padding: Pair, outputs: Sequence[int], max_rows: int,

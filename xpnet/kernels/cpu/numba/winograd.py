@@ -113,7 +113,7 @@ b_of_images, products_by_a, a_of_gradients = over_tiles(BT), over_tiles(AT, to_i
 class Winograd(winograd.Winograd):
     """`..winograd.Winograd` with the transforms in compiled loops."""
 
-    least = 2**9
+    least = 2**9, 2**9
 
     def bind(self, workspace: Any, sizes: Pair, padding: Pair) -> None:
         self.padding, self.zeros = padding, workspace.filled(0.0, (self.n,))
