@@ -79,6 +79,9 @@ NETWORKS = {
     "one's own in a block": lambda: xn.Sequential(
         xn.Residual(Plain(4), xn.ELU()), xn.Branches(Plain(4), xn.Dense(4, 4))
     ),
+    "one's own before a branch that takes more features": lambda: xn.Sequential(
+        xn.Branches(side(xn.Dense(4, 3), Plain(3)), xn.Dense(4, 3)), xn.Dense(3, 4)
+    ),
 }
 CUSTOM = [Block, Plain, Scale]
 

@@ -47,10 +47,11 @@ class Mark(Stage):
         stage: Stage = kind(site, before, block, parts[0].axes)
         return stage
 
-    @property
-    def features(self) -> int | None:  # type: ignore[override]
-        """The features of x, which the next stage also gets."""
-        return None if self.after is None else self.after.features
+    def features_after(self) -> int | None:
+        """Return the features of y, if the stage that gets it knows them."""
+        if isinstance(self.after, Turn):  # which gets y, and passes on the Fork's
+            return self.after.features_after()
+        return self.after.features if self.after else None
 
     def make_y(self, shape: tuple[int, ...]) -> None:
         """Allocate a buffer for y."""
@@ -71,6 +72,11 @@ class Fork(Mark):
     def __init__(self, site: Site, before: Stage | None, block: Block, axes: int):
         super().__init__(site, before, block, axes)
         self.in_place, block.fork = before is not None and not before.foreign, self
+
+    @property
+    def features(self) -> int | None:  # type: ignore[override]
+        """The features of x, which the next stage also gets."""
+        return self.features_after()
 
     def bind(self, x: Array, before: Stage | None) -> None:
         self.block.fork, self.block.turns = self, []
@@ -123,7 +129,6 @@ class Turn(Mark):
 class Join(Mark):
     """Adds the branches' outputs, in the buffer of the last one if it is free, or concatenates them."""
 
-    features = None
     y_read_once = True
 
     def __init__(self, site: Site, before: Stage, block: Block, axes: int):
