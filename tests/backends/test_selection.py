@@ -290,6 +290,21 @@ def test_who_has_gone_through_forward_with_autograd_can_train_and_predict(monkey
 
 
 @pytest.mark.torch_only
+def test_what_inference_mode_leaves_behind_can_be_written_to():
+    """Also the memory of predict, which later calls use again."""
+    import torch
+
+    net = xn.Sequential(xn.Conv2d(2, 32, 3, padding=1), xn.Flatten(), xn.Dense(2048, 2)).initialize("torch")
+    x, y = np.ones((80, 2, 8, 8), dtype="float32"), np.ones((80, 2))
+    with torch.inference_mode():
+        expected = net.predict(x)
+        assert not expected.is_inference()
+        assert torch.is_inference_mode_enabled()
+    np.testing.assert_array_equal(net.predict(x), expected)
+    net.fit(x, y, loss=xn.MeanSquaredError(), optimizer=xn.SGD(0.01), epochs=1)
+
+
+@pytest.mark.torch_only
 def test_under_autocast_a_network_keeps_its_dtype():
     import torch
 

@@ -53,9 +53,11 @@ class Torch(Backend):
     @contextlib.contextmanager
     def scope(self, autograd: bool = False) -> Iterator[None]:
         torch, kind = self._torch, self.device.type
-        casts = torch.is_autocast_enabled(kind)
-        plain = torch.autocast(kind, enabled=False) if casts else contextlib.nullcontext()
-        with super().scope(), plain, torch.set_grad_enabled(autograd and torch.is_grad_enabled()):
+        grads, nothing = autograd and torch.is_grad_enabled(), contextlib.nullcontext()
+        plain = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nothing
+        # tensors of PyTorch's inference mode could not be written to outside of it
+        normal = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nothing
+        with super().scope(), plain, normal, torch.set_grad_enabled(grads):
             yield
 
     @staticmethod
