@@ -10,7 +10,7 @@ import pytest
 import xpnet as xn
 from support.cases import gpt
 from support.layers import Twice
-from xpnet.kernels import inference
+from xpnet.kernels import inference, passes
 from xpnet.kernels.cpu import threads
 from xpnet.kernels.planner import BufferedStep
 from xpnet.kernels.reference import Step
@@ -134,6 +134,48 @@ def test_changes_of_arrays_and_settings_count(compiled, ready):
     net.layers[1].eps = 100.0
     net.layers[5].layers[1].eps = 10.0
     assert float(abs(assert_as_own(net, images(9), compiled) - y).max()) > 1e-3
+
+
+def test_changes_of_layers_and_other_attributes_count(compiled, ready):
+    net = ready(resnet())
+    net.layers[0].note = np.arange(2)
+    assert_as_own(net, images(9), compiled)
+    net.layers[0].note = np.arange(2)  # arrays as attributes are not compared by their entries
+    assert_as_own(net, images(9), compiled)
+    *layers, dense, softmax = net.layers
+    net.layers = *layers, xn.Sequential(dense), xn.Tanh()  # the parameters have other names
+    assert_as_own(net, images(9), compiled)
+    assert type(softmax) is xn.Softmax
+
+
+def test_a_part_of_a_network_that_moves(compiled, ready):
+    net = ready(cnn(), "float32")
+    part = xn.Sequential(*net.layers[:-1])
+    assert_as_own(part, images(9), compiled)
+    net.to(net.backend, dtype="float64")
+    assert_as_own(part, images(9), compiled)
+
+
+def test_an_interrupt_while_the_stages_are_made(compiled, ready, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    net = ready(resnet())
+    for eps in 1.0, 100.0:
+        net.layers[1].eps = eps
+        with monkeypatch.context() as patched:
+            patched.setattr(inference, "kernels_for", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                assert_as_own(net, images(9), compiled)
+        assert_as_own(net, images(9), compiled)
+
+
+def test_plans_are_kept_for_some_shapes(compiled, ready, monkeypatch):
+    monkeypatch.setattr(passes, "PLANS", 3)
+    net = ready(cnn())
+    for n in (6, 5, 4, 3, 2, 6, 5):
+        assert_as_own(net, images(n), compiled)
+        assert all(len(one.plans) <= 3 for each in inference.known[net].passes.values() for one in each)
 
 
 def test_arrays_in_any_order_of_memory(compiled, ready):

@@ -265,7 +265,10 @@ def test_inference_is_compiled_once(lib, monkeypatch, kernels):
     net.layers[2].alpha = 0.4
     predict(net, 3)
     predict(net.clone(), 3)
-    predict(network(0.2, Twice()), 3)
+    predict(own := network(0.2, Twice()), 3)
+    for _ in range(2):
+        own.layers[3].note = np.arange(2)  # arrays as attributes are not compared by their entries
+        predict(own, 3)
     monkeypatch.setenv("XPNET_KERNELS", "reference")
     predict(network(0.5), 3)
 

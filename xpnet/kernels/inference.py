@@ -9,12 +9,13 @@ import math
 import sys
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..backends import Array
-from ..layers.base import ARRAYS, Layer, is_ours, settings_of, tree
+from ..layers.base import ARRAYS, Layer, are_same, is_ours, settings_of, tree
 from ..layers.dropout import Dropout
 from ..layers.placed import Placed
 from .cpu import threads
@@ -31,13 +32,13 @@ NUMBA = f"{__package__}.cpu.numba"
 def infer(net: Placed, x: Array, compiled: bool) -> Array:
     """Return the network's outputs for x, in stages or by the layers' own code."""
     compiled = compiled and NUMBA in sys.modules  # if training has taken the seconds to import and to compile it
-    own = known.get(net)
-    if own is None or (own.axes, own.compiled) != (x.ndim, compiled):
-        own = known[net] = Inference(net, x, compiled)
+    own, place = known.get(net), (net.backend.name, net.backend.device, net.dtype)
+    if own is None or (own.axes, own.compiled, own.place) != (x.ndim, compiled, place):
+        own = known[net] = Inference(net, x, compiled, place)
     if not own.suits or own.outputs_for(x) < STAGES_FROM or not own.lock.acquire(blocking=False):
         return net._infer(x)  # also while another thread uses the stages
     try:
-        if own.settings != [settings_of(layer) for layer in (net, *own.layers)]:
+        if not are_same(own.settings, settings_of(net, *own.layers)):
             own.prepare(net)
         return own(net, x) if own.suits else net._infer(x)
     finally:
@@ -45,31 +46,33 @@ def infer(net: Placed, x: Array, compiled: bool) -> Array:
 
 
 class Inference:
-    """The stages of a network for an x of so many axes. One thread at a time may use them, within `lock`.
+    """The stages of a network for an x of so many axes, while its arrays are in one place: a library, device and dtype.
+    One thread at a time may use them, within `lock`.
 
     They are made for the first large x, and anew after a layer's settings have changed.
     """
 
-    settings: list[dict[str, Any]] | None = None  # of the network and all layers, for which the stages were made
+    settings: Sequence[Any] = ()  # of the network and all layers, for which the stages were made
     layers: tuple[Layer, ...] = ()  # all within the network, which itself is not kept from being collected
 
-    def __init__(self, net: Placed, x: Array, compiled: bool):
-        self.lock, self.axes, self.compiled = threading.Lock(), x.ndim, compiled
-        self.shape, self.names = tuple(x.shape), [*net.params]
+    def __init__(self, net: Placed, x: Array, compiled: bool, place: tuple[Any, ...]):
+        self.lock, self.axes, self.compiled, self.place = threading.Lock(), x.ndim, compiled, place
+        self.shape = tuple(x.shape)
         outputs_per_row = parts_of(net, self.shape)[-1]
         self.growth: float = outputs_per_row / math.prod(self.shape[1:])
-        self.suits = bool(outputs_per_row and self.names and net.backend.immediate)
+        self.suits = bool(outputs_per_row and net.params and net.backend.immediate)
 
     def prepare(self, net: Placed) -> None:
         """Make the stages, and find out whether they suit the network."""
-        self.layers = tuple(tree(net))[1:]
-        self.settings, self.leaves = [settings_of(layer) for layer in tree(net)], net.leaves()
+        layers = tuple(tree(net))
+        settings, self.leaves, self.names = settings_of(*layers), net.leaves(), [*net.params]
         self.family = kernels_for(net.backend, self.compiled)
         self.passes: dict[int, list[Passes]] = {}  # by the number of threads, one for each
         own_code = [stage.layer for stage in self._passes(net, 1)[0].stages if isinstance(stage, LayerStage)]
         self.suits = all(is_ours(layer) for layer in own_code)
         if not self.suits:
             self.passes.clear()
+        self.settings, self.layers = settings, layers[1:]  # last, as Ctrl-C may have interrupted the rest
 
     def outputs_for(self, x: Any) -> float:
         """Return about how many entries all layers output for x."""

@@ -20,7 +20,6 @@ import functools
 import hashlib
 import importlib
 import math
-import operator
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +28,7 @@ import numpy as np
 
 from .. import ops
 from ..backends import Array
-from ..layers.base import Layer, Shape, is_ours, mapped, settings_of, tree
+from ..layers.base import Layer, Shape, are_same, is_ours, mapped, settings_of, tree
 from ..layers.placed import Placed
 from ..losses.losses import Loss
 from ..losses.objective import Objective
@@ -61,8 +60,8 @@ known: "weakref.WeakKeyDictionary[Placed, tuple[Any, Function | None]]" = weakre
 
 def infer(net: Placed, x: Array, compiled: bool) -> Array:
     """Return the network's outputs for x by a compiled function or, with a user's layer, by the layers' own code."""
-    now = [settings_of(layer) for layer in tree(net)]
-    if net not in known or known[net][0] != now:
+    now = settings_of(*tree(net))
+    if net not in known or not are_same(known[net][0], now):
         key = key_of((), net)
         known[net] = now, None if key is None else outputs(Recipe(key, (), without_arrays(net)))
     _, function = known[net]
@@ -133,7 +132,7 @@ class CompiledStep(Step):
     def _function(self, donate: bool, args: tuple[Any, ...]) -> Function | None:
         """Return the compiled step for such arguments, None if it cannot be compiled."""
         now = self._attributes()
-        if len(now) != len(self.seen) or not all(map(operator.is_, now, self.seen)):  # a callback has changed them
+        if not are_same(self.seen, now):  # a callback has changed them
             if self.key is None:
                 return None
             self._look()

@@ -11,6 +11,8 @@ from .blocks import Mark
 from .cpu import threads
 from .stages import Entry, Exit, LayerStage, Meetings, Part, Site, Stage, Vector, check_fit, in_memory_order
 
+PLANS = 256  # the number of shapes of x whose plans are kept, of some 10 to 100 KB each
+
 
 class Plan(NamedTuple):
     """The stages, bound to the arrays for one shape of x."""
@@ -101,6 +103,8 @@ class Passes:
         """Select the plan for this shape of x and these rows of a batch; None if it has yet to be made."""
         if (size := math.prod(shape)) > self.largest_size:  # the workspaces grow, so all arrays are replaced
             self.largest_size = size
+            self.plans.clear()
+        if len(self.plans) >= PLANS:
             self.plans.clear()
         self.shape, self.rows, self.plan = shape, rows, self.plans.get((shape, rows))
         for stage in self.plan.stages if self.plan else ():

@@ -1,8 +1,9 @@
 """The base class of layers: parameters and running statistics, and three pure functions of them."""
 
 import copy
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -356,9 +357,14 @@ def is_ours(part: object) -> bool:
     return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
-def settings_of(layer: Layer) -> dict[str, Any]:
-    """Return the attributes of a layer except for its arrays; among them are the layers that it holds."""
-    return {name: value for name, value in vars(layer).items() if name not in ARRAYS}
+def settings_of(*layers: Layer) -> list[Any]:
+    """Return the attributes of layers except for their arrays, by which `are_same` tells whether one has changed."""
+    return [value for layer in layers for name, value in vars(layer).items() if name not in ARRAYS]
+
+
+def are_same(before: Sequence[Any], now: Sequence[Any]) -> bool:
+    """Whether these are the same objects. They are not compared by their values, since some may be arrays."""
+    return len(before) == len(now) and all(map(operator.is_, before, now))
 
 
 def tree(layer: Layer) -> Iterator[Layer]:
