@@ -1,7 +1,7 @@
 """Inference in stages: the outputs for many images or sequences, a block of rows at a time in arrays that are kept.
 
 The stages are those of a training step, of which only `forward` runs, or `infer` where inference differs. After the
-first call they allocate nothing, and threads share the blocks. For a few rows the layers' own code is as fast.
+first call only the outputs are allocated, and threads share the blocks. For a few rows the layers' own code is as fast.
 """
 
 import contextlib
