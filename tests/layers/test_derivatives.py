@@ -126,13 +126,8 @@ MUTANTS = [  # module, the line's part, what stands there instead, the case that
         "softmax",
     ),
     ("layers/normalization.py", "dx -= normal * xp.mean(g * normal, axis=(1, 2), keepdims=True)", "pass", "group norm"),
-    ("layers/convolution.py", "slice(each[0], each[-1] + 1, step)", "slice(0, len(each), 1)", "conv 2d, strided"),
-    (
-        "layers/convolution.py",
-        "list(taps.values()) for taps in along",
-        "[-e for e in taps.values()] for taps in along",
-        "conv 2d",
-    ),
+    ("layers/convolution.py", "part, x.shape, before)", "part, x.shape, (0, 0))", "conv 2d, strided"),
+    ("layers/convolution.py", "w = weight[i, ...]", "w = weight[-1 - i, ...]", "conv 2d"),
     (
         "layers/convolution.py",
         "part @ xp.matrix_transpose(columns)",

@@ -48,7 +48,7 @@ def gpt(vocabulary=65, layers=4, heads=4, features=16, context=8, dropout=0.0):
 STEPS = {
     "seed": (tutorial_network, xn.Adam, 17, 179),
     "mini": (lambda: mlp(64, 128, 64, 10, norm=True), xn.Adam, 17, 132),
-    "cnn28": (images, xn.Adam, 25, 342),
+    "cnn28": (images, xn.Adam, 25, 312),
     "wide": (lambda: mlp(784, 1024, 1024, 10, norm=False), xn.Adam, 16, 53),
     "gpt": (gpt, xn.AdamW, 90, 559),
     "seed, SGD": (tutorial_network, xn.SGD, 17, 171),
