@@ -340,7 +340,7 @@ def arguments() -> argparse.Namespace:
     if options.case == "memory" and (options.contestants or options.plot):
         parser.error("memory is a table about xpnet on NumPy alone: it takes neither --contestants nor --plot")
     if options.case == "memory" and options.predict:
-        parser.error("memory is that of fits: it does not take --predict")
+        parser.error("memory is measured of fits: it does not take --predict")
     if options.malloc and platform.libc_ver()[0] != "glibc":
         parser.error("--malloc: the thresholds are glibc's, and this Python runs on another C library")
     needs_digits = options.case == "memory" or any(cases.case(c).digits for c in CASES.get(options.case, []))
