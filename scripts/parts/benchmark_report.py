@@ -233,8 +233,8 @@ def plot(out: dict[str, Any], path: Path) -> None:
         figure.get_layout_engine().set(h_pad=0.15, w_pad=0.1)
         for i, (study, of_study) in enumerate(studies.items(), 1):
             curves(figure.add_subplot(rows, columns, i), study, of_study)
-    clock = ", processor time" if out["clock"] == "cpu" else ""
-    figure.supxlabel(f"{m['cpu']}, {m['cores']} cores, {out['dtype']}{clock}", fontsize=8, color="#555555")
+    setting = ", inference" * out["predict"] + ", processor time" * (out["clock"] == "cpu")
+    figure.supxlabel(f"{m['cpu']}, {m['cores']} cores, {out['dtype']}{setting}", fontsize=8, color="#555555")
     figure.savefig(path, dpi=120)
 
 
